@@ -1,0 +1,63 @@
+"""What the owner and the processors must agree on.
+
+types.py holds the words, source.py what the owner must know of a source, codec.py and v1/ the wire, etcd_keys.py the places in
+etcd, testing.py a network in one thread, runtime/ the process plumbing, postgres/ what both sides need of PostgreSQL.
+"""
+
+from tablewire.liveness import Liveness
+from tablewire.source import CheckFailure, Source, SourceRequest
+from tablewire.types import (
+    Barrier,
+    BarrierWithMinTs,
+    CaptureID,
+    CaptureInfo,
+    CaptureState,
+    ChangefeedID,
+    Checkpoint,
+    LivenessState,
+    Message,
+    QueryKind,
+    QueryState,
+    ReplicationState,
+    Span,
+    StallReason,
+    Stats,
+    TableBarrier,
+    TableID,
+    TableState,
+    TableStatus,
+    TaskStatus,
+    Transport,
+    Ts,
+    Watermark,
+)
+
+__all__ = [
+    "Barrier",
+    "BarrierWithMinTs",
+    "CaptureID",
+    "CaptureInfo",
+    "CaptureState",
+    "ChangefeedID",
+    "CheckFailure",
+    "Checkpoint",
+    "Liveness",
+    "LivenessState",
+    "Message",
+    "QueryKind",
+    "QueryState",
+    "ReplicationState",
+    "Source",
+    "SourceRequest",
+    "Span",
+    "StallReason",
+    "Stats",
+    "TableBarrier",
+    "TableID",
+    "TableState",
+    "TableStatus",
+    "TaskStatus",
+    "Transport",
+    "Ts",
+    "Watermark",
+]

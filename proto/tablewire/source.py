@@ -1,0 +1,71 @@
+"""What the owner must know of a source. Blocking; called on a thread of its changefeed, never on the tick's.
+
+A plug-in offers a factory under the entry point group `tablewire.sources`, named by the scheme of the source URI:
+`new_source(request: SourceRequest) -> Source`. The factory does no I/O; it raises OperatingError for a URI or an option
+that cannot be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tablewire.types import ChangefeedID, TableID, Ts
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFailure:
+    """One thing that `create` promises and that does not hold. `check` is a stable word, `reason` one clear sentence."""
+
+    check: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """What a changefeed says of its source. tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes.
+
+    start_ts: 0 before the first start, then what `Source.start` returned. options: from --source-option, checked by the plug-in.
+    """
+
+    changefeed: ChangefeedID
+    source_uri: str
+    sink_uri: str
+    tables: Sequence[str]
+    start_ts: Ts = 0
+    initial_snapshot: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """One changefeed's view of its source, as the owner needs it."""
+
+    def check(self) -> Sequence[CheckFailure]:
+        """All that `create` promises, each failure named; empty = fine. Changes nothing."""
+        ...
+
+    def start(self) -> Ts:
+        """Makes what must exist at the source (publication, slot) if it is not there; the Ts where replication starts.
+        Idempotent: a second call finds what is there and returns the same or a later position."""
+        ...
+
+    def tables(self) -> Mapping[TableID, str]:
+        """What the filter matches now: id -> name."""
+        ...
+
+    def current_ts(self) -> Ts: ...
+
+    def advance(self, checkpoint_ts: Ts) -> None:
+        """Moves the safepoint behind the global checkpoint; never back."""
+        ...
+
+    def retained_bytes(self) -> int:
+        """What the source keeps on disk for this changefeed."""
+        ...
+
+    def drop(self) -> None:
+        """Removes what `start` made; idempotent."""
+        ...
+
+    def close(self) -> None: ...

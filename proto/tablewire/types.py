@@ -1,0 +1,484 @@
+"""The words of Tablewire (docs/concepts.md), as frozen values.
+
+Everything both services must agree on stands here. This module imports the standard library and numpy alone: the pure
+cores (`owner.core`, `processor.core`) may import nothing of ours but this. Every value is immutable and may be read from
+any thread. Enums are StrEnums whose value is the lower-case name; on the wire and in columns an enum is its `code`, the
+position in its definition, so members are only ever appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+from typing import Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Ts: TypeAlias = int
+"""Unsigned 64 bit, monotone, defined by the source (PostgreSQL: an LSN). 0 = cannot proceed."""
+TableID: TypeAlias = int
+"""Signed 64 bit."""
+CaptureID: TypeAlias = str
+"""One start of one processor process; new at every start."""
+
+U8: TypeAlias = npt.NDArray[np.uint8]
+U32: TypeAlias = npt.NDArray[np.uint32]
+U64: TypeAlias = npt.NDArray[np.uint64]
+I64: TypeAlias = npt.NDArray[np.int64]
+F64: TypeAlias = npt.NDArray[np.float64]
+
+TS_MAX: Ts = 2**64 - 1
+PROTOCOL_VERSION = 1
+"""Version of the messages of this module; a peer that speaks another one is told so (INVALID_ARGUMENT)."""
+
+
+class _CodedEnum(StrEnum):
+    """A StrEnum with a small stable number for columns and the wire."""
+
+    @property
+    def code(self) -> int:
+        return _codes(type(self))[self]
+
+    @classmethod
+    def from_code(cls, code: int) -> _CodedEnum:
+        """The member with this code; ValueError when there is none."""
+        members = _members(cls)
+        if not 0 <= code < len(members):
+            raise ValueError(f"{cls.__name__} has no code {code}")
+        return members[code]
+
+
+_CODES: dict[type, dict[str, int]] = {}
+_MEMBERS: dict[type, tuple[_CodedEnum, ...]] = {}
+
+
+def _members(enum: type[_CodedEnum]) -> tuple[_CodedEnum, ...]:
+    found = _MEMBERS.get(enum)
+    if found is None:
+        found = _MEMBERS[enum] = tuple(enum)
+    return found
+
+
+def _codes(enum: type[_CodedEnum]) -> dict[str, int]:
+    found = _CODES.get(enum)
+    if found is None:
+        found = _CODES[enum] = {member: code for code, member in enumerate(enum)}
+    return found
+
+
+class TableState(_CodedEnum):
+    """What an agent reports of a span. Absent -> Preparing -> Prepared -> Replicating -> Stopping -> Stopped."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    REPLICATING = "replicating"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class ReplicationState(_CodedEnum):
+    """What the owner keeps of a span."""
+
+    ABSENT = "absent"
+    PREPARE = "prepare"
+    COMMIT = "commit"
+    REPLICATING = "replicating"
+    REMOVING = "removing"
+
+
+class CaptureState(_CodedEnum):
+    UNINITIALIZED = "uninitialized"
+    READY = "ready"
+    SILENT = "silent"
+    STOPPING = "stopping"
+
+
+class LivenessState(_CodedEnum):
+    ALIVE = "alive"
+    STOPPING = "stopping"
+
+
+class QueryKind(_CodedEnum):
+    MOVE = "move"
+    REBALANCE = "rebalance"
+    DRAIN = "drain"
+    CANCEL = "cancel"
+
+
+class QueryState(_CodedEnum):
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class StallReason(_CodedEnum):
+    """Why a span is not steady; a closed list (docs/operations.md explains each)."""
+
+    BOOTSTRAP = "bootstrap"
+    SILENT_CAPTURE = "silent_capture"
+    NO_CAPTURE = "no_capture"
+    CONCURRENCY = "concurrency"
+    PREPARING = "preparing"
+    SNAPSHOT = "snapshot"
+    PRIMARY_STOPPING = "primary_stopping"
+    UNDETERMINED = "undetermined"
+    REMOVING = "removing"
+    BARRIER = "barrier"
+    EXECUTOR_ERROR = "executor_error"
+    BACKOFF = "backoff"
+    BRAKE = "brake"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A half-open key range of a table. Empty keys are unbounded, so a whole table is `Span(table_id)`."""
+
+    table_id: TableID
+    start_key: bytes = b""
+    end_key: bytes = b""
+
+    def __str__(self) -> str:
+        if not self.start_key and not self.end_key:
+            return str(self.table_id)
+        return f"{self.table_id}[{self.start_key.hex() or '-'},{self.end_key.hex() or '-'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a span has got: durable in the sink (checkpoint_ts), received from the source (resolved_ts, never below),
+    and the largest commit that was written (last_synced_ts, 0 = none yet)."""
+
+    checkpoint_ts: Ts
+    resolved_ts: Ts
+    last_synced_ts: Ts = 0
+
+
+_NO_CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({})
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Rates of a span over the last statistics interval; stage_checkpoints by stage ("puller", "snapshot", "sink")."""
+
+    rows_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    stage_checkpoints: Mapping[str, Checkpoint] = field(default_factory=lambda: _NO_CHECKPOINTS)
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """What an executor says of a span. `error` is the text of what stopped it, empty when nothing did."""
+
+    span: Span
+    state: TableState
+    checkpoint: Checkpoint
+    stats: Stats | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableBarrier:
+    """No write of this table past barrier_ts."""
+
+    table_id: TableID
+    barrier_ts: Ts
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """No write past min(global_barrier_ts, the table's own)."""
+
+    global_barrier_ts: Ts
+    table_barriers: Sequence[TableBarrier] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierWithMinTs:
+    """A barrier and the least of its table barriers, which bounds the global checkpoint."""
+
+    barrier: Barrier
+    min_table_barrier_ts: Ts
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far a whole changefeed has got. All 0 = cannot proceed."""
+
+    checkpoint_ts: Ts
+    resolved_ts: Ts
+    last_synced_ts: Ts = 0
+    puller_resolved_ts: Ts = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureInfo:
+    """A processor as registered under its lease. `address` is host:port of its gRPC server."""
+
+    id: CaptureID
+    address: str
+    version: str = ""
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChangefeedID:
+    namespace: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """The spans that one capture writes, with their checkpoints (a lazy view: reading it costs what is read)."""
+
+    spans: Mapping[Span, Checkpoint]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Messages: one frozen value an envelope. Columns are numpy arrays that nobody writes to once the message exists.
+
+
+class DispatchAction(IntEnum):
+    """What a dispatch asks of one span: AddTable in its two phases, or RemoveTable."""
+
+    ADD_PREPARE = 0
+    ADD_WRITE = 1
+    REMOVE = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanBlock(Sequence[Span]):
+    """Spans as columns, in the order of the column that they accompany.
+
+    table_ids: int64, shape (n,). start_keys and end_keys: n byte strings each, or both () when every span is a whole table.
+    """
+
+    table_ids: I64
+    start_keys: tuple[bytes, ...] = ()
+    end_keys: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> SpanBlock:
+        if isinstance(spans, SpanBlock):
+            return spans
+        table_ids = np.fromiter((span.table_id for span in spans), dtype=np.int64, count=len(spans))
+        if any(span.start_key or span.end_key for span in spans):
+            return cls(table_ids, tuple(s.start_key for s in spans), tuple(s.end_key for s in spans))
+        return cls(table_ids)
+
+    def __len__(self) -> int:
+        return len(self.table_ids)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return SpanBlock(self.table_ids[index], self.start_keys[index], self.end_keys[index])
+        if self.start_keys:
+            return Span(int(self.table_ids[index]), self.start_keys[index], self.end_keys[index])
+        return Span(int(self.table_ids[index]))
+
+    def __iter__(self) -> Iterator[Span]:
+        table_ids = self.table_ids.tolist()
+        if self.start_keys:
+            return map(Span, table_ids, self.start_keys, self.end_keys)
+        return map(Span, table_ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpanBlock) and same_columns(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _empty_u8() -> U8:
+    return np.empty(0, np.uint8)
+
+
+def _empty_u32() -> U32:
+    return np.empty(0, np.uint32)
+
+
+def _empty_u64() -> U64:
+    return np.empty(0, np.uint64)
+
+
+def _empty_f64() -> F64:
+    return np.empty(0, np.float64)
+
+
+def _empty_spans() -> SpanBlock:
+    return SpanBlock(np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heartbeat:
+    """Owner -> agent: the barrier, what of the agent's reports has arrived, and numbers for spans it reported by name.
+
+    acked: the largest m that the owner has applied; the agent's next report holds what changed since (0: all of it).
+    numbers, shape (k,), and spans: from now on these spans are called by these numbers (while this owner_revision lasts).
+    collect_stats: the next response should carry statistics.
+    """
+
+    barrier: Barrier
+    acked: int = 0
+    collect_stats: bool = False
+    numbers: U32 = field(default_factory=_empty_u32)
+    spans: SpanBlock = field(default_factory=_empty_spans)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Heartbeat) and same_columns(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DispatchTableRequest:
+    """Owner -> agent: AddTable (prepare or write) and RemoveTable, one element a span, shape (k,) each.
+
+    numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start
+    (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0.
+    """
+
+    numbers: U32
+    spans: SpanBlock
+    actions: U8
+    checkpoint_ts: U64
+    resolved_ts: U64
+    assignment_epochs: U64
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DispatchTableRequest) and same_columns(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanStats:
+    """Statistics of some of the spans of a report. rows: uint32 (k,), positions in the report's columns;
+    puller_resolved_ts 0 = the executor has no stage "puller"; in_snapshot 1 = the initial snapshot is under way."""
+
+    rows: U32 = field(default_factory=_empty_u32)
+    rows_per_s: F64 = field(default_factory=_empty_f64)
+    bytes_per_s: F64 = field(default_factory=_empty_f64)
+    puller_resolved_ts: U64 = field(default_factory=_empty_u64)
+    in_snapshot: U8 = field(default_factory=_empty_u8)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpanStats) and same_columns(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanReports:
+    """What an agent says of its spans, one element a span, shape (n,) each.
+
+    base: the `acked` that this report builds on: every span that changed since is in it (a span that is gone: ABSENT).
+    base 0 means the whole truth: a span that is not in it is ABSENT at this agent.
+    numbers: the owner's number, or 0 while the span has none; then it is named in `spans`, which holds the spans of the
+    zeros in order. states: TableState codes. assignment_epochs: the permission the span writes or wrote under, 0 = none.
+    errors: (position, text) of the spans that an executor's error stopped.
+    """
+
+    base: int
+    numbers: U32
+    spans: SpanBlock
+    states: U8
+    checkpoint_ts: U64
+    resolved_ts: U64
+    last_synced_ts: U64
+    assignment_epochs: U64
+    errors: tuple[tuple[int, str], ...] = ()
+    stats: SpanStats = field(default_factory=SpanStats)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpanReports) and same_columns(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatResponse:
+    """Agent -> owner, in answer to a heartbeat. fenced: the executor refuses older assignment epochs at its sink.
+    held, checksum: how many spans are not ABSENT here, and `span_checksum` over them."""
+
+    liveness: LivenessState
+    fenced: bool
+    held: int
+    checksum: int
+    reports: SpanReports
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchTableResponse:
+    """Agent -> owner, as soon as a span's state has changed or a dispatch was taken in; never waits for a heartbeat."""
+
+    reports: SpanReports
+
+
+MessageBody: TypeAlias = Heartbeat | HeartbeatResponse | DispatchTableRequest | DispatchTableResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One envelope.
+
+    owner_revision: of the owner that speaks or is answered. processor_epoch: of the agent that speaks or is addressed
+    (0 in a Heartbeat to an agent whose epoch is not known yet). number: n from the owner, m from the agent, each growing by
+    one from 1 per (owner_revision, capture). echo: agent -> owner, the last n that was taken in; 0 from the owner.
+    """
+
+    sender: str
+    receiver: str
+    changefeed: ChangefeedID
+    owner_revision: int
+    changefeed_epoch: int
+    processor_epoch: int
+    number: int
+    echo: int
+    body: MessageBody
+    version: int = PROTOCOL_VERSION
+
+
+class Transport(Protocol):
+    """Carries messages between one node and its peers. Never blocks; may lose, repeat, delay and reorder. One thread."""
+
+    def send(self, messages: Sequence[Message]) -> None: ...
+
+    def recv(self) -> Sequence[Message]: ...
+
+    def close(self) -> None: ...
+
+
+def span_checksum(numbers: U32, states: U8) -> int:
+    """Order-free checksum (uint64, wrapping sum of mixed words) over the numbered spans that an agent holds."""
+    words = (numbers.astype(np.uint64) << np.uint64(8)) | states.astype(np.uint64)
+    words = words * np.uint64(0x9E3779B97F4A7C15)
+    words ^= words >> np.uint64(29)
+    words = words * np.uint64(0xBF58476D1CE4E5B9)
+    return int(words.sum(dtype=np.uint64))
+
+
+_Columns = TypeVar("_Columns")
+
+
+def same_columns(left: _Columns, right: _Columns) -> bool:
+    """Equality by value of two dataclasses of one type that hold numpy columns."""
+    for name in left.__dataclass_fields__:  # type: ignore[attr-defined]
+        mine, theirs = getattr(left, name), getattr(right, name)
+        if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray):
+            if not np.array_equal(mine, theirs):
+                return False
+        elif mine != theirs:
+            return False
+    return True

@@ -1,0 +1,111 @@
+"""What the admin API needs of an owner process: the contract between the service and the operations on it.
+
+`owner.service.OwnerService` implements OwnerView and `owner.changefeeds` the registry; `owner.operations` and `owner.api`
+know only these Protocols. Every method may be called from any thread (gRPC's pool). Methods of OwnerView return at once;
+those of ChangefeedRegistry talk to etcd and take at most its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from tablewire.source import Source, SourceRequest
+from tablewire.types import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts, Watermark
+
+if TYPE_CHECKING:
+    from tablewire.registry import ChangefeedInfo, LeaderRecord
+
+    from owner.election import Leadership
+    from owner.scheduler import SchedulerAndInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ChangefeedRuntime:
+    """What the leader knows of a changefeed beyond what etcd holds; a new value whenever something of it changes.
+
+    state: normal, warning, failed, stopped, finished (the text shown to operators). error: why, empty when all is well.
+    watermark: of the last tick, or the stored status while not running. source_ts: where the source is now, 0 = not known.
+    retained_bytes: what the source keeps on disk for this changefeed, None = not known.
+    table_names: what the filter matched last, id -> `schema.table`.
+    """
+
+    state: str
+    error: str = ""
+    watermark: Watermark = field(default_factory=lambda: Watermark(0, 0))
+    source_ts: Ts = 0
+    retained_bytes: int | None = None
+    table_names: Mapping[TableID, str] = field(default_factory=dict)
+
+
+class ChangefeedRegistry(Protocol):
+    """The changefeeds as etcd has them. Writes are guarded by leadership: NotLeaderError when it is gone, EtcdError when
+    etcd does not answer, UnknownChangefeedError for an id that is not there."""
+
+    def list(self) -> Sequence[ChangefeedInfo]: ...
+
+    def get(self, changefeed: ChangefeedID) -> ChangefeedInfo: ...
+
+    def create(self, info: ChangefeedInfo) -> None:
+        """Stores a new one; ConflictError when the id exists."""
+        ...
+
+    def pause(self, changefeed: ChangefeedID) -> None: ...
+
+    def resume(self, changefeed: ChangefeedID) -> None: ...
+
+    def remove(self, changefeed: ChangefeedID) -> None:
+        """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""
+        ...
+
+
+class OwnerView(Protocol):
+    """One owner process, leading or not."""
+
+    @property
+    def owner_id(self) -> str: ...
+
+    def leadership(self) -> Leadership | None:
+        """None = this process does not lead."""
+        ...
+
+    def leader(self) -> LeaderRecord | None:
+        """Who leads now, from etcd; None while an election is under way."""
+        ...
+
+    def captures(self) -> Mapping[CaptureID, CaptureInfo]: ...
+
+    def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
+        """None while this changefeed does not run here."""
+        ...
+
+    def runtime(self, changefeed: ChangefeedID) -> ChangefeedRuntime | None: ...
+
+    def registry(self) -> ChangefeedRegistry: ...
+
+    def new_source(self, request: SourceRequest) -> Source:
+        """By the scheme of the source URI; OperatingError when no plug-in serves it or the request cannot be right."""
+        ...
+
+    def poke(self) -> None:
+        """Something changed: tick soon."""
+        ...
+
+    def drain(self, capture: CaptureID) -> None:
+        """Stores the target in etcd first (survives this owner), then hands it to every scheduler."""
+        ...
+
+    def cancel_drain(self, capture: CaptureID) -> None: ...
+
+    def draining(self) -> Sequence[CaptureID]:
+        """The drain targets as stored."""
+        ...
+
+    def resign(self) -> None:
+        """Gives leadership up and stays as a follower. Does nothing when not leading."""
+        ...
+
+    def owners(self) -> Sequence[LeaderRecord]:
+        """Every owner process that campaigns now, the leader first."""
+        ...

@@ -343,7 +343,8 @@ class DispatchTableRequest:
     """Owner -> agent: AddTable (prepare or write) and RemoveTable, one element a span, shape (k,) each.
 
     numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start
-    (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0.
+    (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0. acked: as in Heartbeat (0: not said), so that an
+    Add to a capture whose Stopped has been applied is not dropped there for want of a heartbeat.
     """
 
     numbers: U32
@@ -352,6 +353,7 @@ class DispatchTableRequest:
     checkpoint_ts: U64
     resolved_ts: U64
     assignment_epochs: U64
+    acked: int = 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DispatchTableRequest) and same_columns(self, other)
@@ -385,6 +387,9 @@ class SpanReports:
     numbers: the owner's number, or 0 while the span has none; then it is named in `spans`, which holds the spans of the
     zeros in order. states: TableState codes. assignment_epochs: the permission the span writes or wrote under, 0 = none.
     errors: (position, text) of the spans that an executor's error stopped.
+    more: this is a chunk and the report goes on in the message numbered m + 1, whose base is m. A report is whole, and says that
+    a span is ABSENT by leaving it out (base 0), only with its last chunk (`join_reports`); the HeartbeatResponse is
+    the last one; the chunks before it are DispatchTableResponses.
     """
 
     base: int
@@ -397,6 +402,7 @@ class SpanReports:
     assignment_epochs: U64
     errors: tuple[tuple[int, str], ...] = ()
     stats: SpanStats = field(default_factory=SpanStats)
+    more: bool = False
 
     def __len__(self) -> int:
         return len(self.states)
@@ -405,6 +411,44 @@ class SpanReports:
         return isinstance(other, SpanReports) and same_columns(self, other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def join_reports(chunks: Sequence[SpanReports]) -> SpanReports:
+    """The one report that these chunks, in the order of their numbers, are: base of the first, the spans of all.
+
+    The caller has checked that each chunk but the first has the number before its own as base, and that only the last has
+    `more` False. The stats' rows and the errors' positions count through all chunks.
+    """
+    if len(chunks) == 1:
+        return chunks[0]
+    starts = np.cumsum([0] + [len(chunk) for chunk in chunks[:-1]]).tolist()
+    keyed = any(chunk.spans.start_keys for chunk in chunks)
+
+    def keys(chunk: SpanReports, name: str) -> tuple[bytes, ...]:
+        return getattr(chunk.spans, name) or (b"",) * len(chunk.spans)
+
+    return SpanReports(
+        base=chunks[0].base,
+        numbers=np.concatenate([chunk.numbers for chunk in chunks]),
+        spans=SpanBlock(
+            np.concatenate([chunk.spans.table_ids for chunk in chunks]),
+            tuple(key for chunk in chunks for key in keys(chunk, "start_keys")) if keyed else (),
+            tuple(key for chunk in chunks for key in keys(chunk, "end_keys")) if keyed else (),
+        ),
+        states=np.concatenate([chunk.states for chunk in chunks]),
+        checkpoint_ts=np.concatenate([chunk.checkpoint_ts for chunk in chunks]),
+        resolved_ts=np.concatenate([chunk.resolved_ts for chunk in chunks]),
+        last_synced_ts=np.concatenate([chunk.last_synced_ts for chunk in chunks]),
+        assignment_epochs=np.concatenate([chunk.assignment_epochs for chunk in chunks]),
+        errors=tuple((start + row, text) for start, chunk in zip(starts, chunks, strict=True) for row, text in chunk.errors),
+        stats=SpanStats(
+            np.concatenate([chunk.stats.rows + np.uint32(start) for start, chunk in zip(starts, chunks, strict=True)]),
+            np.concatenate([chunk.stats.rows_per_s for chunk in chunks]),
+            np.concatenate([chunk.stats.bytes_per_s for chunk in chunks]),
+            np.concatenate([chunk.stats.puller_resolved_ts for chunk in chunks]),
+            np.concatenate([chunk.stats.in_snapshot for chunk in chunks]),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

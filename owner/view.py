@@ -64,6 +64,11 @@ class OwnerView(Protocol):
     """One owner process, leading or not."""
 
     @property
+    def cluster(self) -> str:
+        """The cluster's name, as configured."""
+        ...
+
+    @property
     def owner_id(self) -> str: ...
 
     def leadership(self) -> Leadership | None:

@@ -1,0 +1,71 @@
+# One verb a task; CI calls `make test`. Everything runs in .venv, which pip alone makes from requirements/*.txt.
+
+# The first python that is new enough; name another one with PYTHON=.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; exit; }; done; echo python3)
+PY := .venv/bin/python
+PROTOS := $(wildcard proto/tablewire/v1/*.proto)
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+UPGRADE ?=
+ARGS ?=
+SEEDS ?= 100
+SECONDS ?= 60
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo cluster check test proto lock bench bench-core sim compose-test preflight run-ready
+
+help: ## list the verbs
+	@echo 'usage: make VERB'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+venv: preflight ## make .venv with everything, development tools included
+	@"$(PYTHON)" deploy/venv.py dev
+
+demo: run-ready ## the whole thing on this machine in about two minutes: ARGS="--seconds 20 --plain"
+	@exec $(PY) -m deploy.local.demo $(ARGS)
+
+cluster: run-ready ## the demo's cluster, left up to play with until Ctrl-C
+	@exec $(PY) -m deploy.local.cluster $(ARGS)
+
+check: venv ## lint, types, unit tests, tidy; less than two minutes
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@exec $(PY) -m pytest -q -m 'not integration and not harness' $(ARGS)
+
+test: venv ## everything that CI runs, with real etcd and real PostgreSQL
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@exec $(PY) -m pytest $(ARGS)
+
+proto: venv ## generate the code beside the .proto files
+	@$(PY) -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTOS)
+
+lock: venv ## write requirements/*.txt from pyproject.toml; UPGRADE=--upgrade takes newer releases
+	@$(LOCK) $(UPGRADE) --extra local --group dev --output-file requirements/dev.txt
+	@$(LOCK) $(UPGRADE) --extra local --group build --constraint requirements/dev.txt --output-file requirements/run.txt
+
+bench: venv ## the figures, as one line of JSON
+	@exec $(PY) tests/bench $(ARGS)
+
+bench-core: $(if $(wildcard tests/bench/core.py),venv) ## the figures of the scheduler core alone
+	@$(call later,tests/bench/core.py,$(PY) tests/bench/core.py $(ARGS))
+
+sim: $(if $(wildcard tests/sim/__main__.py),venv) ## simulate the core and the agents under faults: SEEDS=100 SECONDS=60
+	@$(call later,tests/sim/__main__.py,$(PY) tests/sim --seeds $(SEEDS) --seconds $(SECONDS) $(ARGS))
+
+compose-test: $(if $(wildcard tests/compose),venv) ## run deploy/compose.yaml for real
+	@$(call later,tests/compose,$(PY) -m pytest tests/compose $(ARGS))
+
+preflight:
+	@command -v "$(PYTHON)" >/dev/null || { echo 'tablewire: no $(PYTHON) on this machine: install python 3.11 or newer' >&2; exit 1; }
+	@if [ -e deploy/local/preflight.py ]; then exec "$(PYTHON)" deploy/local/preflight.py; fi
+
+run-ready: preflight
+	@"$(PYTHON)" deploy/venv.py run
+
+# $(call later,file that brings it,command)
+later = $(if $(wildcard $(1)),exec $(2),echo 'make $@: not in this version, comes with a later one' >&2; exit 1)

@@ -526,3 +526,30 @@ def same_columns(left: _Columns, right: _Columns) -> bool:
         elif mine != theirs:
             return False
     return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One turn of an Exchange.
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ActiveChangefeed:
+    """A changefeed that the owner schedules, at the epoch of its present (re)start."""
+
+    changefeed: ChangefeedID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All that one owner process and one processor process say to each other in one turn.
+
+    active: from the owner, all of its active changefeeds (a whole set: the processor closes the agents of any other); from a
+    processor, (). sender, receiver and owner_revision are those of every message.
+    """
+
+    sender: str
+    receiver: str
+    owner_revision: int
+    active: tuple[ActiveChangefeed, ...] = ()
+    messages: tuple[Message, ...] = ()

@@ -155,7 +155,7 @@ class DispatchTableResponse(_message.Message):
     def __init__(self, reports: _Optional[_Union[Reports, _Mapping]] = ...) -> None: ...
 
 class Reports(_message.Message):
-    __slots__ = ("rows", "base", "numbers", "spans", "states", "checkpoint_ts", "resolved_lead", "last_synced_ts", "assignment_epochs", "errors", "stats")
+    __slots__ = ("rows", "base", "numbers", "spans", "states", "checkpoint_ts", "resolved_lead", "last_synced_ts", "assignment_epochs", "errors", "stats", "more")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class Reports(_message.Message):
     ASSIGNMENT_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     rows: int
     base: int
     numbers: Column
@@ -178,7 +179,8 @@ class Reports(_message.Message):
     assignment_epochs: Column
     errors: _containers.RepeatedCompositeFieldContainer[SpanError]
     stats: SpanStats
-    def __init__(self, rows: _Optional[int] = ..., base: _Optional[int] = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., states: _Optional[_Union[Column, _Mapping]] = ..., checkpoint_ts: _Optional[_Union[Column, _Mapping]] = ..., resolved_lead: _Optional[_Union[Column, _Mapping]] = ..., last_synced_ts: _Optional[_Union[Column, _Mapping]] = ..., assignment_epochs: _Optional[_Union[Column, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[SpanError, _Mapping]]] = ..., stats: _Optional[_Union[SpanStats, _Mapping]] = ...) -> None: ...
+    more: bool
+    def __init__(self, rows: _Optional[int] = ..., base: _Optional[int] = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., states: _Optional[_Union[Column, _Mapping]] = ..., checkpoint_ts: _Optional[_Union[Column, _Mapping]] = ..., resolved_lead: _Optional[_Union[Column, _Mapping]] = ..., last_synced_ts: _Optional[_Union[Column, _Mapping]] = ..., assignment_epochs: _Optional[_Union[Column, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[SpanError, _Mapping]]] = ..., stats: _Optional[_Union[SpanStats, _Mapping]] = ..., more: bool = ...) -> None: ...
 
 class SpanError(_message.Message):
     __slots__ = ("row", "text")

@@ -147,9 +147,9 @@ def pip(log, *arguments: str) -> None:  # type: ignore[no-untyped-def]
 
 
 def last_line(text: str) -> str:
-    """The last line that says something; pip's own ERROR lines first."""
+    """The last line that says something; lines that name an error first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
+    errors = [line for line in lines if line.lower().startswith("error:") or "Error: " in line]
     return (errors or lines or ["it said nothing"])[-1]
 
 

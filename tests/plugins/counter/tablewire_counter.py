@@ -154,7 +154,8 @@ class CounterExecutor:
         elif last and (int(last[0]), int(last[1])) > self._fence(table):
             table.error = f"a newer epoch writes table {table_id}"
         elif self._may_write() and now_ts > table.checkpoint_ts:
-            line = f"{self._request.changefeed_epoch} {table.epoch} {self._request.capture_id} {table.checkpoint_ts} {now_ts} {now_ts}\n"
+            epochs = f"{self._request.changefeed_epoch} {table.epoch}"
+            line = f"{epochs} {self._request.capture_id} {table.checkpoint_ts} {now_ts} {now_ts}\n"
             handle = os.open(self._folder / f"{table_id}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(handle, line.encode())
             os.close(handle)

@@ -324,11 +324,13 @@ class Heartbeat:
     acked: the largest m that the owner has applied; the agent's next report holds what changed since (0: all of it).
     numbers, shape (k,), and spans: from now on these spans are called by these numbers (while this owner_revision lasts).
     collect_stats: the next response should carry statistics.
+    by_name: forget all numbers, and report everything by name on base 0 (the owner met a number that it does not know).
     """
 
     barrier: Barrier
     acked: int = 0
     collect_stats: bool = False
+    by_name: bool = False
     numbers: U32 = field(default_factory=_empty_u32)
     spans: SpanBlock = field(default_factory=_empty_spans)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -62,7 +63,6 @@ def ensure(level: str) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if is_fresh(level):
-            warn_of_another_python()
             return
         started = time.monotonic()
         print(f"tablewire: installing into .venv (python {sys.version.split()[0]}, {level}) ...", file=sys.stderr, flush=True)
@@ -89,16 +89,25 @@ def wanted(level: str) -> str:
 
 def is_fresh(level: str) -> bool:
     try:
-        return stamp(level).read_text() == wanted(level) and venv_version() is not None
+        if stamp(level).read_text() != wanted(level):
+            return False
     except OSError:
         return False
+    theirs, mine = venv_version(), "{}.{}".format(*sys.version_info[:2])
+    if theirs is not None and theirs != mine:
+        print(f"tablewire: .venv is of python {theirs}; remove it to use {mine}", file=sys.stderr)
+    return theirs is not None
 
 
 def venv_version() -> str | None:
     """`3.11` of a virtual environment that works, None where there is none."""
     try:
         answer = subprocess.run(
-            [VENV_PYTHON, "-c", "import pip, sys; print('%d.%d' % sys.version_info[:2])"],
+            [
+                VENV_PYTHON,
+                "-c",
+                "import importlib.util, sys; assert importlib.util.find_spec('pip'); print('%d.%d' % sys.version_info[:2])",
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -106,13 +115,6 @@ def venv_version() -> str | None:
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def warn_of_another_python() -> None:
-    mine = "{}.{}".format(*sys.version_info[:2])
-    theirs = venv_version()
-    if theirs != mine:
-        print(f"tablewire: .venv is of python {theirs}; remove it to use {mine}", file=sys.stderr)
 
 
 def make_environment() -> None:
@@ -133,7 +135,7 @@ def install(level: str) -> None:
         pip(log, "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
 
 
-def pip(log, *arguments: str) -> None:  # type: ignore[no-untyped-def]
+def pip(log: TextIO, *arguments: str) -> None:
     command = [VENV_PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--retries", str(PIP_RETRIES)]
     # A user's `pip config set global.user true` cannot work in a virtual environment.
     environment = {**os.environ, "PIP_USER": "0"}

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from tablewire.types import (
-    U8,
-    U64,
     Barrier,
     CaptureID,
     ChangefeedID,
@@ -26,6 +24,7 @@ from tablewire.types import (
     TableStatus,
     Ts,
 )
+from tablewire.types import StatusColumns as StatusColumns  # part of this contract; it lives beside TableStatus
 
 
 class TableExecutor(Protocol):
@@ -67,18 +66,6 @@ class BarrierTableExecutor(Protocol):
     """Optional: wants every barrier that a heartbeat brings. No write past min(global, own table's)."""
 
     def set_barrier(self, barrier: Barrier) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StatusColumns:
-    """The statuses of n spans, one element a span in the order asked for. states: TableState codes. errors: (position, text)
-    of the spans that failed in the background."""
-
-    states: U8
-    checkpoint_ts: U64
-    resolved_ts: U64
-    last_synced_ts: U64
-    errors: Sequence[tuple[int, str]] = ()
 
 
 @runtime_checkable

@@ -183,6 +183,18 @@ class TableStatus:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StatusColumns:
+    """The statuses of n spans, one element a span in the order asked for. states: TableState codes. errors: (position, text)
+    of the spans that failed in the background."""
+
+    states: U8
+    checkpoint_ts: U64
+    resolved_ts: U64
+    last_synced_ts: U64
+    errors: Sequence[tuple[int, str]] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TableBarrier:
     """No write of this table past barrier_ts."""

@@ -26,6 +26,8 @@ LEVELS = ("run", "dev")
 PIP_RETRIES = 2
 """A registry that cannot be reached is reported within seconds, not after pip's own patience."""
 
+SAY_VERSION = "import importlib.util, sys; assert importlib.util.find_spec('pip'); print('%d.%d' % sys.version_info[:2])"
+
 NO_NETWORK = (
     "NewConnectionError",
     "NameResolutionError",
@@ -102,16 +104,7 @@ def is_fresh(level: str) -> bool:
 def venv_version() -> str | None:
     """`3.11` of a virtual environment that works, None where there is none."""
     try:
-        answer = subprocess.run(
-            [
-                VENV_PYTHON,
-                "-c",
-                "import importlib.util, sys; assert importlib.util.find_spec('pip'); print('%d.%d' % sys.version_info[:2])",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        answer = subprocess.run([VENV_PYTHON, "-c", SAY_VERSION], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -136,7 +129,7 @@ def install(level: str) -> None:
 
 
 def pip(log: TextIO, *arguments: str) -> None:
-    command = [VENV_PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--retries", str(PIP_RETRIES)]
+    command = [str(VENV_PYTHON), "-m", "pip", "install", "--no-input", "--retries", str(PIP_RETRIES)]
     # A user's `pip config set global.user true` cannot work in a virtual environment.
     environment = {**os.environ, "PIP_USER": "0"}
     done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)

@@ -46,7 +46,9 @@ def pack_signed(column: Any, values: I64, name: str, rows: int) -> None:
 def check_array(values: npt.NDArray[Any], name: str, dtype: type[np.generic], rows: int) -> None:
     """CodecError when a column that is to be sent has another type or length than it must have."""
     if not isinstance(values, np.ndarray) or values.dtype != np.dtype(dtype):
-        raise CodecError(f"{name}: a column of {np.dtype(dtype)} is wanted, not {getattr(values, 'dtype', type(values).__name__)}")
+        raise CodecError(
+            f"{name}: a column of {np.dtype(dtype)} is wanted, not {getattr(values, 'dtype', type(values).__name__)}"
+        )
     if values.shape != (rows,):
         raise CodecError(f"{name}: shape {values.shape}, wanted ({rows},)")
 
@@ -120,9 +122,7 @@ def _width(largest_delta: int) -> int:
     return next(width for width in (1, 2, 4, 8) if largest_delta < 1 << (8 * width))
 
 
-def _cheapest(
-    values: U64, lowest: int, highest: int, base: int, width: int
-) -> tuple[int, int, npt.NDArray[np.bool_] | None]:
+def _cheapest(values: U64, lowest: int, highest: int, base: int, width: int) -> tuple[int, int, npt.NDArray[np.bool_] | None]:
     """(width, base, mask of the exceptions or None): the plain form, or a narrower one anchored at the low or the high end.
 
     A narrower form has at least the exceptions of a wider one with the same anchor, so the search ends at the first width

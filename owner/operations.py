@@ -1,10 +1,275 @@
 """What an operator can ask of the cluster: the verbs themselves, without a wire and without a terminal.
 
-`owner.api` turns these into gRPC and `owner.cli` into commands. The contract with the service is `owner.view`.
+`owner.api` turns these into gRPC and `owner.cli` into commands. The contract with the service is `owner.view`; answers are
+the frozen values of `owner.answers`. Every verb may be called from any thread, takes no lock of its own, and reads the
+snapshot of the last tick, so it never waits for one. Trouble is an OperatingError with one clear text; which kind it is
+tells the API its status code.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from owner import tables_view
+from owner.answers import (
+    AlreadyExistsError,
+    ChangefeedRow,
+    CreateRequest,
+    InvalidRequestError,
+    RefusedError,
+    TableFilter,
+    TableRow,
+    UnknownTableError,
+)
+from owner.jobs import Job, jobs_under_way
+from owner.lookups import check_capture, current_state, names_text, software_version
+from owner.sources import source_request
 from owner.view import ChangefeedRegistry, ChangefeedRuntime, OwnerView
+from tablewire.errors import OperatingError, UnknownChangefeedError
+from tablewire.etcd_keys import check_name
+from tablewire.registry import ChangefeedInfo, now, redact_uri
+from tablewire.types import CaptureID, ChangefeedID, TableID, Watermark
+
+if TYPE_CHECKING:
+    from owner.scheduler import SchedulerAndInfo
 
 __all__ = ["ChangefeedRegistry", "ChangefeedRuntime", "OwnerView"]
+
+DEFAULT_NAMESPACE = "default"
+CHANGEFEED_ID_LENGTH_MAX = 48
+"""A source names things after a changefeed: PostgreSQL allows a slot 63 characters, `tablewire_` included."""
+URI_LENGTH_MAX = 4_096
+PATTERNS_MAX = 1_000
+OPTIONS_MAX = 100
+
+_CHANGEFEED_ID = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changefeeds
+
+
+def parse_changefeed(text: str) -> ChangefeedID:
+    """`id` or `namespace/id`; InvalidRequestError when it cannot be one."""
+    namespace, slash, name = text.rpartition("/")
+    if not slash:
+        namespace = DEFAULT_NAMESPACE
+    try:
+        check_name("namespace", namespace)
+    except OperatingError as error:
+        raise InvalidRequestError(str(error)) from error
+    if not _CHANGEFEED_ID.fullmatch(name) or len(name) > CHANGEFEED_ID_LENGTH_MAX:
+        raise InvalidRequestError(
+            f"changefeed id {name[:100]!r} is not valid: lower-case letters, digits, '_' and '-', "
+            f"starting with a letter or digit, at most {CHANGEFEED_ID_LENGTH_MAX} characters"
+        )
+    return ChangefeedID(namespace, name)
+
+
+def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
+    """The changefeed of this name; of the empty name while there is exactly one."""
+    if text:
+        changefeed = parse_changefeed(text)
+        try:
+            return view.registry().get(changefeed)
+        except UnknownChangefeedError:
+            known = sorted(str(info.changefeed) for info in view.registry().list())
+            raise UnknownChangefeedError(f"no changefeed {changefeed}; {names_text('there', known)}") from None
+    infos = view.registry().list()
+    if len(infos) == 1:
+        return infos[0]
+    if not infos:
+        raise UnknownChangefeedError("there is no changefeed")
+    names = sorted(str(info.changefeed) for info in infos)
+    raise InvalidRequestError(f"there are {len(infos)} changefeeds, so say which one; {names_text('there', names)}")
+
+
+def list_changefeeds(view: OwnerView) -> Sequence[ChangefeedRow]:
+    return [_changefeed_row(view, info) for info in sorted(view.registry().list(), key=lambda info: info.changefeed)]
+
+
+def query_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
+    return _changefeed_row(view, find_changefeed(view, text))
+
+
+def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
+    """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
+    changefeed = parse_changefeed(request.changefeed)
+    _check_request(request)
+    try:
+        view.registry().get(changefeed)
+    except UnknownChangefeedError:
+        pass
+    else:
+        raise AlreadyExistsError(f"changefeed {changefeed} exists already; nothing was changed")
+    info = ChangefeedInfo(
+        version=software_version(),
+        namespace=changefeed.namespace,
+        id=changefeed.id,
+        source_uri=request.source_uri,
+        sink_uri=request.sink_uri,
+        tables=list(request.tables),
+        created_at=now(),
+        initial_snapshot=not request.skip_snapshot,
+        options=dict(request.options),
+    )
+    _check_source(view, info)
+    if not request.dry_run:
+        view.registry().create(info)
+        view.poke()
+    return _changefeed_row(view, info)
+
+
+def pause_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
+    return _change(view, text, lambda registry, changefeed: registry.pause(changefeed))
+
+
+def resume_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
+    return _change(view, text, lambda registry, changefeed: registry.resume(changefeed))
+
+
+def remove_changefeed(view: OwnerView, text: str) -> str:
+    """Marks it removed; the leader stops it, drops what it made at the source, then forgets it. Its name."""
+    if not text:
+        raise InvalidRequestError("a removal must name its changefeed")
+    info = find_changefeed(view, text)
+    view.registry().remove(info.changefeed)
+    view.poke()
+    return str(info.changefeed)
+
+
+def _change(view: OwnerView, text: str, write: Callable[[ChangefeedRegistry, ChangefeedID], None]) -> ChangefeedRow:
+    info = find_changefeed(view, text)
+    write(view.registry(), info.changefeed)
+    view.poke()
+    return _changefeed_row(view, view.registry().get(info.changefeed))
+
+
+def _check_request(request: CreateRequest) -> None:
+    for what, uri in (("source", request.source_uri), ("sink", request.sink_uri)):
+        if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", uri):
+            raise InvalidRequestError(f"the {what} {redact_uri(uri)!r} is not a URI (scheme://...)")
+        if len(uri) > URI_LENGTH_MAX:
+            raise InvalidRequestError(f"the {what} URI is longer than {URI_LENGTH_MAX} characters")
+    if not request.tables:
+        raise InvalidRequestError("no tables: give at least one pattern, such as 'public.*'")
+    if len(request.tables) > PATTERNS_MAX or len(request.options) > OPTIONS_MAX:
+        raise InvalidRequestError(f"at most {PATTERNS_MAX} table patterns and {OPTIONS_MAX} options")
+    for pattern in request.tables:
+        if not pattern.strip() or pattern != pattern.strip():
+            raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
+
+
+def _check_source(view: OwnerView, info: ChangefeedInfo) -> None:
+    source = view.new_source(source_request(info))
+    try:
+        failures = source.check()
+    finally:
+        source.close()
+    if failures:
+        named = "; ".join(f"{failure.check}: {redact_uri(failure.reason)}" for failure in failures)
+        count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
+        raise RefusedError(f"changefeed {info.changefeed} was not created, {count} failed: {named}")
+
+
+def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
+    changefeed = info.changefeed
+    runtime = view.runtime(changefeed)
+    scheduler = view.scheduler(changefeed)
+    snapshot = scheduler.snapshot() if scheduler is not None else None
+    watermark = runtime.watermark if runtime is not None else Watermark(0, 0)
+    source_ts = runtime.source_ts if runtime is not None else 0
+    known = source_ts > 0 and watermark.checkpoint_ts > 0
+    summary = tables_view.summarize(snapshot)
+    names = runtime.table_names if runtime is not None else {}
+    return ChangefeedRow(
+        changefeed=str(changefeed),
+        state=current_state(view, info),
+        error=redact_uri((runtime.error if runtime is not None else "") or info.error),
+        epoch=info.epoch,
+        source_uri=redact_uri(info.source_uri),
+        sink_uri=redact_uri(info.sink_uri),
+        tables=tuple(info.tables),
+        skip_snapshot=not info.initial_snapshot,
+        start_ts=info.start_ts,
+        target_ts=info.target_ts,
+        options={name: redact_uri(f"{name}={value}")[len(name) + 1 :] for name, value in info.options.items()},
+        running=scheduler is not None,
+        initialized=snapshot is not None and snapshot.initialized,
+        checkpoint_ts=watermark.checkpoint_ts,
+        resolved_ts=watermark.resolved_ts,
+        last_synced_ts=watermark.last_synced_ts,
+        source_ts=source_ts,
+        lag=max(0, source_ts - watermark.checkpoint_ts) if known else None,
+        retained_bytes=runtime.retained_bytes if runtime is not None else None,
+        spans=summary.spans,
+        spans_by_state=summary.by_state,
+        stalls=summary.stalls,
+        slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, names),
+        jobs=[] if scheduler is None else jobs_under_way(changefeed, scheduler),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and jobs
+
+
+def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, Iterator[TableRow]]:
+    """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
+    info = find_changefeed(view, text)
+    scheduler = _running(view, info)
+    names = _table_names(view, info)
+    table_id = _table_id(info, names, wanted.table) if wanted.table else None
+    if wanted.capture:
+        check_capture(view, wanted.capture)
+    spans = tables_view.select(scheduler.snapshot(), capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
+    return str(info.changefeed), (tables_view.table_row(span, names) for span in spans)
+
+
+def move_table(view: OwnerView, text: str, table: str, target: CaptureID) -> Job:
+    """Asks the scheduler; it decides by its next tick (see Job)."""
+    info = find_changefeed(view, text)
+    scheduler = _running(view, info)
+    names = _table_names(view, info)
+    table_id = _table_id(info, names, table)
+    check_capture(view, target)
+    query = scheduler.move_table(table_id, target)
+    view.poke()
+    return Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
+
+
+def rebalance(view: OwnerView, text: str) -> Job:
+    info = find_changefeed(view, text)
+    scheduler = _running(view, info)
+    query = scheduler.rebalance()
+    view.poke()
+    return Job(view, info.changefeed, scheduler, query, str(info.changefeed), "")
+
+
+def _running(view: OwnerView, info: ChangefeedInfo) -> SchedulerAndInfo:
+    scheduler = view.scheduler(info.changefeed)
+    if scheduler is None:
+        state = current_state(view, info)
+        why = f"is {state}" if not info.state.runs else f"is {state}, but does not run yet"
+        error = f": {redact_uri(info.error)}" if info.error else ""
+        raise RefusedError(f"changefeed {info.changefeed} {why}, so it has no tables now{error}")
+    return scheduler
+
+
+def _table_names(view: OwnerView, info: ChangefeedInfo) -> Mapping[TableID, str]:
+    runtime = view.runtime(info.changefeed)
+    return runtime.table_names if runtime is not None else {}
+
+
+def _table_id(info: ChangefeedInfo, names: Mapping[TableID, str], table: str) -> TableID:
+    """By id, or by the name as the source tells it."""
+    if re.fullmatch(r"-?[0-9]{1,19}", table):
+        return int(table)
+    found = [table_id for table_id, name in names.items() if name == table]
+    if not found:
+        raise UnknownTableError(
+            f"no table {table[:200]!r} in changefeed {info.changefeed}; {names_text('there', sorted(names.values()))}"
+        )
+    return found[0]

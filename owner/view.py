@@ -15,10 +15,9 @@ from tablewire.source import Source, SourceRequest
 from tablewire.types import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts, Watermark
 
 if TYPE_CHECKING:
-    from tablewire.registry import ChangefeedInfo, LeaderRecord
-
     from owner.election import Leadership
     from owner.scheduler import SchedulerAndInfo
+    from tablewire.registry import ChangefeedInfo, LeaderRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""What the operations answer, as frozen values, and the ways in which they refuse.
+
+The same fields as the messages of admin.proto and the objects of `-o json`.
+
+States, kinds and reasons are text (the lower-case names of `tablewire.types`). Ts and counts are ints, 0 = nothing known.
+URIs are redacted before they get here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tablewire.errors import OperatingError
+from tablewire.types import CaptureID, TableID, Ts
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRow:
+    id: str
+    address: str
+    version: str
+    leading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """leader_revision: 0 on an owner that does not lead. *_by_state: counts."""
+
+    cluster: str
+    answered_by: str
+    version: str
+    leader: OwnerRow | None
+    leader_revision: int
+    owners: Sequence[OwnerRow]
+    captures_by_state: Mapping[str, int]
+    changefeeds_by_state: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRow:
+    """state: over all changefeeds the one that asks for attention first; "idle" while no changefeed runs."""
+
+    id: CaptureID
+    address: str
+    version: str
+    state: str
+    spans: int
+    draining: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
+    spans_by_changefeed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """remaining: spans that still touch the capture in any role; 0 while draining = safe to stop. gone: it has left."""
+
+    capture: CaptureID
+    draining: bool
+    remaining: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One span. table: `schema.table`, empty when not known. primary, secondary: empty = nobody."""
+
+    table_id: TableID
+    table: str
+    start_key: bytes
+    end_key: bytes
+    state: str
+    primary: CaptureID
+    secondary: CaptureID
+    checkpoint_ts: Ts
+    resolved_ts: Ts
+    state_age_ms: int
+    stall_reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A manual job of the scheduler. target: what it is about (a table, a span, a capture); capture: where a move goes."""
+
+    changefeed: str
+    kind: str
+    target: str
+    capture: CaptureID
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangefeedRow:
+    """changefeed: `namespace/id`. lag: source_ts - checkpoint_ts in units of Ts, None = not known. jobs: those under way."""
+
+    changefeed: str
+    state: str
+    error: str
+    epoch: int
+    source_uri: str
+    sink_uri: str
+    tables: Sequence[str]
+    skip_snapshot: bool
+    start_ts: Ts
+    target_ts: Ts
+    options: Mapping[str, str]
+    running: bool
+    initialized: bool
+    checkpoint_ts: Ts
+    resolved_ts: Ts
+    last_synced_ts: Ts
+    source_ts: Ts
+    lag: int | None
+    retained_bytes: int | None
+    spans: int
+    spans_by_state: Mapping[str, int]
+    stalls: Mapping[str, int]
+    slowest: TableRow | None
+    jobs: Sequence[JobRow]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """What `create` is told. changefeed: `id` or `namespace/id`. dry_run: check everything, store nothing."""
+
+    changefeed: str
+    source_uri: str
+    sink_uri: str
+    tables: Sequence[str]
+    skip_snapshot: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableFilter:
+    """capture: in any role that is shown. stalled: only what is not steady. table: name or id. limit: 0 = all."""
+
+    capture: str = ""
+    stalled: bool = False
+    table: str = ""
+    limit: int = 0
+
+
+class InvalidRequestError(OperatingError):
+    """The request cannot be right, whatever the state of the cluster."""
+
+
+class UnknownTableError(OperatingError, LookupError):
+    """No table of this name or id is in the changefeed."""
+
+
+class AlreadyExistsError(OperatingError):
+    """A changefeed of this id exists."""
+
+
+class RefusedError(OperatingError):
+    """The state of the cluster does not allow what was asked; nothing was changed."""

@@ -1,0 +1,123 @@
+"""The operations on the cluster and its captures. Any thread; reads take the snapshot of the last tick."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from owner import tables_view
+from owner.answers import CaptureRow, ClusterStatus, DrainProgress, OwnerRow, RefusedError
+from owner.lookups import check_capture, current_state, schedulers, software_version
+from owner.view import OwnerView
+from tablewire.registry import LeaderRecord
+from tablewire.types import CaptureID, CaptureState
+
+if TYPE_CHECKING:
+    from owner.scheduler import Snapshot
+
+UNKNOWN_STATE = "unknown"
+IDLE_STATE = "idle"
+
+_WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITIALIZED, CaptureState.READY)
+
+
+def cluster_status(view: OwnerView) -> ClusterStatus:
+    """Also answered by an owner that does not lead: captures are then counted as "unknown"."""
+    leadership = view.leadership()
+    leader = view.leader()
+    owners = [_owner_row(record, leader) for record in view.owners()]
+    if leadership is None:
+        captures = Counter({UNKNOWN_STATE: len(view.captures())} if view.captures() else {})
+    else:
+        captures = Counter(row.state for row in list_captures(view))
+    changefeeds = Counter(current_state(view, info) for info in view.registry().list())
+    return ClusterStatus(
+        cluster=view.cluster,
+        answered_by=view.owner_id,
+        version=software_version(),
+        leader=None if leader is None else _owner_row(leader, leader),
+        leader_revision=0 if leadership is None else leadership.revision,
+        owners=owners,
+        captures_by_state=dict(captures),
+        changefeeds_by_state=dict(changefeeds),
+    )
+
+
+def resign(view: OwnerView) -> str:
+    """The leader steps down and campaigns again as the last in line; its id."""
+    if view.leadership() is None:
+        raise RefusedError(f"owner {view.owner_id} does not lead, so it cannot resign")
+    if len(view.owners()) < 2:
+        raise RefusedError(f"owner {view.owner_id} is the only owner: nobody could take over")
+    view.resign()
+    return view.owner_id
+
+
+def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> OwnerRow:
+    return OwnerRow(record.id, record.address, record.version, leader is not None and record.id == leader.id)
+
+
+def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
+    """Every registered capture, by id."""
+    states: dict[CaptureID, set[CaptureState]] = {}
+    spans: dict[CaptureID, dict[str, int]] = {}
+    draining = set(view.draining())
+    for changefeed, scheduler in schedulers(view):
+        for capture in scheduler.snapshot().captures:
+            states.setdefault(capture.id, set()).add(capture.state)
+            spans.setdefault(capture.id, {})[str(changefeed)] = capture.spans
+    rows = []
+    for info in sorted(view.captures().values(), key=lambda info: info.id):
+        seen = states.get(info.id, set())
+        state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
+        held = spans.get(info.id, {})
+        rows.append(
+            CaptureRow(
+                id=info.id,
+                address=info.address,
+                version=info.version,
+                state=state,
+                spans=sum(held.values()),
+                draining=info.id in draining,
+                labels=dict(info.labels),
+                spans_by_changefeed=held,
+            )
+        )
+    return rows
+
+
+def drain(view: OwnerView, capture: CaptureID) -> DrainProgress:
+    """Asks for the capture to be emptied (idempotent), and tells how that stands."""
+    check_capture(view, capture)
+    view.drain(capture)
+    view.poke()
+    return drain_progress(view, capture)
+
+
+def cancel_drain(view: OwnerView, capture: CaptureID) -> DrainProgress:
+    if capture not in view.draining():
+        raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
+    view.cancel_drain(capture)
+    view.poke()
+    return drain_progress(view, capture)
+
+
+def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
+    """Starts nothing. A capture that has left is an answer here (gone), so that who waits for a drain sees its end."""
+    if capture not in view.captures():
+        return DrainProgress(capture, draining=capture in view.draining(), remaining=0, gone=True)
+    draining = capture in view.draining()
+    remaining, reasons = 0, Counter[str]()
+    for _, scheduler in schedulers(view):
+        # Counts inbound moves and Undetermined too, and is at least 1 until a tick has taken the drain in.
+        snapshot = scheduler.snapshot()
+        held = scheduler.drain_capture(capture) if draining else _spans_of(snapshot, capture)
+        remaining += held
+        if held:
+            reasons.update(tables_view.reasons_at(snapshot, capture))
+    return DrainProgress(capture, draining, remaining, dict(reasons))
+
+
+def _spans_of(snapshot: Snapshot, capture: CaptureID) -> int:
+    return sum(view.spans for view in snapshot.captures if view.id == capture)

@@ -12,6 +12,7 @@ An ordinary user runs it in a namespace too where that is allowed, so that kille
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -35,6 +36,8 @@ QUIT_TIMEOUT_S = 5.0
 INITDB_TIMEOUT_S = 120.0
 PROBE_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 2
+_SHMEM_LINE = 6  # of postmaster.pid, from 0: "key id"
+_IPC_RMID = 0
 _NOBODY = 65534
 _MAPPED_UID = 1000
 
@@ -231,8 +234,9 @@ class PostgresServer:
 
     def kill(self) -> None:
         """SIGKILL to the postmaster and to all of its processes."""
-        if self._process is not None:
-            self._process.kill()
+        if self.running:
+            self.process.kill()
+            self._remove_shared_memory()
 
     def pause(self) -> None:
         self.process.pause()
@@ -304,6 +308,19 @@ class PostgresServer:
         if done.returncode != 0:
             shutil.rmtree(data, ignore_errors=True)
             raise StartError(f"initdb ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def _remove_shared_memory(self) -> None:
+        """The small System V segment of a killed server; in a namespace of its own it is gone already."""
+        home = self._home
+        if home is None or home.mode.partition(":")[0] in ("map", "isolate"):
+            return
+        try:
+            lines = (home.base / "data" / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        words = lines[_SHMEM_LINE].split() if len(lines) > _SHMEM_LINE else []
+        if len(words) == 2 and words[1].isdigit():
+            ctypes.CDLL(None).shmctl(int(words[1]), _IPC_RMID, None)
 
     def _start_once(self, timeout_s: float) -> None:
         home = self._home

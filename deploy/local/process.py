@@ -1,11 +1,14 @@
 """Real processes of a local cluster: started so that they die with us, signalled by pid, their output in a file.
 
 Every process is forked by one thread that lives as long as this process, because Linux sends the parent-death signal when
-the *thread* that forked dies. Methods may be called from any thread; none of them touches a process that we did not start.
+the *thread* that forked dies. That thread also makes us the reaper of our orphans (children of a killed server), so that no
+zombie stays where the machine's first process does not reap. Methods may be called from any thread; none of them touches a
+process that we did not start.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
@@ -17,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 POLL_INTERVAL_S = 0.02
@@ -47,6 +51,8 @@ class _Spawner:
         return answer.result()
 
     def _run(self) -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         while True:
             job, answer = self._jobs.get()
             try:
@@ -106,6 +112,14 @@ def descendants(pid: int) -> list[int]:
         level = [child for parent in level for child in children.get(parent, [])]
         found.extend(level)
     return found
+
+
+def _reap(pid: int) -> None:
+    """Collect an orphan that was killed; nothing when it is not ours to collect."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -206,6 +220,8 @@ class ManagedProcess:
         for pid in below:
             _signal(pid, signal.SIGKILL)
         self._process.wait()
+        for pid in below:
+            _reap(pid)
         self._paused = False
 
     def pause(self) -> None:

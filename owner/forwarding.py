@@ -1,0 +1,137 @@
+"""An owner that does not lead passes admin calls on to the leader, as bytes, whatever the call is.
+
+A passed-on call carries the metadata key FORWARDED_KEY, and an owner that gets one without leading refuses it: one hop, so that
+two owners with different views of the election cannot pass a call to and fro. A refusal for want of a leader carries
+RETRY_KEY in its trailing metadata: nothing was done, so a client may simply ask again. Runs in gRPC's pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+
+from owner.view import OwnerView
+from tablewire.registry import LeaderRecord
+
+SERVICE = "tablewire.v1.Admin"
+ANSWERED_BY_ANY = f"/{SERVICE}/GetStatus"
+FORWARDED_KEY = "tablewire-forwarded"
+RETRY_KEY = "tablewire-retry"
+UNARY_TIMEOUT_S = 120.0
+STREAM_TIMEOUT_S = 24 * 3_600.0
+
+OpenChannel = Callable[[str], grpc.Channel]
+"""A channel to an owner's admin address, with this cluster's credentials."""
+
+
+class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no annotations
+    """Answers here what this owner can answer, and passes on the rest. Call `close` after the server has stopped."""
+
+    def __init__(self, view: OwnerView, open_channel: OpenChannel) -> None:
+        self._view = view
+        self._open_channel = open_channel
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._address = ""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not details.method.startswith(f"/{SERVICE}/") or self._view.leadership() is not None:
+            return handler
+        marked = any(key == FORWARDED_KEY for key, _ in details.invocation_metadata)
+        leader = self._view.leader()
+        if leader is not None and leader.id == self._view.owner_id:
+            leader = None  # elected, but not leading yet
+        if details.method == ANSWERED_BY_ANY and (leader is None or marked):
+            return handler
+        if marked or leader is None:
+            return self._refusal(handler.response_streaming, marked)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(details.method, leader))
+        return grpc.unary_unary_rpc_method_handler(self._unary(details.method, leader))
+
+    def close(self) -> None:
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _refusal(self, streams: bool, marked: bool) -> Any:
+        text = f"owner {self._view.owner_id} does not lead"
+        text += " (any more)" if marked else ", and no leader is known: an election is under way"
+
+        def refuse(_request: bytes, context: Any) -> NoReturn:
+            abort_for_retry(context, f"{text}; try again")
+
+        def refuse_stream(_request: bytes, context: Any) -> Iterator[bytes]:
+            abort_for_retry(context, f"{text}; try again")
+            yield b""  # makes this a generator; abort raises
+
+        if streams:
+            return grpc.unary_stream_rpc_method_handler(refuse_stream)
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def _unary(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], bytes]:
+        def forward(request: bytes, context: Any) -> bytes:
+            timeout_s = min(context.time_remaining() or UNARY_TIMEOUT_S, UNARY_TIMEOUT_S)
+            call = self._to(leader).unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark())
+            if not context.add_callback(call.cancel):
+                call.cancel()
+            try:
+                answer: bytes = call.result()
+            except grpc.FutureCancelledError:
+                context.abort(grpc.StatusCode.CANCELLED, "the caller went away")
+            except grpc.RpcError as error:
+                _pass_on(error, leader, context)
+            return answer
+
+        return forward
+
+    def _stream(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], Iterator[bytes]]:
+        def forward(request: bytes, context: Any) -> Iterator[bytes]:
+            timeout_s = min(context.time_remaining() or STREAM_TIMEOUT_S, STREAM_TIMEOUT_S)
+            call = self._to(leader).unary_stream(method)(request, timeout=timeout_s, metadata=self._mark())
+            if not context.add_callback(call.cancel):
+                call.cancel()
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                _pass_on(error, leader, context)
+            finally:
+                call.cancel()
+
+        return forward
+
+    def _mark(self) -> tuple[tuple[str, str], ...]:
+        return ((FORWARDED_KEY, self._view.owner_id),)
+
+    def _to(self, leader: LeaderRecord) -> grpc.Channel:
+        """One channel, to the leader of now. The former leader's is closed, which ends what is still under way on it."""
+        with self._lock:
+            if self._channel is None or self._address != leader.address:
+                if self._channel is not None:
+                    self._channel.close()
+                self._channel, self._address = self._open_channel(leader.address), leader.address
+            return self._channel
+
+
+def abort_for_retry(context: Any, text: str) -> NoReturn:
+    """Ends the call as UNAVAILABLE where nothing was done yet."""
+    context.set_trailing_metadata(((RETRY_KEY, "1"),))
+    context.abort(grpc.StatusCode.UNAVAILABLE, text)
+    raise AssertionError("abort returned")
+
+
+def _pass_on(error: grpc.RpcError, leader: LeaderRecord, context: Any) -> NoReturn:
+    """The leader's own refusal as it is; a leader that does not answer by name."""
+    code, text = error.code(), error.details() or ""
+    trailing = tuple((key, value) for key, value in error.trailing_metadata() or () if key == RETRY_KEY)
+    if trailing:
+        context.set_trailing_metadata(trailing)
+    elif code == grpc.StatusCode.UNAVAILABLE:
+        text = f"the leader {leader.id} at {leader.address} does not answer: {text}"
+    context.abort(code, text)
+    raise AssertionError("abort returned")

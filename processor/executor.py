@@ -86,11 +86,17 @@ def _nothing() -> None:
     pass
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutorRequest:
     """What a processor knows when it starts a changefeed's executor. start_ts: what Source.start returned.
     tables: the filter, as in SourceRequest. table_names: names of tables by id as far as the owner knows them (may be empty).
-    wake: call it (any thread) when a span's state has changed, so that the agent reports at once and not at its next tick."""
+    wake: call it (any thread) when a span's state has changed, so that the agent reports at once and not at its next tick.
+    may_write: ask it (any thread) right before each commit or flush at the sink; False = this processor's lease is in doubt:
+    give the work back and ask again later. It never blocks."""
 
     capture_id: CaptureID
     changefeed: ChangefeedID
@@ -103,6 +109,7 @@ class ExecutorRequest:
     options: Mapping[str, str] = field(default_factory=dict)
     table_names: Mapping[TableID, str] = field(default_factory=dict)
     wake: Callable[[], None] = _nothing
+    may_write: Callable[[], bool] = _always
 
 
 class ExecutorFactory(Protocol):

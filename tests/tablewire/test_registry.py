@@ -119,9 +119,9 @@ def test_keys_are_those_of_the_design() -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a b", "a\n", "é", "x" * 129])
 def test_a_bad_name_never_becomes_a_key(name: str) -> None:
     """A name that is not one path element is refused by what it was to name."""
-    with pytest.raises(OperatingError, match="^changefeed "):
+    with pytest.raises(OperatingError, match=r"^changefeed "):
         etcd_keys.changefeed_info_key("c", ChangefeedID("default", name))
-    with pytest.raises(OperatingError, match="^cluster "):
+    with pytest.raises(OperatingError, match=r"^cluster "):
         etcd_keys.owner_prefix(name)
 
 

@@ -1,0 +1,337 @@
+"""One session with an etcd cluster: reads, guarded writes, leases and watches, with failover between endpoints.
+
+Nothing of `etcd3` or gRPC leaves the etcd modules of this package: values are ours, and every failure is an EtcdError. We use
+etcd3's generated stubs and not its MultiEndpointEtcd3Client, because that keeps its failover state and its stubs without a
+lock (a late error of one thread marks the member that another thread has just moved to as failed), waits by the wall clock,
+and ends a watch with one call of a callback.
+
+Failover: all calls go to one member until it fails; then to the next one. A **read** that fails is tried again on another
+member. A **write** is tried again only when its own compares make a repetition harmless: each key that it writes is pinned to
+the revision (or absence) that it had before. When the repetition then finds its keys changed, they are read in the same
+transaction: if all of them hold just what this write says, written together, the first attempt had been applied.
+
+Every call is bounded: `request_timeout_ms` an attempt, two attempts at least, all attempts within twice that time.
+Any thread may use a session; `close` ends its watches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import etcd3.etcdrpc as rpc
+import grpc
+
+from tablewire.errors import ClosedError, EtcdError
+from tablewire.runtime.etcd_values import (
+    CompactedError,
+    Compare,
+    CompareTarget,
+    Credentials,
+    EtcdUnavailableError,
+    KeyValue,
+    LeaseLostError,
+    PrefixState,
+    Put,
+    Transaction,
+    compare_message,
+    delete_message,
+    get_message,
+    is_absent,
+    is_created_at,
+    is_repeatable,
+    is_unchanged,
+    key_value,
+    prefix_end,
+    put_message,
+    revision_if_applied,
+    to_bytes,
+)
+from tablewire.runtime.etcd_watch import PrefixWatch
+
+__all__ = [
+    "CompactedError",
+    "Compare",
+    "CompareTarget",
+    "Credentials",
+    "EtcdSession",
+    "EtcdUnavailableError",
+    "KeyValue",
+    "LeaseLostError",
+    "PrefixState",
+    "PrefixWatch",
+    "Put",
+    "Transaction",
+    "is_absent",
+    "is_created_at",
+    "is_unchanged",
+]
+
+REQUEST_TIMEOUT_MS = 2_000
+ATTEMPTS_MIN = 2
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+LEASE_TTL_MIN_S = 2
+"""etcd itself raises a shorter TTL to about 1.5 election timeouts, which is this with its defaults."""
+
+REQUIRE_LEADER = ("hasleader", "true")
+"""A member that has lost its quorum ends such a stream instead of leaving it open and mute."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A member that comes back is used at once, not after gRPC's default backoff of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # etcd refuses clients that ping more often than every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.enable_http_proxy", 0),
+)
+
+_T = TypeVar("_T")
+
+
+class EtcdSession:
+    """See the module's docstring. endpoints: host:port each. credentials None: plain text."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        request_timeout_ms: int = REQUEST_TIMEOUT_MS,
+        credentials: Credentials | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not endpoints:
+            raise ValueError("an etcd session needs at least one endpoint")
+        self.endpoints = tuple(endpoints)
+        self.request_timeout_s = request_timeout_ms / 1000
+        self._clock = clock
+        self._members = [_Member(endpoint, credentials) for endpoint in self.endpoints]
+        self._lock = threading.Lock()
+        self._current = 0
+        self._watches: list[PrefixWatch] = []
+        self._closed = False
+
+    # -- reads
+
+    def get(self, key: str) -> KeyValue | None:
+        """The key now (linearizable), None when it does not exist."""
+        answer = self._read(f"get {key}", lambda member, timeout: member.kv.Range(rpc.RangeRequest(key=to_bytes(key)), timeout))
+        return key_value(answer.kvs[0]) if answer.kvs else None
+
+    def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
+        """All keys that start with the prefix, by key, and the revision at which all of them stood so (linearizable)."""
+        request = rpc.RangeRequest(key=to_bytes(prefix), range_end=prefix_end(prefix))
+        answer = self._read(f"get {prefix}*", lambda member, timeout: member.kv.Range(request, timeout))
+        return [key_value(found) for found in answer.kvs], answer.header.revision
+
+    # -- writes
+
+    def transact(
+        self,
+        compares: Sequence[Compare],
+        puts: Sequence[Put] = (),
+        deletes: Sequence[str] = (),
+        *,
+        read_on_failure: Sequence[str] = (),
+    ) -> Transaction:
+        """Puts and deletes everything if all compares hold, and nothing otherwise.
+
+        EtcdUnavailableError: nobody knows whether it was applied (read again); it never is a half of it.
+        """
+        written = [put.key for put in puts] + list(deletes)
+        request = rpc.TxnRequest(
+            compare=[compare_message(compare) for compare in compares],
+            success=[put_message(put) for put in puts] + [delete_message(key) for key in deletes],
+            failure=[get_message(key) for key in dict.fromkeys([*read_on_failure, *written])],
+        )
+        what = f"write {', '.join(written)}" if written else "compare"
+        attempts = max(ATTEMPTS_MIN, len(self._members)) if is_repeatable(compares, written) else 1
+        answer, attempt = self._call(what, lambda member, timeout: member.kv.Txn(request, timeout), attempts)
+        revision = answer.header.revision
+        if answer.succeeded:
+            return Transaction(True, revision)
+        kvs = [key_value(found) for response in answer.responses for found in response.response_range.kvs]
+        found = {item.key: item for item in kvs}
+        mine = revision_if_applied(found, puts, deletes) if attempt > 1 else 0
+        if mine:
+            return Transaction(True, mine)
+        return Transaction(False, revision, MappingProxyType(found))
+
+    def put_if(self, compare: Compare, key: str, value: bytes, *, lease: int = 0) -> Transaction:
+        """Puts one key if the compare holds."""
+        return self.transact([compare], [Put(key, value, lease)])
+
+    def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Puts without any guard (tools and tests); its revision."""
+        return self.transact([], [Put(key, value, lease)]).revision
+
+    def delete(self, key: str) -> None:
+        """Deletes without any guard (tools and tests)."""
+        self.transact([], deletes=[key])
+
+    # -- leases
+
+    def grant(self, ttl_s: int) -> tuple[int, int]:
+        """A new lease: its id and the TTL in seconds that etcd chose, which may be longer than asked for.
+
+        Tried on other members too: a lease that was granted without our knowing it holds no key and just expires.
+        """
+        request = rpc.LeaseGrantRequest(TTL=ttl_s)
+        answer = self._read("grant a lease", lambda member, timeout: member.lease.LeaseGrant(request, timeout))
+        if answer.error:
+            raise EtcdError(f"etcd did not grant a lease: {answer.error}")
+        return answer.ID, answer.TTL
+
+    def keep_alive_once(self, lease_id: int, *, timeout_s: float | None = None) -> int:
+        """Renews the lease; its TTL in seconds from when etcd did so. LeaseLostError when it does not exist.
+
+        One attempt, on one member; the next call goes to another one if this failed. timeout_s: at most this long.
+        """
+        bound_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+
+        def keep_alive(member: _Member, timeout: float) -> Any:
+            request = rpc.LeaseKeepAliveRequest(ID=lease_id)
+            call = member.lease.LeaseKeepAlive(iter((request,)), timeout, metadata=(REQUIRE_LEADER,))
+            try:
+                return next(call, None)
+            finally:
+                call.cancel()
+
+        answer, _ = self._call("keep a lease alive", keep_alive, 1, bound_s)
+        if answer is None:
+            raise EtcdUnavailableError("etcd: keep a lease alive: the member closed the stream without an answer")
+        if answer.TTL <= 0:
+            raise LeaseLostError(f"etcd lease {lease_id:016x} has expired or was revoked")
+        return int(answer.TTL)
+
+    def revoke(self, lease_id: int) -> None:
+        """Ends the lease and deletes its keys. One that does not exist (any more) is fine."""
+        request = rpc.LeaseRevokeRequest(ID=lease_id)
+        try:
+            self._read("revoke a lease", lambda member, timeout: member.lease.LeaseRevoke(request, timeout))
+        except LeaseLostError:
+            return
+
+    # -- watches, lifetime
+
+    def watch_prefix(
+        self, prefix: str, on_change: Callable[[PrefixState], None] | None = None, *, name: str = "watch"
+    ) -> PrefixWatch:
+        """Keeps the whole state of a prefix, and hands it over whenever it changed; see `etcd_watch.PrefixWatch`."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the etcd session is closed")
+            watch = PrefixWatch(self, prefix, on_change, name=name)
+            self._watches.append(watch)
+        return watch
+
+    def close(self) -> None:
+        """Ends all watches and connections. Idempotent; later calls raise ClosedError."""
+        with self._lock:
+            self._closed = True
+            watches, self._watches = self._watches, []
+        for watch in watches:
+            watch.close()
+        for member in self._members:
+            member.channel.close()
+
+    # -- for etcd_watch
+
+    def compact(self, revision: int) -> None:
+        """Forgets all history before the revision (tools and tests)."""
+        self._read("compact", lambda member, timeout: member.kv.Compact(rpc.CompactionRequest(revision=revision), timeout))
+
+    def pick(self) -> _Member:
+        """The member in use now."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the etcd session is closed")
+            return self._members[self._current]
+
+    def failed(self, member: _Member) -> None:
+        """Moves on from this member, unless another thread has already done so."""
+        with self._lock:
+            if self._members[self._current] is member:
+                self._current = (self._current + 1) % len(self._members)
+
+    def forget(self, watch: PrefixWatch) -> None:
+        with self._lock:
+            if watch in self._watches:
+                self._watches.remove(watch)
+
+    # -- calls
+
+    def _read(self, what: str, call: Callable[[_Member, float], _T]) -> _T:
+        return self._call(what, call, max(ATTEMPTS_MIN, len(self._members)))[0]
+
+    def _call(
+        self, what: str, call: Callable[[_Member, float], _T], attempts: int, timeout_s: float | None = None
+    ) -> tuple[_T, int]:
+        """The answer and the number of the attempt that got it."""
+        timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
+        deadline = self._clock() + 2 * timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            member = self.pick()
+            try:
+                return call(member, min(timeout_s, max(0.001, deadline - self._clock()))), attempt
+            except (grpc.RpcError, ValueError) as error:
+                failure = self.explain(what, member, error)
+                if not isinstance(failure, EtcdUnavailableError):
+                    raise failure from error
+                self.failed(member)
+                if attempt >= attempts or self._clock() >= deadline:
+                    raise failure from error
+
+    def explain(self, what: str, member: _Member, error: Exception) -> EtcdError | ClosedError:
+        """gRPC's error as ours, with what was tried and where."""
+        where = f"etcd {member.endpoint}: {what}"
+        if not isinstance(error, grpc.RpcError):
+            if self._closed:
+                return ClosedError("the etcd session is closed")
+            return EtcdError(f"{where}: {error}")  # a value that no request can carry
+        code, details = error.code(), error.details() or "no details"
+        if code in _UNAVAILABLE:
+            if self._closed:
+                return ClosedError("the etcd session is closed")
+            reason = "no answer in time" if code is grpc.StatusCode.DEADLINE_EXCEEDED else details
+            return EtcdUnavailableError(f"{where}: {reason}")
+        if code is grpc.StatusCode.NOT_FOUND and "lease" in details:
+            return LeaseLostError(f"{where}: {details}")
+        if code is grpc.StatusCode.OUT_OF_RANGE and "compacted" in details:
+            return CompactedError(f"{where}: {details}")
+        return EtcdError(f"{where}: {code.name}: {details}")
+
+
+class _Member:
+    """One endpoint and its stubs. A gRPC channel connects when it is first used and again by itself."""
+
+    def __init__(self, endpoint: str, credentials: Credentials | None) -> None:
+        self.endpoint = endpoint
+        if credentials is None:
+            self.channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        else:
+            tls = grpc.ssl_channel_credentials(credentials.root, credentials.key, credentials.chain)
+            self.channel = grpc.secure_channel(endpoint, tls, options=CHANNEL_OPTIONS)
+        self.kv = rpc.KVStub(self.channel)
+        self.lease = rpc.LeaseStub(self.channel)
+        self.watch = rpc.WatchStub(self.channel)
+
+
+_UNAVAILABLE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+    }
+)

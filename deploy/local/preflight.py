@@ -1,0 +1,77 @@
+"""What has to be right before anything is installed or started: one clear line for each thing that is not.
+
+Runs on whatever `python3` a machine has, so it keeps to the syntax of Python 3.6 and to the standard library. Exit code 0 =
+all is well, 1 = something is missing; the lines are on stderr. `make demo`, `make cluster` and `make test` call it first.
+"""
+
+# ruff: noqa: UP031
+
+import os
+import platform
+import sys
+
+OLDEST = (3, 11)
+OLDEST_GLIBC = (2, 34)
+"""Of the PostgreSQL wheel."""
+MACHINES = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64",)}
+
+
+def wrong_python(version):  # type: (tuple[int, ...]) -> str
+    """Empty when this Python will do."""
+    if version >= OLDEST:
+        return ""
+    have = "%d.%d" % version[:2]
+    return "python %s is too old: Tablewire needs 3.11 or newer (make PYTHON=/path/to/python3.11)" % have
+
+
+def missing_modules(version, importable):  # type: (tuple[int, ...], object) -> str
+    """Empty when a virtual environment with pip can be made. importable: name -> bool."""
+    missing = [name for name in ("venv", "ensurepip") if not importable(name)]  # type: ignore[operator]
+    if not missing:
+        return ""
+    package = "python%d.%d-venv" % version[:2]
+    return "this python has no module %s: on Debian and Ubuntu, apt install %s" % (" and ".join(missing), package)
+
+
+def wrong_platform(system, machine, glibc):  # type: (str, str, tuple[int, ...]) -> str
+    """Empty when etcd and PostgreSQL can be had here. glibc: its version, () where it is another C library."""
+    if machine not in MACHINES.get(system, ()):
+        supported = ", ".join("%s on %s" % (name, " or ".join(MACHINES[name])) for name in sorted(MACHINES))
+        return "%s on %s is not supported: %s" % (system, machine or "an unknown machine", supported)
+    if os.environ.get("TABLEWIRE_POSTGRES_BIN") or not glibc or glibc >= OLDEST_GLIBC:
+        return ""
+    have = "%d.%d" % glibc[:2]
+    return "glibc %s is too old for the PostgreSQL wheel (2.34 or newer): name a server by TABLEWIRE_POSTGRES_BIN" % have
+
+
+def _importable(name):  # type: (str) -> bool
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _glibc():  # type: () -> tuple[int, ...]
+    name, version = platform.libc_ver()
+    words = version.split(".")
+    if name != "glibc" or not all(word.isdigit() for word in words[:2]):
+        return ()
+    return tuple(int(word) for word in words[:2])
+
+
+def main():  # type: () -> int
+    version = tuple(sys.version_info[:2])
+    problems = [
+        wrong_platform(platform.system(), platform.machine(), _glibc()),
+        wrong_python(version),
+        missing_modules(version, _importable),
+    ]
+    problems = [problem for problem in problems if problem]
+    for problem in problems:
+        sys.stderr.write("tablewire: %s\n" % problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

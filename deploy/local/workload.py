@@ -1,0 +1,217 @@
+"""A steady load over twelve tables of different shapes, from a seed: inserts, updates and deletes at a set rate.
+
+One thread, one connection, short transactions of one to three tables. What was committed is counted by table and kind;
+a transaction that failed is not counted. Rows are kept below a cap by deleting as much as is inserted once it is reached.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from types import TracebackType
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from deploy.local.shapes import SHAPES, Shape
+
+ROWS_PER_TABLE_MAX = 5_000
+ROWS_PER_TRANSACTION = 12
+RECONNECT_PAUSE_S = 0.2
+STOP_TIMEOUT_S = 30.0
+
+INSERT, UPDATE, DELETE = "insert", "update", "delete"
+_KINDS = (INSERT, UPDATE, DELETE)
+_WEIGHTS = (45, 40, 15)
+_FULL_WEIGHTS = (20, 40, 40)
+"""Once a table has reached its cap."""
+
+
+@dataclass(slots=True)
+class _Table:
+    """One table's live keys, so that updates and deletes hit rows that exist."""
+
+    shape: Shape
+    keys: list[tuple[Any, ...]] = field(default_factory=list)
+    next_number: int = 1
+
+    def take(self, rng: Random) -> tuple[Any, ...] | None:
+        """Remove one key by chance and give it; None when there is none."""
+        if not self.keys:
+            return None
+        index = rng.randrange(len(self.keys))
+        self.keys[index], self.keys[-1] = self.keys[-1], self.keys[index]
+        return self.keys.pop()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCounts:
+    """What was committed so far."""
+
+    by_kind: Mapping[str, int]
+    by_table: Mapping[str, Mapping[str, int]]
+    transactions: int
+    errors: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_kind.values())
+
+
+def create_tables(uri: str, *, schema: str = "public", shapes: Sequence[Shape] = SHAPES) -> list[str]:
+    """Create the tables (and the schema); their names as schema.table, in order."""
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+        for shape in shapes:
+            name = sql.Identifier(schema, shape.name)
+            body = sql.SQL(shape.columns_sql)
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(name, body))
+            for statement in shape.extra_sql:
+                connection.execute(sql.SQL(statement).format(name))
+    return [f"{schema}.{shape.name}" for shape in shapes]
+
+
+class Workload:
+    """`create_tables` first. `start`, later `stop`; `counts` at any time from any thread.
+
+    A connection that breaks is made again; `error` holds the last trouble. Only one thread runs at a time, and the same seed,
+    rate aside, gives the same sequence of changes.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        rows_per_s: float = 500.0,
+        seed: int = 1,
+        schema: str = "public",
+        shapes: Sequence[Shape] = SHAPES,
+        rows_per_table_max: int = ROWS_PER_TABLE_MAX,
+    ) -> None:
+        self._uri = uri
+        self._rate = rows_per_s
+        self._rng = Random(seed)
+        self._schema = schema
+        self._tables = [_Table(shape) for shape in shapes]
+        self._cap = rows_per_table_max
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {shape.name: Counter() for shape in shapes}
+        self._transactions = 0
+        self._errors = 0
+        self.error = ""
+
+    def fill(self, rows_per_table: int) -> None:
+        """Insert so many rows into each table, at full speed, in this thread; before `start`."""
+        with psycopg.connect(self._uri) as connection:
+            for table in self._tables:
+                for begin in range(0, rows_per_table, 500):
+                    many = min(500, rows_per_table - begin)
+                    self._transaction(connection, [(table, INSERT)] * many)
+
+    def start(self) -> None:
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="workload", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> LoadCounts:
+        """End after the transaction under way; what was committed in all. Idempotent."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+            if self._thread.is_alive():
+                raise TimeoutError("the workload's transaction does not end")
+        return self.counts
+
+    @property
+    def counts(self) -> LoadCounts:
+        with self._lock:
+            by_table = {name: dict(counter) for name, counter in self._counts.items()}
+            by_kind = {kind: sum(counter[kind] for counter in self._counts.values()) for kind in _KINDS}
+            return LoadCounts(by_kind, by_table, self._transactions, self._errors)
+
+    def __enter__(self) -> Workload:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self._uri, connect_timeout=5) as connection:
+                    self._pace(connection)
+            except psycopg.OperationalError as error:
+                with self._lock:
+                    self._errors += 1
+                    self.error = str(error).strip()
+                self._stopping.wait(RECONNECT_PAUSE_S)
+
+    def _pace(self, connection: psycopg.Connection[Any]) -> None:
+        begin, done = time.monotonic(), 0
+        while not self._stopping.is_set():
+            ahead_s = done / self._rate - (time.monotonic() - begin)
+            if ahead_s > 0 and self._stopping.wait(ahead_s):
+                return
+            if ahead_s < -1.0:  # a machine that cannot keep up makes no burst later
+                begin, done = time.monotonic(), 0
+            done += self._transaction(connection, self._choose())
+
+    def _choose(self) -> list[tuple[_Table, str]]:
+        """The changes of the next transaction."""
+        tables = self._rng.sample(self._tables, k=min(len(self._tables), self._rng.randint(1, 3)))
+        work: list[tuple[_Table, str]] = []
+        for _ in range(self._rng.randint(1, ROWS_PER_TRANSACTION)):
+            table = self._rng.choice(tables)
+            weights = _WEIGHTS if len(table.keys) < self._cap else _FULL_WEIGHTS
+            work.append((table, self._rng.choices(_KINDS, weights)[0]))
+        return work
+
+    def _transaction(self, connection: psycopg.Connection[Any], work: Sequence[tuple[_Table, str]]) -> int:
+        """Run and commit; how many rows changed. On an error the keys are as before, as far as we can know."""
+        done: list[tuple[str, str]] = []
+        before = {id(table): (table, list(table.keys)) for table, _ in work} if len(work) <= ROWS_PER_TRANSACTION else {}
+        try:
+            with connection.transaction(), connection.pipeline(), connection.cursor() as cursor:
+                for table, kind in work:
+                    done.append((table.shape.name, self._change(cursor, table, kind)))
+        except psycopg.Error:
+            for table, keys in before.values():
+                table.keys = keys
+            raise
+        with self._lock:
+            self._transactions += 1
+            for name, kind in done:
+                self._counts[name][kind] += 1
+        return len(done)
+
+    def _change(self, cursor: psycopg.Cursor[Any], table: _Table, kind: str) -> str:
+        """Send one change; its kind (an insert where there is no row to change)."""
+        shape, rng = table.shape, self._rng
+        name = sql.Identifier(self._schema, shape.name)
+        key = table.take(rng) if kind != INSERT else None
+        if key is None:
+            row = shape.row(rng, table.next_number)
+            table.next_number += 1
+            columns = sql.SQL(", ").join(map(sql.Identifier, row))
+            values = sql.SQL(", ").join(sql.Placeholder() * len(row))
+            cursor.execute(sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(name, columns, values), list(row.values()))
+            table.keys.append(tuple(row[column] for column in shape.key))
+            return INSERT
+        where = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in shape.key)
+        if kind == DELETE:
+            cursor.execute(sql.SQL("DELETE FROM {} WHERE {}").format(name, where), key)
+            return DELETE
+        changed = shape.update(rng, table.next_number)
+        table.next_number += 1
+        assignments = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in changed)
+        cursor.execute(sql.SQL("UPDATE {} SET {} WHERE {}").format(name, assignments, where), [*changed.values(), *key])
+        table.keys.append(tuple(changed.get(column, old) for column, old in zip(shape.key, key, strict=True)))
+        return UPDATE

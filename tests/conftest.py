@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,30 @@ from deploy.local.etcd import EtcdServer
 from deploy.local.postgres import PostgresServer
 
 _numbers = itertools.count(1)
+
+
+def _skips_are_failures() -> bool:
+    return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one: whatever it lacks, .ci/run has to bring."""
+    report = yield
+    if report.skipped and _skips_are_failures() and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which fails in CI: {item.nodeid}: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself while it is imported."""
+    report = yield
+    if report.skipped and _skips_are_failures():
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which fails in CI: {collector.nodeid}: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

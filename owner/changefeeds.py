@@ -13,15 +13,26 @@ leader sees now (an error being retried), and a new leader finds it again by its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Protocol
 
 import msgspec
+import structlog
 
-from tablewire.errors import OperatingError
-from tablewire.registry import ChangefeedInfo, ChangefeedState, next_epoch
+from tablewire import etcd_keys
+from tablewire.errors import ConflictError, OperatingError, UnknownChangefeedError
+from tablewire.etcd_keys import ChangefeedKey
+from tablewire.registry import ChangefeedInfo, ChangefeedState, ChangefeedStatus, decode, encode, next_epoch
+from tablewire.runtime.etcd import Compare, EtcdSession, KeyValue, Put, is_absent, is_unchanged
+from tablewire.types import ChangefeedID, Ts
+
+CONFLICT_ATTEMPTS = 5
+"""How often a change is tried again after another writer changed the same record in between."""
+
+_log = structlog.get_logger("owner.changefeeds")
 
 
 class ChangefeedEvent(StrEnum):
@@ -129,3 +140,136 @@ def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revis
     if (outcome.state, error, epoch) == (info.state, info.error, info.epoch):
         return info
     return msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The registry
+
+
+class GuardedWrite(Protocol):
+    """`Election.guarded_write`."""
+
+    def __call__(self, puts: Sequence[Put], deletes: Sequence[str] = (), extra_compares: Sequence[Compare] = ()) -> int: ...
+
+
+class EtcdChangefeeds:
+    """The changefeeds in etcd. Any thread; every call may block for the session's deadline.
+
+    Errors of the writes: NotLeaderError (this owner does not lead), ConflictError (the id exists; or others kept changing the
+    record), UnknownChangefeedError, ChangefeedRefusedError (its state forbids it), EtcdError.
+    """
+
+    def __init__(self, session: EtcdSession, cluster: str, write: GuardedWrite) -> None:
+        self._session = session
+        self._cluster = cluster
+        self._write = write
+
+    def list(self) -> Sequence[ChangefeedInfo]:
+        """All that can be read, by id; one that cannot is logged with its key."""
+        items, _ = self._session.get_prefix(etcd_keys.changefeeds_prefix(self._cluster))
+        infos, errors = read_infos(self._cluster, items)
+        for error in errors.values():
+            _log.warning("unreadable_changefeed", reason=error)
+        return [infos[changefeed] for changefeed in sorted(infos)]
+
+    def get(self, changefeed: ChangefeedID) -> ChangefeedInfo:
+        return self._read(changefeed)[0]
+
+    def status(self, changefeed: ChangefeedID) -> ChangefeedStatus | None:
+        """How far it was known to be; None while nothing was stored."""
+        key = etcd_keys.changefeed_status_key(self._cluster, changefeed)
+        found = self._session.get(key)
+        return decode(ChangefeedStatus, key, found.value) if found is not None else None
+
+    def create(self, info: ChangefeedInfo) -> None:
+        """Stores a new one at an epoch above that of every former changefeed of this id."""
+        key = etcd_keys.changefeed_info_key(self._cluster, info.changefeed)
+        _, revision = self._session.get_prefix(key)
+        record = msgspec.structs.replace(info, epoch=next_epoch(0, revision))
+        try:
+            self._write([Put(key, encode(record))], extra_compares=[is_absent(key)])
+        except ConflictError:
+            raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed") from None
+
+    def pause(self, changefeed: ChangefeedID) -> None:
+        self.apply(changefeed, ChangefeedEvent.PAUSE)
+
+    def resume(self, changefeed: ChangefeedID) -> None:
+        self.apply(changefeed, ChangefeedEvent.RESUME)
+
+    def remove(self, changefeed: ChangefeedID) -> None:
+        """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""
+        self.apply(changefeed, ChangefeedEvent.REMOVE)
+
+    def apply(
+        self, changefeed: ChangefeedID, event: ChangefeedEvent, *, error: str = "", epoch: int | None = None
+    ) -> ChangefeedInfo:
+        """One event of one changefeed; the record as it stands now. epoch: the run that the event comes from; when another
+        one runs by now, nothing is changed."""
+
+        def change(info: ChangefeedInfo, revision: int) -> ChangefeedInfo:
+            if epoch is not None and info.epoch != epoch:
+                return info
+            return step(info, event, error=error, revision=revision)
+
+        return self._change(changefeed, change)
+
+    def set_start(self, changefeed: ChangefeedID, epoch: int, start_ts: Ts) -> ChangefeedInfo:
+        """Stores where replication starts, once; the record as it stands now. Nothing is changed when another epoch runs."""
+
+        def change(info: ChangefeedInfo, _revision: int) -> ChangefeedInfo:
+            if info.epoch != epoch or info.start_ts:
+                return info
+            return msgspec.structs.replace(info, start_ts=start_ts)
+
+        return self._change(changefeed, change)
+
+    def set_status(self, changefeed: ChangefeedID, status: ChangefeedStatus, info_revision: int) -> None:
+        """Stores how far it is; ConflictError when its record is not the one of `info_revision` (its mod_revision) any more,
+        so that a status never comes back after its changefeed was removed."""
+        info_key = etcd_keys.changefeed_info_key(self._cluster, changefeed)
+        put = Put(etcd_keys.changefeed_status_key(self._cluster, changefeed), encode(status))
+        self._write([put], extra_compares=[is_unchanged(info_key, info_revision)])
+
+    def forget(self, changefeed: ChangefeedID, epoch: int) -> None:
+        """Deletes the keys of this changefeed alone, if it is removed and still the one of this epoch."""
+        info, found = self._read(changefeed)
+        if info.epoch != epoch or info.state is not ChangefeedState.REMOVED:
+            raise ConflictError(f"changefeed {changefeed} is not the one that was removed")
+        keys = [found.key, etcd_keys.changefeed_status_key(self._cluster, changefeed)]
+        self._write([], keys, extra_compares=[is_unchanged(found.key, found.mod_revision)])
+
+    def _change(self, changefeed: ChangefeedID, change: Callable[[ChangefeedInfo, int], ChangefeedInfo]) -> ChangefeedInfo:
+        for _ in range(CONFLICT_ATTEMPTS):
+            before, found = self._read(changefeed)
+            after = change(before, found.mod_revision)
+            if after is before:
+                return before
+            try:
+                self._write([Put(found.key, encode(after))], extra_compares=[is_unchanged(found.key, found.mod_revision)])
+            except ConflictError:
+                continue
+            return after
+        raise ConflictError(f"changefeed {changefeed} is being changed by others: try again")
+
+    def _read(self, changefeed: ChangefeedID) -> tuple[ChangefeedInfo, KeyValue]:
+        key = etcd_keys.changefeed_info_key(self._cluster, changefeed)
+        found = self._session.get(key)
+        if found is None:
+            raise UnknownChangefeedError(f"no changefeed {changefeed}")
+        return decode(ChangefeedInfo, key, found.value), found
+
+
+def read_infos(cluster: str, items: Sequence[KeyValue]) -> tuple[dict[ChangefeedID, ChangefeedInfo], dict[ChangefeedID, str]]:
+    """The changefeeds among these keys, and the text of why not for those that cannot be read. Pure."""
+    infos: dict[ChangefeedID, ChangefeedInfo] = {}
+    errors: dict[ChangefeedID, str] = {}
+    for item in items:
+        place = etcd_keys.changefeed_of(cluster, item.key)
+        if place is None or place[1] is not ChangefeedKey.INFO:
+            continue
+        try:
+            infos[place[0]] = decode(ChangefeedInfo, item.key, item.value)
+        except OperatingError as error:
+            errors[place[0]] = str(error)
+    return infos, errors

@@ -47,7 +47,7 @@ def new_executor(request: ExecutorRequest) -> TableExecutor:
         return cast(TableExecutor, factory(request))
     except OperatingError:
         raise
-    except Exception as error:  # the border to a user's code
+    except Exception as error:
         text = redact_uri(f"{type(error).__name__}: {error}")
         raise OperatingError(f"the executor plug-in for {redact_uri(request.source_uri)} failed: {text}") from error
 
@@ -59,6 +59,6 @@ def close_executor(executor: TableExecutor) -> str:
         return ""
     try:
         executor.close()
-    except Exception as error:  # the border to a user's code
+    except Exception as error:  # noqa: BLE001 - the border to a user's code
         return redact_uri(f"{type(error).__name__}: {error}")
     return ""

@@ -25,7 +25,7 @@ class DispatchBook:
         if len(rows):
             self.entries.setdefault(capture, []).append((rows, action))
 
-    def add_by_capture(self, captures: np.ndarray, rows: Rows, action: DispatchAction) -> None:  # type: ignore[type-arg]
+    def add_by_capture(self, captures: np.ndarray, rows: Rows, action: DispatchAction) -> None:
         """The same action to the capture of each row; captures: shape (len(rows),)."""
         for capture in np.unique(captures).tolist():
             self.add(capture, rows[captures == capture], action)
@@ -44,12 +44,11 @@ class DispatchBook:
         alive = tables.live[rows]
         rows, actions = rows[alive], actions[alive]
         return [
-            _request(tables, rows[start : start + chunk], actions[start : start + chunk])
-            for start in range(0, len(rows), chunk)
+            _request(tables, rows[start : start + chunk], actions[start : start + chunk]) for start in range(0, len(rows), chunk)
         ]
 
 
-def _request(tables: Tables, rows: Rows, actions: np.ndarray) -> DispatchTableRequest:  # type: ignore[type-arg]
+def _request(tables: Tables, rows: Rows, actions: np.ndarray) -> DispatchTableRequest:
     adds = actions != DispatchAction.REMOVE
     writes = actions == DispatchAction.ADD_WRITE
     zero = np.uint64(0)
@@ -63,7 +62,7 @@ def _request(tables: Tables, rows: Rows, actions: np.ndarray) -> DispatchTableRe
     )
 
 
-def note_number(tables: Tables, capture: int, numbers: np.ndarray, n: int) -> None:  # type: ignore[type-arg]
+def note_number(tables: Tables, capture: int, numbers: np.ndarray, n: int) -> None:
     """These spans were dispatched to the capture in its message n."""
     rows = tables.rows_of_numbers(numbers)
     primary = tables.primary[rows] == capture

@@ -255,7 +255,7 @@ class Tables:
         numbers = np.arange(self._next_number, self._next_number + count, dtype=np.uint32)
         self._next_number += count
         if self._next_number > len(self._row_of_number):
-            grown = np.full(max(self._next_number, _GROWTH * len(self._row_of_number)), NO_ROW, np.int32)
+            grown: npt.NDArray[np.int32] = np.full(max(self._next_number, _GROWTH * len(self._row_of_number)), NO_ROW, np.int32)
             grown[: len(self._row_of_number)] = self._row_of_number
             self._row_of_number = grown
         self._row_of_number[numbers] = rows
@@ -374,7 +374,7 @@ class Tables:
             return
         capacity = max(rows, _GROWTH * self._capacity)
         for column in _COLUMNS:
-            grown = np.full(capacity, column.empty, column.dtype)
-            grown[: self.size] = getattr(self, column.name)[: self.size]
-            setattr(self, column.name, grown)
+            wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
+            wider[: self.size] = getattr(self, column.name)[: self.size]
+            setattr(self, column.name, wider)
         self._capacity = capacity

@@ -1,0 +1,245 @@
+"""Messages in: which ones count, and what they say in terms of rows.
+
+Invariant: a report (base b, number m) is applied only if b is at most the last m that was applied from that processor_epoch;
+after it the rows hold what the agent knew at m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from owner.core.captures import Capture
+from owner.core.replication import Reports, apply_reports, bare_reports, counted, note_reports, roles_of
+from owner.core.state import Core
+from owner.core.tables import NO_ROW, REMOVING, Rows, Tables, Trouble
+from owner.core.transitions import Role
+from tablewire.types import (
+    PROTOCOL_VERSION,
+    U8,
+    U32,
+    DispatchTableResponse,
+    HeartbeatResponse,
+    Message,
+    SpanBlock,
+    SpanReports,
+    SpanStats,
+    TableState,
+    join_reports,
+)
+
+HELD = np.zeros(len(TableState), np.bool_)
+HELD[[TableState.PREPARING.code, TableState.PREPARED.code, TableState.REPLICATING.code, TableState.STOPPING.code]] = True
+CHUNKS_MAX = 1_024
+
+
+def take_messages(core: Core, messages: Sequence[Message]) -> None:
+    """Applies what counts, by capture and in the order of their numbers; the rest is counted by its reason."""
+    for message in sorted(messages, key=lambda message: (message.sender, message.number)):
+        why_not = _take(core, message)
+        if why_not:
+            core.dropped_messages[why_not] = core.dropped_messages.get(why_not, 0) + 1
+
+
+def _take(core: Core, message: Message) -> str:
+    identity, body = core.identity, message.body
+    if not isinstance(body, HeartbeatResponse | DispatchTableResponse):
+        return "not for an owner"
+    if message.version != PROTOCOL_VERSION:
+        return "version"
+    if message.receiver != identity.owner_id or message.changefeed != identity.changefeed:
+        return "addressee"
+    if message.owner_revision != identity.owner_revision:
+        return "owner_revision"
+    if message.changefeed_epoch != identity.changefeed_epoch:
+        return "changefeed_epoch"
+    capture = core.captures.get(message.sender)
+    if capture is None:
+        return "unknown capture"
+    if message.processor_epoch == 0:
+        return "processor_epoch"
+    if message.processor_epoch != capture.processor_epoch:
+        # A restarted agent is learnt afresh; its epoch has no order, so only the echo tells that it is the newer one.
+        if capture.processor_epoch and message.echo <= capture.echoed:
+            return "processor_epoch"
+        capture.processor_epoch = message.processor_epoch
+        capture.received = capture.acked = 0
+        core.chunks.pop(capture.index, None)
+    elif message.number <= capture.received:
+        return "number"
+    capture.received = message.number
+    capture.echoed = max(capture.echoed, message.echo)
+    capture.heard_ms = core.now_ms
+    if isinstance(body, HeartbeatResponse):
+        capture.liveness, capture.fenced = body.liveness, body.fenced
+    report = _whole(core, capture, body.reports, message.number)
+    if report is None:
+        return ""
+    if report.base > capture.acked or (capture.wants_names and (report.base or report.numbers.any())):
+        return "base"
+    capture.wants_names = False
+    capture.acked = message.number
+    if core.bootstrap.done:
+        apply_span_reports(core, capture, report, message.echo, isinstance(body, HeartbeatResponse))
+    else:
+        capture.acked = 0  # until the gate opens, each answer is to be the whole truth
+        core.bootstrap.reports[capture.index] = report
+        core.bootstrap.waiting_for.discard(capture.index)
+    return ""
+
+
+def _whole(core: Core, capture: Capture, chunk: SpanReports, number: int) -> SpanReports | None:
+    """The whole report once its last chunk is there, else None. Chunks follow each other without a gap."""
+    before = core.chunks.pop(capture.index, None)
+    if before is not None and chunk.base == number - 1 and len(before) < CHUNKS_MAX:
+        before.append(chunk)
+    else:
+        before = [chunk]
+    if chunk.more:
+        core.chunks[capture.index] = before
+        return None
+    return join_reports(before)
+
+
+def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: int, restate: bool) -> None:
+    """Rows are found, what does not count is left out, and the rules are applied; then the rows of this capture that are not
+    steady and that the report leaves out are told again (restate) in the state that was last reported."""
+    tables, replication = core.tables, core.replication
+    rows = rows_of_report(core, capture, report)
+    found = rows != NO_ROW
+    whole_truth = report.base == 0
+    if found.all():
+        reports = _reports(report, rows)
+    else:
+        reports = _reports(report, rows).take(found)
+    _claim_everywhere(core, capture, reports, whole_truth)
+    roles = roles_of(tables, reports.rows, capture.index)
+    mask = counted(tables, reports.rows, roles, capture.index, echo)
+    failed = _failed(report, rows, reports.rows[mask & (roles != Role.NONE)]) if report.errors else {}
+    if mask.all():
+        apply_reports(replication, capture.index, reports)
+    else:
+        note_reports(tables, capture.index, reports.take(~mask), roles[~mask])
+        apply_reports(replication, capture.index, reports.take(mask))
+    take_errors(core, capture, failed)
+    take_stats(tables, capture, report.stats, rows)
+    if whole_truth:
+        _tell(core, capture, np.setdiff1d(tables.rows_touching(capture.index), reports.rows), echo, absent=True)
+    elif restate:
+        _tell(core, capture, np.setdiff1d(unsteady_rows_of(tables, capture.index), reports.rows), echo, absent=False)
+
+
+def unsteady_rows_of(tables: Tables, capture: int) -> Rows:
+    """The rows that are not steady and in which the capture has a role, sorted."""
+    size = tables.size
+    rows = np.flatnonzero(tables.live[:size] & ~tables.steady[:size])
+    if not len(rows):
+        return rows
+    mask = (tables.primary[rows] == capture) | (tables.secondary[rows] == capture)
+    for position in np.flatnonzero(tables.undetermined_count[rows]).tolist():
+        mask[position] |= capture in tables.undetermined[int(rows[position])]
+    return rows[mask]
+
+
+def _tell(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> None:
+    if not len(rows):
+        return
+    tables = core.tables
+    roles = roles_of(tables, rows, capture.index)
+    mask = counted(tables, rows, roles, capture.index, echo)
+    rows, roles = rows[mask], roles[mask]
+    states: U8 | int = TableState.ABSENT.code if absent else _last_reported(tables, rows, roles, capture.index)
+    apply_reports(core.replication, capture.index, bare_reports(rows, states))
+
+
+def _last_reported(tables: Tables, rows: Rows, roles: U8, capture: int) -> U8:
+    states: U8 = tables.secondary_reported[rows].astype(np.uint8)
+    primary = roles == Role.PRIMARY
+    states[primary] = tables.primary_reported[rows[primary]]
+    for position in np.flatnonzero(roles == Role.UNDETERMINED).tolist():
+        states[position] = tables.undetermined[int(rows[position])][capture].reported
+    return states
+
+
+def _claim_everywhere(core: Core, capture: Capture, reports: Reports, whole_truth: bool) -> None:
+    """A capture that might have held anything has told what it holds: those spans name it, and it is free of the others."""
+    replication = core.replication
+    if capture.index not in replication.everywhere or not whole_truth:
+        return
+    replication.everywhere.discard(capture.index)
+    held = reports.take(HELD[reports.states])
+    roles = roles_of(core.tables, held.rows, capture.index)
+    new = roles == Role.NONE
+    for row, state in zip(held.rows[new].tolist(), held.states[new].tolist(), strict=True):
+        core.tables.add_undetermined((row,), capture.index, state)
+    core.tables.refresh_steady(held.rows)
+
+
+def rows_of_report(core: Core, capture: Capture, report: SpanReports) -> Rows:
+    """The row of each reported span; shape (len(report),); NO_ROW: nothing to do. A held stranger gets one in Removing."""
+    tables = core.tables
+    numbers: U32 = report.numbers
+    if numbers.all():
+        rows = tables.rows_of_numbers(numbers)
+    else:
+        named = numbers == 0
+        rows = tables.rows_of_numbers(numbers)
+        by_name = tables.rows_of_spans(report.spans)
+        strangers = (by_name == NO_ROW) & HELD[report.states[named]]
+        if strangers.any():
+            by_name[strangers] = adopt_strangers(core, report.spans, np.flatnonzero(strangers))
+        rows[named] = by_name
+        capture.introduce.append(by_name[by_name != NO_ROW])
+    if not (rows != NO_ROW).all():
+        unknown = (rows == NO_ROW) & (numbers != 0) & HELD[report.states]
+        if unknown.any():
+            capture.wants_names, capture.acked = True, 0
+    return rows
+
+
+def adopt_strangers(core: Core, spans: SpanBlock, positions: Rows) -> Rows:
+    """Spans that somebody holds and nobody knows: rows that are being removed, so that the holder is not forgotten."""
+    rows = core.tables.add(SpanBlock.of([spans[int(position)] for position in positions]), core.now_ms)
+    core.tables.set_state(rows, REMOVING, core.now_ms)
+    return rows
+
+
+def _failed(report: SpanReports, rows: Rows, counting: Rows) -> dict[int, str]:
+    """row -> error text, of the rows in which the reporter had a role and whose report counts; a text told again is neither."""
+    known = set(counting.tolist())
+    return {int(rows[position]): text for position, text in report.errors if int(rows[position]) in known}
+
+
+def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
+    """An executor's error stopped these spans: wait, longer each time, and elsewhere first."""
+    for row, text in failed.items():
+        if core.tables.state[row] == REMOVING:
+            continue
+        attempts = core.tables.failures.get(row, 0) + 1
+        core.tables.failures[row] = attempts
+        wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
+        wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
+        core.tables.trouble[row] = Trouble(text, attempts, core.now_ms + wait_ms, capture.index)
+
+
+def take_stats(tables: Tables, capture: Capture, stats: SpanStats, rows: Rows) -> None:
+    if not len(stats.rows):
+        return
+    at = rows[stats.rows]
+    mask = at != NO_ROW
+    mask[mask] = tables.primary[at[mask]] == capture.index
+    at = at[mask]
+    tables.puller_resolved_ts[at] = np.maximum(tables.puller_resolved_ts[at], stats.puller_resolved_ts[mask])
+    tables.in_snapshot[at] = stats.in_snapshot[mask] != 0
+
+
+def _reports(report: SpanReports, rows: Rows) -> Reports:
+    return Reports(
+        rows,
+        report.states,
+        report.checkpoint_ts,
+        report.resolved_ts,
+        report.last_synced_ts,
+        report.assignment_epochs,
+    )

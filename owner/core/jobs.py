@@ -1,0 +1,52 @@
+"""Manual jobs inside the core: what an operator asked for, level-triggered, until it is done or refused with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tablewire.types import CaptureID, QueryState, Span, TableID
+
+ENDED = (QueryState.DONE, QueryState.REFUSED, QueryState.CANCELLED)
+
+
+@dataclass(slots=True)
+class MoveJob:
+    """Bring a table, or one span of it, to a capture. `rows` is filled when the job is first looked at."""
+
+    key: int
+    table_id: TableID
+    span: Span | None
+    target: CaptureID
+    state: QueryState = QueryState.PENDING
+    reason: str = ""
+    cancel_requested: bool = False
+    rows: list[int] | None = None
+    numbers: list[int] = field(default_factory=list)  # of the rows, to notice that a row is another one now
+
+    def end(self, state: QueryState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+
+
+@dataclass(slots=True)
+class DrainJob:
+    """Everything away from a capture; stands until it is cancelled or the capture is gone."""
+
+    key: int
+    target: CaptureID
+    state: QueryState = QueryState.PENDING
+    reason: str = ""
+    taken_in: bool = False  # a tick after bootstrap has seen it
+    left: int = 0  # spans that still touch the capture
+
+    def end(self, state: QueryState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """What a dry run would do with one span, and why."""
+
+    span: Span
+    source: CaptureID | None
+    target: CaptureID
+    reason: str

@@ -1,0 +1,113 @@
+"""Basic: every span of a current table is added somewhere, every other span is removed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.core.captures import Capture
+from owner.core.policies.placement import Placement
+from owner.core.replication import raise_progress
+from owner.core.state import Core
+from owner.core.tables import (
+    ABSENT,
+    NO_ROW,
+    NOBODY,
+    PREPARE,
+    REMOVING,
+    TASK_ADD,
+    TASK_REMOVE,
+    Rows,
+)
+from tablewire.types import I64, DispatchAction, SpanBlock
+
+
+def take_current_tables(core: Core, current_tables: I64) -> None:
+    """Keeps rows in step with the tables that there should be; costs a comparison when nothing changed."""
+    if not core.tables_known or not np.array_equal(current_tables, core.current_tables):
+        core.current_tables = np.array(current_tables, np.int64)
+        core.tables_known, core.reconciled = True, False
+    if core.bootstrap.done and not core.reconciled:
+        _reconcile(core)
+        core.reconciled = True
+
+
+def _reconcile(core: Core) -> None:
+    tables = core.tables
+    spans = core.splitter.split(np.unique(core.current_tables))
+    rows = tables.rows_of_spans(spans)
+    tables.wanted[: tables.size] = False
+    missing = np.flatnonzero(rows == NO_ROW)
+    if len(missing):
+        if len(missing) == len(spans):
+            fresh = spans
+        elif spans.start_keys:
+            fresh = SpanBlock.of([spans[position] for position in missing.tolist()])
+        else:
+            fresh = SpanBlock(spans.table_ids[missing])
+        rows[missing] = tables.add(fresh, core.now_ms)
+    tables.wanted[rows] = True
+
+
+def remove_unwanted(core: Core) -> None:
+    """Starts to remove spans of tables that are gone, whatever they are doing."""
+    tables, size = core.tables, core.tables.size
+    mask = tables.live[:size] & ~tables.wanted[:size] & (tables.state[:size] != REMOVING)
+    if not mask.any():
+        return
+    rows = np.flatnonzero(mask)[: core.config.remove_batch_spans]
+    tables.set_state(rows, REMOVING, core.now_ms)
+    tables.task[rows] = TASK_REMOVE
+    tables.steady[rows] = False
+    for roles in (tables.primary, tables.secondary):
+        held = rows[roles[rows] != NOBODY]
+        core.replication.book.add_by_capture(roles[held], held, DispatchAction.REMOVE)
+    for row in rows[tables.undetermined_count[rows] > 0].tolist():
+        for capture in sorted(tables.undetermined[row]):
+            core.replication.book.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
+
+
+def add_missing(core: Core, captures: list[Capture]) -> None:
+    """Prepares the spans that nobody has on the least loaded captures."""
+    if not captures:
+        return
+    tables, size = core.tables, core.tables.size
+    mask = tables.wanted[:size] & (tables.state[:size] == ABSENT)
+    if not mask.any():
+        return
+    rows = np.flatnonzero(mask)
+    if tables.trouble:
+        waiting = [row for row, trouble in tables.trouble.items() if trouble.retry_at_ms > core.now_ms]
+        rows = np.setdiff1d(rows, np.array(waiting, np.int64))
+    rows = rows[: core.config.add_batch_spans]
+    placement = Placement.of(core, captures)
+    special = tables.undetermined_count[rows] > 0
+    if tables.trouble:
+        special |= np.isin(rows, np.fromiter(tables.trouble, np.int64, len(tables.trouble)))
+    plain = rows[~special]
+    targets = placement.spread(len(plain))
+    prepare(core, plain, targets, TASK_ADD)
+    for row in rows[special].tolist():
+        trouble = tables.trouble.get(row)
+        target = placement.least(
+            never=set(tables.undetermined.get(row, ())),
+            rather_not=set() if trouble is None else {trouble.capture},
+        )
+        if target != NOBODY:
+            prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_ADD)
+
+
+def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
+    """Each target becomes the Secondary of its row and is told to prepare; it must have no role there."""
+    if not len(rows):
+        return
+    tables = core.tables
+    fresh = rows[~tables.scheduled[rows]]
+    tables.scheduled[fresh] = True
+    raise_progress(tables, rows, core.checkpoint_ts)
+    tables.secondary[rows] = targets
+    tables.secondary_reported[rows] = 0
+    tables.secondary_dispatch[rows] = 0
+    tables.set_state(rows, PREPARE, core.now_ms)
+    tables.task[rows] = task
+    tables.steady[rows] = False
+    core.replication.book.add_by_capture(tables.secondary[rows], rows, DispatchAction.ADD_PREPARE)

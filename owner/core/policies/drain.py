@@ -1,0 +1,69 @@
+"""Drain: everything away from captures that are drained or stopping, a bounded number of spans at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.core.captures import Capture
+from owner.core.policies.basic import prepare
+from owner.core.policies.placement import Placement
+from owner.core.policies.tasks import Slots, undo_prepare
+from owner.core.state import Core
+from owner.core.tables import NOBODY, PREPARE, TASK_DRAIN
+from tablewire.types import QueryState
+
+
+def drain(core: Core, ready: list[Capture], slots: Slots) -> None:
+    """Proposes moves away from every leaving capture; works on the spans that are ready and waits for none."""
+    leaving = core.leaving_captures()
+    if not leaving:
+        return
+    placement = Placement.of(core, ready)
+    for capture in leaving:
+        _turn_inbound_away(core, capture, bool(ready))
+        if ready:
+            _move_away(core, capture, placement, slots)
+
+
+def _turn_inbound_away(core: Core, capture: Capture, elsewhere: bool) -> None:
+    """What is being prepared there is undone: a move stays where it was, an add is placed again."""
+    tables, size = core.tables, core.tables.size
+    rows = np.flatnonzero((tables.secondary[:size] == capture.index) & (tables.state[:size] == PREPARE))
+    with_writer = rows[tables.primary[rows] != NOBODY]
+    undo_prepare(core, with_writer)
+    if elsewhere:
+        undo_prepare(core, rows[tables.primary[rows] == NOBODY])
+
+
+def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots) -> None:
+    tables, size = core.tables, core.tables.size
+    rows = np.flatnonzero((tables.primary[:size] == capture.index) & tables.steady[:size] & tables.wanted[:size])
+    for row in rows.tolist():
+        if not slots.free_from(capture.index):
+            return
+        target = placement.least(never={capture.index} | slots.full())
+        if target == NOBODY:
+            return
+        prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_DRAIN)
+        slots.take(capture.index, target)
+
+
+def settle_drains(core: Core) -> None:
+    """Counts what is left at each drained capture; a drain of a capture that is gone has ended."""
+    for capture_id, job in list(core.drains.items()):
+        capture = core.captures.get(capture_id)
+        if not core.bootstrap.done:
+            continue
+        job.taken_in = True
+        if capture is None:
+            job.left = 0
+            job.end(QueryState.DONE, "the capture is gone")
+            del core.drains[capture_id]
+            continue
+        job.left = len(core.tables.rows_touching(capture.index)) + (capture.index in core.replication.everywhere)
+        if not job.left:
+            job.end(QueryState.DONE)
+        else:
+            others = [other for other in core.ready_captures() if other.id != capture_id]
+            why = f"{job.left} spans left" if others else f"{job.left} spans left and no other capture is ready to take them"
+            job.state, job.reason = QueryState.ACCEPTED, why

@@ -1,0 +1,134 @@
+"""Move: what operators asked for, decided in the order of their calls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.core.captures import Capture
+from owner.core.jobs import ENDED, MoveJob
+from owner.core.policies.basic import prepare
+from owner.core.policies.tasks import Slots, undo_prepare
+from owner.core.state import Core
+from owner.core.tables import NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
+from tablewire.types import CaptureState, QueryState
+
+_WHY_NOT = {
+    CaptureState.UNINITIALIZED: "has not answered yet",
+    CaptureState.SILENT: "is silent",
+    CaptureState.STOPPING: "is stopping",
+}
+
+
+def move(core: Core, slots: Slots) -> None:
+    """Starts, continues and ends the moves that were asked for; a job that ended leaves the list."""
+    for job in core.moves:
+        if job.rows is None:
+            _decide(core, job)
+        if job.state in ENDED:
+            continue
+        if job.cancel_requested:
+            _cancel(core, job)
+        elif job.rows is not None:
+            _go_on(core, job, slots)
+    core.moves = [job for job in core.moves if job.state not in ENDED]
+
+
+def _target(core: Core, job: MoveJob) -> tuple[Capture | None, str]:
+    """The target if it may take spans, else why not."""
+    capture = core.captures.get(job.target)
+    if capture is None:
+        return None, f"target capture {job.target} is unknown"
+    if job.target in core.drains:
+        return None, f"target capture {job.target} is being drained"
+    state = core.capture_state(capture)
+    if state in _WHY_NOT:
+        return None, f"target capture {job.target} {_WHY_NOT[state]}"
+    return capture, ""
+
+
+def _decide(core: Core, job: MoveJob) -> None:
+    """Refuses what cannot be; else binds the job to its rows and ends older moves of them."""
+    tables = core.tables
+    capture, why_not = _target(core, job)
+    rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
+    rows = [row for row in rows if row != NO_ROW and tables.wanted[row] and tables.state[row] != REMOVING]
+    if not rows:
+        what = f"table {job.table_id}" if job.span is None else f"span {job.span}"
+        job.end(QueryState.REFUSED, f"{what} is unknown")
+    elif capture is None:
+        job.end(QueryState.REFUSED, why_not)
+    elif all(_at_target(core, row, capture.index) for row in rows):
+        job.end(QueryState.REFUSED, f"capture {job.target} is already the primary")
+    else:
+        job.rows, job.numbers = rows, tables.number[rows].tolist()
+        for older in core.moves:
+            if older is job:
+                break
+            if older.state not in ENDED and older.rows is not None and set(older.rows) & set(rows):
+                _supersede(core, older, job)
+
+
+def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
+    """The newer move wins; what the older one has prepared is undone unless it leads to the same capture."""
+    if older.target != newer.target:
+        _undo(core, older)
+    older.end(QueryState.CANCELLED, f"a newer move to {newer.target} took its place")
+
+
+def _cancel(core: Core, job: MoveJob) -> None:
+    _undo(core, job)
+    job.end(QueryState.CANCELLED, "cancelled")
+
+
+def _undo(core: Core, job: MoveJob) -> None:
+    capture = core.captures.get(job.target)
+    if capture is None or not job.rows:
+        return
+    tables, rows = core.tables, np.array(job.rows, np.int64)
+    mine = (tables.state[rows] == PREPARE) & (tables.secondary[rows] == capture.index) & (tables.task[rows] == TASK_MOVE)
+    undo_prepare(core, rows[mine & (tables.primary[rows] >= 0)])
+
+
+def _at_target(core: Core, row: int, target: int) -> bool:
+    return bool(core.tables.primary[row] == target and core.tables.state[row] == REPLICATING)
+
+
+def _go_on(core: Core, job: MoveJob, slots: Slots) -> None:
+    tables = core.tables
+    assert job.rows is not None
+    rows = [
+        row
+        for row, number in zip(job.rows, job.numbers, strict=True)
+        if tables.live[row] and tables.number[row] == number and tables.state[row] != REMOVING
+    ]
+    if not rows:
+        job.end(QueryState.CANCELLED, f"table {job.table_id} was dropped")
+        return
+    capture, why_not = _target(core, job)
+    if capture is None:
+        _undo(core, job)
+        job.end(QueryState.REFUSED, why_not)
+        return
+    waiting = [_start(core, job, row, capture.index, slots) for row in rows if not _at_target(core, row, capture.index)]
+    if not waiting:
+        job.end(QueryState.DONE)
+        return
+    reasons = [reason for reason in waiting if reason]
+    job.state = QueryState.PENDING if reasons else QueryState.ACCEPTED
+    job.reason = reasons[0] if reasons else ""
+
+
+def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str:
+    """Starts one span's move, or says why it waits; empty when it is under way."""
+    tables = core.tables
+    if int(tables.secondary[row]) == target or int(tables.primary[row]) == target:
+        return ""
+    if not tables.steady[row]:
+        state = core.tables.row(row).state
+        return f"span {tables.span(row)} has a task under way ({state})"
+    source = int(tables.primary[row])
+    if not slots.free_from(source) or target in slots.full():
+        return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
+    prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_MOVE)
+    slots.take(source, target)
+    return ""

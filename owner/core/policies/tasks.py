@@ -1,0 +1,74 @@
+"""Planned moves under way: how many, and how one is undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from owner.core.replication import clear_secondary
+from owner.core.state import Core
+from owner.core.tables import (
+    ABSENT,
+    COMMIT,
+    NOBODY,
+    PREPARE,
+    REPLICATING,
+    TASK_DRAIN,
+    TASK_MOVE,
+    TASK_NONE,
+    Rows,
+)
+from tablewire.types import DispatchAction
+
+
+@dataclass(slots=True)
+class Slots:
+    """How many planned moves may still start: in all, and from or to one capture."""
+
+    free: int
+    limit: int
+    used: dict[int, int] = field(default_factory=dict)  # capture index -> moves that touch it
+
+    @classmethod
+    def of(cls, core: Core) -> Slots:
+        tables, size = core.tables, core.tables.size
+        task = tables.task[:size]
+        under_way = ((task == TASK_MOVE) | (task == TASK_DRAIN)) & np.isin(tables.state[:size], (PREPARE, COMMIT))
+        rows = np.flatnonzero(under_way)
+        used: dict[int, int] = {}
+        for role in (tables.primary[rows], tables.secondary[rows]):
+            for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
+                used[int(capture)] = used.get(int(capture), 0) + int(count)
+        return cls(core.config.max_task_concurrency - len(rows), core.config.max_task_concurrency_per_capture, used)
+
+    def free_from(self, capture: int) -> bool:
+        return self.free > 0 and self.used.get(capture, 0) < self.limit
+
+    def full(self) -> set[int]:
+        return {capture for capture, used in self.used.items() if used >= self.limit}
+
+    def take(self, source: int, target: int) -> None:
+        self.free -= 1
+        for capture in (source, target):
+            if capture != NOBODY:
+                self.used[capture] = self.used.get(capture, 0) + 1
+
+
+def undo_prepare(core: Core, rows: Rows) -> None:
+    """The Secondary is told to let go and is Undetermined until it has; the Primary goes on, or the span is placed again."""
+    if not len(rows):
+        return
+    tables = core.tables
+    holders = tables.secondary[rows].copy()
+    reported = tables.secondary_reported[rows].copy()
+    dispatches = tables.secondary_dispatch[rows].copy()
+    clear_secondary(tables, rows)
+    for row, holder, state, dispatch in zip(rows.tolist(), holders.tolist(), reported.tolist(), dispatches.tolist(), strict=True):
+        tables.add_undetermined((row,), holder, state, dispatch)
+    core.replication.book.add_by_capture(holders, rows, DispatchAction.REMOVE)
+    writes = tables.primary[rows] != NOBODY
+    tables.set_state(rows[writes], REPLICATING, core.now_ms)
+    tables.set_state(rows[~writes], ABSENT, core.now_ms)
+    tables.task[rows] = TASK_NONE
+    tables.refresh_steady(rows)

@@ -1,0 +1,92 @@
+"""Everything that one scheduler remembers between two ticks. One thread; only the modules of this package write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from owner.core.captures import Capture, Captures
+from owner.core.config import SchedulerConfig
+from owner.core.jobs import DrainJob, MoveJob
+from owner.core.replication import Replication
+from owner.core.splitter import Splitter, WholeTables
+from owner.core.tables import Tables
+from tablewire.types import (
+    I64,
+    BarrierWithMinTs,
+    CaptureID,
+    CaptureState,
+    ChangefeedID,
+    SpanReports,
+    Ts,
+    Watermark,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who speaks: what each message carries and is checked against."""
+
+    owner_id: CaptureID
+    changefeed: ChangefeedID
+    owner_revision: int
+    changefeed_epoch: int
+
+
+@dataclass(slots=True)
+class Bootstrap:
+    """The gate at the start of a term: placement is rebuilt from what the captures say of themselves."""
+
+    started_ms: int | None = None
+    done: bool = False
+    waiting_for: set[int] = field(default_factory=set)  # capture indexes
+    reports: dict[int, SpanReports] = field(default_factory=dict)  # the last whole truth of each capture
+
+
+@dataclass(slots=True)
+class Core:
+    """One scheduler's memory."""
+
+    identity: Identity
+    config: SchedulerConfig
+    splitter: Splitter = field(default_factory=WholeTables)
+    tables: Tables = field(default_factory=Tables)
+    captures: Captures = field(default_factory=Captures)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    replication: Replication = field(init=False)
+    chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
+    moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
+    drains: dict[CaptureID, DrainJob] = field(default_factory=dict)
+    current_tables: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    tables_known: bool = False  # current tables were taken in once
+    reconciled: bool = False  # the rows are those that the current tables should have
+    now_ms: int = 0
+    checkpoint_ts: Ts = 0  # as passed to this tick
+    barrier: BarrierWithMinTs | None = None
+    cluster_load: dict[CaptureID, float] = field(default_factory=dict)
+    watermark: Watermark = field(default_factory=lambda: Watermark(0, 0, 0, 0))
+    slowest_row: int = -1
+    dropped_messages: dict[str, int] = field(default_factory=dict)  # why -> how many, over the term
+
+    def __post_init__(self) -> None:
+        self.replication = Replication(self.tables, self.identity.owner_revision)
+
+    def capture_state(self, capture: Capture) -> CaptureState:
+        return capture.state(self.now_ms, self.config.capture_silent_ms)
+
+    def ready_captures(self) -> list[Capture]:
+        """Those that may be given work: answering, staying, not drained; by id."""
+        return [
+            capture
+            for capture in self.captures.alive()
+            if capture.id not in self.drains and self.capture_state(capture) is CaptureState.READY
+        ]
+
+    def leaving_captures(self) -> list[Capture]:
+        """Those whose spans should go elsewhere: drained, or stopping by themselves; by id."""
+        return [
+            capture
+            for capture in self.captures.alive()
+            if capture.id in self.drains or self.capture_state(capture) is CaptureState.STOPPING
+        ]

@@ -1,0 +1,231 @@
+"""The recipe of one tick. Pure: time comes in, messages go out, nothing else is touched.
+
+take messages -> captures joined and gone -> apply reports -> bootstrap once -> current tables -> jobs and policies ->
+watermark -> heartbeats and dispatches. Inputs are whole sets and messages are idempotent, so that a lost, doubled, late or
+reordered message needs no code of its own: the next report restates the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from owner.core import watermark
+from owner.core.bootstrap import try_open_gate
+from owner.core.captures import Capture
+from owner.core.dispatch import DispatchBook, note_number
+from owner.core.inbox import take_messages
+from owner.core.policies.basic import add_missing, remove_unwanted, take_current_tables
+from owner.core.policies.drain import drain, settle_drains
+from owner.core.policies.move import move
+from owner.core.policies.tasks import Slots
+from owner.core.replication import drop_removed, stopped_for_good
+from owner.core.state import Core
+from owner.core.transitions import Note
+from tablewire.types import (
+    I64,
+    BarrierWithMinTs,
+    CaptureID,
+    CaptureInfo,
+    DispatchTableRequest,
+    Heartbeat,
+    Message,
+    MessageBody,
+    Span,
+    Ts,
+    Watermark,
+)
+
+INTRODUCTIONS_MAX = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class TickInput:
+    """What one tick is told. now_ms: any monotone clock. current_tables: int64, shape (n,), any order."""
+
+    now_ms: int
+    checkpoint_ts: Ts
+    current_tables: I64
+    alive_captures: Mapping[CaptureID, CaptureInfo]
+    barrier: BarrierWithMinTs
+    messages: Sequence[Message]
+    cluster_load: Mapping[CaptureID, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TwoWriters:
+    """Two captures reported to write one span; the newest permission stays."""
+
+    span: Span
+    stays: CaptureID
+    goes: CaptureID
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What happened in a tick, for logs and metrics: small, and nothing that grows with the tables."""
+
+    bootstrapped: bool
+    joined: tuple[CaptureID, ...]
+    gone: tuple[CaptureID, ...]
+    orphans: int
+    two_writers: tuple[TwoWriters, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TickOutput:
+    messages: list[Message]
+    watermark: Watermark
+    facts: Facts
+    roles_changed: bool  # a span's life changed, not its progress alone
+    progress_changed: bool
+
+
+def tick(core: Core, given: TickInput) -> TickOutput:
+    """One tick of one scheduler; `core` is its memory."""
+    core.now_ms = max(core.now_ms, given.now_ms)
+    core.checkpoint_ts, core.barrier = given.checkpoint_ts, given.barrier
+    core.cluster_load = dict(given.cluster_load)
+    replication = core.replication
+    replication.now_ms = core.now_ms
+    replication.book = DispatchBook()
+    replication.notes.clear()
+    replication.two_writers.clear()
+    replication.refused.clear()
+    version, unsteady = core.tables.version, _unsteady(core)
+    joined, gone = core.captures.update(given.alive_captures, core.now_ms)
+    take_messages(core, given.messages)
+    for capture in gone:
+        core.chunks.pop(capture.index, None)
+        stopped_for_good(replication, capture.index)
+    bootstrapped = try_open_gate(core)
+    _drop(core)
+    take_current_tables(core, given.current_tables)
+    if core.bootstrap.done:
+        _run_policies(core)
+        _forget_troubles(core)
+        _drop(core)
+    core.watermark = watermark.compute(core, given.barrier)
+    two_writers = tuple(
+        TwoWriters(core.tables.span(row), core.captures[stays].id, core.captures[goes].id)
+        for row, stays, goes in replication.two_writers
+    )
+    messages = _messages(core, given.barrier)
+    return TickOutput(
+        messages=messages,
+        watermark=core.watermark,
+        facts=Facts(
+            bootstrapped,
+            tuple(capture.id for capture in joined),
+            tuple(capture.id for capture in gone),
+            replication.notes[Note.ORPHAN],
+            two_writers,
+        ),
+        roles_changed=bool(unsteady or _unsteady(core) or version != core.tables.version or bootstrapped or joined or gone),
+        progress_changed=bool(given.messages),
+    )
+
+
+def _unsteady(core: Core) -> bool:
+    tables, size = core.tables, core.tables.size
+    return bool((tables.live[:size] & ~tables.steady[:size]).any())
+
+
+def _drop(core: Core) -> None:
+    """Rows that nobody holds any more go; a table that came back meanwhile gets a new row with the next reconciliation."""
+    rows = drop_removed(core.replication)
+    if len(rows):
+        if core.tables.wanted[rows].any():
+            core.reconciled = False
+        core.tables.drop(rows)
+
+
+def _run_policies(core: Core) -> None:
+    for job in core.drains.values():
+        job.taken_in = True
+    ready = core.ready_captures()
+    remove_unwanted(core)
+    add_missing(core, ready)
+    slots = Slots.of(core)
+    drain(core, ready, slots)
+    move(core, slots)
+    settle_drains(core)
+
+
+def _forget_troubles(core: Core) -> None:
+    """An error is over once its span replicates again; how often it failed is forgotten some time later."""
+    tables = core.tables
+    for row in [row for row in tables.trouble if tables.steady[row]]:
+        del tables.trouble[row]
+    for row in list(tables.failures):
+        if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:
+            del tables.failures[row]
+
+
+def _messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
+    """Dispatches first, so that the heartbeat behind them acknowledges that they were taken in."""
+    messages = []
+    for capture in core.captures.alive():
+        requests = core.replication.book.requests(core.tables, capture, core.config.spans_per_message)
+        if capture.processor_epoch:
+            for request in requests:
+                messages.append(_envelope(core, capture, _with_ack(request, capture.acked)))
+                note_number(core.tables, capture.index, request.numbers, capture.sent)
+        heartbeat = _heartbeat(core, capture, barrier, bool(requests))
+        if heartbeat is not None:
+            messages.append(_envelope(core, capture, heartbeat))
+    return messages
+
+
+def _with_ack(request: DispatchTableRequest, acked: int) -> DispatchTableRequest:
+    return DispatchTableRequest(
+        request.numbers,
+        request.spans,
+        request.actions,
+        request.checkpoint_ts,
+        request.resolved_ts,
+        request.assignment_epochs,
+        acked,
+    )
+
+
+def _heartbeat(core: Core, capture: Capture, barrier: BarrierWithMinTs, now: bool) -> Heartbeat | None:
+    config = core.config
+    due = capture.heartbeat_ms is None or core.now_ms - capture.heartbeat_ms >= config.heartbeat_interval_ms
+    if not (due or now or capture.introduce or capture.wants_names):
+        return None
+    capture.heartbeat_ms = core.now_ms
+    collect = capture.stats_ms is None or core.now_ms - capture.stats_ms >= config.stats_interval_ms
+    if collect:
+        capture.stats_ms = core.now_ms
+    rows = np.empty(0, np.int64)
+    if capture.introduce and core.bootstrap.done:
+        rows = np.unique(np.concatenate(capture.introduce))[:INTRODUCTIONS_MAX]
+        rows = rows[core.tables.live[rows]]
+        capture.introduce.clear()  # what is left out, or lost, is reported by name again
+    return Heartbeat(
+        barrier=barrier.barrier,
+        acked=capture.acked,
+        collect_stats=collect,
+        by_name=capture.wants_names,
+        numbers=core.tables.number[rows],
+        spans=core.tables.spans(rows),
+    )
+
+
+def _envelope(core: Core, capture: Capture, body: MessageBody) -> Message:
+    capture.sent += 1
+    identity = core.identity
+    return Message(
+        sender=identity.owner_id,
+        receiver=capture.id,
+        changefeed=identity.changefeed,
+        owner_revision=identity.owner_revision,
+        changefeed_epoch=identity.changefeed_epoch,
+        processor_epoch=capture.processor_epoch,
+        number=capture.sent,
+        echo=0,
+        body=body,
+    )

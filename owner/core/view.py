@@ -1,0 +1,327 @@
+"""What a tick leaves for readers: frozen columns, and views that are made when somebody looks. Any thread may read.
+
+Publishing copies the columns that changed since the last tick and nothing else; no list of spans is made per tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+
+from owner.core.state import Core
+from owner.core.tables import (
+    ABSENT,
+    COMMIT,
+    I32,
+    NOBODY,
+    PREPARE,
+    REMOVING,
+    Mask,
+    Rows,
+)
+from tablewire.types import (
+    I64,
+    TS_MAX,
+    U8,
+    U64,
+    BarrierWithMinTs,
+    CaptureID,
+    CaptureState,
+    Checkpoint,
+    ReplicationState,
+    Span,
+    SpanBlock,
+    StallReason,
+    TableState,
+    TaskStatus,
+    Watermark,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanView:
+    """One span as the last tick left it. primary, secondary: captures by id, None where nobody. error: the executor's last."""
+
+    span: Span
+    state: ReplicationState
+    primary: CaptureID | None
+    secondary: CaptureID | None
+    checkpoint: Checkpoint
+    state_age_ms: int
+    stall_reason: StallReason | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureView:
+    """One living capture. spans: how many it is the Primary of."""
+
+    id: CaptureID
+    state: CaptureState
+    spans: int
+    draining: bool
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns that change when a span's life changes; shape (n,) each, sorted by span."""
+
+    rows: Rows
+    spans: SpanBlock
+    state: U8
+    primary: I32
+    secondary: I32
+    undetermined: Mask
+    primary_reported: U8
+    wanted: Mask
+    steady: Mask
+    in_snapshot: Mask
+    state_since_ms: I64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The columns that change with every heartbeat; indexed by row."""
+
+    checkpoint_ts: U64
+    resolved_ts: U64
+    last_synced_ts: U64
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after one tick; immutable."""
+
+    watermark: Watermark
+    initialized: bool
+    captures: Sequence[CaptureView]
+    slowest: Span | None
+    now_ms: int
+    roles: Roles
+    progress: Progress
+    capture_ids: Mapping[int, CaptureID]
+    silent: frozenset[int]
+    ready: int
+    everywhere: bool
+    errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
+    barrier: BarrierWithMinTs
+
+    @property
+    def spans(self) -> Sequence[SpanView]:
+        """Every span, by table and start key; made as they are read."""
+        return _Spans(self)
+
+    @cached_property
+    def table_barriers(self) -> Mapping[int, int]:
+        return {barrier.table_id: barrier.barrier_ts for barrier in self.barrier.barrier.table_barriers}
+
+    def stalls(self) -> dict[StallReason, int]:
+        """How many spans stand still, by reason; costs what is not steady."""
+        counts: dict[StallReason, int] = {}
+        positions = np.arange(len(self.roles.rows)) if self._may_stall_steady else np.flatnonzero(~self.roles.steady)
+        for position in positions.tolist():
+            reason = stall_reason(self, position)
+            if reason is not None:
+                counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
+    def states(self) -> dict[ReplicationState, int]:
+        """How many spans are in each state."""
+        counts = np.bincount(self.roles.state, minlength=len(ReplicationState)).tolist()
+        return dict(zip(ReplicationState, counts, strict=True))
+
+    @property
+    def _may_stall_steady(self) -> bool:
+        return not self.initialized or self.barrier.barrier.global_barrier_ts < TS_MAX or bool(self.table_barriers)
+
+    def touching(self, capture: int) -> int:
+        """How many spans have this capture as Primary or Secondary."""
+        return int(np.count_nonzero((self.roles.primary == capture) | (self.roles.secondary == capture)))
+
+
+class _Spans(Sequence[SpanView]):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __len__(self) -> int:
+        return len(self._snapshot.roles.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SpanView: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SpanView]: ...
+
+    def __getitem__(self, index: int | slice) -> SpanView | Sequence[SpanView]:
+        if isinstance(index, slice):
+            return [span_view(self._snapshot, position) for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return span_view(self._snapshot, index % len(self))
+
+    def __iter__(self) -> Iterator[SpanView]:
+        return (span_view(self._snapshot, position) for position in range(len(self)))
+
+
+def span_view(snapshot: Snapshot, position: int) -> SpanView:
+    roles, progress = snapshot.roles, snapshot.progress
+    row = int(roles.rows[position])
+    return SpanView(
+        span=roles.spans[position],
+        state=ReplicationState.from_code(int(roles.state[position])),  # type: ignore[arg-type]
+        primary=snapshot.capture_ids.get(int(roles.primary[position])),
+        secondary=snapshot.capture_ids.get(int(roles.secondary[position])),
+        checkpoint=Checkpoint(
+            int(progress.checkpoint_ts[row]), int(progress.resolved_ts[row]), int(progress.last_synced_ts[row])
+        ),
+        state_age_ms=snapshot.now_ms - int(roles.state_since_ms[position]),
+        stall_reason=stall_reason(snapshot, position),
+        error=snapshot.errors.get(row, ("", 0))[0],
+    )
+
+
+def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
+    """Why the span is not steady, or why a steady one does not write; None when all is well."""
+    roles = snapshot.roles
+    if not snapshot.initialized:
+        return StallReason.BOOTSTRAP
+    state, primary, secondary = int(roles.state[position]), int(roles.primary[position]), int(roles.secondary[position])
+    if state == REMOVING:
+        return StallReason.SILENT_CAPTURE if {primary, secondary} & snapshot.silent else StallReason.REMOVING
+    if state == ABSENT:
+        return _why_absent(snapshot, position)
+    if state == PREPARE:
+        if secondary in snapshot.silent or primary in snapshot.silent:
+            return StallReason.SILENT_CAPTURE
+        return StallReason.EXECUTOR_ERROR if int(roles.rows[position]) in snapshot.errors else StallReason.PREPARING
+    if primary in snapshot.silent:
+        return StallReason.SILENT_CAPTURE
+    if state == COMMIT:
+        if primary != NOBODY:
+            return StallReason.PRIMARY_STOPPING if secondary != NOBODY else StallReason.PREPARING
+        return StallReason.SILENT_CAPTURE if snapshot.everywhere else StallReason.UNDETERMINED
+    if roles.steady[position]:
+        return _why_steady_waits(snapshot, position)
+    if roles.undetermined[position]:
+        return StallReason.UNDETERMINED
+    return StallReason.PRIMARY_STOPPING if int(roles.primary_reported[position]) == TableState.STOPPING.code else None
+
+
+def _why_absent(snapshot: Snapshot, position: int) -> StallReason:
+    error = snapshot.errors.get(int(snapshot.roles.rows[position]))
+    if error is not None and error[1] > snapshot.now_ms:
+        return StallReason.BACKOFF
+    if not snapshot.ready:
+        return StallReason.NO_CAPTURE
+    if error is not None:
+        return StallReason.EXECUTOR_ERROR
+    return StallReason.UNDETERMINED if snapshot.roles.undetermined[position] else StallReason.CONCURRENCY
+
+
+def _why_steady_waits(snapshot: Snapshot, position: int) -> StallReason | None:
+    roles, progress = snapshot.roles, snapshot.progress
+    if roles.in_snapshot[position]:
+        return StallReason.SNAPSHOT
+    row = int(roles.rows[position])
+    bound = snapshot.table_barriers.get(int(roles.spans.table_ids[position]), TS_MAX)
+    bound = min(bound, snapshot.barrier.barrier.global_barrier_ts)
+    if progress.checkpoint_ts[row] >= bound and progress.resolved_ts[row] > bound:
+        return StallReason.BARRIER
+    return None
+
+
+class _Statuses(Mapping[Span, Checkpoint]):
+    """The spans of one capture; found when first asked."""
+
+    def __init__(self, snapshot: Snapshot, capture: int) -> None:
+        self._snapshot, self._capture = snapshot, capture
+
+    @cached_property
+    def _positions(self) -> dict[Span, int]:
+        roles = self._snapshot.roles
+        return {roles.spans[position]: position for position in np.flatnonzero(roles.primary == self._capture).tolist()}
+
+    def __getitem__(self, span: Span) -> Checkpoint:
+        return span_view(self._snapshot, self._positions[span]).checkpoint
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._snapshot.roles.primary == self._capture))
+
+
+def task_statuses(snapshot: Snapshot) -> Mapping[CaptureID, TaskStatus]:
+    """One for every living capture, empty where it writes nothing."""
+    index_of = {capture_id: index for index, capture_id in snapshot.capture_ids.items()}
+    return {view.id: TaskStatus(_Statuses(snapshot, index_of[view.id])) for view in snapshot.captures}
+
+
+class Publisher:
+    """Makes a snapshot a tick, and copies only what changed."""
+
+    def __init__(self) -> None:
+        self._roles: Roles | None = None
+        self._progress: Progress | None = None
+
+    def publish(self, core: Core, roles_changed: bool, progress_changed: bool) -> Snapshot:
+        if self._roles is None or roles_changed:
+            self._roles = _copy_roles(core)
+        if self._progress is None or progress_changed or roles_changed:
+            tables, size = core.tables, core.tables.size
+            self._progress = Progress(
+                tables.checkpoint_ts[:size].copy(), tables.resolved_ts[:size].copy(), tables.last_synced_ts[:size].copy()
+            )
+        roles = self._roles
+        primaries = np.bincount(roles.primary[roles.primary >= 0], minlength=len(core.captures)).tolist()
+        alive = list(core.captures.alive())
+        states = {capture.index: core.capture_state(capture) for capture in alive}
+        assert core.barrier is not None
+        return Snapshot(
+            watermark=core.watermark,
+            initialized=core.bootstrap.done,
+            captures=tuple(
+                CaptureView(
+                    capture.id,
+                    states[capture.index],
+                    int(primaries[capture.index]),
+                    capture.id in core.drains or states[capture.index] is CaptureState.STOPPING,
+                )
+                for capture in alive
+            ),
+            slowest=core.tables.span(core.slowest_row) if core.slowest_row >= 0 else None,
+            now_ms=core.now_ms,
+            roles=roles,
+            progress=self._progress,
+            capture_ids={capture.index: capture.id for capture in alive},
+            silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
+            ready=len(core.ready_captures()),
+            everywhere=bool(core.replication.everywhere),
+            errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
+            barrier=core.barrier,
+        )
+
+
+def _copy_roles(core: Core) -> Roles:
+    tables = core.tables
+    if tables.partial_spans():
+        rows = np.array(sorted(tables.all_rows().tolist(), key=tables.span), np.int64)
+    else:
+        rows = tables.index().rows
+    return Roles(
+        rows=rows,
+        spans=tables.spans(rows),
+        state=tables.state[rows],
+        primary=tables.primary[rows],
+        secondary=tables.secondary[rows],
+        undetermined=tables.undetermined_count[rows] > 0,
+        primary_reported=tables.primary_reported[rows],
+        wanted=tables.wanted[rows],
+        steady=tables.steady[rows],
+        in_snapshot=tables.in_snapshot[rows],
+        state_since_ms=tables.state_since_ms[rows],
+    )

@@ -1,7 +1,7 @@
 """The thread-safe face of the scheduler: one object a changefeed, ticked by the owner, asked by everybody.
 
-`tick` and `close` belong to the owner's tick thread; every other method may be called from any thread. Jobs are handed over to the
-next tick and answered through their Query; reads take the snapshot that the last tick left, and never wait for a tick.
+`tick` and `close` belong to the owner's tick thread; every other method may be called from any thread. Jobs are handed over to
+the next tick and answered through their Query; reads take the snapshot that the last tick left, and never wait for a tick.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from owner.core.jobs import DrainJob, MoveJob, PlannedMove
 from owner.core.splitter import Splitter, WholeTables
 from owner.core.state import Core, Identity
 from owner.core.tick import Facts, TickInput, tick
-from owner.core.view import CaptureView, Publisher, Snapshot, SpanView, task_statuses
-from owner.queries import ENDED, Query
+from owner.core.view import Publisher, Snapshot, task_statuses
 from tablewire.errors import ClosedError, ConcurrentTickError, InvariantError, UnknownCaptureError
+from tablewire.queries import ENDED, Query
 from tablewire.types import (
+    CHECKPOINT_CANNOT_PROCEED,
     I64,
     Barrier,
     BarrierWithMinTs,
     CaptureID,
     CaptureInfo,
+    CaptureView,
     ChangefeedID,
     QueryKind,
     QueryState,
     Span,
+    SpanView,
     TableID,
     TaskStatus,
     Transport,
@@ -56,7 +59,6 @@ __all__ = [
     "new_scheduler",
 ]
 
-CHECKPOINT_CANNOT_PROCEED: Ts = 0
 QUERIES_KEPT = 256
 JOBS_WAITING_MAX = 10_000
 

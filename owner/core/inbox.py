@@ -139,7 +139,8 @@ def unsteady_rows_of(tables: Tables, capture: int) -> Rows:
     mask = (tables.primary[rows] == capture) | (tables.secondary[rows] == capture)
     for position in np.flatnonzero(tables.undetermined_count[rows]).tolist():
         mask[position] |= capture in tables.undetermined[int(rows[position])]
-    return rows[mask]
+    found: Rows = rows[mask]
+    return found
 
 
 def _tell(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> None:

@@ -31,39 +31,17 @@ from tablewire.types import (
     BarrierWithMinTs,
     CaptureID,
     CaptureState,
+    CaptureView,
     Checkpoint,
     ReplicationState,
     Span,
     SpanBlock,
+    SpanView,
     StallReason,
     TableState,
     TaskStatus,
     Watermark,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SpanView:
-    """One span as the last tick left it. primary, secondary: captures by id, None where nobody. error: the executor's last."""
-
-    span: Span
-    state: ReplicationState
-    primary: CaptureID | None
-    secondary: CaptureID | None
-    checkpoint: Checkpoint
-    state_age_ms: int
-    stall_reason: StallReason | None
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureView:
-    """One living capture. spans: how many it is the Primary of."""
-
-    id: CaptureID
-    state: CaptureState
-    spans: int
-    draining: bool
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,16 @@ etcd, testing.py a network in one thread, runtime/ the process plumbing, postgre
 """
 
 from tablewire.liveness import Liveness
+from tablewire.queries import Query
 from tablewire.source import CheckFailure, Source, SourceRequest
 from tablewire.types import (
+    CHECKPOINT_CANNOT_PROCEED,
     Barrier,
     BarrierWithMinTs,
     CaptureID,
     CaptureInfo,
     CaptureState,
+    CaptureView,
     ChangefeedID,
     Checkpoint,
     LivenessState,
@@ -20,6 +23,7 @@ from tablewire.types import (
     QueryState,
     ReplicationState,
     Span,
+    SpanView,
     StallReason,
     Stats,
     TableBarrier,
@@ -33,23 +37,27 @@ from tablewire.types import (
 )
 
 __all__ = [
+    "CHECKPOINT_CANNOT_PROCEED",
     "Barrier",
     "BarrierWithMinTs",
     "CaptureID",
     "CaptureInfo",
     "CaptureState",
+    "CaptureView",
     "ChangefeedID",
     "CheckFailure",
     "Checkpoint",
     "Liveness",
     "LivenessState",
     "Message",
+    "Query",
     "QueryKind",
     "QueryState",
     "ReplicationState",
     "Source",
     "SourceRequest",
     "Span",
+    "SpanView",
     "StallReason",
     "Stats",
     "TableBarrier",

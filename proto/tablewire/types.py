@@ -31,6 +31,8 @@ I64: TypeAlias = npt.NDArray[np.int64]
 F64: TypeAlias = npt.NDArray[np.float64]
 
 TS_MAX: Ts = 2**64 - 1
+CHECKPOINT_CANNOT_PROCEED: Ts = 0
+"""The global checkpoint must not be advanced yet."""
 PROTOCOL_VERSION = 1
 """Version of the messages of this module; a peer that speaks another one is told so (INVALID_ARGUMENT)."""
 
@@ -253,6 +255,30 @@ class TaskStatus:
     """The spans that one capture writes, with their checkpoints (a lazy view: reading it costs what is read)."""
 
     spans: Mapping[Span, Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanView:
+    """One span as the last tick left it. primary, secondary: captures by id, None where nobody. error: the executor's last."""
+
+    span: Span
+    state: ReplicationState
+    primary: CaptureID | None
+    secondary: CaptureID | None
+    checkpoint: Checkpoint
+    state_age_ms: int
+    stall_reason: StallReason | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureView:
+    """One living capture. spans: how many it is the Primary of."""
+
+    id: CaptureID
+    state: CaptureState
+    spans: int
+    draining: bool
 
 
 # ---------------------------------------------------------------------------------------------------------------------

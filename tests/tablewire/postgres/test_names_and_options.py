@@ -1,0 +1,111 @@
+"""Slot names, table filters, options and URIs: what can be said without a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tablewire.errors import OperatingError
+from tablewire.postgres import new_source
+from tablewire.postgres.catalogue import TableFilter
+from tablewire.postgres.connections import format_lsn, parse_lsn, parse_uri
+from tablewire.postgres.names import slot_name, temporary_slot_name
+from tablewire.postgres.options import PostgresOptions, parse_options
+from tablewire.source import SourceRequest
+from tablewire.types import ChangefeedID
+
+
+def test_plain_id_gives_a_plain_slot_name() -> None:
+    """The slot of `default/orders` is what an operator expects."""
+    assert slot_name(ChangefeedID("default", "orders")) == "tablewire_orders"
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (("default", "a_b"), ("default", "A-B")),
+        (("a", "b_c"), ("a_b", "c")),
+        (("default", "x" * 80), ("default", "x" * 81)),
+        (("default", "a-b"), ("default", "a.b")),
+    ],
+)
+def test_slot_names_are_unique_short_and_legal(left: tuple[str, str], right: tuple[str, str]) -> None:
+    """Two changefeeds never share a slot, and the server takes every name."""
+    names = [slot_name(ChangefeedID(*left)), slot_name(ChangefeedID(*right))]
+    assert names[0] != names[1]
+    for name in names:
+        assert len(name) <= 63
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+def test_an_id_cannot_spell_the_digest_of_another() -> None:
+    """An id that looks like a name with a digest gets a digest of its own."""
+    other = slot_name(ChangefeedID("ns", "id"))
+    assert slot_name(ChangefeedID("default", other.removeprefix("tablewire_"))) != other
+
+
+def test_temporary_slot_names_fit() -> None:
+    """The token is kept whole, the name is cut."""
+    name = temporary_slot_name(ChangefeedID("default", "x" * 80), "t_1234")
+    assert len(name) <= 63
+    assert name.endswith("_t_1234")
+
+
+def test_filter_matches_and_excludes() -> None:
+    """`*` and `?` stay within their part, and `!` wins."""
+    table_filter = TableFilter(["public.*", "s?.t", "!public.tmp_*"])
+    assert table_filter.matches("public", "orders")
+    assert table_filter.matches("public", "a.b")
+    assert table_filter.matches("s1", "t")
+    assert not table_filter.matches("s12", "t")
+    assert not table_filter.matches("public", "tmp_1")
+    assert not table_filter.matches("other", "orders")
+
+
+@pytest.mark.parametrize("patterns", [[], ["orders"], ["!public.*"], ["public."], [".x"]])
+def test_filter_refuses_what_cannot_match(patterns: list[str]) -> None:
+    """A pattern without both parts, or only exclusions, is an error at once."""
+    with pytest.raises(OperatingError):
+        TableFilter(patterns)
+
+
+def test_options_are_checked_by_name_and_bound() -> None:
+    """Every wrong key or value is one text that names it."""
+    assert parse_options({}) == PostgresOptions()
+    assert parse_options({"sink_connections": "2", "binary": "off"}) == PostgresOptions(sink_connections=2, binary=False)
+    for options in (
+        {"nope": "1"},
+        {"sink_connections": "0"},
+        {"binary": "maybe"},
+        {"existing_rows": "keep"},
+        {"sink_connections": "x"},
+    ):
+        with pytest.raises(OperatingError, match=next(iter(options))):
+            parse_options(options)
+
+
+def test_positions_are_written_and_read() -> None:
+    """pg_lsn text and number are the same thing."""
+    assert parse_lsn("16/B374D848") == 0x16_B374D848
+    assert format_lsn(0x16_B374D848) == "16/B374D848"
+
+
+def test_uri_errors_never_hold_the_password() -> None:
+    """Neither libpq's nor our own words show a secret."""
+    for uri in ("postgresql://u:s3cret@h/d?nonsense=1", "postgresql://u:s3cret@h/d?%zz=1", "mysql://u:s3cret@h/d"):
+        with pytest.raises(OperatingError) as caught:
+            parse_uri(uri)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_factory_refuses_bad_requests_without_a_server() -> None:
+    """new_source does no I/O and names what is wrong."""
+    with pytest.raises(OperatingError, match="sink_connections"):
+        new_source(
+            SourceRequest(
+                ChangefeedID("default", "a"),
+                "postgresql://h/d",
+                "blackhole://",
+                ["public.*"],
+                options={"sink_connections": "no"},
+            )
+        )

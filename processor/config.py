@@ -1,0 +1,40 @@
+"""All keys of the processor service, with their defaults, bounds and units; `tablewire.runtime.config` says how to give them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from tablewire.runtime.config import Section, key
+from tablewire.runtime.sections import EtcdSection, GrpcSection, HttpSection, LogSection, PeerTlsSection
+
+DEFAULT_EXCHANGE_PORT = 7450
+DEFAULT_HTTP_PORT = 7451
+
+
+class ExchangeSection(GrpcSection, frozen=True, kw_only=True):
+    """The Exchange service, which owners call."""
+
+    port: Annotated[int, key("TCP port of the Exchange service; 0 takes a free one", ge=0, le=65535)] = DEFAULT_EXCHANGE_PORT
+
+
+class ProcessorHttpSection(HttpSection, frozen=True, kw_only=True):
+    port: Annotated[int, key("TCP port of /metrics, /healthz, /readyz; 0 takes a free one", ge=0, le=65535)] = DEFAULT_HTTP_PORT
+
+
+class TickSection(Section, frozen=True, kw_only=True):
+    interval_ms: Annotated[int, key("The longest time between two ticks of an agent", ge=5, le=10_000)] = 50
+
+
+class ProcessorConfig(Section, frozen=True, kw_only=True):
+    cluster: Annotated[str, key("Name of the cluster: the part of etcd's keys that it owns", min_length=1, max_length=128)] = (
+        "default"
+    )
+    labels: Annotated[dict[str, str], key("Free name=value pairs that lists show")] = msgspec.field(default_factory=dict)
+    etcd: EtcdSection = EtcdSection()
+    exchange: ExchangeSection = ExchangeSection()
+    http: ProcessorHttpSection = ProcessorHttpSection()
+    tls: PeerTlsSection = PeerTlsSection()
+    log: LogSection = LogSection()
+    tick: TickSection = TickSection()

@@ -1,0 +1,66 @@
+"""Metrics of one process: a registry of its own, every family named `tablewire_<service>_...`.
+
+A family's labels are few and bounded (changefeed, state, reason), never a table or a span. What is gone is forgotten by its own
+labels and nothing else: `forget(changefeed="default/orders")` takes that changefeed's children out of each family that has such
+a label, and leaves all others. Any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
+
+NAMESPACE = "tablewire"
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_F = TypeVar("_F", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """The registry of a process and its families. `service` is "owner" or "processor"."""
+
+    def __init__(self, service: str, version: str) -> None:
+        self.service = service
+        self.registry = CollectorRegistry()
+        self._families: list[MetricWrapperBase] = []
+        self._lock = threading.Lock()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        build = Gauge(f"{NAMESPACE}_build_info", "Always 1", ["service", "version"], registry=self.registry)
+        build.labels(service, version).set(1)
+
+    def counter(self, name: str, doc: str, labels: Sequence[str] = ()) -> Counter:
+        """`name` without the prefix and without `_total`."""
+        return self._keep(Counter(self._full(name), doc, labels, registry=self.registry))
+
+    def gauge(self, name: str, doc: str, labels: Sequence[str] = ()) -> Gauge:
+        return self._keep(Gauge(self._full(name), doc, labels, registry=self.registry))
+
+    def histogram(self, name: str, doc: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS_BUCKETS) -> Histogram:
+        return self._keep(Histogram(self._full(name), doc, labels, registry=self.registry, buckets=buckets))
+
+    def forget(self, **labels: str) -> None:
+        """Removes the children that carry all of these labels, and no other."""
+        with self._lock:
+            families = list(self._families)
+        for family in families:
+            names = family._labelnames
+            if not set(labels) <= set(names):
+                continue
+            seen = {tuple(sample.labels[name] for name in names) for metric in family.collect() for sample in metric.samples}
+            for values in seen:
+                if all(dict(zip(names, values, strict=True))[name] == value for name, value in labels.items()):
+                    family.remove(*values)
+
+    def _full(self, name: str) -> str:
+        return f"{NAMESPACE}_{self.service}_{name}"
+
+    def _keep(self, family: _F) -> _F:
+        with self._lock:
+            self._families.append(family)
+        return family

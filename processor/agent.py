@@ -114,9 +114,8 @@ def new_agent(
     liveness: Liveness,
     config: AgentConfig = AgentConfig(),
     clock: Callable[[], float] = time.monotonic,
-    processor_epoch: int | None = None,
 ) -> Agent:
-    """An agent that holds nothing. clock: seconds, for intervals alone. processor_epoch: random unless a test names one.
+    """An agent that holds nothing, under a new processor_epoch. clock: seconds, for intervals alone.
 
     The executor is the agent's own: a former agent that used it (or another one for the same tables) was closed before.
     """
@@ -129,7 +128,7 @@ def new_agent(
         liveness=liveness,
         config=config,
         clock=clock,
-        processor_epoch=processor_epoch or 1 + secrets.randbelow(2**63 - 1),
+        processor_epoch=1 + secrets.randbelow(2**63 - 1),
     )
 
 
@@ -328,7 +327,7 @@ class _Agent:
         )
 
     def _log_error(self) -> None:
-        """At most one line a tick: the last exception of the executor, and where it came from. The texts of all go to the owner."""
+        """At most one line a tick: the last exception of the executor and where it came from. The owner gets the texts of all."""
         error, self._driver.last_error = self._driver.last_error, None
         if error is not None:
             where = "".join(traceback.format_exception(error, limit=-LOGGED_FRAMES))

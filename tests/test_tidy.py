@@ -39,6 +39,10 @@ NOT_IN_A_CORE = {
 BORDERS = {
     ("owner/sources.py", "new_source"): "calls a user's factory",
     ("owner/worker.py", "ChangefeedWorker._run"): "calls a user's source",
+    ("processor/driver.py", "Driver._ask"): "calls a user's executor",
+    ("processor/driver.py", "Driver._bulk_statuses"): "calls a user's executor",
+    ("processor/driver.py", "Driver.close"): "calls a user's executor",
+    ("processor/driver.py", "Driver.set_barrier"): "calls a user's executor",
     ("processor/plugins.py", "close_executor"): "calls a user's executor",
     ("processor/plugins.py", "new_executor"): "calls a user's factory",
     ("proto/tablewire/runtime/plugins.py", "_load"): "imports a user's module",

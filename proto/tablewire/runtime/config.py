@@ -28,7 +28,7 @@ from tablewire.errors import ConfigError
 from tablewire.registry import redact_uri
 
 ENVIRONMENT_PREFIX = "TABLEWIRE_"
-OTHER_VARIABLES = frozenset({"TABLEWIRE_ETCD_BIN", "TABLEWIRE_POSTGRES_BIN", "TABLEWIRE_CONFIG"})
+OTHER_VARIABLES = frozenset({"TABLEWIRE_ETCD_BIN", "TABLEWIRE_POSTGRES_BIN", "TABLEWIRE_CONFIG", "TABLEWIRE_ENDPOINTS"})
 """Variables of this prefix that are no configuration keys."""
 CONFIG_BYTES_MAX = 1024 * 1024
 _SHOWN_CHARACTERS_MAX = 60

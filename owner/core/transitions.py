@@ -207,7 +207,6 @@ _COMMIT_SECONDARY = (
 _PREPARE_PRIMARY = (
     Rule((S.PREPARE,), Role.PRIMARY, (T.REPLICATING, T.STOPPING), ALWAYS, _outcome(checkpoint=True), "it writes"),
     *_gone(S.PREPARE, Role.PRIMARY, _when(secondary=True), _outcome(None, CLEAR), "the Secondary goes on preparing"),
-    *_gone(S.PREPARE, Role.PRIMARY, ALWAYS, _outcome(S.ABSENT, CLEAR), "nobody is left: schedule again"),
     Rule(
         (S.PREPARE,),
         Role.PRIMARY,

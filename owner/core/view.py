@@ -100,8 +100,11 @@ class Snapshot:
     def stalls(self) -> dict[StallReason, int]:
         """How many spans stand still, by reason; costs what is not steady."""
         counts: dict[StallReason, int] = {}
-        positions = np.arange(len(self.roles.rows)) if self._may_stall_steady else np.flatnonzero(~self.roles.steady)
-        for position in positions.tolist():
+        roles = self.roles
+        mask = ~roles.steady | roles.in_snapshot | np.isin(roles.primary, list(self.silent))
+        if self._may_stall_steady:
+            mask[:] = True
+        for position in np.flatnonzero(mask).tolist():
             reason = stall_reason(self, position)
             if reason is not None:
                 counts[reason] = counts.get(reason, 0) + 1

@@ -123,6 +123,7 @@ def _write_heartbeat(target: pb.Heartbeat, body: Heartbeat) -> None:
     pack(target.barrier.barrier_ts, barrier_ts, f"{name}.barrier.barrier_ts", np.uint64, len(barriers))
     target.acked = fits(body.acked, 64, f"{name}.acked")
     target.collect_stats = bool(body.collect_stats)
+    target.by_name = bool(body.by_name)
     _write_spans(target.spans, body.spans, f"{name}.spans")
     pack(target.numbers, body.numbers, f"{name}.numbers", np.uint32, len(body.spans))
     _require_no_zero(body.numbers, f"{name}.numbers")
@@ -142,6 +143,7 @@ def _read_heartbeat(source: pb.Heartbeat, name: str, rows: Rows) -> Heartbeat:
         ),
         acked=source.acked,
         collect_stats=source.collect_stats,
+        by_name=source.by_name,
         numbers=numbers,
         spans=spans,
     )

@@ -103,18 +103,20 @@ class Barrier(_message.Message):
     def __init__(self, global_barrier_ts: _Optional[int] = ..., rows: _Optional[int] = ..., table_ids: _Optional[_Union[Column, _Mapping]] = ..., barrier_ts: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("barrier", "acked", "collect_stats", "numbers", "spans")
+    __slots__ = ("barrier", "acked", "collect_stats", "numbers", "spans", "by_name")
     BARRIER_FIELD_NUMBER: _ClassVar[int]
     ACKED_FIELD_NUMBER: _ClassVar[int]
     COLLECT_STATS_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    BY_NAME_FIELD_NUMBER: _ClassVar[int]
     barrier: Barrier
     acked: int
     collect_stats: bool
     numbers: Column
     spans: Spans
-    def __init__(self, barrier: _Optional[_Union[Barrier, _Mapping]] = ..., acked: _Optional[int] = ..., collect_stats: bool = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ...) -> None: ...
+    by_name: bool
+    def __init__(self, barrier: _Optional[_Union[Barrier, _Mapping]] = ..., acked: _Optional[int] = ..., collect_stats: bool = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., by_name: bool = ...) -> None: ...
 
 class DispatchTableRequest(_message.Message):
     __slots__ = ("spans", "numbers", "actions", "checkpoint_ts", "resolved_lead", "assignment_epochs", "acked")

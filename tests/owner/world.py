@@ -1,0 +1,148 @@
+"""A scheduler and its agents in one thread and virtual time, for tests: real core, real agents, real messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from owner.core.view import Snapshot
+from owner.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, new_scheduler
+from processor.agent import Agent, new_agent
+from tablewire.liveness import Liveness
+from tablewire.testing import FakeSink, FakeTableExecutor, LoopbackNetwork
+from tablewire.types import (
+    TS_MAX,
+    Barrier,
+    BarrierWithMinTs,
+    CaptureInfo,
+    ChangefeedID,
+    ReplicationState,
+    Span,
+    Watermark,
+)
+
+CHANGEFEED = ChangefeedID("default", "test")
+NO_BARRIER = BarrierWithMinTs(Barrier(TS_MAX), TS_MAX)
+TICK_S = 0.1
+
+
+class World:
+    """Ticks the owner and every agent that is up, 100 ms of virtual time apart. `checkpoint_ts` follows the watermark."""
+
+    def __init__(self, captures: Sequence[str] = ("a", "b", "c"), tables: Sequence[int] = (1,), seed: int = 0) -> None:
+        self.network = LoopbackNetwork(seed)
+        self.now = 1000.0
+        self.sink = FakeSink()
+        self.tables = list(tables)
+        self.checkpoint_ts = 100
+        self.barrier = NO_BARRIER
+        self.config = SchedulerConfig()
+        self.changefeed_epoch = 1
+        self.revision = 10
+        self.watermark = Watermark(0, 0)
+        self.executors: dict[str, FakeTableExecutor] = {}
+        self.agents: dict[str, Agent] = {}
+        self.liveness: dict[str, Liveness] = {}
+        self.alive: set[str] = set()
+        self.paused: set[str] = set()
+        for capture in captures:
+            self.join(capture)
+        self.scheduler = self.new_scheduler()
+
+    def new_scheduler(self, owner_id: str = "owner") -> SchedulerAndInfo:
+        return new_scheduler(
+            owner_id=owner_id,
+            changefeed_id=CHANGEFEED,
+            owner_revision=self.revision,
+            changefeed_epoch=self.changefeed_epoch,
+            transport=self.network.transport(owner_id),
+            config=self.config,
+            clock=lambda: self.now,
+        )
+
+    def elect(self, owner_id: str = "owner") -> None:
+        """A new owner takes over; the old one just stops ticking."""
+        self.revision += 1
+        self.scheduler = self.new_scheduler(owner_id)
+
+    def join(self, capture: str, executor: FakeTableExecutor | None = None) -> None:
+        self.liveness[capture] = Liveness()
+        self.executors[capture] = executor or FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
+        self.start_agent(capture)
+        self.alive.add(capture)
+
+    def start_agent(self, capture: str) -> None:
+        self.agents[capture] = new_agent(
+            capture_id=capture,
+            changefeed_id=CHANGEFEED,
+            changefeed_epoch=self.changefeed_epoch,
+            transport=self.network.transport(capture),
+            executor=self.executors[capture],
+            liveness=self.liveness[capture],
+            clock=lambda: self.now,
+        )
+
+    def restart_agent(self, capture: str) -> None:
+        """The agent starts again in the same process slot, with a new processor_epoch and nothing held."""
+        self.agents[capture].close()
+        self.executors[capture] = FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
+        self.start_agent(capture)
+
+    def die(self, capture: str) -> None:
+        """The process is gone and so is its lease: it never acts again."""
+        self.alive.discard(capture)
+        del self.agents[capture]
+
+    def step(self) -> Watermark:
+        alive = {capture: CaptureInfo(capture, f"{capture}:1") for capture in self.alive}
+        self.watermark = self.scheduler.tick(self.checkpoint_ts, self.tables, alive, self.barrier)
+        self.scheduler.check()  # type: ignore[attr-defined]
+        self.checkpoint_ts = max(self.checkpoint_ts, self.watermark.checkpoint_ts)
+        for capture, agent in self.agents.items():
+            if capture not in self.paused:
+                agent.tick()
+        self.now += TICK_S
+        assert not self.sink.violations, self.sink.violations
+        return self.watermark
+
+    def run(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.step()
+
+    def until(self, condition: Callable[[], bool], ticks: int = 50, what: str = "the condition") -> int:
+        """Steps until it holds; how many it took."""
+        for taken in range(ticks):
+            if condition():
+                return taken
+            self.step()
+        assert condition(), f"{what} did not hold within {ticks} ticks: {list(self.snapshot.spans)[:8]}"
+        return ticks
+
+    def settle(self, ticks: int = 50) -> int:
+        """At least one step, until every span replicates and nothing is under way."""
+        self.step()
+        return 1 + self.until(lambda: len(self.snapshot.spans) == len(self.tables) and self.steady(), ticks, "steady state")
+
+    def steady(self) -> bool:
+        return all(
+            view.state is ReplicationState.REPLICATING and view.secondary is None and view.stall_reason is None
+            for view in self.snapshot.spans
+        )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.scheduler.snapshot()
+
+    def view(self, table: int) -> SpanView:
+        return next(view for view in self.snapshot.spans if view.span == Span(table))
+
+    def primary(self, table: int) -> str:
+        primary = self.view(table).primary
+        assert primary is not None
+        return primary
+
+    def advance(self, ts: int) -> None:
+        for executor in self.executors.values():
+            executor.advance(ts)
+
+    def writers(self, table: int) -> tuple[str, ...]:
+        return self.sink.writers(Span(table))

@@ -169,7 +169,7 @@ class Election:
         self._thread = run_thread("lease", self._campaign)
         if timeout_s is None:
             return
-        entered = self._wait(lambda: self._term if self._watch is not None and self._watch.state is not None else None, timeout_s)
+        entered = self._wait(self._entered, timeout_s)
         if entered is None:
             reason = self._error or self._watch.error or "no answer"
             self.close()
@@ -289,6 +289,11 @@ class Election:
         if term is None or self.leadership() is None:
             raise NotLeaderError(f"owner {self._record.id} does not lead")
         return term
+
+    def _entered(self) -> _Term | None:
+        """The term once our own watch has seen it."""
+        term, state = self._term, self._watch.state if self._watch is not None else None
+        return term if term is not None and state is not None and state.revision >= term.revision else None
 
     def _changed(self) -> None:
         with self._condition:

@@ -39,7 +39,8 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True)
 class CaptureRow:
-    """state: over all changefeeds the one that asks for attention first; "idle" while no changefeed runs."""
+    """state: over all changefeeds the one that asks for attention first; "idle" while no changefeed runs.
+    spans: those that it writes."""
 
     id: CaptureID
     address: str

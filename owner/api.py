@@ -8,7 +8,7 @@ others always find one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ from tablewire.errors import (
     UnknownCaptureError,
     UnknownChangefeedError,
 )
+from tablewire.runtime.grpc import open_channel, server_options
 from tablewire.v1 import admin_pb2 as pb
 from tablewire.v1 import admin_pb2_grpc
 
@@ -55,8 +56,8 @@ REQUEST_BYTES_MAX = 1 << 20
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 1 << 20
 ROW_ERROR_LENGTH_MAX = 1_000
-STATUS_BYTES_MAX = 5_000
-"""gRPC carries the text in a header, percent-encoded; peers drop headers beyond 8 KiB."""
+STATUS_BYTES_MAX = 7_000
+"""gRPC carries the text in a header, percent-encoded, and foreign clients refuse headers beyond 8 KiB."""
 DECISION_WAIT_MS_DEFAULT = 10_000
 
 _STATUS = grpc.StatusCode
@@ -88,12 +89,15 @@ class AdminServer:
         self.forwarder.close()
 
 
-def new_admin_server(view: OwnerView, open_channel: OpenChannel = grpc.insecure_channel) -> AdminServer:
+def new_admin_server(
+    view: OwnerView, open_channel: OpenChannel = open_channel, interceptors: Sequence[grpc.ServerInterceptor] = ()
+) -> AdminServer:
+    """open_channel: to another owner, with this cluster's credentials. interceptors: whom to let in at all."""
     forwarder = ForwardToLeader(view, open_channel)
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
-        interceptors=(forwarder,),
-        options=(("grpc.max_receive_message_length", REQUEST_BYTES_MAX), ("grpc.so_reuseport", 0)),
+        interceptors=(*interceptors, forwarder),
+        options=[*server_options(), ("grpc.max_receive_message_length", REQUEST_BYTES_MAX)],
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
     admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(view), server)  # type: ignore[no-untyped-call]  # generated

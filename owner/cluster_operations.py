@@ -10,11 +10,12 @@ from owner import tables_view
 from owner.answers import CaptureRow, ClusterStatus, DrainProgress, OwnerRow, RefusedError
 from owner.lookups import check_capture, current_state, schedulers, software_version
 from owner.view import OwnerView
+from tablewire.errors import UnknownCaptureError
 from tablewire.registry import LeaderRecord
 from tablewire.types import CaptureID, CaptureState
 
 if TYPE_CHECKING:
-    from owner.scheduler import Snapshot
+    from owner.scheduler import SchedulerAndInfo
 
 UNKNOWN_STATE = "unknown"
 IDLE_STATE = "idle"
@@ -110,14 +111,17 @@ def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
     draining = capture in view.draining()
     remaining, reasons = 0, Counter[str]()
     for _, scheduler in schedulers(view):
-        # Counts inbound moves and Undetermined too, and is at least 1 until a tick has taken the drain in.
         snapshot = scheduler.snapshot()
-        held = scheduler.drain_capture(capture) if draining else _spans_of(snapshot, capture)
+        held = _left(scheduler, capture) if draining else tables_view.held(snapshot, capture)
         remaining += held
         if held:
-            reasons.update(tables_view.reasons_at(snapshot, capture))
+            reasons.update(tables_view.reasons_at(snapshot, capture) or {tables_view.WAITING: held})
     return DrainProgress(capture, draining, remaining, dict(reasons))
 
 
-def _spans_of(snapshot: Snapshot, capture: CaptureID) -> int:
-    return sum(view.spans for view in snapshot.captures if view.id == capture)
+def _left(scheduler: SchedulerAndInfo, capture: CaptureID) -> int:
+    """Inbound moves and Undetermined count too, and it is at least 1 until a tick has taken the drain in."""
+    try:
+        return scheduler.drain_capture(capture)
+    except UnknownCaptureError:
+        return 1  # registered since the last tick: the next one takes it in

@@ -20,6 +20,7 @@ SERVICE = "tablewire.v1.Admin"
 ANSWERED_BY_ANY = f"/{SERVICE}/GetStatus"
 FORWARDED_KEY = "tablewire-forwarded"
 RETRY_KEY = "tablewire-retry"
+CONNECT_TIMEOUT_S = 1.0
 UNARY_TIMEOUT_S = 120.0
 STREAM_TIMEOUT_S = 24 * 3_600.0
 
@@ -76,8 +77,9 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
 
     def _unary(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], bytes]:
         def forward(request: bytes, context: Any) -> bytes:
+            channel = self._to(leader, context)
             timeout_s = min(context.time_remaining() or UNARY_TIMEOUT_S, UNARY_TIMEOUT_S)
-            call = self._to(leader).unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark())
+            call = channel.unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark())
             if not context.add_callback(call.cancel):
                 call.cancel()
             try:
@@ -92,8 +94,9 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
 
     def _stream(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], Iterator[bytes]]:
         def forward(request: bytes, context: Any) -> Iterator[bytes]:
+            channel = self._to(leader, context)
             timeout_s = min(context.time_remaining() or STREAM_TIMEOUT_S, STREAM_TIMEOUT_S)
-            call = self._to(leader).unary_stream(method)(request, timeout=timeout_s, metadata=self._mark())
+            call = channel.unary_stream(method)(request, timeout=timeout_s, metadata=self._mark())
             if not context.add_callback(call.cancel):
                 call.cancel()
             try:
@@ -108,8 +111,19 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
     def _mark(self) -> tuple[tuple[str, str], ...]:
         return ((FORWARDED_KEY, self._view.owner_id),)
 
-    def _to(self, leader: LeaderRecord) -> grpc.Channel:
-        """One channel, to the leader of now. The former leader's is closed, which ends what is still under way on it."""
+    def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
+        """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""
+        channel = self._channel_to(leader)
+        ready = grpc.channel_ready_future(channel)
+        try:
+            ready.result(timeout=CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            ready.cancel()
+            abort_for_retry(context, f"the leader {leader.id} at {leader.address} does not answer; try again")
+        return channel
+
+    def _channel_to(self, leader: LeaderRecord) -> grpc.Channel:
+        """One channel at a time. The former leader's is closed, which ends what is still under way on it."""
         with self._lock:
             if self._channel is None or self._address != leader.address:
                 if self._channel is not None:

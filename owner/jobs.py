@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from owner.answers import JobRow, RefusedError
 from owner.view import OwnerView
-from tablewire.types import CaptureID, ChangefeedID, QueryKind, QueryState
+from tablewire.queries import ENDED
+from tablewire.types import CaptureID, ChangefeedID, QueryState
 
 if TYPE_CHECKING:
     from owner.scheduler import Query, SchedulerAndInfo
 
 JOB_POLL_S = 0.05
 JOB_WAIT_S_MAX = 24 * 3_600.0
-
-_ENDED = (QueryState.REFUSED, QueryState.DONE, QueryState.CANCELLED)
 
 
 class Job:
@@ -53,7 +52,7 @@ class Job:
         """The job at once and at each change, until it has ended (or, not until_done, is decided), timeout_s are over or
         nobody wants to know. The job goes on whatever happens here. RefusedError when its scheduler stopped before that."""
         deadline = clock() + min(timeout_s, JOB_WAIT_S_MAX)
-        goals = _ENDED if until_done else (*_ENDED, QueryState.ACCEPTED)
+        goals = ENDED if until_done else ENDED | {QueryState.ACCEPTED}
         last = self.row()
         yield last
         while last.state not in goals and is_wanted():
@@ -75,7 +74,7 @@ class Job:
 def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> list[JobRow]:
     rows = []
     for query in scheduler.queries():
-        if query.state not in _ENDED:
-            capture = query.target if query.kind in (QueryKind.DRAIN, QueryKind.CANCEL) else ""
-            rows.append(JobRow(str(changefeed), query.kind, str(query.target), str(capture), query.state, query.reason))
+        if query.state not in ENDED:
+            target, capture = query.subject, query.target or ""
+            rows.append(JobRow(str(changefeed), query.kind, target or capture, capture, query.state, query.reason))
     return rows

@@ -1,6 +1,7 @@
 """Reading a scheduler's snapshot: rows for people, and counts. Pure; any thread.
 
-A snapshot may hold a million spans, so that what is asked for often (counts, the slowest span) is taken from its columns.
+A snapshot may hold a million spans, so selections and counts are masks over its columns, and a SpanView is made only of what is
+shown.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from owner.answers import TableRow
-from tablewire.types import CaptureID, ReplicationState, TableID
-
-if TYPE_CHECKING:
-    from owner.scheduler import Snapshot, SpanView
+from owner.core.view import Snapshot, span_view, stall_reason
+from tablewire.types import I64, TS_MAX, CaptureID, SpanView, StallReason, TableID
 
 WAITING = "waiting"
 """Counts what a drain still waits for without a stall reason."""
@@ -33,51 +33,90 @@ class Summary:
 def summarize(snapshot: Snapshot | None) -> Summary:
     if snapshot is None:
         return Summary()
-    states, stalls = Counter[str](), Counter[str]()
-    slowest: SpanView | None = None
-    for span in snapshot.spans:
-        states[span.state.value] += 1
-        if span.stall_reason is not None:
-            stalls[span.stall_reason.value] += 1
-        counts = span.state is not ReplicationState.REMOVING
-        if counts and (slowest is None or span.checkpoint.checkpoint_ts < slowest.checkpoint.checkpoint_ts):
-            slowest = span
-    return Summary(len(snapshot.spans), dict(states), dict(stalls), slowest)
+    count = len(snapshot.roles.rows)
+    states = {state.value: spans for state, spans in snapshot.states().items() if spans}
+    if not snapshot.initialized:
+        stalls: Mapping[str, int] = {StallReason.BOOTSTRAP.value: count} if count else {}
+    else:
+        stalls = _reasons(snapshot, _may_stall(snapshot))
+        stalls = {reason: spans for reason, spans in stalls.items() if reason != WAITING}
+    return Summary(count, states, stalls, _slowest(snapshot))
 
 
 def select(
     snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
 ) -> Iterator[SpanView]:
-    """The spans that all given conditions hold for, lazily."""
-    for span in snapshot.spans:
-        if table_id is not None and span.span.table_id != table_id:
-            continue
-        if stalled and span.stall_reason is None:
-            continue
-        if capture and capture not in (span.primary, span.secondary):
-            continue
-        yield span
+    """The spans that all given conditions hold for, by table and start key; each is made when it is asked for."""
+    positions = _may_stall(snapshot) if stalled else np.arange(len(snapshot.roles.rows))
+    if table_id is not None:
+        positions = positions[snapshot.roles.spans.table_ids[positions] == table_id]
+    if capture:
+        positions = positions[np.isin(positions, _touching(snapshot, capture))]
+    for position in positions.tolist():
+        view = span_view(snapshot, position)
+        if not stalled or view.stall_reason is not None:
+            yield view
+
+
+def held(snapshot: Snapshot, capture: CaptureID) -> int:
+    """How many spans have this capture as Primary or Secondary."""
+    return len(_touching(snapshot, capture))
 
 
 def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
-    """Why spans are still at a capture: counts by stall reason."""
-    return Counter(
-        span.stall_reason.value if span.stall_reason is not None else WAITING for span in select(snapshot, capture=capture)
-    )
+    """Why spans are still at a capture: counts by stall reason, WAITING where there is none."""
+    return _reasons(snapshot, _touching(snapshot, capture))
 
 
-def table_row(span: SpanView, names: Mapping[TableID, str]) -> TableRow:
+def table_row(view: SpanView, names: Mapping[TableID, str]) -> TableRow:
     return TableRow(
-        table_id=span.span.table_id,
-        table=names.get(span.span.table_id, ""),
-        start_key=span.span.start_key,
-        end_key=span.span.end_key,
-        state=span.state.value,
-        primary=span.primary or "",
-        secondary=span.secondary or "",
-        checkpoint_ts=span.checkpoint.checkpoint_ts,
-        resolved_ts=span.checkpoint.resolved_ts,
-        state_age_ms=span.state_age_ms,
-        stall_reason="" if span.stall_reason is None else span.stall_reason.value,
-        error=span.error,
+        table_id=view.span.table_id,
+        table=names.get(view.span.table_id, ""),
+        start_key=view.span.start_key,
+        end_key=view.span.end_key,
+        state=view.state.value,
+        primary=view.primary or "",
+        secondary=view.secondary or "",
+        checkpoint_ts=view.checkpoint.checkpoint_ts,
+        resolved_ts=view.checkpoint.resolved_ts,
+        state_age_ms=max(0, view.state_age_ms),
+        stall_reason="" if view.stall_reason is None else view.stall_reason.value,
+        error=view.error,
     )
+
+
+def _touching(snapshot: Snapshot, capture: CaptureID) -> I64:
+    """Positions."""
+    index = next((index for index, name in snapshot.capture_ids.items() if name == capture), None)
+    if index is None:
+        return np.empty(0, np.int64)
+    return np.flatnonzero((snapshot.roles.primary == index) | (snapshot.roles.secondary == index))
+
+
+def _may_stall(snapshot: Snapshot) -> I64:
+    """Positions of all spans that can have a stall reason: a superset, so that few need to be looked at singly."""
+    roles, progress = snapshot.roles, snapshot.progress
+    if not snapshot.initialized:
+        return np.arange(len(roles.rows))
+    mask = ~roles.steady | roles.in_snapshot
+    if snapshot.silent:
+        mask |= np.isin(roles.primary, np.fromiter(snapshot.silent, np.int64))
+    barrier_ts = snapshot.barrier.barrier.global_barrier_ts
+    if snapshot.table_barriers:
+        barrier_ts = min(barrier_ts, *snapshot.table_barriers.values())
+    if barrier_ts < TS_MAX:
+        mask |= progress.checkpoint_ts[roles.rows] >= np.uint64(barrier_ts)
+    return np.flatnonzero(mask)
+
+
+def _reasons(snapshot: Snapshot, positions: I64) -> dict[str, int]:
+    reasons = (stall_reason(snapshot, position) for position in positions.tolist())
+    return dict(Counter(reason.value if reason is not None else WAITING for reason in reasons))
+
+
+def _slowest(snapshot: Snapshot) -> SpanView | None:
+    if snapshot.slowest is None:
+        return None
+    positions = np.flatnonzero(snapshot.roles.spans.table_ids == snapshot.slowest.table_id).tolist()
+    spans = (span_view(snapshot, position) for position in positions)
+    return next((view for view in spans if view.span == snapshot.slowest), None)

@@ -1,0 +1,221 @@
+"""owner changefeed create | list | query | pause | resume | remove"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from owner.cli import shapes
+from owner.cli.client import CallError
+from owner.cli.options import Session, remote
+from owner.cli.output import Output, counts, duration, size
+from tablewire.v1 import admin_pb2 as pb
+
+CHECKS_TIMEOUT_S = 60.0
+REMOVE_TIMEOUT_S = 60.0
+POLL_INTERVAL_S = 0.25
+SINK_PREFIX = "sink."
+
+
+@click.group("changefeed")
+def changefeed_group() -> None:
+    """Replication jobs."""
+
+
+def changefeed_argument(command: Any) -> Any:
+    return click.argument("changefeed", default="", metavar="[ID]")(command)
+
+
+def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param=parameter)
+        if name in pairs:
+            raise click.BadParameter(f"{name!r} is given twice", param=parameter)
+        pairs[name.strip()] = value
+    return pairs
+
+
+@changefeed_group.command("create")
+@remote
+@click.option("--id", "changefeed", required=True, metavar="ID", help="Lower-case letters, digits, '_', '-'; or NAMESPACE/ID.")
+@click.option(
+    "--source",
+    required=True,
+    metavar="URI",
+    help="postgresql://USER:${PASSWORD}@HOST/DATABASE: what stands in ${} "
+    "is taken from the environment of owners and processors, and stored as written.",
+)
+@click.option("--sink", required=True, metavar="URI", help="Where to: postgresql://..., file:///folder, blackhole://")
+@click.option(
+    "--tables",
+    multiple=True,
+    required=True,
+    metavar="PATTERN",
+    help="schema.table with * and ?; '!pattern' excludes. Several, or separated by commas.",
+)
+@click.option("--no-snapshot", is_flag=True, help="Only changes from now on, without the rows that are there.")
+@click.option("--source-option", "source_options", multiple=True, callback=_pairs, metavar="NAME=VALUE")
+@click.option("--sink-option", "sink_options", multiple=True, callback=_pairs, metavar="NAME=VALUE")
+@click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
+def create(
+    session: Session,
+    changefeed: str,
+    source: str,
+    sink: str,
+    tables: Sequence[str],
+    no_snapshot: bool,
+    source_options: Mapping[str, str],
+    sink_options: Mapping[str, str],
+    dry_run: bool,
+) -> None:
+    """Check everything, and start to replicate. Nothing is stored unless all checks hold; every failed one is named."""
+    request = pb.CreateChangefeedRequest(
+        changefeed=changefeed,
+        source_uri=source,
+        sink_uri=sink,
+        tables=[pattern.strip() for given in tables for pattern in given.split(",") if pattern.strip()],
+        skip_snapshot=no_snapshot,
+        options={**source_options, **{SINK_PREFIX + name: value for name, value in sink_options.items()}},
+        dry_run=dry_run,
+    )
+    answer = session.ask("CreateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
+    if session.output.is_json:
+        session.output.json(shapes.CHANGEFEED.of(answer))
+    elif dry_run:
+        session.output.line(f"changefeed {answer.changefeed}: all checks hold; nothing was stored")
+    else:
+        session.output.line(f"changefeed {answer.changefeed} created")
+
+
+@changefeed_group.command("list")
+@remote
+def list_(session: Session) -> None:
+    """All changefeeds."""
+    answer = session.ask("ListChangefeeds", pb.ListChangefeedsRequest(), reads=True)
+    if session.output.is_json:
+        session.output.json(shapes.changefeeds(answer))
+        return
+    session.output.table(
+        ("CHANGEFEED", "STATE", "#SPANS", "#STALLED", "#CHECKPOINT", "#LAG", "#RETAINED", "ERROR"),
+        (
+            (
+                row.changefeed,
+                row.state,
+                row.spans if row.running else None,
+                sum(row.stalls.values()) if row.running else None,
+                row.checkpoint_ts or None,
+                row.lag if row.HasField("lag") else None,
+                size(row.retained_bytes if row.HasField("retained_bytes") else None),
+                row.error,
+            )
+            for row in answer.changefeeds
+        ),
+    )
+
+
+@changefeed_group.command("query")
+@remote
+@changefeed_argument
+def query(session: Session, changefeed: str) -> None:
+    """One changefeed: how far it is, what it waits for, what it costs the source. ID may be left out while there is one."""
+    answer = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed), reads=True)
+    if session.output.is_json:
+        session.output.json(shapes.CHANGEFEED.of(answer))
+    else:
+        _show(session.output, answer)
+
+
+@changefeed_group.command("pause")
+@remote
+@changefeed_argument
+def pause(session: Session, changefeed: str) -> None:
+    """Stop replicating and keep the place: the source keeps all changes from there on (see `query`: retained)."""
+    _answer(session, session.ask("PauseChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+
+
+@changefeed_group.command("resume")
+@remote
+@changefeed_argument
+def resume(session: Session, changefeed: str) -> None:
+    """Go on from the checkpoint, after a pause or a failure."""
+    _answer(session, session.ask("ResumeChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+
+
+@changefeed_group.command("remove")
+@remote
+@click.argument("changefeed", metavar="ID")
+@click.option("--wait", is_flag=True, help="Until it has left the source and the cluster.")
+def remove(session: Session, changefeed: str, wait: bool) -> None:
+    """Stop it, drop what it made at the source, and forget it. What is in the sink stays."""
+    name = session.ask("RemoveChangefeed", pb.ChangefeedRequest(changefeed=changefeed)).changefeed
+    if wait:
+        _wait_until_gone(session, name)
+    if session.output.is_json:
+        session.output.json({"changefeed": name, "gone": wait})
+    else:
+        session.output.line(f"changefeed {name} {'is removed' if wait else 'is being removed'}")
+
+
+def _wait_until_gone(session: Session, name: str) -> None:
+    timeout_s = session.timeout_s(REMOVE_TIMEOUT_S)
+    deadline = time.monotonic() + timeout_s
+    error = ""
+    while time.monotonic() < deadline:
+        try:
+            row = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=name), reads=True)
+        except CallError as failure:
+            if failure.code == "not_found":
+                return
+            raise
+        if row.error != error:
+            error = row.error
+            session.output.note(f"changefeed {name}: {error or 'being removed'}")
+        time.sleep(POLL_INTERVAL_S)
+    why = f": {error}" if error else ""
+    raise session.fail(f"changefeed {name} is still being removed after {timeout_s:g} s; it goes on{why}", "deadline_exceeded")
+
+
+def _answer(session: Session, row: pb.Changefeed) -> None:
+    if session.output.is_json:
+        session.output.json(shapes.CHANGEFEED.of(row))
+    else:
+        session.output.line(f"changefeed {row.changefeed} is {row.state}")
+
+
+def _show(output: Output, row: pb.Changefeed) -> None:
+    output.pairs(
+        (
+            ("changefeed", row.changefeed),
+            ("state", row.state),
+            ("error", row.error),
+            ("source", row.source_uri),
+            ("sink", row.sink_uri),
+            ("tables", " ".join(row.tables)),
+            ("checkpoint", row.checkpoint_ts or None),
+            ("resolved", row.resolved_ts or None),
+            ("lag", row.lag if row.HasField("lag") else None),
+            ("retained at source", size(row.retained_bytes if row.HasField("retained_bytes") else None)),
+            ("spans", f"{row.spans}  {counts(row.spans_by_state)}" if row.running else "not running"),
+            ("not steady", counts(row.stalls) if row.running else None),
+            ("slowest", _slowest(row.slowest) if row.HasField("slowest") else None),
+        )
+    )
+    for job in row.jobs:
+        output.line(f"{job.kind} of {job.target}: {job.state}{f': {job.reason}' if job.reason else ''}")
+
+
+def _slowest(row: pb.TableRow) -> str:
+    parts = [row.table or str(row.table_id), f"at {row.checkpoint_ts}", f"{row.state} for {duration(row.state_age_ms)}"]
+    if row.primary:
+        parts.append(f"on {row.primary}")
+    if row.stall_reason:
+        parts.append(f"({row.stall_reason})")
+    if row.error:
+        parts.append(row.error)
+    return " ".join(parts)

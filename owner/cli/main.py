@@ -1,0 +1,42 @@
+"""The `owner` program: its commands, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from owner.cli.changefeed import changefeed_group
+from owner.cli.cluster import capture_group, resign, status, version
+from owner.cli.options import shared_options
+from owner.cli.service import config_group, serve
+from owner.cli.table import rebalance, table_group
+
+PROGRAM = "owner"
+
+
+@click.group(
+    PROGRAM,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usage.",
+)
+@shared_options
+def cli(**_options: Any) -> None:
+    """Tablewire's owner: runs one, and asks those that run.
+
+    Any owner may be asked: one that does not lead passes the call on to the leader.
+    """
+
+
+for command in (
+    serve,
+    status,
+    capture_group,
+    changefeed_group,
+    table_group,
+    rebalance,
+    resign,
+    config_group,
+    version,
+):
+    cli.add_command(command)

@@ -1,0 +1,101 @@
+"""What the CLI prints: answers on stdout (tables by rich, or one JSON object on one line), everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 10_000
+"""Width where no terminal limits it, so that nothing is cut or wrapped for grep."""
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Output:
+    """One command's output. is_json: `-o json`."""
+
+    def __init__(self, is_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self.is_json = is_json
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+
+    def json(self, answer: Mapping[str, Any]) -> None:
+        self._stdout.write(json.dumps(answer, separators=(",", ":"), ensure_ascii=False) + "\n")
+        self._stdout.flush()
+
+    def raw(self, text: str) -> None:
+        self._stdout.write(text)
+
+    def note(self, text: str) -> None:
+        """For people, on stderr."""
+        click.echo(printable(text), err=True)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Headings that begin with '#' are numbers, set to the right."""
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in headings:
+            is_number = heading.startswith("#")
+            table.add_column(heading.lstrip("#"), justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(cell, row))
+        self._console().print(table)
+
+    def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for name, value in pairs:
+            table.add_row(Text(name, style="bold"), cell(value))
+        self._console().print(table)
+
+    def line(self, text: str) -> None:
+        self._stdout.write(printable(text) + "\n")
+
+    def _console(self) -> Console:
+        console = Console(file=self._stdout, markup=False, highlight=False, emoji=False)
+        return (
+            console
+            if console.is_terminal
+            else Console(file=self._stdout, markup=False, highlight=False, emoji=False, width=WIDE, no_color=True)
+        )
+
+
+def cell(value: object) -> Text:
+    return Text("-" if value is None or value == "" else printable(str(value)))
+
+
+def printable(text: str) -> str:
+    """Text from afar (an error, a name) may not steer the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else UNPRINTABLE for character in text)
+
+
+def counts(by_name: Mapping[str, int]) -> str:
+    """`replicating 12, prepare 1`, the most frequent first."""
+    ranked = sorted(by_name.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ranked)
+
+
+def duration(milliseconds: int) -> str:
+    seconds = milliseconds / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(count: int | None) -> str | None:
+    """Bytes for people; None stays None."""
+    if count is None:
+        return None
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"

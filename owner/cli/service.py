@@ -1,0 +1,97 @@
+"""owner serve, owner config show | check"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from owner.cli.options import Settings, local
+from owner.cli.output import Output
+from owner.cli.settings import owner_config
+from owner.config import OwnerConfig
+from tablewire.registry import redact_uri
+from tablewire.runtime.config import describe, flatten
+
+
+def _keys(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for text in values:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param=parameter)
+        keys[path.strip()] = value
+    return keys
+
+
+def set_option(command: Any) -> Any:
+    return click.option(
+        "--set",
+        "keys",
+        multiple=True,
+        callback=_keys,
+        metavar="KEY=VALUE",
+        help="A configuration key, such as etcd.endpoints=a:2379,b:2379; stronger than file and environment.",
+    )(command)
+
+
+@click.command("serve")
+@local
+@set_option
+def serve(_output: Output, settings: Settings, keys: dict[str, str]) -> None:
+    """Run an owner until SIGTERM."""
+    config, _ = owner_config(settings.config, keys)
+    # Not at the top: a client command should not load what only a service needs.
+    from owner.service import serve as serve_owner
+
+    serve_owner(config)
+
+
+@click.group("config")
+def config_group() -> None:
+    """The owner's configuration: file, then TABLEWIRE_* variables, then --set."""
+
+
+@config_group.command("check")
+@local
+@set_option
+def check(output: Output, settings: Settings, keys: dict[str, str]) -> None:
+    """Read the configuration; exit code 1 and one line if it is wrong."""
+    _, origins = owner_config(settings.config, keys)
+    if output.is_json:
+        output.json({"ok": True, "given": len(origins)})
+    else:
+        output.line(f"the configuration is right; {len(origins)} keys are given, the rest are defaults")
+
+
+@config_group.command("show")
+@local
+@set_option
+def show(output: Output, settings: Settings, keys: dict[str, str]) -> None:
+    """Every key with its value, and where the value comes from."""
+    config, origins = owner_config(settings.config, keys)
+    rows = [(path, _shown(value), origins.get(path, "default")) for path, value in flatten(config)]
+    if output.is_json:
+        output.json({"keys": [{"key": path, "value": value, "origin": origin} for path, value, origin in rows]})
+        return
+    docs = {row.path: row.doc for row in describe(OwnerConfig)}
+    output.table(
+        ("KEY", "VALUE", "FROM", "MEANING"),
+        ((path, _text(value), origin, docs.get(path, "")) for path, value, origin in rows),
+    )
+
+
+def _shown(value: Any) -> Any:
+    """As JSON has it, passwords hidden."""
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, str):
+        return redact_uri(plain)
+    return [redact_uri(item) if isinstance(item, str) else item for item in plain] if isinstance(plain, list) else plain
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -23,6 +23,44 @@ class OwnerHttpSection(HttpSection, frozen=True, kw_only=True):
 
 class TickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The longest time between two ticks of a changefeed", ge=10, le=10_000)] = 100
+    status_interval_ms: Annotated[int, key("How often a checkpoint that moved is stored in etcd", ge=50, le=600_000)] = 1_000
+
+
+class ExchangeSection(Section, frozen=True, kw_only=True):
+    """The calls to the processors."""
+
+    timeout_ms: Annotated[int, key("Deadline of one Exchange with a processor", ge=100, le=60_000)] = 5_000
+    idle_ms: Annotated[int, key("A processor to which nothing is to be said is called that often", ge=10, le=10_000)] = 500
+
+
+class SchedulerSection(Section, frozen=True, kw_only=True):
+    """Of every changefeed's scheduler."""
+
+    heartbeat_interval_ms: Annotated[int, key("How often each processor is asked how far it is", ge=10, le=60_000)] = 100
+    stats_interval_ms: Annotated[int, key("How often it is asked for rates", ge=100, le=600_000)] = 1_000
+    bootstrap_timeout_ms: Annotated[
+        int, key("How long a new leader waits for processors that do not answer before it goes on", ge=100, le=600_000)
+    ] = 10_000
+    capture_silent_ms: Annotated[
+        int, key("Without an answer for this long a processor counts as silent and gets nothing new", ge=100, le=600_000)
+    ] = 3_000
+    max_task_concurrency: Annotated[int, key("How many planned moves may be under way", ge=1, le=100_000)] = 32
+    max_task_concurrency_per_capture: Annotated[int, key("The same for one processor", ge=1, le=100_000)] = 16
+
+
+class SourceSection(Section, frozen=True, kw_only=True):
+    """How the leader looks after the source of each changefeed."""
+
+    poll_interval_ms: Annotated[int, key("How often tables are listed and the safepoint is advanced", ge=50, le=600_000)] = 1_000
+    idle_poll_interval_ms: Annotated[
+        int, key("How often a changefeed that does not run is asked what it retains", ge=100, le=3_600_000)
+    ] = 10_000
+    retry_min_ms: Annotated[int, key("The first pause after an error of a source; it doubles", ge=10, le=600_000)] = 500
+    retry_max_ms: Annotated[int, key("The longest pause after an error of a source", ge=10, le=3_600_000)] = 30_000
+
+    def __post_init__(self) -> None:
+        if self.retry_max_ms < self.retry_min_ms:
+            raise ValueError("retry_max_ms must not be below retry_min_ms")
 
 
 class OwnerConfig(Section, frozen=True, kw_only=True):
@@ -36,3 +74,6 @@ class OwnerConfig(Section, frozen=True, kw_only=True):
     tls: PeerTlsSection = PeerTlsSection()
     log: LogSection = LogSection()
     tick: TickSection = TickSection()
+    exchange: ExchangeSection = ExchangeSection()
+    scheduler: SchedulerSection = SchedulerSection()
+    source: SourceSection = SourceSection()

@@ -1,0 +1,206 @@
+"""One changefeed's Source, on a thread of its own: everything that may block stays here, never on the tick's thread.
+
+The worker publishes a `SourceView`, a whole new value at each change, which the tick reads without a lock. What fails is
+retried with exponential backoff and jitter from the beginning (a new Source, `start` again), so that a slot that was lost
+meanwhile is noticed: `start` then returns a position behind which rows are missing, and that is fatal.
+
+A worker serves one epoch of one changefeed in one duty. Whatever changes that stops it and starts another, whose thread
+first waits for the former one: at most one thread of this process talks to a changefeed's source.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from owner.config import SourceSection
+from tablewire.errors import NotLeaderError
+from tablewire.registry import ChangefeedInfo, redact_uri
+from tablewire.source import Source
+from tablewire.types import I64, TableID, Ts
+
+
+class Duty(StrEnum):
+    """What a worker does: run (start, list tables, advance), watch (a changefeed that does not run still pins its source),
+    drop (it is removed)."""
+
+    RUN = "run"
+    WATCH = "watch"
+    DROP = "drop"
+
+
+def _no_tables() -> I64:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceView:
+    """What is known of a source. start_ts: where replication starts, 0 = not started yet. table_ids: sorted, None = never
+    listed; the same object as long as the tables are the same. source_ts: where the source was right before that listing.
+    error: what is being retried. fatal: what no retry can mend."""
+
+    start_ts: Ts = 0
+    table_ids: I64 | None = None
+    table_names: Mapping[TableID, str] = field(default_factory=dict)
+    source_ts: Ts = 0
+    retained_bytes: int | None = None
+    error: str = ""
+    fatal: str = ""
+
+
+class WorkerHost(Protocol):
+    """What a worker needs of the term it serves. Called on the worker's thread; all but `changed` may block on etcd and raise
+    NotLeaderError (the term is over: the worker ends) or another OperatingError (retried)."""
+
+    def new_source(self, info: ChangefeedInfo) -> Source: ...
+
+    def stored_checkpoint(self, info: ChangefeedInfo) -> Ts:
+        """The last checkpoint_ts that stands in etcd, 0 = none. The safepoint must not pass it: a new owner starts there."""
+        ...
+
+    def started(self, info: ChangefeedInfo, start_ts: Ts) -> None:
+        """Stores where replication of a changefeed starts that had no start yet."""
+        ...
+
+    def dropped(self, info: ChangefeedInfo) -> None:
+        """Everything at the source is gone: forget the changefeed."""
+        ...
+
+    def changed(self) -> None:
+        """The view has changed. Returns at once."""
+        ...
+
+
+class ChangefeedWorker:
+    """start() once, then read `view`; stop() returns at once. Any thread."""
+
+    def __init__(
+        self, info: ChangefeedInfo, duty: Duty, host: WorkerHost, config: SourceSection, *, former: ChangefeedWorker | None = None
+    ) -> None:
+        self.info = info
+        self.duty = duty
+        self._host = host
+        self._config = config
+        self._former = former
+        self._view = SourceView(start_ts=info.start_ts)
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._jitter = random.Random()
+        self._thread = threading.Thread(target=self._run, name=f"changefeed-{info.changefeed}", daemon=True)
+
+    @property
+    def view(self) -> SourceView:
+        return self._view
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the thread to end after the call it is in. Idempotent."""
+        self._stop.set()
+        self._wake.set()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Waits for the thread's end; whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def poll_now(self) -> None:
+        """Cuts the present pause short."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        if self._former is not None:
+            self._former.join()
+            self._former = None
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self._serve()
+                return
+            except NotLeaderError:
+                return
+            except Exception as error:  # noqa: BLE001 - the border to a user's source
+                failures = 0 if self._served else failures
+                self._publish(error=redact_uri(str(error) or type(error).__name__))
+                self._pause(self._backoff_s(failures))
+                failures += 1
+
+    def _backoff_s(self, failures: int) -> float:
+        ceiling_ms = min(self._config.retry_max_ms, self._config.retry_min_ms * 2.0 ** min(failures, 30))
+        return self._jitter.uniform(0.5, 1.0) * ceiling_ms / 1000
+
+    def _serve(self) -> None:
+        """Returns when asked to stop or when its duty is done; raises what the source raises."""
+        self._served = False
+        source = self._host.new_source(self.info)
+        try:
+            if self.duty is Duty.DROP:
+                source.drop()
+                self._host.dropped(self.info)
+                return
+            if self.duty is Duty.RUN:
+                self._start(source)
+            interval_ms = self._config.poll_interval_ms if self.duty is Duty.RUN else self._config.idle_poll_interval_ms
+            while not self._stop.is_set() and not self._view.fatal:
+                self._poll(source)
+                self._served = True
+                self._pause(interval_ms / 1000)
+        finally:
+            source.close()
+
+    _served = False
+
+    def _start(self, source: Source) -> None:
+        start_ts = source.start()
+        if not self.info.start_ts and not self._view.start_ts:
+            self._host.started(self.info, start_ts)
+            self._publish(start_ts=start_ts)
+            return
+        needed_ts = max(self._view.start_ts, self._host.stored_checkpoint(self.info))
+        if start_ts > needed_ts:
+            self._publish(
+                fatal=f"the source can only be read from {start_ts} on, but was replicated up to {needed_ts}: "
+                "what lies between is lost (was its slot dropped?); remove this changefeed and create it anew"
+            )
+
+    def _poll(self, source: Source) -> None:
+        if self._view.fatal:
+            return
+        # Before the listing: with no table in it, all of the source up to here is done.
+        source_ts = source.current_ts()
+        if self.duty is Duty.RUN:
+            self._list_tables(source, source_ts)
+            checkpoint_ts = self._host.stored_checkpoint(self.info)
+            if checkpoint_ts:
+                source.advance(checkpoint_ts)
+        retained_bytes = source.retained_bytes()
+        self._publish(source_ts=source_ts, retained_bytes=retained_bytes, error="")
+
+    def _list_tables(self, source: Source, source_ts: Ts) -> None:
+        names = source.tables()
+        if self._view.table_ids is None or names != self._view.table_names:
+            table_ids = np.sort(np.fromiter(names, np.int64, len(names)))
+            table_ids.setflags(write=False)
+            self._publish(table_ids=table_ids, table_names=dict(names), source_ts=source_ts)
+
+    def _publish(self, **changes: object) -> None:
+        before = self._view
+        self._view = replace(before, **changes)  # type: ignore[arg-type]
+        if any(getattr(before, name) is not value for name, value in changes.items() if name != "source_ts"):
+            self._host.changed()
+
+    def _pause(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+        if not self._stop.is_set():
+            self._wake.clear()

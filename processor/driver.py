@@ -7,7 +7,9 @@ repeated with the next tick: Stopped is said only when the executor has said so.
 
 from __future__ import annotations
 
+import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ from processor.executor import (
     StatusColumns,
     TableExecutor,
 )
-from tablewire.errors import EpochRefusedError, OperatingError, TablewireError
+from tablewire.errors import OperatingError, TablewireError
 from tablewire.types import TS_MAX, U8, U64, Barrier, Checkpoint, Span, TableState, TableStatus, Ts
 
 MAX_ERROR_CHARACTERS = 1_000
@@ -156,7 +158,7 @@ class Driver:
             text = (
                 texts.get(place) or f"the executor reports the span as {_STATES[int(columns.states[place])]} without being told"
             )
-            self._holdings.fail(int(rows[place]), text[:MAX_ERROR_CHARACTERS])
+            self._holdings.fail(int(rows[place]), _cut(text))
         self._remove_failed()
 
     def observe_stats(self, rows: Iterable[int]) -> None:
@@ -170,7 +172,8 @@ class Driver:
                 puller = stats.stage_checkpoints.get("puller")
                 puller_ts = _checked_ts(puller.resolved_ts) if puller is not None else 0
                 in_snapshot = "snapshot" in stats.stage_checkpoints
-                holdings.observe_stats(row, float(stats.rows_per_s), float(stats.bytes_per_s), puller_ts, in_snapshot)
+                rates = _checked_rate(stats.rows_per_s), _checked_rate(stats.bytes_per_s)
+                holdings.observe_stats(row, *rates, puller_ts, in_snapshot)
             return True
 
         self._ask(rows, collect, self._spans(rows), rows)
@@ -196,7 +199,7 @@ class Driver:
             status = self._executor.get_table_span_status(span, False)
             row = _checked_row(status)
             if status.error:
-                errors.append((len(statuses), status.error))
+                errors.append((len(statuses), str(status.error)))
             statuses.append(row)
             return True
 
@@ -270,13 +273,20 @@ def _transposed(arguments: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...
 
 
 def _text(error: Exception) -> str:
-    if isinstance(error, EpochRefusedError):
-        text = f"the sink refuses the epoch: {error}"
-    elif isinstance(error, TablewireError):
-        text = str(error)
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return text[:MAX_ERROR_CHARACTERS]
+    if isinstance(error, TablewireError) and str(error):
+        return _cut(str(error))
+    # Not str(): an exception of a user may fail even there.
+    return _cut("".join(traceback.format_exception_only(error)).strip())
+
+
+def _cut(text: str) -> str:
+    """What can be reported of it: valid UTF-8 of bounded length."""
+    return text[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
+
+
+def _checked_rate(rate: float) -> float:
+    """Rates only steer the balance: nonsense is no reason to stop a table."""
+    return rate if math.isfinite(rate) and rate >= 0 else 0.0
 
 
 def _checked_ts(ts: Ts) -> Ts:

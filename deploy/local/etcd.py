@@ -194,7 +194,11 @@ class EtcdServer:
         self.start()
 
     def __enter__(self) -> EtcdServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -274,7 +278,11 @@ class EtcdCluster:
             member.kill()
 
     def __enter__(self) -> EtcdCluster:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

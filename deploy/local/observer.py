@@ -77,6 +77,8 @@ class Observer:
         self.view = View(time.monotonic())
         self.measures = Measures()
         self.events = 0
+        self.error = ""
+        """Why it has stopped by itself: the source does not answer."""
         self._measuring_since = 0.0
         self._moved_at = 0.0
         self._checkpoint = 0
@@ -114,6 +116,8 @@ class Observer:
                     for event in changes(before, self.view):
                         self.events += 1
                         self._on_event(event)
+        except psycopg.Error as error:
+            self.error = f"the source does not answer: {error}"
         finally:
             admin.close()
 

@@ -38,6 +38,7 @@ PROBE_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 2
 _SHMEM_LINE = 6  # of postmaster.pid, from 0: "key id"
 _IPC_RMID = 0
+_EXTERNAL_PREFIX = "tablewire-postgres-"
 _NOBODY = 65534
 _MAPPED_UID = 1000
 
@@ -122,7 +123,8 @@ def _find_home(folder: Path, bin_folder: Path) -> _Home:
     owner = folder.stat()
     uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 else (_NOBODY, _NOBODY)
     mode = f"user:{uid}:{gid}"
-    external = Path(tempfile.mkdtemp(prefix=f"tablewire-postgres-{os.getpid()}-"))
+    _sweep_external()
+    external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
     try:
         os.chown(external, uid, gid)
         reason = _probe(mode, external, bin_folder)
@@ -137,8 +139,19 @@ def _find_home(folder: Path, bin_folder: Path) -> _Home:
         reasons.append(reason)
     except OSError as error:
         reasons.append(f"mode {mode}: {error}")
+    except BaseException:
+        shutil.rmtree(external, ignore_errors=True)
+        raise
     shutil.rmtree(external, ignore_errors=True)
     raise StartError("PostgreSQL cannot be run here as root: " + "; ".join(reasons))
+
+
+def _sweep_external() -> None:
+    """Remove the temporary folders of runs that were killed: their names hold the pid."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_EXTERNAL_PREFIX}*-*"):
+        pid = folder.name[len(_EXTERNAL_PREFIX) :].partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class PostgresServer:
@@ -287,7 +300,11 @@ class PostgresServer:
             connection.execute(f'DROP DATABASE IF EXISTS "{dbname}" WITH (FORCE)'.encode())
 
     def __enter__(self) -> PostgresServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

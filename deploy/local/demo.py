@@ -67,12 +67,11 @@ class Report:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    on_interrupt()
     report = Report()
     try:
         with ExitStack() as stack:
-            stack.callback(_no_more_interrupts)  # runs last; the first cleanup below runs it too
+            stack.callback(no_more_interrupts)  # runs last; the first cleanup below runs it too
             run = stack.enter_context(RunFolder(ROOT / ".demo", keep=options.keep))
             with Screen(plain=options.plain) as screen:
                 perform(options, run, screen, report)
@@ -123,7 +122,7 @@ def perform(options: argparse.Namespace, run: RunFolder, screen: Screen, report:
         except _TROUBLE as error:
             report.problems.append(str(error))
         finally:
-            _no_more_interrupts()
+            no_more_interrupts()
         if report.problems and cluster is not None:
             cluster.collect(run.path / "logs")
             run.keep_only("logs")
@@ -327,7 +326,13 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _no_more_interrupts() -> None:
+def on_interrupt() -> None:
+    """SIGTERM and SIGHUP (a closed terminal) do what Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def no_more_interrupts() -> None:
     """From here on everything is being stopped, which takes a second or two: a second Ctrl-C must not leave half of it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

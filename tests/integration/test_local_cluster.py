@@ -1,0 +1,114 @@
+"""The parts of the local cluster that need no service of ours: folders of runs, who dialled, configuration files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy.local.cluster import Cluster
+from deploy.local.identify import client_name
+from deploy.local.node import to_toml
+from deploy.local.process import ManagedProcess, StartError, wait_until
+from deploy.local.runfolder import LOCK_NAME, RunFolder, sweep
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_client_is_known_by_its_process() -> None:
+    """The name that belongs to the pid which holds the socket, and nobody's when it is another process's."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        peer, address = server.accept()
+        with peer:
+            assert client_name(address, {"init": 1, "me": os.getpid()}) == "me"
+            assert client_name(address, {}) is None
+
+
+def test_toml_is_read_back() -> None:
+    """What a node's configuration says is what the service will read."""
+    config = {
+        "id": 'a "quoted" \\ name',
+        "etcd": {"endpoints": ["127.0.0.1:1"], "ttl": 3, "tls": {"on": True}},
+        "labels": {"n": "x"},
+    }
+    assert tomllib.loads(to_toml(config)) == config
+
+
+def test_links_to_etcd_are_apart(tmp_path: Path) -> None:
+    """A cluster of etcd alone: its members answer through the proxies, and the link of one client can be cut."""
+    with Cluster(tmp_path, etcd=1, owners=0, processors=0) as cluster:
+        host, port = cluster.etcd_endpoints[0].split(":")
+        assert cluster.etcd_endpoints[0] != cluster.etcd.endpoints[0]
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.0 200"
+        assert cluster.link("cli", "etcd0").accepted == 1
+        assert cluster.link("owner0", "etcd0").accepted == 0
+        folder = cluster.collect(tmp_path / "collected")
+        assert (folder / "etcd0.log").exists()
+        assert (folder / "etcd.json").read_text() == "{}"
+
+
+def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """The end of its log is in the error, and nothing is left running."""
+    cluster = Cluster(tmp_path, etcd=1, owners=1, processors=0, owner_config={"no_such_key": 1})
+    with pytest.raises(StartError, match="no_such_key"), cluster:
+        pass
+    assert not cluster.etcd.members[0].running
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The launcher says which program it could not start."""
+    process = ManagedProcess("nobody", ["/nowhere/at/all"], log=tmp_path / "log")
+    process.start()
+    assert process.wait(30) == 127
+    assert "/nowhere/at/all" in process.log.read_text()
+
+
+def test_a_run_removes_its_folder(tmp_path: Path) -> None:
+    """Two runs at once have folders of their own; the last one takes the parent with it."""
+    parent = tmp_path / ".demo"
+    with RunFolder(parent) as one:
+        (one.path / "data").mkdir()
+        with RunFolder(parent) as two:
+            assert one.path != two.path
+        assert one.path.exists()
+        assert not two.path.exists()
+    assert not parent.exists()
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    """A folder whose run was killed goes with the next run; one that is in use stays."""
+    script = f"""
+import sys, os
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from deploy.local.runfolder import RunFolder
+with RunFolder(Path(sys.argv[1])) as run:
+    print(run.path, flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        folder = Path(run.stdout.readline().strip())
+        assert (folder / LOCK_NAME).exists()
+        assert sweep(tmp_path) == []
+        run.kill()
+    assert sweep(tmp_path) == [folder]
+    wait_until("it is gone", lambda: not folder.exists(), 5)
+
+
+def test_logs_of_a_failure_stay(tmp_path: Path) -> None:
+    """What is to be kept stays, and nothing else."""
+    with RunFolder(tmp_path / ".demo") as run:
+        for name in ("logs", "data"):
+            (run.path / name).mkdir()
+        run.keep_only("logs")
+    assert run.kept == run.path / "logs"
+    assert sorted(path.name for path in run.path.iterdir()) == [LOCK_NAME, "logs"]

@@ -27,7 +27,7 @@ demo: run-ready ## the whole thing on this machine in about two minutes: ARGS="-
 	@exec $(PY) -m deploy.local.demo $(ARGS)
 
 cluster: run-ready ## the demo's cluster, left up to play with until Ctrl-C
-	@exec $(PY) -m deploy.local.cluster $(ARGS)
+	@exec $(PY) -m deploy.local.playground $(ARGS)
 
 check: venv ## lint, types, unit tests, tidy; less than two minutes
 	@$(PY) -m ruff check .

@@ -74,11 +74,14 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     return grpc.secure_channel(address, credentials, options=channel_options())
 
 
-def new_server(*, max_workers: int, max_concurrent_rpcs: int, thread_name: str) -> grpc.Server:
+def new_server(
+    *, max_workers: int, max_concurrent_rpcs: int, thread_name: str, interceptors: Sequence[grpc.ServerInterceptor] = ()
+) -> grpc.Server:
     """A server that does not listen yet. Calls beyond max_concurrent_rpcs get RESOURCE_EXHAUSTED; those beyond max_workers
-    wait for a thread."""
+    wait for a thread. interceptors: see `tls.interceptors`."""
     return grpc.server(
         ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix=thread_name),
+        interceptors=interceptors,
         options=server_options(),
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )

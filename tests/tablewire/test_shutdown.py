@@ -1,0 +1,113 @@
+"""How a process ends: real processes, real signals."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tablewire.runtime.shutdown import EXIT_BUG, EXIT_SIGNAL_BASE, Shutdown, run_thread
+
+TIMEOUT_S = 20.0
+
+GRACEFUL = """
+import sys
+from tablewire.runtime import logs
+from tablewire.runtime.shutdown import Shutdown
+logs.configure("json")
+shutdown = Shutdown()
+shutdown.install()
+shutdown.on_request(lambda: print("asked", flush=True))
+print("ready", flush=True)
+shutdown.wait()
+print("reason", shutdown.reason, flush=True)
+sys.stdin.read()
+"""
+
+
+BUG = """
+import threading
+from tablewire.runtime import logs
+from tablewire.runtime.shutdown import run_thread
+logs.configure("json")
+def run():
+    print("half a line", end="")
+    raise KeyError("a bug")
+run_thread("worker", run)
+threading.Event().wait(60)
+"""
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_graceful_and_the_second_ends_at_once(signum: signal.Signals) -> None:
+    """The first one wakes the waiter and calls back; the second one ends the process with 128 + its number."""
+    with start(GRACEFUL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        assert sorted(process.stdout.readline() for _ in range(2)) == ["asked\n", f"reason {signum.name}\n"]
+        assert process.poll() is None
+        process.send_signal(signum)
+        assert process.wait(TIMEOUT_S) == EXIT_SIGNAL_BASE + signum
+
+
+def test_a_graceful_end_is_the_services_own() -> None:
+    """After one signal the process ends by itself, with its own code."""
+    with start(GRACEFUL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate("", timeout=TIMEOUT_S)
+        assert process.returncode == 0
+        assert '"signal":"SIGTERM"' in errors
+
+
+def test_an_exception_in_a_thread_ends_the_process() -> None:
+    """It is logged with its traceback, what was printed is flushed, and the exit code says that it was a bug."""
+    with start(BUG) as process:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == EXIT_BUG
+        assert output == "half a line"
+        assert '"thread":"worker"' in errors
+        assert "KeyError" in errors
+
+
+def test_a_thread_runs_under_its_name() -> None:
+    """run_thread starts a daemon thread with this name, and one that returns is no event."""
+    names: list[str] = []
+    thread = run_thread("worker", lambda: names.append(threading.current_thread().name))
+    thread.join(TIMEOUT_S)
+    assert names == ["worker"]
+    assert thread.daemon
+
+
+def test_a_request_is_idempotent_and_late_callbacks_are_called() -> None:
+    """The first reason stays; each callback is called once, those that come late at once."""
+    shutdown = Shutdown()
+    calls: list[str] = []
+    shutdown.on_request(lambda: calls.append("early"))
+    assert not shutdown.wait(0)
+    shutdown.request("first")
+    shutdown.request("second")
+    shutdown.on_request(lambda: calls.append("late"))
+    assert (shutdown.requested, shutdown.reason, calls) == (True, "first", ["early", "late"])
+    assert shutdown.wait(0)
+
+
+def test_signals_are_given_back() -> None:
+    """After uninstall the handlers are those that were there before; installing twice is fine."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    shutdown = Shutdown()
+    shutdown.install()
+    shutdown.install()
+    shutdown.uninstall()
+    shutdown.uninstall()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,0 +1,138 @@
+"""TLS: identities from files, mutual authentication, allowed common names; on gRPC and on etcd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deploy.local.etcd import etcd_binary
+from deploy.local.net import free_port
+from deploy.local.process import ManagedProcess, wait_until
+from tablewire.errors import ConfigError, EtcdError
+from tablewire.runtime import tls
+from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError
+from tablewire.runtime.grpc import add_health_and_reflection, listen, new_server, open_channel
+from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection
+
+FILES = Path(__file__).with_name("tls")
+TIMEOUT_S = 20.0
+
+
+def peer(name: str, **options: object) -> PeerTlsSection:
+    files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/{name}.pem", "key_file": f"{FILES}/{name}.key"}
+    return PeerTlsSection(enabled=True, **{**files, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def server_port() -> Iterator[int]:
+    """A server that lets the client "client" call and nobody else."""
+    section = peer("server", allowed_common_names=("client",))
+    server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
+    add_health_and_reflection(server, ()).set_serving(True)
+    port = listen(server, "127.0.0.1", 0, tls.server_credentials(section))
+    server.start()
+    yield port
+    server.stop(0).wait(TIMEOUT_S)
+
+
+def check(port: int, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:
+    channel = open_channel(f"127.0.0.1:{port}", credentials)
+    try:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    except grpc.RpcError as error:
+        return error.code()
+    finally:
+        channel.close()
+    return grpc.StatusCode.OK
+
+
+def test_an_allowed_client_may_call(server_port: int) -> None:
+    """A certificate of our CA with an allowed name is let in."""
+    assert check(server_port, tls.channel_credentials(peer("client"))) is grpc.StatusCode.OK
+
+
+def test_another_name_may_not_call(server_port: int) -> None:
+    """A certificate of our CA with another name is refused by name."""
+    assert check(server_port, tls.channel_credentials(peer("stranger"))) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_no_certificate_and_no_tls_are_refused(server_port: int) -> None:
+    """Without a client certificate, and in plain text, there is no connection at all."""
+    without = grpc.ssl_channel_credentials((FILES / "ca.pem").read_bytes())
+    assert check(server_port, without) is grpc.StatusCode.UNAVAILABLE
+    assert check(server_port, None) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_streams_are_checked_too(server_port: int) -> None:
+    """The check stands before streaming calls as well."""
+    channel = open_channel(f"127.0.0.1:{server_port}", tls.channel_credentials(peer("stranger")))
+    with pytest.raises(grpc.RpcError, match="certificate of stranger may not call here"):
+        next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S))
+    channel.close()
+
+
+def test_plain_text_is_the_default() -> None:
+    """A section that is not enabled gives no credentials and no interceptor."""
+    assert tls.server_credentials(PeerTlsSection()) is None
+    assert tls.channel_credentials(PeerTlsSection()) is None
+    assert tls.etcd_credentials(ClientTlsSection()) is None
+    assert tls.interceptors(PeerTlsSection()) == ()
+
+
+def test_wrong_files_are_told_at_start(tmp_path: Path) -> None:
+    """A missing file, a key of another certificate, a file without certificates: each named by its key and path."""
+    with pytest.raises(ConfigError, match=r"tls\.ca_file: .*gone\.pem: No such file"):
+        tls.channel_credentials(peer("client", ca_file=f"{tmp_path}/gone.pem"))
+    with pytest.raises(ConfigError, match=r"tls\.cert_file, tls\.key_file: .*client\.pem and .*server\.key are no usable pair"):
+        tls.server_credentials(peer("client", key_file=f"{FILES}/server.key"))
+    (tmp_path / "empty.pem").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"tls\.ca_file: .*empty\.pem holds no usable certificates"):
+        tls.channel_credentials(peer("client", ca_file=f"{tmp_path}/empty.pem"))
+
+
+@pytest.fixture
+def secure_etcd(tmp_path: Path) -> Iterator[str]:
+    """The endpoint of an etcd that asks for client certificates."""
+    client, peer_port = free_port(), free_port()
+    url, peer_url = f"https://127.0.0.1:{client}", f"http://127.0.0.1:{peer_port}"
+    command = [
+        etcd_binary(), "--name=e", f"--data-dir={tmp_path}/data", f"--listen-client-urls={url}", f"--advertise-client-urls={url}",
+        f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}", f"--initial-cluster=e={peer_url}",
+        f"--cert-file={FILES}/server.pem", f"--key-file={FILES}/server.key", f"--trusted-ca-file={FILES}/ca.pem",
+        "--client-cert-auth", "--log-level=warn",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    process = ManagedProcess("etcd", command, log=tmp_path / "etcd.log", env=environment)
+    process.start()
+    yield f"127.0.0.1:{client}"
+    process.kill()
+
+
+@pytest.mark.integration
+def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
+    """With our certificate reads, writes and watches work; without it, or in plain text, there is no connection."""
+    files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/client.pem", "key_file": f"{FILES}/client.key"}
+    session = EtcdSession([secure_etcd], credentials=tls.etcd_credentials(ClientTlsSection(enabled=True, **files)))
+
+    def answers() -> bool:
+        try:
+            return session.get("/a") is None
+        except EtcdError:
+            return False
+
+    wait_until("etcd answers", answers, TIMEOUT_S)
+    watch = session.watch_prefix("/")
+    session.put("/a", b"1")
+    watch.wait_until(lambda state: "/a" in state.entries, TIMEOUT_S)
+    session.close()
+    anonymous = tls.etcd_credentials(ClientTlsSection(enabled=True, ca_file=f"{FILES}/ca.pem"))
+    for credentials in (anonymous, None):
+        other = EtcdSession([secure_etcd], credentials=credentials, request_timeout_ms=1_000)
+        with pytest.raises(EtcdUnavailableError):
+            other.get("/a")
+        other.close()

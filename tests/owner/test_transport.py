@@ -1,0 +1,543 @@
+"""ExchangeHub against real gRPC servers on the loopback: one call in flight a capture, bounded queues, no word after the term."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from owner.peer import MAX_QUEUED_DISPATCHES
+from owner.transport import MAX_INBOX_MESSAGES, ExchangeConfig, ExchangeHub
+from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
+from tablewire.errors import ClosedError
+from tablewire.runtime.grpc import listen, server_options
+from tablewire.types import (
+    ActiveChangefeed,
+    Barrier,
+    Batch,
+    CaptureInfo,
+    ChangefeedID,
+    DispatchAction,
+    DispatchTableRequest,
+    DispatchTableResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    LivenessState,
+    Message,
+    MessageBody,
+    SpanBlock,
+    SpanReports,
+    TableState,
+)
+
+OWNER = "owner-1"
+REVISION = 7
+ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
+ACTIVE = (ActiveChangefeed(ORDERS, 1), ActiveChangefeed(USERS, 1))
+DEADLINE_S = 10.0
+QUICK = ExchangeConfig(exchange_timeout_ms=5_000, idle_exchange_ms=50, failure_pause_ms=20)
+
+
+def to(capture: str, body: MessageBody, number: int, *, changefeed: ChangefeedID = ORDERS, revision: int = REVISION) -> Message:
+    return Message(OWNER, capture, changefeed, revision, 1, 0, number, 0, body)
+
+
+def beat(barrier_ts: int = 5) -> Heartbeat:
+    return Heartbeat(Barrier(barrier_ts))
+
+
+def dispatch() -> DispatchTableRequest:
+    one = np.ones(1, np.uint64)
+    return DispatchTableRequest(
+        np.ones(1, np.uint32), SpanBlock(np.ones(1, np.int64)), np.array([DispatchAction.REMOVE], np.uint8), one, one, one
+    )
+
+
+def report(*states: TableState) -> SpanReports:
+    rows = len(states)
+    zeros = np.zeros(rows, np.uint64)
+    return SpanReports(
+        1,
+        np.arange(1, rows + 1, dtype=np.uint32),
+        SpanBlock(np.empty(0, np.int64)),
+        np.array([state.code for state in states], np.uint8),
+        zeros,
+        zeros,
+        zeros,
+        zeros,
+    )
+
+
+def response(*states: TableState) -> HeartbeatResponse:
+    return HeartbeatResponse(LivenessState.ALIVE, True, len(states), 0, report(*states))
+
+
+class ScriptedCapture:
+    """A real gRPC server whose answers a test writes. `hold` keeps every call waiting until it is let go."""
+
+    def __init__(self, capture_id: str, port: int = 0) -> None:
+        self.id = capture_id
+        self.answer: Callable[[Batch], list[Message]] = lambda batch: []
+        self.raw: bytes | None = None
+        self.batches: list[Batch] = []
+        self.in_flight = self.most_in_flight = 0
+        self._changed = threading.Condition()
+        self._go = threading.Event()
+        self._go.set()
+        self._server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="scripted"), options=server_options())
+        handler = grpc.unary_unary_rpc_method_handler(self._exchange)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(EXCHANGE_SERVICE, {EXCHANGE_METHOD: handler}),)
+        )
+        self.port = listen(self._server, "127.0.0.1", port)
+        self._server.start()
+
+    @property
+    def info(self) -> CaptureInfo:
+        return CaptureInfo(self.id, f"127.0.0.1:{self.port}")
+
+    def hold(self) -> None:
+        self._go.clear()
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Waits until the condition holds, looked at whenever a call came or went."""
+        with self._changed:
+            assert self._changed.wait_for(condition, DEADLINE_S), f"{self.id}: {len(self.batches)} batches came"
+
+    def messages(self) -> list[Message]:
+        return [message for batch in self.batches for message in batch.messages]
+
+    def stop(self) -> None:
+        self.let_go()
+        self._server.stop(0).wait()
+
+    def _exchange(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        batch = decode_batch(request)
+        with self._changed:
+            self.batches.append(batch)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self._changed.notify_all()
+        self._go.wait(DEADLINE_S)
+        with self._changed:
+            self.in_flight -= 1
+            self._changed.notify_all()
+        if self.raw is not None:
+            return self.raw
+        return encode_batch(Batch(self.id, OWNER, batch.owner_revision, (), tuple(self.answer(batch))))
+
+
+class Answers:
+    """What on_answer was told, to wait on."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, matters: bool) -> None:
+        with self._changed:
+            self.told.append(matters)
+            self._changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.told) >= count, DEADLINE_S), self.told
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """For what nobody announces: looks again, with a deadline."""
+    never = threading.Event()
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "the condition never held"
+        never.wait(0.005)
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def hub(answers: Answers) -> Iterator[ExchangeHub]:
+    hub = ExchangeHub(OWNER, config=QUICK, on_answer=answers)
+    yield hub
+    hub.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("exchange-")] == []
+
+
+@pytest.fixture
+def captures() -> Iterator[dict[str, ScriptedCapture]]:
+    made = {name: ScriptedCapture(name) for name in ("a", "b")}
+    yield made
+    for capture in made.values():
+        capture.stop()
+
+
+def lead(hub: ExchangeHub, *captures: ScriptedCapture) -> None:
+    hub.set_term(REVISION)
+    hub.set_captures({capture.id: capture.info for capture in captures})
+    hub.set_active(ACTIVE)
+
+
+def test_message_goes_and_its_answer_comes(hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers) -> None:
+    """The answer is in the inbox of its own changefeed, and of no other."""
+    capture = captures["a"]
+    capture.answer = lambda batch: [
+        Message("a", OWNER, m.changefeed, REVISION, 1, 9, 1, m.number, response(TableState.REPLICATING)) for m in batch.messages
+    ]
+    orders, users = hub.transport(ORDERS, 1), hub.transport(USERS, 1)
+    lead(hub, capture)
+    orders.send([to("a", beat(), 1)])
+    answers.wait_for(1)
+    assert [message.echo for message in orders.recv()] == [1]
+    assert users.recv() == []
+    assert answers.told == [False], "a steady report does not matter"
+    assert capture.batches[-1].active == ACTIVE
+    assert capture.batches[-1].receiver == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "matters"),
+    [
+        (response(TableState.REPLICATING, TableState.REPLICATING), False),
+        (response(TableState.REPLICATING, TableState.STOPPED), True),
+        (response(), False),
+        (DispatchTableResponse(report(TableState.REPLICATING)), True),
+    ],
+)
+def test_owner_is_told_which_answers_matter(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers, body: MessageBody, matters: bool
+) -> None:
+    """A change of state, or the answer to a dispatch, is worth a tick at once."""
+    captures["a"].answer = lambda batch: [Message("a", OWNER, ORDERS, REVISION, 1, 9, 1, 0, body)] if batch.messages else []
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, captures["a"])
+    transport.send([to("a", beat(), 1)])
+    answers.wait_for(1)
+    assert answers.told[0] is matters
+
+
+def test_nothing_is_said_before_the_active_set_is_known(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """An Exchange without the set would close every agent; so there is none, whatever is queued."""
+    transport = hub.transport(ORDERS, 1)
+    hub.set_captures({"a": captures["a"].info})
+    transport.send([to("a", beat(), 1)])
+    hub.set_term(REVISION)
+    transport.send([to("a", beat(), 2)])
+    assert hub.peers()[0].exchanges == 0
+    hub.set_active(ACTIVE)
+    captures["a"].wait_for(lambda: len(captures["a"].messages()) == 1)
+    assert all(batch.active == ACTIVE for batch in captures["a"].batches)
+    assert captures["a"].messages()[0].number == 2, "what was queued before the term is forgotten"
+
+
+def test_new_active_set_is_told_at_once_and_idle_captures_are_called(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture]
+) -> None:
+    """Without any message queued."""
+    capture = captures["a"]
+    lead(hub, capture)
+    capture.wait_for(lambda: len(capture.batches) >= 3)
+    hub.set_active(ACTIVE[:1])
+    capture.wait_for(lambda: capture.batches[-1].active == ACTIVE[:1])
+    assert capture.messages() == []
+
+
+def test_one_call_is_in_flight_and_the_queue_coalesces(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """While a call is out, heartbeats replace each other, dispatches wait in their order, and one batch takes them all."""
+    capture = captures["a"]
+    capture.hold()
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, capture)
+    capture.wait_for(lambda: capture.in_flight == 1)
+    for number in range(1, 21):
+        transport.send([to("a", beat(number) if number % 2 else dispatch(), number)])
+    assert hub.peers()[0].queued == 11
+    capture.let_go()
+    capture.wait_for(lambda: len(capture.messages()) == 11)
+    assert [m.number for m in capture.messages()] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 19, 20]
+    assert capture.most_in_flight == 1
+
+
+def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture]
+) -> None:
+    """One capture answers nothing and its queue overflows; every dispatch to the other one arrives, in order, promptly."""
+    slow, healthy = captures["a"], captures["b"]
+    slow.hold()
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, slow, healthy)
+    slow.wait_for(lambda: slow.in_flight == 1)
+    rounds = MAX_QUEUED_DISPATCHES * 4
+    slowest_s = 0.0
+    for number in range(1, rounds + 1):
+        started = time.monotonic()
+        transport.send([to("a", dispatch(), number), to("b", dispatch(), number)])
+        healthy.wait_for(lambda expected=number: len(healthy.messages()) == expected)  # type: ignore[misc]
+        slowest_s = max(slowest_s, time.monotonic() - started)
+    assert [message.number for message in healthy.messages()] == list(range(1, rounds + 1))
+    views = {view.capture_id: view for view in hub.peers()}
+    assert views["b"].dropped == 0
+    assert views["a"].dropped == rounds - MAX_QUEUED_DISPATCHES
+    assert slowest_s < 1.0, "a turn of the healthy one never waits for the slow one's deadline"
+
+
+def test_scenario_18_queue_to_a_peer_is_bounded_and_keeps_the_newest(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture]
+) -> None:
+    """Ten thousand messages while one call hangs: a bounded queue, counted losses, the newest of everything when it goes on."""
+    capture = captures["a"]
+    capture.hold()
+    orders, users = hub.transport(ORDERS, 1), hub.transport(USERS, 1)
+    lead(hub, capture)
+    capture.wait_for(lambda: capture.in_flight == 1)
+    users.send([to("a", dispatch(), 1, changefeed=USERS)])
+    for number in range(1, 10_001, 2):
+        orders.send([to("a", dispatch(), number), to("a", beat(number), number + 1)])
+    view = hub.peers()[0]
+    assert view.queued == MAX_QUEUED_DISPATCHES + 2
+    assert view.dropped == 5_000 - MAX_QUEUED_DISPATCHES
+    capture.let_go()
+    capture.wait_for(lambda: len(capture.messages()) == MAX_QUEUED_DISPATCHES + 2)
+    sent = capture.messages()
+    assert [m.number for m in sent if m.changefeed == USERS] == [1], "another changefeed's burst pushed nothing out"
+    assert sent[-1].number == 10_000
+    assert sent[-1].body == beat(9_999)
+
+
+def test_scenario_18_inbox_of_a_slow_changefeed_is_bounded(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers
+) -> None:
+    """A changefeed that does not tick keeps the newest answers of each capture, and no capture pushes out another's."""
+    numbers = iter(range(1, 1_000_000))
+
+    def chatter(batch: Batch) -> list[Message]:
+        return [
+            Message("a", OWNER, ORDERS, REVISION, 1, 9, next(numbers), 0, response(TableState.REPLICATING))
+            for _ in range(MAX_INBOX_MESSAGES)
+        ]
+
+    captures["a"].answer = chatter
+    once = iter([Message("b", OWNER, ORDERS, REVISION, 1, 9, 1, 0, response(TableState.STOPPED))])
+    captures["b"].answer = lambda batch: list(once)
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, captures["a"], captures["b"])
+    answers.wait_for(4)
+    hub.stop_sending()
+    received = transport.recv()
+    from_a = [message.number for message in received if message.sender == "a"]
+    assert len(from_a) == MAX_INBOX_MESSAGES
+    assert from_a == list(range(from_a[0], from_a[0] + MAX_INBOX_MESSAGES))
+    assert [message.number for message in received if message.sender == "b"] == [1]
+    assert transport.dropped >= MAX_INBOX_MESSAGES
+
+
+def test_after_stop_sending_no_exchange_starts(hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers) -> None:
+    """Neither what was queued, nor what is queued later, nor an idle call; and the answer under way is not delivered."""
+    capture = captures["a"]
+    capture.hold()
+    capture.answer = lambda batch: [Message("a", OWNER, ORDERS, REVISION, 1, 9, 1, 0, response(TableState.STOPPED))]
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, capture)
+    capture.wait_for(lambda: capture.in_flight == 1)
+    transport.send([to("a", dispatch(), 1)])
+    hub.stop_sending()
+    started = hub.peers()[0].exchanges
+    transport.send([to("a", dispatch(), 2)])
+    capture.let_go()
+    capture.wait_for(lambda: capture.in_flight == 0)
+    until(lambda: hub.peers()[0].in_flight_ms is None)
+    assert hub.peers()[0].exchanges == started
+    assert (transport.recv(), answers.told) == ([], [])
+
+    hub.set_term(REVISION + 1)
+    hub.set_active(ACTIVE)
+    capture.wait_for(lambda: capture.batches[-1].owner_revision == REVISION + 1)
+    assert capture.messages() == [], "what was queued after the end of the term is forgotten too"
+
+
+def test_stop_sending_races_with_senders(captures: dict[str, ScriptedCapture]) -> None:
+    """Under load from many threads: once stop_sending has returned, the number of started calls stands still."""
+    hub = ExchangeHub(OWNER, config=QUICK)
+    transport = hub.transport(ORDERS, 1)
+    done = threading.Event()
+
+    def chatter() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            transport.send([to("a", beat(), number), to("b", beat(), number)])
+
+    threads = [threading.Thread(target=chatter) for _ in range(2)]
+    hub.set_captures({capture.id: capture.info for capture in captures.values()})
+    for thread in threads:
+        thread.start()
+    try:
+        for revision in range(1, 11):
+            hub.set_term(revision)
+            hub.set_active(ACTIVE)
+            before = len(captures["a"].batches)
+            captures["a"].wait_for(lambda seen=before: len(captures["a"].batches) > seen)  # type: ignore[misc]
+            hub.stop_sending()
+            started = [view.exchanges for view in hub.peers()]
+            until(lambda: all(view.in_flight_ms is None for view in hub.peers()))
+            assert [view.exchanges for view in hub.peers()] == started
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        hub.close()
+
+
+def test_no_call_while_the_lease_may_be_over(captures: dict[str, ScriptedCapture]) -> None:
+    """may_send is asked right before each call; when it says yes again, the protocol goes on."""
+    asked = threading.Event()
+    held = threading.Event()
+
+    def may_send() -> bool:
+        asked.set()
+        return held.is_set()
+
+    hub = ExchangeHub(OWNER, config=QUICK, may_send=may_send)
+    try:
+        transport = hub.transport(ORDERS, 1)
+        lead(hub, captures["a"])
+        transport.send([to("a", beat(), 1)])
+        assert asked.wait(DEADLINE_S)
+        assert hub.peers()[0].exchanges == 0
+        held.set()
+        transport.send([to("a", beat(), 2)])
+        captures["a"].wait_for(lambda: [m.number for m in captures["a"].messages()][-1:] == [2])
+    finally:
+        hub.close()
+
+
+def test_dead_capture_is_reported_and_comes_back(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """Failures are kept for the status; a capture that listens again is spoken with soon."""
+    capture = captures["a"]
+    port = capture.port
+    lead(hub, capture)
+    capture.wait_for(lambda: len(capture.batches) >= 1)
+    capture.stop()
+    until(lambda: hub.peers()[0].consecutive_failures >= 2)
+    view = hub.peers()[0]
+    assert view.failing_ms is not None
+    assert "UNAVAILABLE" in view.last_error
+    again = captures["a"] = ScriptedCapture("a", port)
+    again.wait_for(lambda: len(again.batches) >= 1)
+    until(lambda: hub.peers()[0].consecutive_failures == 0)
+    assert hub.peers()[0].failing_ms is None
+
+
+def test_deadline_ends_a_call_that_hangs(captures: dict[str, ScriptedCapture]) -> None:
+    """A capture that takes the call and never answers is a failure, again and again."""
+    hub = ExchangeHub(OWNER, config=ExchangeConfig(exchange_timeout_ms=100, idle_exchange_ms=50, failure_pause_ms=10))
+    captures["a"].hold()
+    try:
+        lead(hub, captures["a"])
+        until(lambda: hub.peers()[0].consecutive_failures >= 2)
+        assert "DEADLINE_EXCEEDED" in hub.peers()[0].last_error
+    finally:
+        hub.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"\xff\xff\xff", "bad answer: batch"),
+        (encode_batch(Batch("b", OWNER, REVISION)), "not between this owner and this capture"),
+        (encode_batch(Batch("a", "owner-2", REVISION)), "not between this owner and this capture"),
+        (encode_batch(Batch("a", OWNER, REVISION - 1)), "owner_revision: 6 is not that of the call"),
+    ],
+)
+def test_answer_that_is_none_is_a_failure(
+    hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers, raw: bytes, reason: str
+) -> None:
+    """Nothing of it is delivered, and the status says why."""
+    captures["a"].raw = raw
+    lead(hub, captures["a"])
+    until(lambda: hub.peers()[0].failures >= 1)
+    assert reason in hub.peers()[0].last_error
+    assert answers.told == []
+
+
+def test_message_that_cannot_be_sent_does_not_cost_the_others(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """It is dropped, counted, and named in the status; its batch goes."""
+    good = dispatch()
+    above = np.full(1, 9, np.uint64)
+    body = DispatchTableRequest(good.numbers, good.spans, good.actions, above, good.resolved_ts, good.assignment_epochs)
+    broken = to("a", body, 1)
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, captures["a"])
+    transport.send([broken, to("a", beat(), 2)])
+    captures["a"].wait_for(lambda: [m.number for m in captures["a"].messages()] == [2])
+    assert hub.peers()[0].dropped == 1
+    assert "cannot be sent" in hub.peers()[0].last_error
+
+
+def test_unknown_receivers_and_strays_are_counted(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """A message to nobody, and an answer for a changefeed that is over, change nothing."""
+    captures["a"].answer = lambda batch: [Message("a", OWNER, USERS, REVISION, 1, 9, 1, 0, response())]
+    transport = hub.transport(ORDERS, 1)
+    lead(hub, captures["a"])
+    transport.send([to("nobody", beat(), 1)])
+    assert hub.unknown_receivers == 1
+    until(lambda: hub.strays >= 1)
+
+
+def test_closed_transport_is_forgotten(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """What it had queued is not sent, and it takes nothing more; the other epoch's transport goes on."""
+    capture = captures["a"]
+    capture.hold()
+    former, latter = hub.transport(ORDERS, 1), hub.transport(ORDERS, 2)
+    lead(hub, capture)
+    capture.wait_for(lambda: capture.in_flight == 1)
+    former.send([to("a", dispatch(), 1)])
+    latter.send([Message(OWNER, "a", ORDERS, REVISION, 2, 0, 2, 0, beat())])
+    former.close()
+    former.close()
+    with pytest.raises(ClosedError):
+        former.send([])
+    capture.let_go()
+    capture.wait_for(lambda: len(capture.messages()) >= 1)
+    assert [message.number for message in capture.messages()] == [2]
+
+
+def test_capture_that_left_or_moved_gets_a_new_channel(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+    """set_captures is a whole set: who is not in it is not called any more, a new address is a new peer."""
+    a, b = captures["a"], captures["b"]
+    lead(hub, a, b)
+    a.wait_for(lambda: len(a.batches) >= 1)
+    hub.set_captures({"b": b.info})
+    assert [view.capture_id for view in hub.peers()] == ["b"]
+    moved = ScriptedCapture("b")
+    try:
+        hub.set_captures({"b": moved.info})
+        moved.wait_for(lambda: len(moved.batches) >= 1)
+        assert hub.peers()[0].address == moved.info.address
+    finally:
+        moved.stop()
+
+
+def test_hub_that_is_closed_says_so(captures: dict[str, ScriptedCapture]) -> None:
+    """close ends the threads, also of a call under way, and is idempotent."""
+    hub = ExchangeHub(OWNER, config=QUICK)
+    captures["a"].hold()
+    lead(hub, captures["a"])
+    captures["a"].wait_for(lambda: captures["a"].in_flight == 1)
+    started = time.monotonic()
+    hub.close()
+    hub.close()
+    assert time.monotonic() - started < 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("exchange-")]
+    with pytest.raises(ClosedError):
+        hub.set_term(9)

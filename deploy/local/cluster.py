@@ -377,6 +377,7 @@ class Cluster:
         if kind == OWNER:
             config["id"] = name
         else:
+            config["name"] = name
             config["labels"] = {"node": name}
         for key, value in self._configs[kind].items():
             config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value

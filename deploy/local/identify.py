@@ -19,17 +19,22 @@ def _hex_address(address: tuple[str, int]) -> str:
     return f"{number:08X}:{address[1]:04X}"
 
 
+_MAPPED = "0000000000000000FFFF0000"
+"""How /proc/net/tcp6 begins the address of an IPv6 socket that speaks IPv4; gRPC's are such."""
+
+
 def _inode_of(address: tuple[str, int]) -> str | None:
-    wanted = _hex_address(address)
-    try:
-        with open("/proc/net/tcp", encoding="ascii") as table:
-            next(table)
-            for line in table:
-                words = line.split()
-                if words[1] == wanted:
-                    return words[9]
-    except FileNotFoundError:
-        return None
+    plain = _hex_address(address)
+    for table, wanted in (("/proc/net/tcp6", _MAPPED + plain), ("/proc/net/tcp", plain)):
+        try:
+            with open(table, encoding="ascii") as lines:
+                next(lines)
+                for line in lines:
+                    words = line.split()
+                    if words[1] == wanted and words[9] != "0":
+                        return words[9]
+        except FileNotFoundError:
+            continue
     return None
 
 

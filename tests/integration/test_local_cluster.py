@@ -112,3 +112,12 @@ def test_logs_of_a_failure_stay(tmp_path: Path) -> None:
         run.keep_only("logs")
     assert run.kept == run.path / "logs"
     assert sorted(path.name for path in run.path.iterdir()) == [LOCK_NAME, "logs"]
+
+
+def test_a_client_by_ipv6_is_known_too() -> None:
+    """gRPC dials IPv4 addresses with IPv6 sockets."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_INET6) as client:
+        client.connect(("::ffff:127.0.0.1", server.getsockname()[1]))
+        peer, address = server.accept()
+        with peer:
+            assert client_name(address, {"me": os.getpid()}) == "me"

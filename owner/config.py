@@ -23,7 +23,7 @@ class OwnerHttpSection(HttpSection, frozen=True, kw_only=True):
 
 class TickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The longest time between two ticks of a changefeed", ge=10, le=10_000)] = 100
-    status_interval_ms: Annotated[int, key("How often a checkpoint that moved is stored in etcd", ge=50, le=600_000)] = 1_000
+    status_interval_ms: Annotated[int, key("How often a checkpoint that moved is stored in etcd", ge=50, le=600_000)] = 200
 
 
 class ExchangeSection(Section, frozen=True, kw_only=True):

@@ -18,12 +18,16 @@ from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
+import structlog
 
 from owner.config import SourceSection
-from tablewire.errors import NotLeaderError
+from tablewire.errors import NotLeaderError, TablewireError
 from tablewire.registry import ChangefeedInfo, redact_uri
+from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
 from tablewire.types import I64, TableID, Ts
+
+_log = structlog.get_logger("owner.worker")
 
 
 class Duty(StrEnum):
@@ -60,10 +64,6 @@ class WorkerHost(Protocol):
 
     def new_source(self, info: ChangefeedInfo) -> Source: ...
 
-    def stored_checkpoint(self, info: ChangefeedInfo) -> Ts:
-        """The last checkpoint_ts that stands in etcd, 0 = none. The safepoint must not pass it: a new owner starts there."""
-        ...
-
     def started(self, info: ChangefeedInfo, start_ts: Ts) -> None:
         """Stores where replication of a changefeed starts that had no start yet."""
         ...
@@ -81,10 +81,20 @@ class ChangefeedWorker:
     """start() once, then read `view`; stop() returns at once. Any thread."""
 
     def __init__(
-        self, info: ChangefeedInfo, duty: Duty, host: WorkerHost, config: SourceSection, *, former: ChangefeedWorker | None = None
+        self,
+        info: ChangefeedInfo,
+        duty: Duty,
+        host: WorkerHost,
+        config: SourceSection,
+        *,
+        stored_checkpoint_ts: Ts = 0,
+        former: ChangefeedWorker | None = None,
     ) -> None:
         self.info = info
         self.duty = duty
+        self.stored_checkpoint_ts = stored_checkpoint_ts
+        """The last one that stands in etcd, kept up to date by whoever stores it. The safepoint must not pass it: a new owner
+        starts there."""
         self._host = host
         self._config = config
         self._former = former
@@ -92,7 +102,8 @@ class ChangefeedWorker:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._jitter = random.Random()
-        self._thread = threading.Thread(target=self._run, name=f"changefeed-{info.changefeed}", daemon=True)
+        self._served = False
+        self._thread: threading.Thread | None = None
 
     @property
     def view(self) -> SourceView:
@@ -100,10 +111,10 @@ class ChangefeedWorker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = run_thread(f"changefeed {self.info.changefeed}", self._run)
 
     def stop(self) -> None:
         """Asks the thread to end after the call it is in. Idempotent."""
@@ -112,8 +123,9 @@ class ChangefeedWorker:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Waits for the thread's end; whether it has ended."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.alive
 
     def poll_now(self) -> None:
         """Cuts the present pause short."""
@@ -132,9 +144,18 @@ class ChangefeedWorker:
                 return
             except Exception as error:  # noqa: BLE001 - the border to a user's source
                 failures = 0 if self._served else failures
-                self._publish(error=redact_uri(str(error) or type(error).__name__))
+                self._failed(error)
                 self._pause(self._backoff_s(failures))
                 failures += 1
+
+    def _failed(self, error: Exception) -> None:
+        """Published each time, logged when it is another one than before; with its traceback when it is none of ours."""
+        is_ours = isinstance(error, TablewireError)
+        text = redact_uri(str(error) if is_ours else f"{type(error).__name__}: {error}")
+        if text != self._view.error:
+            changefeed = str(self.info.changefeed)
+            _log.warning("source_failed", changefeed=changefeed, duty=self.duty, error=text, exc_info=None if is_ours else error)
+        self._publish(error=text)
 
     def _backoff_s(self, failures: int) -> float:
         ceiling_ms = min(self._config.retry_max_ms, self._config.retry_min_ms * 2.0 ** min(failures, 30))
@@ -159,15 +180,13 @@ class ChangefeedWorker:
         finally:
             source.close()
 
-    _served = False
-
     def _start(self, source: Source) -> None:
         start_ts = source.start()
         if not self.info.start_ts and not self._view.start_ts:
             self._host.started(self.info, start_ts)
             self._publish(start_ts=start_ts)
             return
-        needed_ts = max(self._view.start_ts, self._host.stored_checkpoint(self.info))
+        needed_ts = max(self._view.start_ts, self.stored_checkpoint_ts)
         if start_ts > needed_ts:
             self._publish(
                 fatal=f"the source can only be read from {start_ts} on, but was replicated up to {needed_ts}: "
@@ -181,7 +200,7 @@ class ChangefeedWorker:
         source_ts = source.current_ts()
         if self.duty is Duty.RUN:
             self._list_tables(source, source_ts)
-            checkpoint_ts = self._host.stored_checkpoint(self.info)
+            checkpoint_ts = self.stored_checkpoint_ts
             if checkpoint_ts:
                 source.advance(checkpoint_ts)
         retained_bytes = source.retained_bytes()

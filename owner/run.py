@@ -1,0 +1,199 @@
+"""One changefeed in one term of this owner: its worker (the source), its scheduler, and how far it is.
+
+The tick's thread owns a run; `runtime`, `watermark`, `scheduler` and the worker's view are values that any thread may read.
+A run serves one epoch in one duty; pausing, resuming and removing a changefeed end its run and begin another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+
+from owner.core.config import SchedulerConfig
+from owner.scheduler import SchedulerAndInfo, new_scheduler
+from owner.view import ChangefeedRuntime
+from owner.worker import ChangefeedWorker, Duty
+from tablewire.errors import UnknownCaptureError
+from tablewire.registry import ChangefeedInfo, ChangefeedState
+from tablewire.types import (
+    TS_MAX,
+    ActiveChangefeed,
+    Barrier,
+    BarrierWithMinTs,
+    CaptureID,
+    CaptureInfo,
+    ChangefeedID,
+    TableID,
+    Transport,
+    Ts,
+    Watermark,
+)
+
+_log = structlog.get_logger("owner.run")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A changefeed's record as etcd has it, and the revision of its last change."""
+
+    info: ChangefeedInfo
+    revision: int
+
+    @property
+    def duty(self) -> Duty:
+        if self.info.state.runs:
+            return Duty.RUN
+        return Duty.DROP if self.info.state is ChangefeedState.REMOVED else Duty.WATCH
+
+
+NewTransport = Callable[[ChangefeedID, int], Transport]
+
+
+class ChangefeedRun:
+    """`tick` and `close`: the tick's thread."""
+
+    def __init__(
+        self, stored: Stored, watermark: Watermark, worker: ChangefeedWorker, *, owner_id: str, owner_revision: int
+    ) -> None:
+        """watermark: what etcd knows of it, 0 = nothing."""
+        self.stored = stored
+        self.worker = worker
+        self.watermark = watermark
+        self.stored_watermark = watermark
+        """What stands in etcd, and what operators are shown: it never goes back, whoever leads next."""
+        self.scheduler: SchedulerAndInfo | None = None
+        self._owner_id = owner_id
+        self._owner_revision = owner_revision
+        self._drains: frozenset[CaptureID] = frozenset()
+
+    @property
+    def changefeed(self) -> ChangefeedID:
+        return self.stored.info.changefeed
+
+    @property
+    def epoch(self) -> int:
+        return self.stored.info.epoch
+
+    @property
+    def duty(self) -> Duty:
+        return self.worker.duty
+
+    @property
+    def start_ts(self) -> Ts:
+        return self.stored.info.start_ts or self.worker.view.start_ts
+
+    @property
+    def active(self) -> ActiveChangefeed | None:
+        """What the processors are told: from the moment on from which etcd says where it starts. That holds before this owner
+        has reached the source too, or every change of the leader would close all agents."""
+        if self.duty is not Duty.RUN or not self.start_ts or self.worker.view.fatal:
+            return None
+        return ActiveChangefeed(self.changefeed, self.epoch)
+
+    @property
+    def has_reached_target(self) -> bool:
+        return self.duty is Duty.RUN and 0 < self.stored.info.target_ts <= self.watermark.checkpoint_ts
+
+    def serves(self, stored: Stored) -> bool:
+        """Whether this run is the right one for the record as it stands now."""
+        return stored.info.epoch == self.epoch and stored.duty is self.duty
+
+    def continue_from(self, former: ChangefeedRun) -> None:
+        """A former run of the same changefeed in this term may know more than was stored."""
+        self.watermark = max(self.watermark, former.watermark, key=lambda watermark: watermark.checkpoint_ts)
+
+    def was_stored(self, watermark: Watermark) -> None:
+        """By the thread that stores it."""
+        self.stored_watermark = watermark
+        self.worker.stored_checkpoint_ts = watermark.checkpoint_ts
+
+    def tick(
+        self,
+        captures: Mapping[CaptureID, CaptureInfo],
+        drains: Set[CaptureID],
+        new_transport: NewTransport,
+        config: SchedulerConfig,
+    ) -> None:
+        """One tick, once it is known where it starts and which tables there are."""
+        view = self.worker.view
+        if self.active is None or view.table_ids is None:
+            return
+        if self.scheduler is None:
+            self.scheduler = new_scheduler(
+                owner_id=self._owner_id,
+                changefeed_id=self.changefeed,
+                owner_revision=self._owner_revision,
+                changefeed_epoch=self.epoch,
+                transport=new_transport(self.changefeed, self.epoch),
+                config=config,
+            )
+            _log.info("changefeed_scheduled", changefeed=str(self.changefeed), epoch=self.epoch, tables=len(view.table_ids))
+        scheduler = self.scheduler
+        self._hand_over_drains(scheduler, drains)
+        bound = self.stored.info.target_ts or TS_MAX
+        if not len(view.table_ids):
+            # Nothing is left to do up to where the source was when it had no table; TS_MAX would make a later table start there.
+            bound = min(bound, view.source_ts)
+        table_ids = cast("Sequence[TableID]", view.table_ids)  # an int64 array is one for the scheduler
+        checkpoint_ts = max(self.start_ts, self.watermark.checkpoint_ts)
+        watermark = scheduler.tick(checkpoint_ts, table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
+        if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
+            self.watermark = watermark
+        self._log_facts(scheduler)
+
+    def runtime(self) -> ChangefeedRuntime:
+        """What operators see."""
+        view, info = self.worker.view, self.stored.info
+        state, error = info.state, info.error
+        if state.runs:
+            error = view.fatal or view.error or self._span_error()
+            state = ChangefeedState.WARNING if error else ChangefeedState.NORMAL
+        elif self.duty is Duty.DROP:
+            error = view.error
+        return ChangefeedRuntime(
+            state=state.value,
+            error=error,
+            watermark=self.stored_watermark,
+            source_ts=view.source_ts,
+            retained_bytes=view.retained_bytes,
+            table_names=view.table_names,
+        )
+
+    def close(self) -> None:
+        """Ends scheduling at once, and the worker after the call that it is in."""
+        self.worker.stop()
+        scheduler, self.scheduler = self.scheduler, None
+        if scheduler is not None:
+            scheduler.close()
+
+    def _hand_over_drains(self, scheduler: SchedulerAndInfo, drains: Set[CaptureID]) -> None:
+        for target in sorted(drains - self._drains):
+            try:
+                scheduler.drain_capture(target)
+            except UnknownCaptureError:
+                continue  # it has gone: nothing can be there any more
+        for target in sorted(self._drains - drains):
+            scheduler.cancel_drain(target)
+        self._drains = frozenset(drains)
+
+    def _span_error(self) -> str:
+        scheduler = self.scheduler
+        errors = scheduler.snapshot().errors if scheduler is not None else {}
+        if not errors:
+            return ""
+        text, _ = next(iter(errors.values()))
+        return text if len(errors) == 1 else f"{len(errors)} spans, among them: {text}"
+
+    def _log_facts(self, scheduler: SchedulerAndInfo) -> None:
+        facts = scheduler.facts()
+        if facts is None:
+            return
+        if facts.bootstrapped:
+            _log.info("changefeed_bootstrapped", changefeed=str(self.changefeed), spans=len(scheduler.snapshot().spans))
+        for two in facts.two_writers:
+            _log.error("two_writers", changefeed=str(self.changefeed), span=str(two.span), stays=two.stays, goes=two.goes)
+        if facts.orphans:
+            _log.warning("orphans", changefeed=str(self.changefeed), spans=facts.orphans)

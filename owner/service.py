@@ -1,0 +1,293 @@
+"""The owner's life: campaign -> gather -> tick -> send -> wait, and step down on any doubt.
+
+Threads: main (waits for a signal), "tick" (campaigns; in a term it owns all schedulers, see term.py), "lease" and "watch owner"
+(election), "watch" (captures, changefeeds, drains), "store" (writes to etcd), "changefeed ..." (one a source), "exchange-..."
+(one a capture), "admin" (gRPC's pool), "http".
+
+`OwnerService` is also the `OwnerView` of the admin API: its reads take what the last round left, and never wait for a tick.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import structlog
+
+from owner.api import SERVICE_NAMES, AdminServer, new_admin_server
+from owner.changefeeds import EtcdChangefeeds
+from owner.config import OwnerConfig
+from owner.election import Election, Leadership
+from owner.lookups import software_version
+from owner.metrics import OwnerMetrics
+from owner.run import ChangefeedRun
+from owner.scheduler import SchedulerAndInfo
+from owner.sources import new_source
+from owner.term import Term
+from owner.transport import ExchangeConfig, ExchangeHub, PeerView
+from owner.view import ChangefeedRegistry, ChangefeedRuntime
+from owner.worker import ChangefeedWorker
+from tablewire.errors import ClosedError, EtcdError, NotLeaderError, OperatingError
+from tablewire.registry import LeaderRecord
+from tablewire.runtime import logs
+from tablewire.runtime.etcd import EtcdSession
+from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, listen, open_channel
+from tablewire.runtime.http import HttpServer
+from tablewire.runtime.lease import lease_clock
+from tablewire.runtime.shutdown import Shutdown, run_thread
+from tablewire.runtime.tls import channel_credentials, etcd_credentials, server_credentials
+from tablewire.source import Source, SourceRequest
+from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+CAMPAIGN_WAIT_S = 1.0
+STOP_TIMEOUT_S = 10.0
+
+_log = structlog.get_logger("owner.service")
+
+
+class OwnerService:
+    """run: the main thread. All else: any thread."""
+
+    def __init__(self, config: OwnerConfig, shutdown: Shutdown) -> None:
+        """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`."""
+        self._config = config
+        self._shutdown = shutdown
+        self._owner_id = config.id or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._term: Term | None = None
+        self._workers: Mapping[ChangefeedID, ChangefeedWorker] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._metrics = OwnerMetrics(software_version(), self)
+        peer_credentials = channel_credentials(config.tls)
+        self._admin: AdminServer = new_admin_server(self, lambda address: open_channel(address, peer_credentials))
+        self._health: ServerHealth = add_health_and_reflection(self._admin.server, SERVICE_NAMES)
+        port = listen(self._admin.server, config.admin.host, config.admin.port, server_credentials(config.tls))
+        self.address = config.admin.advertise or f"{config.admin.host}:{port}"
+        self._http: HttpServer | None = None
+        if config.http.enabled:
+            self._http = HttpServer(
+                config.http.host, config.http.port, self._metrics.registry, healthz=self._healthy, readyz=self._ready
+            )
+        self._session = EtcdSession(
+            config.etcd.endpoints,
+            request_timeout_ms=config.etcd.request_timeout_ms,
+            credentials=etcd_credentials(config.etcd.tls),
+        )
+        self._election = Election(
+            self._session,
+            config.cluster,
+            self._owner_id,
+            self.address,
+            ttl_s=config.etcd.ttl_s,
+            margin_s=config.etcd.margin_s,
+            version=software_version(),
+            on_change=self.poke,
+        )
+        self._hub = ExchangeHub(
+            self._owner_id,
+            config=ExchangeConfig(exchange_timeout_ms=config.exchange.timeout_ms, idle_exchange_ms=config.exchange.idle_ms),
+            on_answer=self._answered,
+            may_send=self._may_send,
+            credentials=peer_credentials,
+            clock=lease_clock,
+        )
+        self._changefeeds = EtcdChangefeeds(self._session, config.cluster, self._election.guarded_write)
+
+    # -- the main thread ----------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until asked to stop; the exit code. OperatingError when etcd does not answer at the start in time."""
+        if self._http is not None:
+            self._http.start()
+        timeout_ms = self._config.etcd.start_timeout_ms
+        try:
+            self._election.start(timeout_ms / 1000 if timeout_ms else None)
+        except EtcdError:
+            self._close()
+            raise
+        self._admin.server.start()
+        self._health.set_serving(True)
+        tick = run_thread("tick", self._run)
+        _log.info(
+            "owner_ready",
+            address=self.address,
+            http=f"{self._http.host}:{self._http.port}" if self._http is not None else "",
+            cluster=self._config.cluster,
+        )
+        self._shutdown.wait()
+        _log.info("stopping", reason=self._shutdown.reason, leading=self.is_leading())
+        self._stopping = True
+        term = self._term
+        if term is not None:
+            term.stop("this owner is leaving")
+        self.poke()
+        tick.join(STOP_TIMEOUT_S)
+        self._close()
+        _log.info("owner_left")
+        return EXIT_DONE
+
+    def _close(self) -> None:
+        self._health.leave()
+        self._election.close()
+        self._admin.close()
+        self._hub.close()
+        if self._http is not None:
+            self._http.close()
+        self._session.close()
+
+    # -- the thread "tick" --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            leadership = self._election.leadership()
+            if leadership is None:
+                self._wake.wait(CAMPAIGN_WAIT_S)
+                continue
+            self._lead(leadership)
+
+    def _lead(self, leadership: Leadership) -> None:
+        self._metrics.elections.inc()
+        _log.info("leads", owner_revision=leadership.revision)
+        term = self._term = Term(
+            leadership,
+            owner_id=self._owner_id,
+            config=self._config,
+            session=self._session,
+            election=self._election,
+            hub=self._hub,
+            metrics=self._metrics,
+            former_workers=self._workers,
+        )
+        if self._stopping:
+            term.stop("this owner is leaving")
+        reason = term.run()
+        self._term = None
+        _log.warning("steps_down", owner_revision=leadership.revision, reason=reason)
+        now = self._election.leadership()
+        if now is not None and now.revision == leadership.revision:
+            # It was asked to: the key goes at once, so that the next owner does not have to wait for it.
+            try:
+                self._election.resign()
+            except (EtcdError, ClosedError) as error:
+                _log.warning("resign_failed", reason=str(error))
+        term.close()
+        self._workers = term.workers
+
+    # -- for metrics, http and the hub --------------------------------------------------------------------------------
+
+    def is_leading(self) -> bool:
+        term, leadership = self._term, self._election.leadership()
+        return term is not None and leadership is not None and leadership.revision == term.revision
+
+    def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]:
+        term = self._term
+        return term.runs if term is not None else MappingProxyType({})
+
+    def peers(self) -> Iterable[PeerView]:
+        return self._hub.peers()
+
+    def _may_send(self) -> bool:
+        """Under the hub's lock, right before each Exchange: the term that it speaks for is the one that leads now."""
+        leadership = self._election.leadership()
+        return leadership is not None and leadership.revision == self._hub.term.owner_revision
+
+    def _answered(self, matters: bool) -> None:
+        if matters:
+            self.poke()
+
+    def _ready(self) -> str:
+        """A follower is as ready as the leader: it passes calls on."""
+        if self._stopping:
+            return "stopping"
+        return "" if self._election.leader() is not None else self._election.error or "no owner leads"
+
+    def _healthy(self) -> str:
+        """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""
+        return ""
+
+    # -- OwnerView ----------------------------------------------------------------------------------------------------
+
+    @property
+    def cluster(self) -> str:
+        return self._config.cluster
+
+    @property
+    def owner_id(self) -> str:
+        return self._owner_id
+
+    def leadership(self) -> Leadership | None:
+        return self._election.leadership() if self._term is not None else None
+
+    def leader(self) -> LeaderRecord | None:
+        return self._election.leader()
+
+    def captures(self) -> Mapping[CaptureID, CaptureInfo]:
+        term = self._term
+        return term.captures if term is not None else MappingProxyType({})
+
+    def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
+        run = self.runs().get(changefeed)
+        return run.scheduler if run is not None else None
+
+    def runtime(self, changefeed: ChangefeedID) -> ChangefeedRuntime | None:
+        run = self.runs().get(changefeed)
+        return run.runtime() if run is not None else None
+
+    def registry(self) -> ChangefeedRegistry:
+        return self._changefeeds
+
+    def new_source(self, request: SourceRequest) -> Source:
+        return new_source(request)
+
+    def poke(self) -> None:
+        self._wake.set()
+        term = self._term
+        if term is not None:
+            term.poke()
+
+    def drain(self, capture: CaptureID) -> None:
+        self._leading_term().drain(capture)
+
+    def cancel_drain(self, capture: CaptureID) -> None:
+        self._leading_term().cancel_drain(capture)
+
+    def draining(self) -> Sequence[CaptureID]:
+        term = self._term
+        return term.drains if term is not None else ()
+
+    def resign(self) -> None:
+        term = self._term
+        if term is not None:
+            term.stop("it was asked to resign")
+
+    def owners(self) -> Sequence[LeaderRecord]:
+        return self._election.candidates()
+
+    def _leading_term(self) -> Term:
+        term = self._term
+        if term is None:
+            raise NotLeaderError(f"owner {self._owner_id} does not lead")
+        return term
+
+
+def serve(config: OwnerConfig) -> None:
+    """Runs an owner until SIGTERM, and ends the process with its exit code. One line on stderr when it cannot start."""
+    shutdown = Shutdown()
+    shutdown.install()
+    try:
+        service = OwnerService(config, shutdown)
+        logs.configure(config.log.format, config.log.level, service="owner", owner=service.owner_id)
+        code = service.run()
+    except OperatingError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        code = EXIT_FAILED
+    finally:
+        shutdown.uninstall()
+    sys.exit(code)

@@ -68,12 +68,13 @@ def _take(core: Core, message: Message) -> str:
         core.chunks.pop(capture.index, None)
     elif message.number <= capture.received:
         return "number"
+    follows = message.number == capture.received + 1
     capture.received = message.number
     capture.echoed = max(capture.echoed, message.echo)
     capture.heard_ms = core.now_ms
     if isinstance(body, HeartbeatResponse):
         capture.liveness, capture.fenced = body.liveness, body.fenced
-    report = _whole(core, capture, body.reports, message.number)
+    report = _whole(core, capture, body.reports, follows)
     if report is None:
         return ""
     if report.base > capture.acked or (capture.wants_names and (report.base or report.numbers.any())):
@@ -89,10 +90,11 @@ def _take(core: Core, message: Message) -> str:
     return ""
 
 
-def _whole(core: Core, capture: Capture, chunk: SpanReports, number: int) -> SpanReports | None:
-    """The whole report once its last chunk is there, else None. Chunks follow each other without a gap."""
+def _whole(core: Core, capture: Capture, chunk: SpanReports, follows: bool) -> SpanReports | None:
+    """The whole report once its last chunk is there, else None. Chunks follow each other without a gap; a chunk that comes after
+    a gap begins a report whose base was never applied, and is dropped for that."""
     before = core.chunks.pop(capture.index, None)
-    if before is not None and chunk.base == number - 1 and len(before) < CHUNKS_MAX:
+    if before is not None and follows and len(before) < CHUNKS_MAX:
         before.append(chunk)
     else:
         before = [chunk]

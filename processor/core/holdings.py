@@ -288,8 +288,10 @@ class Holdings:
 
     def tell_everything(self, new_owner: bool) -> None:
         """Numbers are forgotten and the next report, on base 0, names everything. new_owner: it has heard of nothing yet."""
-        for row in np.flatnonzero((self.phase[: self.size] == Phase.ABSENT) & (self.stamp[: self.size] > 0)).tolist():
-            self._free_row(row)  # on base 0, Absent is said by leaving it out
+        if new_owner:
+            absent = (self.phase[: self.size] == Phase.ABSENT) & (self.stamp[: self.size] > 0)
+            for row in np.flatnonzero(absent).tolist():
+                self._free_row(row)  # it has no need to hear of them
         self._row_of_number.clear()
         self.number[: self.size] = 0
         used = self.stamp[: self.size] > 0

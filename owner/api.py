@@ -97,7 +97,7 @@ def new_admin_server(
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
         interceptors=(*interceptors, forwarder),
-        options=[*server_options(), ("grpc.max_receive_message_length", REQUEST_BYTES_MAX)],
+        options=list({**dict(server_options()), "grpc.max_receive_message_length": REQUEST_BYTES_MAX}.items()),
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
     admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(view), server)  # type: ignore[no-untyped-call]  # generated

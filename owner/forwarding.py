@@ -23,6 +23,9 @@ RETRY_KEY = "tablewire-retry"
 CONNECT_TIMEOUT_S = 1.0
 UNARY_TIMEOUT_S = 120.0
 STREAM_TIMEOUT_S = 24 * 3_600.0
+WHY_LENGTH_MAX = 200
+
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 OpenChannel = Callable[[str], grpc.Channel]
 """A channel to an owner's admin address, with this cluster's credentials."""
@@ -114,12 +117,9 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
     def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
         """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""
         channel = self._channel_to(leader)
-        ready = grpc.channel_ready_future(channel)
-        try:
-            ready.result(timeout=CONNECT_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
-            ready.cancel()
-            abort_for_retry(context, f"the leader {leader.id} at {leader.address} does not answer; try again")
+        why_not = why_silent(knock(channel, CONNECT_TIMEOUT_S))
+        if why_not:
+            abort_for_retry(context, f"the leader {leader.id} at {leader.address} does not answer ({why_not}); try again")
         return channel
 
     def _channel_to(self, leader: LeaderRecord) -> grpc.Channel:
@@ -130,6 +130,27 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                     self._channel.close()
                 self._channel, self._address = self._open_channel(leader.address), leader.address
             return self._channel
+
+
+def knock(channel: grpc.Channel, timeout_s: float) -> grpc.Future:
+    """A call that changes nothing and that every server answers somehow, to see whether one is there. (Watching a channel's
+    connectivity instead would take a thread of grpc that fails noisily when the channel is closed.)"""
+    return channel.unary_unary(_HEALTH_CHECK).future(b"", timeout=timeout_s)
+
+
+def why_silent(call: grpc.Future) -> str:
+    """Waits for the end of a `knock`. Empty when a server answered, whatever it said; else why there was no answer."""
+    try:
+        call.result()
+    except grpc.FutureCancelledError:
+        return "not waited for"
+    except grpc.RpcError as error:
+        code, text = error.code(), error.details() or ""
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "silent"
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return "refused" if "refused" in text else text[:WHY_LENGTH_MAX]
+    return ""
 
 
 def abort_for_retry(context: Any, text: str) -> NoReturn:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
-from owner.forwarding import RETRY_KEY, OpenChannel
+from owner.forwarding import RETRY_KEY, OpenChannel, knock, why_silent
 from tablewire.v1 import admin_pb2_grpc
 
 ANSWER_BYTES_MAX = 64 << 20
@@ -26,9 +24,6 @@ RETRY_INTERVAL_S = 0.2
 ENDPOINTS_MAX = 32
 
 _T = TypeVar("_T")
-_Changes: TypeAlias = "queue.SimpleQueue[tuple[str, grpc.ChannelConnectivity]]"
-_READY = grpc.ChannelConnectivity.READY
-_FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
 
 class CallError(Exception):
@@ -110,32 +105,25 @@ class AdminClient:
 
     def _connect_to(self, endpoints: Sequence[str], deadline: float) -> grpc.Channel:
         timeout_s = min(CONNECT_TIMEOUT_S, max(deadline - self._clock(), 0.001))
-        until = self._clock() + timeout_s
-        changes: _Changes = queue.SimpleQueue()
-        channels: dict[str, grpc.Channel] = {}
-        self.endpoint = ""
-        with ExitStack() as cleanup:
-            for endpoint in endpoints:
-                channel = channels[endpoint] = self._open_channel(endpoint)
-                cleanup.callback(self._close_unless_chosen, endpoint, channel)
-                channel.subscribe(partial(_put, changes, endpoint), try_to_connect=True)
-            failed: set[str] = set()
-            while len(failed) < len(channels):
-                try:
-                    endpoint, state = changes.get(timeout=max(until - self._clock(), 0.001))
-                except queue.Empty:
-                    break
-                if state is _READY:
+        ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        channels = {endpoint: self._open_channel(endpoint) for endpoint in endpoints}
+        self.endpoint, why = "", {}
+        try:
+            calls = {endpoint: knock(channel, timeout_s) for endpoint, channel in channels.items()}
+            for endpoint, call in calls.items():
+                call.add_done_callback(lambda _call, endpoint=endpoint: ended.put(endpoint))
+            for _ in calls:
+                endpoint = ended.get()  # each ends by its timeout
+                why[endpoint] = why_silent(calls[endpoint])
+                if not why[endpoint]:
                     self.endpoint = endpoint
                     return channels[endpoint]
-                if state in _FAILED:
-                    failed.add(endpoint)
-        dead = ", ".join(f"{name} ({'refused' if name in failed else 'silent'})" for name in endpoints)
-        raise CallError("unavailable", f"no owner answers; tried {dead}")
-
-    def _close_unless_chosen(self, endpoint: str, channel: grpc.Channel) -> None:
-        if endpoint != self.endpoint:
-            channel.close()
+        finally:
+            for endpoint, channel in channels.items():
+                if endpoint != self.endpoint:
+                    channel.close()
+        tried = ", ".join(f"{endpoint} ({why[endpoint]})" for endpoint in endpoints)
+        raise CallError("unavailable", f"no owner answers; tried {tried}")
 
     def _error(self, error: grpc.RpcError, timeout_s: float) -> CallError:
         code, text = error.code(), error.details() or ""
@@ -146,10 +134,6 @@ class AdminClient:
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             text = f"{self.endpoint} does not know this call: it is of another version, or not an owner ({text})"
         return CallError(code.name.lower(), text or code.name.lower())
-
-
-def _put(changes: _Changes, endpoint: str, state: grpc.ChannelConnectivity) -> None:
-    changes.put((endpoint, state))
 
 
 def _is_undone(error: grpc.RpcError) -> bool:

@@ -1,0 +1,211 @@
+"""An owner for the tests of the admin API: real scheduler and agents in virtual time, a registry in memory with the real rules.
+
+`AdminView` is the OwnerView; `ticking(view)` lets a thread tick it while the test asks through the real API or CLI.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import msgspec
+
+from owner.answers import CreateRequest
+from owner.api import new_admin_server
+from owner.changefeeds import ChangefeedEvent, step
+from owner.election import Leadership
+from owner.scheduler import SchedulerAndInfo
+from owner.view import ChangefeedRuntime
+from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
+from tablewire.registry import ChangefeedInfo, ChangefeedState, LeaderRecord, now
+from tablewire.runtime.grpc import listen
+from tablewire.runtime.lease import lease_clock
+from tablewire.source import CheckFailure, Source, SourceRequest
+from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
+from tests.owner.world import CHANGEFEED, World
+
+TICK_PAUSE_S = 0.002
+FEED = str(CHANGEFEED)
+CREATE = CreateRequest("new", "counter:///source", "file:///sink", ("public.*",))
+
+
+def feed(name: str = CHANGEFEED.id, **fields: object) -> ChangefeedInfo:
+    """The record of a changefeed whose URIs hold a secret."""
+    return msgspec.structs.replace(
+        ChangefeedInfo(
+            id=name,
+            source_uri="postgresql://me:secret@source/db",
+            sink_uri="postgresql://me:${SINK_PASSWORD}@sink/db",
+            tables=["public.*"],
+            created_at=now(),
+        ),
+        **fields,
+    )
+
+
+class MemoryRegistry:
+    """The changefeeds in a dict, changed by the real transitions."""
+
+    def __init__(self, *infos: ChangefeedInfo) -> None:
+        self.infos = {info.changefeed: info for info in infos}
+
+    def list(self) -> Sequence[ChangefeedInfo]:
+        return [self.infos[changefeed] for changefeed in sorted(self.infos)]
+
+    def get(self, changefeed: ChangefeedID) -> ChangefeedInfo:
+        if changefeed not in self.infos:
+            raise UnknownChangefeedError(f"no changefeed {changefeed}")
+        return self.infos[changefeed]
+
+    def create(self, info: ChangefeedInfo) -> None:
+        if info.changefeed in self.infos:
+            raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed")
+        self.infos[info.changefeed] = info
+
+    def pause(self, changefeed: ChangefeedID) -> None:
+        self._apply(changefeed, ChangefeedEvent.PAUSE)
+
+    def resume(self, changefeed: ChangefeedID) -> None:
+        self._apply(changefeed, ChangefeedEvent.RESUME)
+
+    def remove(self, changefeed: ChangefeedID) -> None:
+        self._apply(changefeed, ChangefeedEvent.REMOVE)
+
+    def _apply(self, changefeed: ChangefeedID, event: ChangefeedEvent) -> None:
+        self.infos[changefeed] = step(self.get(changefeed), event)
+
+
+class CheckedSource:
+    """A source of which only `check` matters: it fails with what it is told."""
+
+    def __init__(self, failures: Sequence[CheckFailure]) -> None:
+        self._failures = failures
+        self.closed = False
+
+    def check(self) -> Sequence[CheckFailure]:
+        return self._failures
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class AdminView:
+    """An OwnerView on a World: changefeed `default/test` runs, any other one does not."""
+
+    def __init__(self, world: World | None = None, owner_id: str = "owner-1", names: Mapping[int, str] | None = None) -> None:
+        self.world = world or World(tables=(1, 2, 3))
+        self.owner_id = owner_id
+        self.cluster = "test"
+        self.leads = True
+        self.records = [LeaderRecord(id=owner_id, address="127.0.0.1:1", version="1.0")]
+        self.store = MemoryRegistry(feed())
+        self.names = names or {table: f"public.t{table}" for table in self.world.tables}
+        self.failures: list[CheckFailure] = []
+        self.requests: list[SourceRequest] = []
+        self.sources: list[CheckedSource] = []
+        self.drains: list[CaptureID] = []
+        self.pokes = threading.Event()
+        self.is_closed = False
+
+    def leadership(self) -> Leadership | None:
+        return Leadership(7, lease_clock() + 60.0) if self.leads else None
+
+    def leader(self) -> LeaderRecord | None:
+        return self.records[0] if self.records else None
+
+    def owners(self) -> Sequence[LeaderRecord]:
+        return list(self.records)
+
+    def captures(self) -> Mapping[CaptureID, CaptureInfo]:
+        return {capture: CaptureInfo(capture, f"{capture}:1", "1.0", {"zone": "x"}) for capture in self.world.alive}
+
+    def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
+        info = self.store.infos.get(changefeed)
+        return self.world.scheduler if changefeed == CHANGEFEED and info is not None and info.state.runs else None
+
+    def runtime(self, changefeed: ChangefeedID) -> ChangefeedRuntime | None:
+        info = self.store.infos.get(changefeed)
+        if info is None:
+            return None
+        return ChangefeedRuntime(
+            state=info.state.value,
+            watermark=self.world.watermark,
+            source_ts=self.world.watermark.checkpoint_ts + 50,
+            retained_bytes=4096,
+            table_names=MappingProxyType(self.names),
+        )
+
+    def registry(self) -> MemoryRegistry:
+        return self.store
+
+    def new_source(self, request: SourceRequest) -> Source:
+        self.requests.append(request)
+        self.sources.append(CheckedSource(self.failures))
+        return self.sources[-1]  # type: ignore[return-value]
+
+    def poke(self) -> None:
+        self.pokes.set()
+
+    def drain(self, capture: CaptureID) -> None:
+        if capture not in self.world.alive:
+            raise UnknownCaptureError(f"no capture {capture}")
+        if capture not in self.drains:
+            self.drains.append(capture)
+        self.world.scheduler.drain_capture(capture)
+
+    def cancel_drain(self, capture: CaptureID) -> None:
+        self.drains.remove(capture)
+        self.world.scheduler.cancel_drain(capture)
+
+    def draining(self) -> Sequence[CaptureID]:
+        return list(self.drains)
+
+    def resign(self) -> None:
+        self.records = [*self.records[1:], self.records[0]]
+        self.leads = False
+
+
+@contextmanager
+def ticking(view: AdminView) -> Iterator[AdminView]:
+    """Ticks the view's world on a thread of its own; ends with the block, and fails the test if a tick failed."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                view.world.step()
+                view.pokes.wait(TICK_PAUSE_S)
+                view.pokes.clear()
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=run, name="tick")
+    thread.start()
+    try:
+        yield view
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures, failures
+
+
+def paused(name: str = "other") -> ChangefeedInfo:
+    return feed(name, state=ChangefeedState.STOPPED)
+
+
+@contextmanager
+def serving(view: AdminView) -> Iterator[str]:
+    """The admin API of this view on a free port of the loopback; its address. The view's first record gets it if it leads."""
+    admin = new_admin_server(view)
+    address = f"127.0.0.1:{listen(admin.server, '127.0.0.1', 0)}"
+    if view.leads:
+        view.records[0] = msgspec.structs.replace(view.records[0], address=address)
+    admin.server.start()
+    try:
+        yield address
+    finally:
+        admin.close(grace_s=0.1)

@@ -1,0 +1,300 @@
+"""The admin API over real gRPC on the loopback: status codes, streaming, forwarding by one hop, limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import grpc
+import pytest
+
+from owner.api import CHUNK_ROWS, WAITERS_MAX, clip
+from owner.forwarding import FORWARDED_KEY, RETRY_KEY
+from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
+from tablewire.registry import ChangefeedInfo, LeaderRecord
+from tablewire.source import CheckFailure
+from tablewire.types import ChangefeedID, Span
+from tablewire.v1 import admin_pb2 as pb
+from tablewire.v1 import admin_pb2_grpc
+from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
+from tests.owner.world import World
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Closes what a test opens."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def stub_of(address: str, stack: ExitStack) -> Any:
+    channel = stack.enter_context(grpc.insecure_channel(address))
+    return admin_pb2_grpc.AdminStub(channel)
+
+
+@pytest.fixture
+def view() -> AdminView:
+    """Three captures, three tables, all replicating."""
+    view = AdminView()
+    view.world.settle()
+    return view
+
+
+@pytest.fixture
+def stub(view: AdminView, stack: ExitStack) -> Any:
+    """A client of the leader."""
+    return stub_of(stack.enter_context(serving(view)), stack)
+
+
+@pytest.fixture
+def follower(view: AdminView, stack: ExitStack) -> AdminView:
+    """Another owner, which knows that `view` leads."""
+    stack.enter_context(serving(view))
+    other = AdminView(view.world, "owner-2")
+    other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
+    return other
+
+
+def refused(call: Callable[[], Any]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value
+
+
+def has_retry_key(error: grpc.RpcError) -> bool:
+    return any(key == RETRY_KEY for key, _ in error.trailing_metadata() or ())
+
+
+def target_of(view: AdminView, table: int) -> str:
+    return next(capture for capture in "abc" if capture != view.world.primary(table))
+
+
+def test_a_move_streams_its_states_until_it_is_done(view: AdminView, stub: Any) -> None:
+    """The first message at once, the last one with the end."""
+    target = target_of(view, 1)
+    with ticking(view):
+        jobs = list(stub.MoveTable(pb.MoveTableRequest(table="public.t1", target=target, wait_done=True, wait_ms=20_000)))
+    assert jobs[0].state in ("pending", "accepted")
+    assert jobs[-1].state == "done"
+    assert (jobs[-1].changefeed, jobs[-1].capture) == (FEED, target)
+    assert view.world.primary(1) == target
+
+
+def test_a_move_that_no_tick_decides_is_told_as_pending(view: AdminView, stub: Any) -> None:
+    """It ends at wait_ms with the state as it is."""
+    jobs = list(stub.MoveTable(pb.MoveTableRequest(table="1", target=target_of(view, 1), wait_ms=100), timeout=TIMEOUT_S))
+    assert [job.state for job in jobs] == ["pending"]
+
+
+@pytest.mark.parametrize(
+    ("call", "request_", "code", "text"),
+    [
+        ("QueryChangefeed", pb.ChangefeedRequest(changefeed="NO"), "INVALID_ARGUMENT", "'NO' is not valid"),
+        ("QueryChangefeed", pb.ChangefeedRequest(changefeed="no"), "NOT_FOUND", "no changefeed default/no; there: default/test"),
+        ("DrainCapture", pb.DrainCaptureRequest(capture="z"), "NOT_FOUND", "no capture 'z'; registered: a, b, c"),
+        ("DrainCapture", pb.DrainCaptureRequest(capture="a", cancel=True), "FAILED_PRECONDITION", "not being drained"),
+        ("ResumeChangefeed", pb.ChangefeedRequest(), "FAILED_PRECONDITION", "cannot resume: it is running already"),
+        ("RemoveChangefeed", pb.ChangefeedRequest(), "INVALID_ARGUMENT", "must name"),
+        ("Resign", pb.ResignRequest(), "FAILED_PRECONDITION", "only owner"),
+        (
+            "CreateChangefeed",
+            pb.CreateChangefeedRequest(changefeed="test", source_uri="a:b", sink_uri="a:b", tables=["*"]),
+            "ALREADY_EXISTS",
+            "exists already",
+        ),
+    ],
+)
+def test_a_refusal_has_its_code_and_text(stub: Any, call: str, request_: Any, code: str, text: str) -> None:
+    """The text is the operation's own."""
+    error = refused(lambda: getattr(stub, call)(request_, timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode[code]
+    assert text in error.details()
+    assert not has_retry_key(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "again"),
+    [
+        (EtcdError("etcd does not answer"), "UNAVAILABLE", False),
+        (NotLeaderError("the leader key is gone"), "UNAVAILABLE", True),
+        (ConflictError("changed by others"), "ABORTED", False),
+        (OperatingError("something else"), "FAILED_PRECONDITION", False),
+    ],
+)
+def test_trouble_below_has_a_code(view: AdminView, stub: Any, error: OperatingError, code: str, again: bool) -> None:
+    """Only what did certainly not happen is marked as worth asking again."""
+
+    def fail(_changefeed: ChangefeedID) -> ChangefeedInfo:
+        raise error
+
+    view.store.pause = fail  # type: ignore[method-assign,assignment]
+    caught = refused(lambda: stub.PauseChangefeed(pb.ChangefeedRequest(), timeout=TIMEOUT_S))
+    assert caught.code() == grpc.StatusCode[code]
+    assert str(error) in caught.details()
+    assert has_retry_key(caught) == again
+
+
+def test_a_long_text_arrives_cut(view: AdminView, stub: Any) -> None:
+    """gRPC would drop a header that is too long, and with it the reason."""
+    view.failures = [CheckFailure("replica_identity", f"täble {number} has none") for number in range(2000)]
+    request = pb.CreateChangefeedRequest(changefeed="new", source_uri="a:b", sink_uri="a:b", tables=["*"])
+    error = refused(lambda: stub.CreateChangefeed(request, timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert error.details().startswith("changefeed default/new was not created, 2000 checks failed: replica_identity: täble 0")
+    assert error.details().endswith("more characters)")
+
+
+def test_clip_keeps_what_fits() -> None:
+    """Percent-encoded, a character beyond ASCII counts three bytes a byte."""
+    assert clip("a" * 50, 50) == "a" * 50
+    assert clip("ä" * 50, 60).startswith("ä" * 10 + " ... (40 more")
+
+
+def _messages(call: Any) -> list[Any]:
+    """What a call streamed before it ended, however it did."""
+    messages = []
+    with suppress(grpc.RpcError):
+        for message in call:
+            messages.append(message)
+    return messages
+
+
+def test_tables_come_in_chunks_and_the_first_names_the_changefeed(stack: ExitStack) -> None:
+    """No message grows with the number of tables, and a limit says that it cut."""
+    count = 2 * CHUNK_ROWS + 10
+    view = AdminView(World(tables=range(1, count + 1)))
+    view.world.settle()
+    stub = stub_of(stack.enter_context(serving(view)), stack)
+    chunks = list(stub.ListTables(pb.ListTablesRequest(), timeout=TIMEOUT_S))
+    assert [len(chunk.tables) for chunk in chunks] == [CHUNK_ROWS, CHUNK_ROWS, 10]
+    assert [chunk.changefeed for chunk in chunks] == [FEED, "", ""]
+    assert not any(chunk.truncated for chunk in chunks)
+    (chunk,) = stub.ListTables(pb.ListTablesRequest(limit=5), timeout=TIMEOUT_S)
+    assert (len(chunk.tables), chunk.truncated) == (5, True)
+    (chunk,) = stub.ListTables(pb.ListTablesRequest(stalled=True), timeout=TIMEOUT_S)
+    assert (chunk.changefeed, len(chunk.tables)) == (FEED, 0)
+
+
+def test_keys_and_errors_of_a_span_arrive(view: AdminView, stub: Any) -> None:
+    """A failed table shows the executor's text."""
+    view.world.executors[view.world.primary(1)].fail(Span(1), "disk is full")
+    view.world.run(3)
+    chunks = list(stub.ListTables(pb.ListTablesRequest(table="1"), timeout=TIMEOUT_S))
+    assert "disk is full" in chunks[0].tables[0].error
+
+
+def test_a_follower_passes_every_call_on(view: AdminView, follower: AdminView, stack: ExitStack) -> None:
+    """Unary and streaming; the answer is the leader's."""
+    stub = stub_of(stack.enter_context(serving(follower)), stack)
+    assert stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).answered_by == "owner-1"
+    assert stub.QueryChangefeed(pb.ChangefeedRequest(), timeout=TIMEOUT_S).changefeed == FEED
+    with ticking(view):
+        request = pb.MoveTableRequest(table="1", target=target_of(view, 1), wait_done=True, wait_ms=20_000)
+        assert list(stub.MoveTable(request, timeout=TIMEOUT_S))[-1].state == "done"
+
+
+def test_a_follower_passes_refusals_on(follower: AdminView, stack: ExitStack) -> None:
+    """Code and text, of unary and of streaming calls."""
+    stub = stub_of(stack.enter_context(serving(follower)), stack)
+    error = refused(lambda: stub.QueryChangefeed(pb.ChangefeedRequest(changefeed="no"), timeout=TIMEOUT_S))
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "no changefeed default/no; there: default/test")
+    error = refused(lambda: list(stub.MoveTable(pb.MoveTableRequest(table="x.y", target="a"), timeout=TIMEOUT_S)))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_two_followers_that_hold_each_other_for_the_leader_refuse(view: AdminView, stack: ExitStack) -> None:
+    """One hop, never a circle; a client is told that it may ask again."""
+    first, second = AdminView(view.world, "owner-1"), AdminView(view.world, "owner-2")
+    first.leads = second.leads = False
+    address = stack.enter_context(serving(first))
+    first.records = [LeaderRecord(id="owner-2", address=stack.enter_context(serving(second)))]
+    second.records = [LeaderRecord(id="owner-1", address=address)]
+    stub = stub_of(address, stack)
+    error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S))
+    assert (error.code(), has_retry_key(error)) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert "owner-2 does not lead (any more)" in error.details()
+    error = refused(lambda: list(stub.ListTables(pb.ListTablesRequest(), timeout=TIMEOUT_S)))
+    assert (error.code(), has_retry_key(error)) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).answered_by == "owner-2"
+
+
+def test_a_marked_call_is_never_passed_on(follower: AdminView, stack: ExitStack) -> None:
+    """Even when the follower knows a leader."""
+    stub = stub_of(stack.enter_context(serving(follower)), stack)
+    metadata = ((FORWARDED_KEY, "somebody"),)
+    error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S, metadata=metadata))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_without_a_leader_only_status_is_answered(follower: AdminView, stack: ExitStack) -> None:
+    """It says that there is none."""
+    follower.records = []
+    stub = stub_of(stack.enter_context(serving(follower)), stack)
+    assert not stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).HasField("leader")
+    error = refused(lambda: stub.ListChangefeeds(pb.ListChangefeedsRequest(), timeout=TIMEOUT_S))
+    assert has_retry_key(error)
+    assert "no leader is known" in error.details()
+
+
+def test_a_dead_leader_is_named(follower: AdminView, stack: ExitStack, free_port: int) -> None:
+    """Nothing was asked of it, so the call is worth another try."""
+    follower.records = [LeaderRecord(id="owner-1", address=f"127.0.0.1:{free_port}")]
+    stub = stub_of(stack.enter_context(serving(follower)), stack)
+    error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S))
+    assert (error.code(), has_retry_key(error)) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert f"the leader owner-1 at 127.0.0.1:{free_port} does not answer" in error.details()
+
+
+def test_waiting_calls_are_limited_and_the_others_go_on(view: AdminView, stub: Any) -> None:
+    """One caller too many is told so and starts no job; reads are answered meanwhile, and cancelling frees the places."""
+    target = target_of(view, 1)
+    request = pb.MoveTableRequest(table="1", target=target, wait_done=True, wait_ms=60_000)
+    calls = [stub.MoveTable(request, timeout=60) for _ in range(WAITERS_MAX)]
+    for call in calls:
+        assert next(call).state == "pending"
+    error = refused(lambda: list(stub.MoveTable(request, timeout=TIMEOUT_S)))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(view.world.scheduler.queries()) == WAITERS_MAX
+    assert len(stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S).captures) == 3
+    for call in calls:
+        call.cancel()
+    deadline = time.monotonic() + TIMEOUT_S
+    with ticking(view):
+        while True:
+            call = stub.MoveTable(pb.MoveTableRequest(table="2", target=target_of(view, 2)), timeout=TIMEOUT_S)
+            last = next(reversed(_messages(call)), None)
+            if last is not None:
+                assert last.state in ("accepted", "done")
+                return
+            assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert time.monotonic() < deadline
+
+
+def test_an_oversize_request_changes_nothing(view: AdminView, stub: Any) -> None:
+    """It is refused before it is read."""
+    request = pb.CreateChangefeedRequest(changefeed="new", source_uri="a:b", sink_uri="a:b", tables=["x" * (2 << 20)])
+    error = refused(lambda: stub.CreateChangefeed(request, timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(view.store.infos) == 1
+
+
+def test_bytes_that_are_no_message_are_refused(view: AdminView, stack: ExitStack) -> None:
+    """By gRPC, as an error of this call alone."""
+    address = stack.enter_context(serving(view))
+    channel = stack.enter_context(grpc.insecure_channel(address))
+    call = channel.unary_unary("/tablewire.v1.Admin/PauseChangefeed")
+    assert refused(lambda: call(b"\xff\xff\xff", timeout=TIMEOUT_S)).code() is not grpc.StatusCode.OK
+    assert view.store.list()[0].state.value == "normal"
+
+
+def test_passwords_never_leave_the_owner(view: AdminView, stub: Any) -> None:
+    """Neither in a list nor in a query."""
+    view.store.create(paused())
+    answer = stub.ListChangefeeds(pb.ListChangefeedsRequest(), timeout=TIMEOUT_S)
+    assert "secret" not in str(answer)
+    assert {row.source_uri for row in answer.changefeeds} == {"postgresql://me:***@source/db"}
+    assert {row.sink_uri for row in answer.changefeeds} == {"postgresql://me:${SINK_PASSWORD}@sink/db"}

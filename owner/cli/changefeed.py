@@ -178,7 +178,7 @@ def _wait_until_gone(session: Session, name: str) -> None:
             session.output.note(f"changefeed {name}: {error or 'being removed'}")
         time.sleep(POLL_INTERVAL_S)
     why = f": {error}" if error else ""
-    raise session.fail(f"changefeed {name} is still being removed after {timeout_s:g} s; it goes on{why}", "deadline_exceeded")
+    raise session.failure(f"changefeed {name} is still being removed after {timeout_s:g} s; it goes on{why}", "deadline_exceeded")
 
 
 def _answer(session: Session, row: pb.Changefeed) -> None:

@@ -65,7 +65,7 @@ def resign(session: Session) -> None:
     while True:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise session.fail(f"{former} has resigned, and no other owner leads after {timeout_s:g} s", "deadline_exceeded")
+            raise session.failure(f"{former} has resigned, and no other owner leads after {timeout_s:g} s", "deadline_exceeded")
         answer = session.ask("GetStatus", pb.GetStatusRequest(), reads=True, timeout_s=left_s)
         if answer.HasField("leader") and answer.leader.id != former and answer.leader_revision:
             break
@@ -133,14 +133,14 @@ def _wait_until_empty(session: Session, answer: pb.DrainCaptureResponse) -> pb.D
     said = ""
     while not answer.gone and answer.remaining:
         if not answer.draining:
-            raise session.fail(
-                f"the drain of {answer.capture} was cancelled; {answer.remaining} spans are still there", "cancelled"
-            )
+            text = f"the drain of {answer.capture} was cancelled; spans that are still there: {answer.remaining}"
+            raise session.failure(text, "cancelled", drain=shapes.DRAIN.of(answer))
         if (text := _text(answer)) != said:
             session.output.note(text)
             said = text
         if time.monotonic() >= deadline:
-            raise session.fail(f"{text} after {timeout_s:g} s; the drain goes on", "deadline_exceeded")
+            text = f"{text} after {timeout_s:g} s; the drain goes on"
+            raise session.failure(text, "deadline_exceeded", drain=shapes.DRAIN.of(answer))
         time.sleep(POLL_INTERVAL_S)
         answer = session.ask("GetDrain", pb.GetDrainRequest(capture=answer.capture), reads=True)
     return answer

@@ -9,7 +9,7 @@ The options also stand before the command's name (`owner -o json status`); what 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,17 +37,18 @@ class Settings:
 
 
 class CommandError(click.ClickException):
-    """Exit code 1: one line on stderr, and with `-o json` also {"error": {"code", "message"}} on stdout."""
+    """Exit code 1: one line on stderr, and with `-o json` also {"error": {"code", "message", ...}} on stdout."""
 
-    def __init__(self, code: str, text: str, output: Output) -> None:
+    def __init__(self, code: str, text: str, output: Output, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(text)
         self._code = code
         self._output = output
+        self._details = details or {}
 
     def show(self, file: Any = None) -> None:
         self._output.note(f"Error: {self.message}")
         if self._output.is_json:
-            self._output.json({"error": {"code": self._code, "message": self.message}})
+            self._output.json({"error": {"code": self._code, "message": self.message, **self._details}})
 
 
 class Session:
@@ -64,8 +65,9 @@ class Session:
     def ask(self, method: str, request: Any, *, reads: bool = False, timeout_s: float | None = None) -> Any:
         return self.client.call(method, request, timeout_s or self.timeout_s(), reads=reads)
 
-    def fail(self, text: str, code: str = "failed") -> CommandError:
-        return CommandError(code, text, self.output)
+    def failure(self, text: str, code: str, **details: Any) -> CommandError:
+        """To be raised. details: what a script may want to know beside the text."""
+        return CommandError(code, text, self.output, details)
 
 
 def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -160,16 +160,15 @@ def _follow(session: Session, method: str, request: Any, wait: bool) -> None:
             session.output.note(_text(job))
         last = job
     goals = ("done",) if wait else ("accepted", "done")
+    text, answer = _text(last), shapes.JOB.of(last)
+    if last.state not in goals:
+        if last.state in ("pending", "accepted"):
+            text = f"{text}: not {goals[0]} within {timeout_s:g} s; the owner goes on with it"
+        raise session.failure(text, last.state or "unknown", job=answer)
     if session.output.is_json:
-        session.output.json(shapes.JOB.of(last))
-    if last.state in goals:
-        if not session.output.is_json:
-            session.output.line(_text(last))
-        return
-    text = _text(last)
-    if last.state in ("pending", "accepted"):
-        text = f"{text}: not {goals[0]} within {timeout_s:g} s; the owner goes on with it"
-    raise session.fail(text, last.state or "unknown")
+        session.output.json(answer)
+    else:
+        session.output.line(text)
 
 
 def _text(job: pb.Job) -> str:

@@ -1,0 +1,117 @@
+"""docs/cli.md, written from the program itself: `python -m owner.cli.docs` prints it, `--write FILE` writes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from owner.cli.main import PROGRAM, cli
+from owner.cli.shapes import SHAPES
+
+HELP_WIDTH = 110
+
+HEAD = """# The owner CLI
+
+<!-- Written by `python -m owner.cli.docs --write docs/cli.md`; change the program, not this page. -->
+
+`owner` runs an owner (`owner serve`) and asks those that run. Any owner may be asked: one that does not lead passes the call
+on to the leader, by one hop.
+
+- **Which owner**: `--endpoint HOST:PORT`, several times; else `TABLEWIRE_ENDPOINTS=a:7440,b:7440`; else the admin address of
+  the configuration (`--config FILE`, `TABLEWIRE_CONFIG`, `TABLEWIRE_ADMIN__PORT` ...). All are tried at once, and a dead one
+  costs nothing. While an election is under way a command waits for the next leader, as long as `--timeout-s` allows.
+- **Which changefeed**: `id` in the namespace `default`, or `namespace/id`. It may be left out while there is exactly one
+  (but not when it is removed).
+- **Which table**: `schema.table` as the source names it, or its number.
+- **Passwords** need not stand on a command line: what stands as `${NAME}` in a URI is stored as it was written and taken
+  from the environment of the owners and processors. Other passwords are hidden wherever a URI is shown.
+- **TLS**: `--tls-ca-file`, with `--tls-cert-file` and `--tls-key-file` where owners ask for a client's certificate; else the
+  section `[tls]` of the configuration.
+- **Exit codes**: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usage. Nothing is answered as accepted that
+  was not: `table move` returns when the owner has decided, with `--wait` when it is done, and a job that is neither within
+  `--timeout-s` is exit code 1 with how it stands (the owner goes on with it).
+- **Completion**: `eval "$(_OWNER_COMPLETE=bash_source owner)"`; `zsh_source` and `fish_source` for the others.
+
+## JSON
+
+`-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
+say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the
+`job` or the `drain` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that did not
+get where it should (`refused`, `pending`, `accepted`, `cancelled`),
+or `config`.
+
+Fields are never removed and never change their meaning; new ones may come at any time. Ts (`*_ts`) are unsigned 64-bit
+numbers: read them with a parser that keeps whole numbers whole.
+
+| command | object |
+|---|---|
+| `status` | status, and `endpoint`: the address that was asked |
+| `resign` | `former`: id, `leader`: owner |
+| `capture list` | `captures`: list of capture |
+| `capture drain` | drain |
+| `changefeed list` | `changefeeds`: list of changefeed |
+| `changefeed create`, `query`, `pause`, `resume` | changefeed |
+| `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (only `--wait` waits for it) |
+| `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |
+| `table move`, `rebalance` | job |
+| `version` | `version`, `python` |
+| `config check` | `ok`: true, `given`: number of keys that are not defaults |
+| `config show` | `keys`: list of `key`, `value`, `origin` |
+"""
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and group below the program, by name."""
+    for name, command in sorted(group.commands.items()):
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def command_paths() -> list[tuple[str, ...]]:
+    """The words behind `owner` that lead to each command, the program itself first."""
+    return [(), *(path for path, _ in commands())]
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for shape in SHAPES:
+        parts += [f"\n### {shape.name}\n\n| field | type | meaning |\n|---|---|---|\n"]
+        parts += [f"| `{field.name}` | {field.kind} | {field.meaning} |\n" for field in shape.fields]
+    parts.append("\n## Commands\n")
+    for path in command_paths():
+        name = " ".join((PROGRAM, *path))
+        parts.append(f"\n### {name}\n\n```\n{_help(path)}\n```\n")
+    return "".join(parts)
+
+
+def _help(path: tuple[str, ...]) -> str:
+    context = _context(cli, PROGRAM, None)
+    command: click.Command = cli
+    for word in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+        context = _context(command, word, context)
+    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+    settings = {**cli.context_settings, "terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
+    return click.Context(command, info_name=name, parent=parent, **settings)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--write"] and len(arguments) == 2:
+        Path(arguments[1]).write_text(render(), encoding="utf-8")
+    elif not arguments:
+        sys.stdout.write(render())
+    else:
+        sys.exit("usage: python -m owner.cli.docs [--write FILE]")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,431 @@
+"""The owner CLI against a real admin API: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from owner.cli.docs import command_paths
+from owner.cli.main import cli
+from tablewire.registry import LeaderRecord
+from tablewire.source import CheckFailure
+from tablewire.types import Span
+from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
+from tests.owner.world import World
+
+CREATE = ("changefeed", "create", "--id", "new", "--source", "postgresql://me:pw@h/db", "--sink", "blackhole://")
+CREATE += ("--tables", "public.*")
+Owner = Callable[..., Result]
+
+
+@pytest.fixture
+def view() -> AdminView:
+    """Three captures, three tables, all replicating."""
+    view = AdminView()
+    view.world.settle()
+    return view
+
+
+@pytest.fixture
+def owner(view: AdminView, monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    """Runs `owner ...` against the leader, which a thread ticks."""
+    with ExitStack() as stack:
+        monkeypatch.setenv("TABLEWIRE_ENDPOINTS", stack.enter_context(serving(view)))
+        stack.enter_context(ticking(view))
+        yield run
+
+
+def run(*arguments: str, env: dict[str, str | None] | None = None) -> Result:
+    return CliRunner().invoke(cli, arguments, env=env, prog_name="owner")
+
+
+def answer(result: Result) -> Any:
+    """The JSON of a command that succeeded: one object, on one line, the last on stdout."""
+    assert result.exit_code == 0, result.output
+    return json.loads(only_line(result))
+
+
+def only_line(result: Result) -> str:
+    assert result.stdout.count("\n") == 1, result.stdout
+    return result.stdout
+
+
+def failure(result: Result, code: int = 1) -> str:
+    """The reason of a command that failed: on stderr, and nothing on stdout."""
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    return result.stderr
+
+
+def target_of(view: AdminView, table: int) -> str:
+    return next(capture for capture in "abc" if capture != view.world.primary(table))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What all commands share
+
+
+def test_o_json_stands_before_or_behind_the_command(owner: Owner) -> None:
+    """What stands nearer to the command wins."""
+    assert answer(owner("-o", "json", "status"))["cluster"] == "test"
+    assert answer(owner("status", "-o", "json"))["cluster"] == "test"
+    assert "owner-1" in owner("-o", "json", "status", "-o", "table").stdout.splitlines()[1]
+
+
+def test_an_error_in_json_is_an_object_on_stdout_and_a_line_on_stderr(owner: Owner) -> None:
+    """Scripts read the code, people the text."""
+    result = owner("changefeed", "query", "nope", "-o", "json")
+    assert result.exit_code == 1
+    error = json.loads(only_line(result))["error"]
+    assert error["code"] == "not_found"
+    assert error["message"] == "no changefeed default/nope; there: default/test"
+    assert result.stderr == f"Error: {error['message']}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["status", "--nonsense"],
+        ["table", "move", "t"],
+        ["status", "-o", "xml"],
+        ["status", "--timeout-s", "0"],
+        ["capture", "drain", "a", "--wait", "--cancel"],
+        [*CREATE, "--source-option", "novalue"],
+        [*CREATE, "--source-option", "a=1", "--source-option", "a=2"],
+        ["table", "list", "--limit", "-1"],
+        ["changefeed", "remove"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(owner: Owner, arguments: list[str]) -> None:
+    """Before anybody is asked."""
+    assert "Usage: owner" in failure(owner(*arguments), 2)
+
+
+def test_a_dead_endpoint_is_skipped(owner: Owner, view: AdminView, free_port: int) -> None:
+    """Whatever the order."""
+    alive = view.records[0].address
+    for endpoints in (f"127.0.0.1:{free_port},{alive}", f"{alive} 127.0.0.1:{free_port}"):
+        result = answer(owner("status", "-o", "json", env={"TABLEWIRE_ENDPOINTS": endpoints}))
+        assert result["endpoint"] == alive
+    both = ("--endpoint", f"127.0.0.1:{free_port}", "--endpoint", alive)
+    assert answer(owner(*both, "capture", "list", "-o", "json"))["captures"]
+
+
+def test_when_none_answers_all_that_were_tried_are_named(free_port: int) -> None:
+    """With what each of them did."""
+    dead = f"127.0.0.1:{free_port}"
+    text = failure(run("status", "--endpoint", dead, "--endpoint", "127.0.0.2:1"))
+    assert text == f"Error: no owner answers; tried {dead} (refused), 127.0.0.2:1 (refused)\n"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://a:1", "a:0", "a:70000", ":1", "a:b"])
+def test_an_endpoint_that_cannot_be_one_is_refused(endpoint: str) -> None:
+    """By name, and with where it came from."""
+    assert failure(run("status", "--endpoint", endpoint)) == f"Error: --endpoint: {endpoint!r} is not host:port\n"
+    text = failure(run("status", env={"TABLEWIRE_ENDPOINTS": endpoint}))
+    assert text == f"Error: TABLEWIRE_ENDPOINTS: {endpoint!r} is not host:port\n"
+
+
+def test_a_follower_is_as_good_as_the_leader(owner: Owner, view: AdminView) -> None:
+    """It passes the call on; status says who answered."""
+    other = AdminView(view.world, "owner-2")
+    other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
+    with serving(other) as address:
+        result = answer(owner("--endpoint", address, "status", "-o", "json"))
+        assert (result["endpoint"], result["answered_by"]) == (address, "owner-1")
+        moved = owner("--endpoint", address, "table", "move", "public.t1", "--to", target_of(view, 1), "--wait")
+        assert moved.exit_code == 0, moved.output
+
+
+def test_without_a_leader_a_command_waits_for_one(owner: Owner, view: AdminView) -> None:
+    """It asks again until its time is over, and then says what is missing."""
+    view.leads, view.records = False, []
+    text = failure(owner("capture", "list", "--timeout-s", "1"))
+    assert "owner owner-1 does not lead, and no leader is known: an election is under way" in text
+    assert "none: an election is under way" in owner("status").stdout
+
+
+def test_the_configuration_names_the_owner(view: AdminView, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's admin address, the variables above it; other variables of this prefix are no concern of a client."""
+    monkeypatch.setenv("TABLEWIRE_ADVERTISE__HOST", "a processor's key, say")
+    with serving(view) as address:
+        host, port = address.split(":")
+        file = tmp_path / "owner.toml"
+        file.write_text(f'[admin]\nhost = "0.0.0.0"\nport = {port}\n')
+        assert answer(run("status", "-o", "json", "--config", str(file)))["endpoint"] == f"{host}:{port}"
+        assert answer(run("status", "-o", "json", env={"TABLEWIRE_CONFIG": str(file)}))["endpoint"] == f"{host}:{port}"
+        assert answer(run("status", "-o", "json", env={"TABLEWIRE_ADMIN__PORT": port}))["endpoint"] == f"{host}:{port}"
+    assert "file nowhere.toml" in failure(run("status", "--config", "nowhere.toml"))
+
+
+def test_text_from_afar_does_not_steer_the_terminal(owner: Owner, view: AdminView) -> None:
+    """Neither by escape sequences nor by markup."""
+    view.names[1] = "public.[red]t1[/red]\x1b[2J"
+    result = owner("table", "list")
+    assert "\x1b" not in result.stdout
+    assert "[red]t1[/red]" in result.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Moves and tables
+
+
+def test_a_move_says_accepted_once_it_is(owner: Owner, view: AdminView) -> None:
+    """Exit code 0, one line."""
+    target = target_of(view, 1)
+    result = owner("table", "move", "public.t1", "--to", target)
+    assert result.exit_code == 0, result.output
+    assert result.stdout in (f"move of public.t1 to {target}: accepted\n", f"move of public.t1 to {target}: done\n")
+
+
+def test_a_move_with_wait_ends_when_it_is_done(owner: Owner, view: AdminView) -> None:
+    """Its changes go to stderr, its end to stdout."""
+    target = target_of(view, 2)
+    result = owner("table", "move", "2", "--to", target, "--wait", "-o", "json")
+    assert answer(result) == {
+        "changefeed": FEED, "kind": "move", "target": "public.t2", "capture": target, "state": "done", "reason": None,
+    }  # fmt: skip
+    assert "move of public.t2" in result.stderr
+    assert view.world.primary(2) == target
+
+
+def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, view: AdminView) -> None:
+    """Nothing was changed, and nothing says accepted."""
+    where = view.world.primary(1)
+    text = failure(owner("table", "move", "1", "--to", where))
+    assert text == f"Error: move of public.t1 to {where}: refused: capture {where} is already the primary\n"
+    assert "no table 'public.zz'" in failure(owner("table", "move", "public.zz", "--to", "a"))
+    assert "no capture 'z'; registered: a, b, c" in failure(owner("table", "move", "1", "--to", "z"))
+
+
+def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view: AdminView) -> None:
+    """It says how it stands and that it goes on; exit code 1."""
+    target = target_of(view, 1)
+    view.world.executors[target].hang("prepare", Span(1))
+    text = failure(owner("table", "move", "1", "--to", target, "--wait", "--timeout-s", "0.5"))
+    assert f"move of public.t1 to {target}: accepted: not done within 0.5 s; the owner goes on with it" in text
+
+
+def test_rebalance_is_refused_with_the_schedulers_reason(owner: Owner) -> None:
+    """Until the next version."""
+    text = "rebalance of default/test: refused: rebalance is not in this version"
+    assert failure(owner("rebalance")) == f"Error: {text}\n"
+    error = json.loads(only_line(owner("rebalance", "-o", "json")))["error"]
+    assert (error["code"], error["message"]) == ("refused", text)
+    assert (error["job"]["kind"], error["job"]["state"]) == ("rebalance", "refused")
+
+
+def test_table_list_shows_every_span(owner: Owner) -> None:
+    """For people and as JSON."""
+    lines = owner("table", "list").stdout.splitlines()
+    assert lines[0].split() == ["TABLE", "ID", "STATE", "PRIMARY", "SECONDARY", "CHECKPOINT", "AGE", "STALL", "ERROR"]
+    assert [line.split()[0] for line in lines[1:]] == ["public.t1", "public.t2", "public.t3"]
+    listed = answer(owner("table", "list", "-o", "json"))
+    assert (listed["changefeed"], listed["truncated"]) == (FEED, False)
+    assert [row["table"] for row in listed["tables"]] == ["public.t1", "public.t2", "public.t3"]
+    assert listed["tables"][0]["secondary"] is None
+
+
+def test_table_list_filters_and_says_when_it_cuts(owner: Owner, view: AdminView) -> None:
+    """On stderr, so that stdout holds rows alone."""
+    result = owner("table", "list", "--limit", "2")
+    assert len(result.stdout.splitlines()) == 3
+    assert result.stderr == "only the first 2 rows are shown; --limit 0 shows all\n"
+    assert answer(owner("table", "list", "--stalled", "-o", "json"))["tables"] == []
+    rows = answer(owner("table", "list", "--capture", view.world.primary(3), "--table", "public.t3", "-o", "json"))["tables"]
+    assert [row["table_id"] for row in rows] == [3]
+
+
+def test_a_long_line_is_neither_cut_nor_wrapped_without_a_terminal(owner: Owner, view: AdminView) -> None:
+    """So that grep finds it."""
+    view.names[1] = "public." + "x" * 300
+    assert view.names[1] in owner("table", "list", "--table", "1").stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changefeeds
+
+
+def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None:
+    """The life of a changefeed from the outside."""
+    assert owner(*CREATE, "--sink-option", "batch_rows=5").stdout == "changefeed default/new created\n"
+    (stored,) = (info for info in view.store.list() if info.id == "new")
+    assert stored.options == {"sink.batch_rows": "5"}
+    assert owner("changefeed", "pause", "new").stdout == "changefeed default/new is stopped\n"
+    assert "cannot pause: it is paused already" in failure(owner("changefeed", "pause", "new"))
+    assert answer(owner("changefeed", "resume", "new", "-o", "json"))["state"] == "normal"
+    shown = answer(owner("changefeed", "query", "new", "-o", "json"))
+    assert (shown["source_uri"], shown["running"], shown["slowest"]) == ("postgresql://me:***@h/db", False, None)
+    assert owner("changefeed", "remove", "new").stdout == "changefeed default/new is being removed\n"
+
+
+def test_create_prints_every_failed_check(owner: Owner, view: AdminView) -> None:
+    """In one answer, exit code 1, nothing stored."""
+    view.failures = [CheckFailure("wal_level", "it is replica"), CheckFailure("tables_match", "nothing matches x.*")]
+    text = failure(owner(*CREATE))
+    assert "2 checks failed: wal_level: it is replica; tables_match: nothing matches x.*" in text
+    assert len(view.store.infos) == 1
+
+
+def test_create_of_an_id_that_exists_is_refused(owner: Owner) -> None:
+    """By name."""
+    arguments = [argument if argument != "new" else "test" for argument in CREATE]
+    assert failure(owner(*arguments)) == "Error: changefeed default/test exists already; nothing was changed\n"
+
+
+def test_create_dry_run_stores_nothing(owner: Owner, view: AdminView) -> None:
+    """It says so."""
+    assert owner(*CREATE, "--dry-run").stdout == "changefeed default/new: all checks hold; nothing was stored\n"
+    assert len(view.store.infos) == 1
+
+
+def test_query_for_people_says_what_costs_and_what_waits(owner: Owner, view: AdminView) -> None:
+    """No password in sight."""
+    text = owner("changefeed", "query").stdout
+    assert "4.0 KiB" in text
+    assert "replicating 3" in text
+    assert "secret" not in text
+    assert "${SINK_PASSWORD}" in text
+
+
+def test_with_two_changefeeds_one_has_to_be_named(owner: Owner, view: AdminView) -> None:
+    """The text names both."""
+    view.store.create(paused())
+    assert "2 changefeeds, so say which one; there: default/other, default/test" in failure(owner("table", "list"))
+    assert owner("table", "list", "--changefeed", "test").exit_code == 0
+    lines = owner("changefeed", "list").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["default/other", "stopped"], ["default/test", "normal"]]
+
+
+def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminView) -> None:
+    """And says what it waits for when it is not."""
+    view.store.create(paused())
+    text = failure(owner("changefeed", "remove", "other", "--wait", "--timeout-s", "0.5"))
+    assert "default/other is still being removed after 0.5 s; it goes on" in text
+    remove = view.store.remove
+
+    def forget(changefeed: Any) -> None:
+        remove(changefeed)
+        del view.store.infos[changefeed]
+
+    view.store.remove = forget  # type: ignore[method-assign]
+    assert answer(owner("changefeed", "remove", "other", "--wait", "-o", "json")) == {"changefeed": "default/other", "gone": True}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captures and owners
+
+
+def test_capture_list_and_drain(owner: Owner, view: AdminView) -> None:
+    """A drain with --wait ends when nothing is left."""
+    captures = answer(owner("capture", "list", "-o", "json"))["captures"]
+    assert [(row["id"], row["state"], row["draining"]) for row in captures] == [(name, "ready", False) for name in "abc"]
+    result = answer(owner("capture", "drain", "a", "--wait", "-o", "json"))
+    assert (result["draining"], result["remaining"], result["gone"]) == (True, 0, False)
+    assert "yes" in owner("capture", "list").stdout.splitlines()[1]
+    assert "is not being drained" in owner("capture", "drain", "a", "--cancel").stdout
+    assert "capture a is not being drained, so there is nothing to cancel" in failure(owner("capture", "drain", "a", "--cancel"))
+    assert "no capture 'z'" in failure(owner("capture", "drain", "z"))
+
+
+def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> None:
+    """Exit code 1 and the reasons of what is left."""
+    held = next(table for table in (1, 2, 3) if view.world.primary(table) == "a")
+    for capture in "bc":
+        view.world.executors[capture].hang("prepare", Span(held))
+    text = failure(owner("capture", "drain", "a", "--wait", "--timeout-s", "1"))
+    assert "spans left: 1 (preparing 1) after 1 s; the drain goes on" in text
+
+
+def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None:
+    """Here nobody else campaigns, so it is refused; with another one it says who leads."""
+    assert "only owner" in failure(owner("resign"))
+    other = AdminView(view.world, "owner-2")
+    other.leads = False
+    with serving(other) as address:
+        successor = LeaderRecord(id="owner-2", address=address)
+        view.records.append(successor)
+        other.records = [successor]
+        give_up = view.resign
+
+        def resign() -> None:
+            give_up()
+            other.leads = True
+
+        view.resign = resign  # type: ignore[method-assign]
+        assert owner("resign").stdout == "owner-1 has resigned, owner-2 leads\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Local commands
+
+
+def test_version_asks_nobody() -> None:
+    """For people and as JSON."""
+    assert run("version").stdout.startswith("tablewire 0.")
+    assert set(answer(run("version", "-o", "json"))) == {"version", "python"}
+
+
+def test_config_show_says_where_each_value_comes_from(tmp_path: Any) -> None:
+    """File, variable, flag, default."""
+    file = tmp_path / "owner.toml"
+    file.write_text('cluster = "blue"\n[admin]\nport = 1\n')
+    shown = run(
+        "config", "show", "-o", "json", "--config", str(file), "--set", "tick.interval_ms=50", env={"TABLEWIRE_ADMIN__PORT": "2"}
+    )
+    keys = {row["key"]: (row["value"], row["origin"]) for row in answer(shown)["keys"]}
+    assert keys["cluster"] == ("blue", f"file {file}")
+    assert keys["admin.port"] == (2, "environment variable TABLEWIRE_ADMIN__PORT")
+    assert keys["tick.interval_ms"] == (50, "flag tick.interval_ms")
+    assert keys["admin.host"][1] == "default"
+    assert "blue" in run("config", "show", "--config", str(file)).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("clutser = 'x'", "unknown key clutser (did you mean cluster?)"),
+        ("[admin]\nport = 70000", "admin.port: Expected `int` <= 65535"),
+        ("[admin", "not valid TOML"),
+    ],
+)
+def test_config_check_refuses_in_one_line(tmp_path: Any, text: str, reason: str) -> None:
+    """With the file and the path of the key."""
+    file = tmp_path / "owner.toml"
+    file.write_text(text)
+    said = failure(run("config", "check", "--config", str(file)))
+    assert reason in said
+    assert said.count("\n") == 1
+    assert f"file {file}" in said
+
+
+def test_config_check_of_a_right_one(tmp_path: Any) -> None:
+    """Exit code 0."""
+    assert answer(run("config", "check", "-o", "json")) == {"ok": True, "given": 0}
+    assert "--set" in failure(run("config", "check", "--set", "nonsense"), 2)
+    assert "flag no.key: no such key" in failure(run("config", "check", "--set", "no.key=1"))
+
+
+def test_every_command_has_help() -> None:
+    """And none of it fails."""
+    for path in command_paths():
+        result = run(*path, "--help")
+        assert result.exit_code == 0
+        assert "Usage: owner" in result.stdout
+
+
+def test_many_tables_come_as_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one line, whatever their number."""
+    view = AdminView(World(tables=range(1, 3001)))
+    view.world.settle()
+    with serving(view) as address:
+        monkeypatch.setenv("TABLEWIRE_ENDPOINTS", address)
+        assert len(answer(run("table", "list", "-o", "json"))["tables"]) == 3000
+        cut = run("table", "list")
+    assert len(cut.stdout.splitlines()) == 1001
+    assert "only the first 1000 rows" in cut.stderr

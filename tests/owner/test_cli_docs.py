@@ -1,0 +1,45 @@
+"""docs/cli.md is what the program says of itself, and the JSON is what the page says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from owner import answers
+from owner.cli import docs, shapes
+from tablewire.v1 import admin_pb2 as pb
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/cli.md"
+
+SAMPLES = {
+    "owner": (pb.Owner(), answers.OwnerRow),
+    "status": (pb.GetStatusResponse(), answers.ClusterStatus),
+    "capture": (pb.Capture(), answers.CaptureRow),
+    "drain": (pb.DrainCaptureResponse(), answers.DrainProgress),
+    "table": (pb.TableRow(), answers.TableRow),
+    "job": (pb.Job(), answers.JobRow),
+    "changefeed": (pb.Changefeed(), answers.ChangefeedRow),
+}
+
+
+def test_the_page_is_up_to_date() -> None:
+    """Else: python -m owner.cli.docs --write docs/cli.md"""
+    assert docs.render() == PAGE.read_text(encoding="utf-8"), "run: python -m owner.cli.docs --write docs/cli.md"
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES, ids=lambda shape: shape.name)
+def test_a_shape_shows_every_field_of_its_message(shape: shapes.Shape) -> None:
+    """What the owner tells is what the CLI shows, under the same names, and an empty message can be shown."""
+    message, answer = SAMPLES[shape.name]
+    shown = set(shape.of(message))
+    assert shown == {field.name for field in message.DESCRIPTOR.fields}
+    assert shown == {field.name for field in dataclasses.fields(answer)}
+
+
+def test_nothing_known_is_null_and_zero_stays_zero() -> None:
+    """An optional number that is 0 is not the same as one that is not known."""
+    shown = shapes.CHANGEFEED.of(pb.Changefeed(lag=0))
+    assert (shown["lag"], shown["retained_bytes"], shown["slowest"], shown["error"]) == (0, None, None, None)
+    assert shapes.TABLE.of(pb.TableRow(start_key=b"\x01"))["start_key"] == "01"

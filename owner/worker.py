@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -182,8 +183,9 @@ class ChangefeedWorker:
 
     def _start(self, source: Source) -> None:
         start_ts = source.start()
-        if not self.info.start_ts and not self._view.start_ts:
+        if not self.info.start_ts:
             self._host.started(self.info, start_ts)
+            self.info = msgspec.structs.replace(self.info, start_ts=start_ts)
             self._publish(start_ts=start_ts)
             return
         needed_ts = max(self._view.start_ts, self.stored_checkpoint_ts)

@@ -23,12 +23,13 @@ PACKAGES = {"owner": "owner", "processor": "processor", "tablewire": "proto/tabl
 GENERATED = "proto/tablewire/v1/"
 
 MAX_FILE_LINES = 450
+MAX_TEST_FILE_LINES = 700
+"""A list of cases is read one by one."""
 MAX_FUNCTION_LINES = 80
 
 LONG_FILES = {
     "proto/tablewire/types.py": "the contract, read in one go",
     "deploy/local/proxy.py": "one program with one job",
-    "tests/test_tidy.py": "the rules, read in one go",
 }
 LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 
@@ -249,13 +250,16 @@ def test_one_screen_one_thought() -> None:
     found = []
     for module in ALL:
         lines = module.text.count("\n")
-        if lines > MAX_FILE_LINES and module.name not in LONG_FILES:
+        most = MAX_TEST_FILE_LINES if module.name.startswith("tests/") else MAX_FILE_LINES
+        if lines > most and module.name not in LONG_FILES:
             found.append(f"{module.name}: {lines} lines")
         for qualified, node in module.functions():
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES and (module.name, qualified) not in LONG_FUNCTIONS:
                 found.append(f"{module.name}:{node.lineno} {qualified}: {length} lines")
-    _offenders(found, f"at most {MAX_FILE_LINES} lines a file and {MAX_FUNCTION_LINES} a function")
+    _offenders(
+        found, f"at most {MAX_FILE_LINES} lines a file ({MAX_TEST_FILE_LINES} of tests) and {MAX_FUNCTION_LINES} a function"
+    )
 
 
 def test_modules_and_tests_say_what_they_are() -> None:

@@ -323,6 +323,10 @@ class ProxyLoop:
             self._writer.send(b"\0")
         except BlockingIOError:
             return  # the pipe is full of wake-ups
+        except OSError:
+            if not self._closing:
+                raise
+            return  # the thread saw `_closing` by itself, and has gone with the pipe
 
     def _drain(self) -> None:
         try:

@@ -25,7 +25,7 @@ SAMPLES = {
 
 
 def test_the_page_is_up_to_date() -> None:
-    """Else: python -m owner.cli.docs --write docs/cli.md"""
+    """It is written by `python -m owner.cli.docs --write docs/cli.md`."""
     assert docs.render() == PAGE.read_text(encoding="utf-8"), "run: python -m owner.cli.docs --write docs/cli.md"
 
 

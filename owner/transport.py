@@ -42,8 +42,9 @@ from tablewire.types import (
 
 __all__ = ["ExchangeConfig", "ExchangeHub", "HubTransport", "PeerView"]
 
-MAX_INBOX_MESSAGES: Final = 64
-"""Of one capture in one changefeed's inbox; the oldest go first, and the next reports hold what they said."""
+MAX_INBOX_MESSAGES: Final = 1_024
+"""Of one capture in one changefeed's inbox; the oldest go first, and the next reports hold what they said. No less than
+the chunks of one report that the core joins."""
 MAX_INBOX_ROWS: Final = 2**22
 CLOSE_TIMEOUT_S: Final = 5.0
 """How long close waits for each thread; a thread only ever waits for a cancelled call by then."""

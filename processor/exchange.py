@@ -37,8 +37,9 @@ from tablewire.types import Batch, CaptureID, ChangefeedID, HeartbeatResponse, M
 
 MAX_PENDING_EXCHANGES: Final = 16
 """Batches that the loop has not taken yet; one owner has one call in flight, so more are calls that it has given up."""
-MAX_QUEUED_RESPONSES: Final = 64
-"""Messages of one changefeed, in each direction; the newest are kept."""
+MAX_QUEUED_RESPONSES: Final = 1_024
+"""Messages of one changefeed, in each direction; the newest are kept. A report that goes out in chunks must fit whole, else it
+would never arrive whole: no less than what the owner joins."""
 MAX_QUEUED_ROWS: Final = 2**22
 MAX_REASON_CHARS: Final = 1_000
 MAX_WORKERS: Final = 8
@@ -135,7 +136,8 @@ class AgentTransport:
 class ExchangeServer:
     """take, deliver, transport: the loop's thread. wait and wake, stats: any. start, stop: the main thread.
 
-    The port is bound (OperatingError when it cannot be had) but not served before `start`.
+    The port is bound (OperatingError when it cannot be had) but not served before `start`. interceptors: whom to let in at all
+    (`tls.interceptors`).
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class ExchangeServer:
         max_workers: int = MAX_WORKERS,
         max_pending: int = MAX_PENDING_EXCHANGES,
         credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capture_id = capture_id
@@ -164,7 +167,12 @@ class ExchangeServer:
         self._open: set[PendingExchange] = set()
         self._stopping = False
         self._last_unsendable = ""
-        self._server = new_server(max_workers=max_workers, max_concurrent_rpcs=max_workers + SPARE_RPCS, thread_name="exchange")
+        self._server = new_server(
+            max_workers=max_workers,
+            max_concurrent_rpcs=max_workers + SPARE_RPCS,
+            thread_name="exchange",
+            interceptors=interceptors,
+        )
         # Bytes in and out: our decoder, not gRPC's, says what is wrong with a request.
         handler = grpc.method_handlers_generic_handler(
             EXCHANGE_SERVICE, {EXCHANGE_METHOD: grpc.unary_unary_rpc_method_handler(self._exchange)}

@@ -4,161 +4,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
-import grpc
 import numpy as np
 import pytest
 
-from owner.peer import MAX_QUEUED_DISPATCHES
-from owner.transport import MAX_INBOX_MESSAGES, ExchangeConfig, ExchangeHub
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
+from owner.transport import ExchangeConfig, ExchangeHub
+from tablewire.codec import encode_batch
 from tablewire.errors import ClosedError
-from tablewire.runtime.grpc import listen, server_options
 from tablewire.types import (
-    ActiveChangefeed,
-    Barrier,
     Batch,
-    CaptureInfo,
-    ChangefeedID,
-    DispatchAction,
     DispatchTableRequest,
     DispatchTableResponse,
-    Heartbeat,
-    HeartbeatResponse,
-    LivenessState,
     Message,
     MessageBody,
-    SpanBlock,
-    SpanReports,
     TableState,
 )
-
-OWNER = "owner-1"
-REVISION = 7
-ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
-ACTIVE = (ActiveChangefeed(ORDERS, 1), ActiveChangefeed(USERS, 1))
-DEADLINE_S = 10.0
-QUICK = ExchangeConfig(exchange_timeout_ms=5_000, idle_exchange_ms=50, failure_pause_ms=20)
-
-
-def to(capture: str, body: MessageBody, number: int, *, changefeed: ChangefeedID = ORDERS, revision: int = REVISION) -> Message:
-    return Message(OWNER, capture, changefeed, revision, 1, 0, number, 0, body)
-
-
-def beat(barrier_ts: int = 5) -> Heartbeat:
-    return Heartbeat(Barrier(barrier_ts))
-
-
-def dispatch() -> DispatchTableRequest:
-    one = np.ones(1, np.uint64)
-    return DispatchTableRequest(
-        np.ones(1, np.uint32), SpanBlock(np.ones(1, np.int64)), np.array([DispatchAction.REMOVE], np.uint8), one, one, one
-    )
-
-
-def report(*states: TableState) -> SpanReports:
-    rows = len(states)
-    zeros = np.zeros(rows, np.uint64)
-    return SpanReports(
-        1,
-        np.arange(1, rows + 1, dtype=np.uint32),
-        SpanBlock(np.empty(0, np.int64)),
-        np.array([state.code for state in states], np.uint8),
-        zeros,
-        zeros,
-        zeros,
-        zeros,
-    )
-
-
-def response(*states: TableState) -> HeartbeatResponse:
-    return HeartbeatResponse(LivenessState.ALIVE, True, len(states), 0, report(*states))
-
-
-class ScriptedCapture:
-    """A real gRPC server whose answers a test writes. `hold` keeps every call waiting until it is let go."""
-
-    def __init__(self, capture_id: str, port: int = 0) -> None:
-        self.id = capture_id
-        self.answer: Callable[[Batch], list[Message]] = lambda batch: []
-        self.raw: bytes | None = None
-        self.batches: list[Batch] = []
-        self.in_flight = self.most_in_flight = 0
-        self._changed = threading.Condition()
-        self._go = threading.Event()
-        self._go.set()
-        self._server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="scripted"), options=server_options())
-        handler = grpc.unary_unary_rpc_method_handler(self._exchange)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(EXCHANGE_SERVICE, {EXCHANGE_METHOD: handler}),)
-        )
-        self.port = listen(self._server, "127.0.0.1", port)
-        self._server.start()
-
-    @property
-    def info(self) -> CaptureInfo:
-        return CaptureInfo(self.id, f"127.0.0.1:{self.port}")
-
-    def hold(self) -> None:
-        self._go.clear()
-
-    def let_go(self) -> None:
-        self._go.set()
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits until the condition holds, looked at whenever a call came or went."""
-        with self._changed:
-            assert self._changed.wait_for(condition, DEADLINE_S), f"{self.id}: {len(self.batches)} batches came"
-
-    def messages(self) -> list[Message]:
-        return [message for batch in self.batches for message in batch.messages]
-
-    def stop(self) -> None:
-        self.let_go()
-        self._server.stop(0).wait()
-
-    def _exchange(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        batch = decode_batch(request)
-        with self._changed:
-            self.batches.append(batch)
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-            self._changed.notify_all()
-        self._go.wait(DEADLINE_S)
-        with self._changed:
-            self.in_flight -= 1
-            self._changed.notify_all()
-        if self.raw is not None:
-            return self.raw
-        return encode_batch(Batch(self.id, OWNER, batch.owner_revision, (), tuple(self.answer(batch))))
-
-
-class Answers:
-    """What on_answer was told, to wait on."""
-
-    def __init__(self) -> None:
-        self.told: list[bool] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, matters: bool) -> None:
-        with self._changed:
-            self.told.append(matters)
-            self._changed.notify_all()
-
-    def wait_for(self, count: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.told) >= count, DEADLINE_S), self.told
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """For what nobody announces: looks again, with a deadline."""
-    never = threading.Event()
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        never.wait(0.005)
+from tests.owner.scripted_captures import (
+    ACTIVE,
+    DEADLINE_S,
+    ORDERS,
+    OWNER,
+    QUICK,
+    REVISION,
+    USERS,
+    Answers,
+    ScriptedCapture,
+    beat,
+    dispatch,
+    lead,
+    report,
+    response,
+    running_captures,
+    running_hub,
+    to,
+    until,
+)
 
 
 @pytest.fixture
@@ -168,24 +49,14 @@ def answers() -> Answers:
 
 @pytest.fixture
 def hub(answers: Answers) -> Iterator[ExchangeHub]:
-    hub = ExchangeHub(OWNER, config=QUICK, on_answer=answers)
-    yield hub
-    hub.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("exchange-")] == []
+    with running_hub(answers) as hub:
+        yield hub
 
 
 @pytest.fixture
 def captures() -> Iterator[dict[str, ScriptedCapture]]:
-    made = {name: ScriptedCapture(name) for name in ("a", "b")}
-    yield made
-    for capture in made.values():
-        capture.stop()
-
-
-def lead(hub: ExchangeHub, *captures: ScriptedCapture) -> None:
-    hub.set_term(REVISION)
-    hub.set_captures({capture.id: capture.info for capture in captures})
-    hub.set_active(ACTIVE)
+    with running_captures() as captures:
+        yield captures
 
 
 def test_message_goes_and_its_answer_comes(hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers) -> None:
@@ -250,95 +121,6 @@ def test_new_active_set_is_told_at_once_and_idle_captures_are_called(
     hub.set_active(ACTIVE[:1])
     capture.wait_for(lambda: capture.batches[-1].active == ACTIVE[:1])
     assert capture.messages() == []
-
-
-def test_one_call_is_in_flight_and_the_queue_coalesces(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
-    """While a call is out, heartbeats replace each other, dispatches wait in their order, and one batch takes them all."""
-    capture = captures["a"]
-    capture.hold()
-    transport = hub.transport(ORDERS, 1)
-    lead(hub, capture)
-    capture.wait_for(lambda: capture.in_flight == 1)
-    for number in range(1, 21):
-        transport.send([to("a", beat(number) if number % 2 else dispatch(), number)])
-    assert hub.peers()[0].queued == 11
-    capture.let_go()
-    capture.wait_for(lambda: len(capture.messages()) == 11)
-    assert [m.number for m in capture.messages()] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 19, 20]
-    assert capture.most_in_flight == 1
-
-
-def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
-    hub: ExchangeHub, captures: dict[str, ScriptedCapture]
-) -> None:
-    """One capture answers nothing and its queue overflows; every dispatch to the other one arrives, in order, promptly."""
-    slow, healthy = captures["a"], captures["b"]
-    slow.hold()
-    transport = hub.transport(ORDERS, 1)
-    lead(hub, slow, healthy)
-    slow.wait_for(lambda: slow.in_flight == 1)
-    rounds = MAX_QUEUED_DISPATCHES * 4
-    slowest_s = 0.0
-    for number in range(1, rounds + 1):
-        started = time.monotonic()
-        transport.send([to("a", dispatch(), number), to("b", dispatch(), number)])
-        healthy.wait_for(lambda expected=number: len(healthy.messages()) == expected)  # type: ignore[misc]
-        slowest_s = max(slowest_s, time.monotonic() - started)
-    assert [message.number for message in healthy.messages()] == list(range(1, rounds + 1))
-    views = {view.capture_id: view for view in hub.peers()}
-    assert views["b"].dropped == 0
-    assert views["a"].dropped == rounds - MAX_QUEUED_DISPATCHES
-    assert slowest_s < 1.0, "a turn of the healthy one never waits for the slow one's deadline"
-
-
-def test_scenario_18_queue_to_a_peer_is_bounded_and_keeps_the_newest(
-    hub: ExchangeHub, captures: dict[str, ScriptedCapture]
-) -> None:
-    """Ten thousand messages while one call hangs: a bounded queue, counted losses, the newest of everything when it goes on."""
-    capture = captures["a"]
-    capture.hold()
-    orders, users = hub.transport(ORDERS, 1), hub.transport(USERS, 1)
-    lead(hub, capture)
-    capture.wait_for(lambda: capture.in_flight == 1)
-    users.send([to("a", dispatch(), 1, changefeed=USERS)])
-    for number in range(1, 10_001, 2):
-        orders.send([to("a", dispatch(), number), to("a", beat(number), number + 1)])
-    view = hub.peers()[0]
-    assert view.queued == MAX_QUEUED_DISPATCHES + 2
-    assert view.dropped == 5_000 - MAX_QUEUED_DISPATCHES
-    capture.let_go()
-    capture.wait_for(lambda: len(capture.messages()) == MAX_QUEUED_DISPATCHES + 2)
-    sent = capture.messages()
-    assert [m.number for m in sent if m.changefeed == USERS] == [1], "another changefeed's burst pushed nothing out"
-    assert sent[-1].number == 10_000
-    assert sent[-1].body == beat(9_999)
-
-
-def test_scenario_18_inbox_of_a_slow_changefeed_is_bounded(
-    hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers
-) -> None:
-    """A changefeed that does not tick keeps the newest answers of each capture, and no capture pushes out another's."""
-    numbers = iter(range(1, 1_000_000))
-
-    def chatter(batch: Batch) -> list[Message]:
-        return [
-            Message("a", OWNER, ORDERS, REVISION, 1, 9, next(numbers), 0, response(TableState.REPLICATING))
-            for _ in range(MAX_INBOX_MESSAGES)
-        ]
-
-    captures["a"].answer = chatter
-    once = iter([Message("b", OWNER, ORDERS, REVISION, 1, 9, 1, 0, response(TableState.STOPPED))])
-    captures["b"].answer = lambda batch: list(once)
-    transport = hub.transport(ORDERS, 1)
-    lead(hub, captures["a"], captures["b"])
-    answers.wait_for(4)
-    hub.stop_sending()
-    received = transport.recv()
-    from_a = [message.number for message in received if message.sender == "a"]
-    assert len(from_a) == MAX_INBOX_MESSAGES
-    assert from_a == list(range(from_a[0], from_a[0] + MAX_INBOX_MESSAGES))
-    assert [message.number for message in received if message.sender == "b"] == [1]
-    assert transport.dropped >= MAX_INBOX_MESSAGES
 
 
 def test_after_stop_sending_no_exchange_starts(hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers) -> None:

@@ -43,6 +43,7 @@ SETTLE_S = 2.0
 REPLICATING_TIMEOUT_S = 60.0
 CATCH_UP_TIMEOUT_S = 90.0
 SINK_IDLE_TIMEOUT_S = 15.0
+STALLS_SHOWN = 3
 CHANGEFEED = "demo"
 LEASE_TTL_MS = 3_000
 METHOD = "by content: every column's text, ordered by key, both sides streamed and merged; never by counts"
@@ -143,7 +144,7 @@ def _play(
     load.fill(ROWS_AT_START)
     names = {cluster.node(name).advertised: name for name in cluster.owners}
     observer = Observer([cluster.node(name).address for name in cluster.owners], source, names, screen.say)
-    stack.callback(observer.stop)
+    stack.callback(_stop_observer, observer, report)
     observer.start()
     screen.show(lambda: observer.view, lambda: _load_text(load))
     create = ["changefeed", "create", "--id", CHANGEFEED, "--source", source, "--sink", sink, "--tables", "public.*"]
@@ -187,11 +188,7 @@ def _finish(
     except TimeoutError as error:
         report.problems.append(str(error))  # the comparison says what is missing
     observer.measure(False)
-    report.measures = observer.measures
-    observer.stop()
-    report.events = observer.events
-    if observer.error:
-        report.problems.append(observer.error)
+    _stop_observer(observer, report)
     for name in cluster.processors:
         if cluster.node(name).process.exit_code not in (None, -signal.SIGKILL):
             report.problems.append(f"{name} ended by itself with exit code {cluster.node(name).process.exit_code}")
@@ -199,6 +196,18 @@ def _finish(
     screen.say("comparing source and sink row for row")
     report.comparison = compare(source, sink, tables)
     report.replicated = _changed_rows(servers["sink"], "shop")
+
+
+def _stop_observer(observer: Observer, report: Report) -> None:
+    """Idempotent; what it has seen goes into the report, and why nothing moves if that is what went wrong."""
+    observer.stop()
+    report.measures, report.events = observer.measures, observer.events
+    stalls = sorted(
+        {f"{row['table']}: {row['error'] or row['stall_reason']}" for row in observer.view.tables if row["stall_reason"]}
+    )
+    for problem in (observer.error, *(stalls[:STALLS_SHOWN] if report.problems else ())):
+        if problem and problem not in report.problems:
+            report.problems.append(problem)
 
 
 def check(options: argparse.Namespace, report: Report) -> None:

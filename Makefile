@@ -9,7 +9,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 UPGRADE ?=
 ARGS ?=
-SEEDS ?= 100
+SEEDS ?= 0
 SECONDS ?= 60
 MAKEFLAGS += --no-print-directory
 
@@ -33,12 +33,14 @@ check: venv ## lint, types, unit tests, tidy; less than two minutes
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(if $(wildcard tests/sim/__main__.py),$(PY) -m tests.sim --seconds 10)
 	@exec $(PY) -m pytest -q -m 'not integration and not harness' $(ARGS)
 
 test: venv ## everything that CI runs, with real etcd and real PostgreSQL
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(if $(wildcard tests/sim/__main__.py),$(PY) -m tests.sim --seconds 30)
 	@exec $(PY) -m pytest $(ARGS)
 
 proto: venv ## generate the code beside the .proto files
@@ -54,8 +56,8 @@ bench: venv ## the figures, as one line of JSON
 bench-core: $(if $(wildcard tests/bench/core.py),venv) ## the figures of the scheduler core alone
 	@$(call later,tests/bench/core.py,$(PY) tests/bench/core.py $(ARGS))
 
-sim: $(if $(wildcard tests/sim/__main__.py),venv) ## simulate the core and the agents under faults: SEEDS=100 SECONDS=60
-	@$(call later,tests/sim/__main__.py,$(PY) tests/sim --seeds $(SEEDS) --seconds $(SECONDS) $(ARGS))
+sim: $(if $(wildcard tests/sim/__main__.py),venv) ## the core and the agents under random faults: SEEDS=100 (0: as many as fit in) SECONDS=60
+	@$(call later,tests/sim/__main__.py,$(PY) -m tests.sim --seeds $(SEEDS) --seconds $(SECONDS) $(ARGS))
 
 compose-test: $(if $(wildcard tests/compose),venv) ## run deploy/compose.yaml for real
 	@$(call later,tests/compose,$(PY) -m pytest tests/compose $(ARGS))

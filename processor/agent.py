@@ -61,7 +61,7 @@ class AgentConfig:
     (gRPC takes 4 MiB unless told otherwise). close_timeout_ms: how long `close` waits for an executor without `close`."""
 
     stats_interval_ms: int = 5_000
-    max_stats_per_tick: int = 8_192
+    max_stats_per_tick: int = 2_048
     max_reports_per_message: int = 65_536
     max_report_bytes: int = 3 * 2**20
     close_timeout_ms: int = 5_000
@@ -276,7 +276,8 @@ class _Agent:
         self._driver.set_barrier(heartbeat.barrier)
         interval = self._config.stats_interval_ms / 1000
         now = self._clock()
-        if heartbeat.collect_stats or self._stats_at is None or now - self._stats_at >= interval:
+        is_due = heartbeat.collect_stats or self._stats_at is None or now - self._stats_at >= interval
+        if is_due and not self._stats_rows:  # a round that is under way is finished first, else its last spans would starve
             self._stats_at = now
             self._stats_rows = self._holdings.rows_in(Phase.REPLICATING)
 

@@ -221,6 +221,9 @@ def test_an_acknowledgement_of_a_former_agents_report_is_not_believed(world: Any
     former = world.owner.processor_epoch
     assert world.owner.acked > 3
     world.owner.heartbeat()
+    world.agent.tick()
+    world.owner.transport.recv()  # lost
+    world.owner.heartbeat()
     world.step()
     assert world.owner.messages[0].body.reports.base == 0
     assert world.owner.processor_epoch != former
@@ -613,12 +616,11 @@ def test_statistics_are_collected_in_bounded_portions(make_world: Any) -> None:
     world.replicate(*spans)
     for span in spans:
         world.fake.set_stats(span, Stats(1.0))
-    world.owner.heartbeat(collect_stats=True)
     told = []
     for _ in range(3):
+        world.owner.heartbeat(collect_stats=True)
         world.step()
         told.append(len(world.owner.response.reports.stats.rows))
-        world.owner.heartbeat()
     assert told == [2, 2, 1]
 
 

@@ -97,6 +97,21 @@ def test_an_owner_that_acknowledges_chunk_by_chunk_loses_nothing(make_world: Any
     assert told == len(SPANS) - 4
 
 
+def test_what_a_later_chunk_repeats_is_not_heard_with_an_earlier_one(make_world: Any) -> None:
+    """A row that was told in a lost report and told again in a later chunk counts as told in that chunk, not before."""
+    world = make_world(config=AgentConfig(max_reports_per_message=2))
+    world.owner.prepare(*SPANS[:4])
+    world.agent.tick()
+    world.owner.transport.recv()  # both chunks are lost
+    world.owner.heartbeat()
+    world.agent.tick()
+    first, second = world.owner.transport.recv()
+    world.owner.heartbeat(acked=first.number)  # the second one is lost
+    world.agent.tick()
+    (again,) = world.owner.transport.recv()
+    assert again.body.reports.numbers.tolist() == second.body.reports.numbers.tolist() == [3, 4]
+
+
 def test_chunks_are_bounded_in_bytes_too(make_world: Any) -> None:
     """Long keys make small chunks; a row that is larger than the bound goes alone."""
     world = make_world(config=AgentConfig(max_report_bytes=700))

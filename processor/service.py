@@ -37,7 +37,7 @@ from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
-from tablewire.runtime.tls import etcd_credentials, server_credentials
+from tablewire.runtime.tls import etcd_credentials, interceptors, server_credentials
 from tablewire.types import CaptureID, ChangefeedID, LivenessState
 
 EXIT_DONE = 0
@@ -79,6 +79,7 @@ class Capture:
             port,
             exchange_wait_ms=config.exchange.wait_ms,
             credentials=server_credentials(config.tls),
+            interceptors=interceptors(config.tls),
             clock=lease_clock,
         )
         self.port = self.server.port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,7 @@ def heartbeats(draw: st.DrawFn) -> Heartbeat:
         barrier=Barrier(draw(u64s), tuple(barriers)),
         acked=draw(u64s),
         collect_stats=draw(st.booleans()),
+        by_name=draw(st.booleans()),
         numbers=draw(hnp.arrays(np.uint32, rows, elements=st.integers(1, 2**32 - 1))),
         spans=draw(span_blocks(rows)),
     )
@@ -168,8 +170,8 @@ messages = st.builds(
 )
 
 
-def message(body: MessageBody, *, sender: str = "owner-1", receiver: str = "capture-1", **fields: Any) -> Message:
-    given_fields = {"owner_revision": 7, "changefeed_epoch": 3, "processor_epoch": 11, "number": 5, "echo": 4, **fields}
+def message(body: MessageBody, *, sender: str = "owner-1", receiver: str = "capture-1", **others: Any) -> Message:
+    given_fields = {"owner_revision": 7, "changefeed_epoch": 3, "processor_epoch": 11, "number": 5, "echo": 4, **others}
     return Message(sender=sender, receiver=receiver, changefeed=CHANGEFEED, body=body, **given_fields)
 
 
@@ -187,6 +189,24 @@ def steady_report(rows: int, seed: int = 1) -> SpanReports:
         last_synced_ts=np.where(random.random(rows) < 0.3, np.uint64(0), checkpoint_ts),
         assignment_epochs=np.full(rows, (7 << 20) | 1, np.uint64),
     )
+
+
+def test_strategies_vary_every_field() -> None:
+    """A field that is added to the contract is added to the strategies above, and so to the codec."""
+    known = {
+        Message: "sender receiver changefeed owner_revision changefeed_epoch processor_epoch number echo body version",
+        Heartbeat: "barrier acked collect_stats by_name numbers spans",
+        DispatchTableRequest: "numbers spans actions checkpoint_ts resolved_ts assignment_epochs acked",
+        HeartbeatResponse: "liveness fenced held checksum reports",
+        DispatchTableResponse: "reports",
+        SpanReports: "base numbers spans states checkpoint_ts resolved_ts last_synced_ts assignment_epochs errors stats more",
+        SpanStats: "rows rows_per_s bytes_per_s puller_resolved_ts in_snapshot",
+        SpanBlock: "table_ids start_keys end_keys",
+        Barrier: "global_barrier_ts table_barriers",
+        Batch: "sender receiver owner_revision active messages",
+    }
+    for kind, names_of_fields in known.items():
+        assert {field.name for field in fields(kind)} == set(names_of_fields.split()), kind.__name__
 
 
 @given(messages)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from owner.view import OwnerView
 from tablewire.errors import UnknownCaptureError
-from tablewire.registry import ChangefeedInfo
+from tablewire.registry import ChangefeedInfo, ChangefeedState
 from tablewire.types import CaptureID, ChangefeedID
 
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ def schedulers(view: OwnerView) -> Iterator[tuple[ChangefeedID, SchedulerAndInfo
 
 
 def current_state(view: OwnerView, info: ChangefeedInfo) -> str:
-    """What the leader sees now (warning is never stored), or what etcd holds."""
+    """What etcd holds, where the leader knows better only that a running one is in warning (which is never stored): right
+    after a pause or resume it has not looked yet."""
     runtime = view.runtime(info.changefeed) if info.state.runs else None
-    return str(runtime.state) if runtime is not None else info.state.value
+    seen = ChangefeedState(runtime.state) if runtime is not None else info.state
+    return seen.value if seen.runs else info.state.value
 
 
 def check_capture(view: OwnerView, capture: CaptureID) -> None:

@@ -431,3 +431,14 @@ def test_a_world_without_tables_has_empty_lists() -> None:
     view.world.run(3)
     row = operations.query_changefeed(view, "")
     assert (row.spans, row.slowest, row.stalls) == (0, None, {})
+
+
+def test_a_resume_shows_what_was_stored_before_the_leader_has_looked(view: AdminView) -> None:
+    """What the leader saw last was the pause; warning is what only it can know."""
+    seen = view.runtime(CHANGEFEED)
+    assert seen is not None
+    view.runtime = lambda _changefeed: dataclasses.replace(seen, state="stopped")  # type: ignore[method-assign]
+    assert operations.query_changefeed(view, "").state == "normal"
+    view.runtime = lambda _changefeed: dataclasses.replace(seen, state="warning", error="x")  # type: ignore[method-assign]
+    row = operations.query_changefeed(view, "")
+    assert (row.state, row.error) == ("warning", "x")

@@ -58,7 +58,9 @@ class FakeSink:
         if fence is not None:
             if fence < row.fence:
                 self.refused_writes[span] += 1
-                raise EpochRefusedError(f"the sink refuses the epoch: span {span} is held under {row.fence}, {writer} came with {fence}")
+                raise EpochRefusedError(
+                    f"the sink refuses the epoch: span {span} is held under {row.fence}, {writer} came with {fence}"
+                )
             row.fence = fence
         row.writers[writer] = fence
         row.position = max(row.position, granted)
@@ -77,7 +79,9 @@ class FakeSink:
         fence = row.writers[writer]
         if fence is not None and fence != row.fence:
             self.refused_writes[span] += 1
-            raise EpochRefusedError(f"the sink refuses the epoch: span {span} is held under {row.fence}, {writer} wrote under {fence}")
+            raise EpochRefusedError(
+                f"the sink refuses the epoch: span {span} is held under {row.fence}, {writer} wrote under {fence}"
+            )
         row.position = max(row.position, checkpoint_ts)
 
     def leave(self, span: Span, writer: str) -> None:

@@ -44,6 +44,12 @@ class SchedulerSection(Section, frozen=True, kw_only=True):
     capture_silent_ms: Annotated[
         int, key("Without an answer for this long a processor counts as silent and gets nothing new", ge=100, le=600_000)
     ] = 3_000
+    capture_evict_ms: Annotated[
+        int,
+        key(
+            "A processor that is silent for this long although etcd hears it loses its registration; 0: never", ge=0, le=3_600_000
+        ),
+    ] = 60_000
     max_task_concurrency: Annotated[int, key("How many planned moves may be under way", ge=1, le=100_000)] = 32
     max_task_concurrency_per_capture: Annotated[int, key("The same for one processor", ge=1, le=100_000)] = 16
 

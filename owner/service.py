@@ -39,7 +39,7 @@ from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, list
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, run_thread
-from tablewire.runtime.tls import channel_credentials, etcd_credentials, server_credentials
+from tablewire.runtime.tls import channel_credentials, etcd_credentials, interceptors, server_credentials
 from tablewire.source import Source, SourceRequest
 from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
 
@@ -65,7 +65,9 @@ class OwnerService:
         self._stopping = False
         self._metrics = OwnerMetrics(software_version(), self)
         peer_credentials = channel_credentials(config.tls)
-        self._admin: AdminServer = new_admin_server(self, lambda address: open_channel(address, peer_credentials))
+        self._admin: AdminServer = new_admin_server(
+            self, lambda address: open_channel(address, peer_credentials), interceptors(config.tls)
+        )
         self._health: ServerHealth = add_health_and_reflection(self._admin.server, SERVICE_NAMES)
         port = listen(self._admin.server, config.admin.host, config.admin.port, server_credentials(config.tls))
         self.address = config.admin.advertise or f"{config.admin.host}:{port}"

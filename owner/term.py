@@ -42,7 +42,7 @@ from tablewire.registry import (
 from tablewire.runtime.etcd import EtcdSession, KeyValue, PrefixState, PrefixWatch, Put
 from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
-from tablewire.types import CaptureID, CaptureInfo, ChangefeedID, Ts, Watermark
+from tablewire.types import CaptureID, CaptureInfo, CaptureState, ChangefeedID, Ts, Watermark
 
 LOAD_TIMEOUT_S = 5.0
 
@@ -82,6 +82,8 @@ class Term:
         self._stored: Mapping[ChangefeedID, Stored] = MappingProxyType({})
         self._statuses: Mapping[ChangefeedID, ChangefeedStatus] = MappingProxyType({})
         self._drains: frozenset[CaptureID] = frozenset()
+        self._leases: Mapping[CaptureID, int] = MappingProxyType({})
+        self._silent_since: dict[CaptureID, float] = {}
         self._unreadable: dict[str, int] = {}
         self._watches: list[PrefixWatch] = []
         self._wake = threading.Event()
@@ -233,11 +235,12 @@ class Term:
     # -- the watches' threads (and once the tick's) -------------------------------------------------------------------
 
     def _captures_changed(self, state: PrefixState) -> None:
-        captures = {}
+        captures, leases = {}, {}
         for item in state.entries.values():
             record = self._read(CaptureRecord, item)
             if record is not None:
-                captures[record.id] = record.info
+                captures[record.id], leases[record.id] = record.info, item.lease
+        self._leases = MappingProxyType(leases)
         before, self._captures = self._captures, MappingProxyType(captures)
         for capture in sorted(captures.keys() - before.keys()):
             _log.info("capture_joined", capture=capture, address=captures[capture].address)
@@ -294,6 +297,7 @@ class Term:
                 for run in self._runs.values():
                     self._store_run(run)
                 self._forget_drains()
+                self._evict_silent()
             except (NotLeaderError, ClosedError) as error:
                 self.stop(str(error))
                 return
@@ -321,6 +325,35 @@ class Term:
         for capture in sorted(self._drains - self._captures.keys()):
             self.cancel_drain(capture)
             _log.info("drain_ended", capture=capture, reason="it has left")
+
+    def _evict_silent(self) -> None:
+        """Gives up captures that are silent to all schedulers although their leases live, so that their tables can go on: the
+        key goes first, guarded, and with it the capture's permission to write. Never when nobody answers: then it is we who
+        hear nothing."""
+        evict_s = self._config.scheduler.capture_evict_ms / 1000
+        silent, answering = self._silent_captures()
+        now_s = time.monotonic()
+        self._silent_since = {capture: self._silent_since.get(capture, now_s) for capture in silent}
+        if not evict_s or not answering:
+            return
+        for capture, since in sorted(self._silent_since.items()):
+            if now_s - since < evict_s:
+                continue
+            self._election.guarded_write([], [etcd_keys.capture_key(self._config.cluster, capture)])
+            lease = self._leases.get(capture, 0)
+            if lease:
+                self._session.revoke(lease)
+            _log.error("capture_evicted", capture=capture, silent_ms=round((now_s - since) * 1000))
+
+    def _silent_captures(self) -> tuple[set[CaptureID], bool]:
+        """Those that no scheduler hears, and whether any capture is heard."""
+        silent: set[CaptureID] = set()
+        heard: set[CaptureID] = set()
+        for run in self._runs.values():
+            scheduler = run.scheduler
+            for view in scheduler.snapshot().captures if scheduler is not None else ():
+                (silent if view.state is CaptureState.SILENT else heard).add(view.id)
+        return (silent - heard) & self._captures.keys(), bool(heard)
 
 
 class _Host:

@@ -28,6 +28,8 @@ from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
 from tablewire.types import I64, TableID, Ts
 
+FORMER_WAIT_S = 1.0
+
 _log = structlog.get_logger("owner.worker")
 
 
@@ -128,14 +130,9 @@ class ChangefeedWorker:
             self._thread.join(timeout_s)
         return not self.alive
 
-    def poll_now(self) -> None:
-        """Cuts the present pause short."""
-        self._wake.set()
-
     def _run(self) -> None:
-        if self._former is not None:
-            self._former.join()
-            self._former = None
+        if not self._wait_for_former():
+            return
         failures = 0
         while not self._stop.is_set():
             try:
@@ -148,6 +145,13 @@ class ChangefeedWorker:
                 self._failed(error)
                 self._pause(self._backoff_s(failures))
                 failures += 1
+
+    def _wait_for_former(self) -> bool:
+        """False: asked to stop meanwhile. It waits all the same, since a later worker waits for this one alone."""
+        former, self._former = self._former, None
+        while former is not None and not former.join(FORMER_WAIT_S):
+            self._publish(error="a call of the source that was made before has not returned yet")
+        return not self._stop.is_set()
 
     def _failed(self, error: Exception) -> None:
         """Published each time, logged when it is another one than before; with its traceback when it is none of ours."""

@@ -225,5 +225,19 @@ def test_a_processor_that_the_owner_cannot_reach_keeps_its_tables(new_world: New
     world.audit(*TABLES)
 
 
+def test_scenario_05_a_silent_processor_is_given_up_in_the_end(new_world: NewWorld) -> None:
+    """etcd hears it and the owner does not: its registration is taken away, its tables go on elsewhere, it comes back anew."""
+    world = new_world(
+        processors=2, links=True, owner_config={"scheduler": {"capture_silent_ms": 1_000, "capture_evict_ms": 1_500}}
+    )
+    silent = world.capture_of("processor0")
+    world.cluster.link("owner0", "processor0").cut()
+    _others(world, silent)
+    assert "registration_lost" in world.log("processor0")
+    world.cluster.heal()
+    _back(world, "processor0", silent)
+    world.audit(*TABLES)
+
+
 def _state(world: CounterWorld, capture: str) -> str:
     return next((str(row["state"]) for row in world.cluster.admin.captures() if row["id"] == capture), "gone")

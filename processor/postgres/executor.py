@@ -1,0 +1,405 @@
+"""PostgresExecutor: the TableExecutor of PostgreSQL sources (processor/executor.py says what each method promises).
+
+The agent's thread calls in here and never waits: tables are asked for what they know, and work is handed to threads:
+ - control: describes new tables at the source, starts the streams
+ - shared stream and catch-up streams (stream.py): read changes into the tables' queues
+ - sink workers (workers.py): take over and write; a copy's thread (snapshot.py) fills new tables
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import structlog
+
+from processor.executor import ExecutorRequest
+from processor.postgres.catch_up import CatchUpStream
+from processor.postgres.queues import Budget, TableQueue
+from processor.postgres.replication import ReplicationConnection
+from processor.postgres.shared_stream import SharedStream
+from processor.postgres.sinks import Fence, SinkContext
+from processor.postgres.sinks.registry import new_sink
+from processor.postgres.snapshot import SnapshotRunner
+from processor.postgres.source_catalogue import SourceCatalogue
+from processor.postgres.stream import StreamTable
+from processor.postgres.table import TableWork
+from processor.postgres.workers import WorkerPool
+from tablewire.errors import ClosedError, InvariantError, OperatingError
+from tablewire.postgres.connections import SourceUnavailableError, parse_uri
+from tablewire.postgres.names import slot_name
+from tablewire.postgres.options import parse_options
+from tablewire.types import (
+    TS_MAX,
+    Barrier,
+    Checkpoint,
+    Span,
+    StatusColumns,
+    TableState,
+    TableStatus,
+    Ts,
+)
+
+CONTROL_INTERVAL_S = 0.5
+GATHER_S = 0.03
+"""The shared stream starts this long after the first table, so that tables which come together need no catch-up."""
+DESCRIBE_RETRY_S = 0.5
+_WRITER_CHARS = 40
+
+_log = structlog.get_logger(__name__)
+
+
+class PostgresExecutor:
+    """See the module. The five methods, the setters and get_table_span_statuses: the agent's thread. fence, close: any thread."""
+
+    def __init__(self, request: ExecutorRequest) -> None:
+        """No I/O; OperatingError for a URI or an option that cannot be right."""
+        parse_uri(request.source_uri)
+        options = parse_options(request.options)
+        self._request = request
+        self._options = options
+        self._name = slot_name(request.changefeed)
+        self._catalogue = SourceCatalogue(request.source_uri, self._name)
+        writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
+        self._sink = new_sink(request.sink_uri, SinkContext(request.changefeed, writer, self.may_write), self._catalogue, options)
+        self._budget = Budget(options.queues_max_bytes)
+        self._tables: dict[Span, TableWork] = {}
+        self._barrier = Barrier(TS_MAX)
+        self._barriers: dict[int, Ts] = {}
+        self._incarnation: int | None = None
+        self._created_ts: Ts = 0
+        self._shared: SharedStream | None = None
+        self._catch_ups: list[CatchUpStream] = []
+        self._catch_up_lock = threading.Lock()
+        self._describe_at = 0.0
+        self._describe_since: float | None = None
+        self._is_fenced = threading.Event()
+        self._is_closing = threading.Event()
+        self._is_closed = False
+        self._close_lock = threading.Lock()
+        self._poked = threading.Event()
+        self._crash: BaseException | None = None
+        self._pool = WorkerPool(self._sink.session, options.sink_connections, self._crashed)
+        self._snapshots = [
+            SnapshotRunner(
+                request.source_uri,
+                self._connect_replication,
+                self._catalogue,
+                options.binary,
+                self._sink.session(),
+                self._waiting_for_snapshot,
+                self._crashed,
+            )
+            for _ in range(options.snapshot_threads)
+        ]
+        self._control = threading.Thread(target=self._run_control, name="postgres-control", daemon=True)
+        self._is_started = False
+
+    # --- TableExecutor -----------------------------------------------------------------------------------------------
+
+    def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
+        self._require_alive()
+        if span.start_key or span.end_key:
+            raise OperatingError(f"span {span}: a PostgreSQL table is replicated as a whole; parts of one cannot be")
+        table = self._tables.get(span)
+        if not is_prepare:
+            if table is None:
+                raise OperatingError(f"span {span} was not prepared here")
+            if table.fence_wanted is None:
+                self.set_assignment_epoch(span, 0)
+            return table.promote(checkpoint.checkpoint_ts)
+        if table is None:
+            start_ts = max(checkpoint.checkpoint_ts, self._request.start_ts)
+            queue = TableQueue(self._options.queue_max_bytes, self._budget, start_ts)
+            table = self._tables[span] = TableWork(span, start_ts, queue, self)
+            table.set_barrier(self._barrier_of(span))
+            self._start()
+            self.poke()
+        return True
+
+    def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
+        table = self._tables.get(span)
+        if table is None:
+            return False
+        if is_prepare:
+            return table.state in (TableState.PREPARED, TableState.REPLICATING)
+        return table.state is TableState.REPLICATING
+
+    def remove_table_span(self, span: Span) -> bool:
+        table = self._tables.get(span)
+        if table is not None:
+            table.remove()
+        return True
+
+    def is_remove_table_span_finished(self, span: Span) -> tuple[Ts, bool]:
+        table = self._tables.get(span)
+        if table is None:
+            return 0, True
+        if table.state is not TableState.STOPPED:
+            return 0, False
+        del self._tables[span]
+        return table.checkpoint().checkpoint_ts, True
+
+    def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
+        self._require_alive()
+        table = self._tables.get(span)
+        if table is None:
+            return TableStatus(span, TableState.ABSENT, Checkpoint(0, 0))
+        return table.status(collect_stat)
+
+    # --- the optional protocols --------------------------------------------------------------------------------------
+
+    def set_assignment_epoch(self, span: Span, epoch: int) -> None:
+        table = self._tables.get(span)
+        if table is not None:
+            # A prepared table has been described, and with that the incarnation is known.
+            table.set_epoch(Fence(self._incarnation or 0, self._request.changefeed_epoch, epoch))
+
+    def set_barrier(self, barrier: Barrier) -> None:
+        if barrier == self._barrier:
+            return
+        self._barrier = barrier
+        self._barriers = {table_barrier.table_id: table_barrier.barrier_ts for table_barrier in barrier.table_barriers}
+        for span, table in self._tables.items():
+            table.set_barrier(self._barrier_of(span))
+
+    def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
+        self._require_alive()
+        return status_columns(self._tables, spans)
+
+    def close(self) -> None:
+        """Stops everything; returns when no write can follow. Idempotent."""
+        self._is_closing.set()
+        with self._close_lock:
+            if self._is_closed:
+                return
+            self._poked.set()
+            for runner in self._snapshots:
+                runner.stop()
+            if self._is_started:
+                self._control.join()
+            streams = [*([self._shared] if self._shared is not None else []), *self._catch_ups]
+            for stream in streams:
+                stream.stop()
+            self._pool.close()
+            for runner in self._snapshots:
+                if runner.thread.ident is not None:
+                    runner.thread.join()
+            for stream in streams:
+                if stream.thread.ident is not None:
+                    stream.thread.join()
+            self._sink.close()
+            self._catalogue.close()
+            self._is_closed = True
+
+    def fence(self) -> None:
+        """From now on no commit is begun at the sink, for good. Returns at once; any thread."""
+        self._is_fenced.set()
+
+    def may_write(self) -> bool:
+        """Whether a commit may be begun now. Any thread."""
+        return not self._is_fenced.is_set() and not self._is_closing.is_set() and self._request.may_write()
+
+    # --- TableServices: any thread -----------------------------------------------------------------------------------
+
+    @property
+    def batch_max_bytes(self) -> int:
+        return self._options.batch_max_bytes
+
+    @property
+    def error_after_s(self) -> float:
+        return self._options.error_after_ms / 1000
+
+    @property
+    def wants_snapshot(self) -> bool:
+        return self._request.initial_snapshot
+
+    def submit(self, table: TableWork) -> None:
+        self._pool.submit(table)
+
+    def submit_later(self, table: TableWork, delay_s: float) -> None:
+        self._pool.submit_later(table, delay_s)
+
+    def changed(self) -> None:
+        self._request.wake()
+
+    def poke(self) -> None:
+        self._poked.set()
+
+    def released(self, table: TableWork) -> None:
+        shared = self._shared
+        if shared is not None:
+            shared.detach(table)
+        with self._catch_up_lock:
+            for stream in self._catch_ups:
+                stream.release(table)
+
+    def shared_position(self) -> Ts:
+        shared = self._shared
+        return shared.position if shared is not None else 0
+
+    # --- the control thread ------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._pool.start()
+            for runner in self._snapshots:
+                runner.thread.start()
+            self._control.start()
+
+    def _run_control(self) -> None:
+        try:
+            while not self._is_closing.is_set():
+                self._poked.wait(CONTROL_INTERVAL_S)
+                self._poked.clear()
+                self._describe_new()
+                self._start_catch_up()
+                if self._waiting_for_snapshot():
+                    for runner in self._snapshots:
+                        runner.poke()
+        except BaseException as error:
+            self._crashed(error)
+            raise
+
+    def _describe_new(self) -> None:
+        new = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
+        if not new or time.monotonic() < self._describe_at:
+            return
+        try:
+            if self._incarnation is None:
+                publication = self._catalogue.publication()
+                self._created_ts = publication.created_ts
+                self._incarnation = publication.incarnation
+            for table in new:
+                self._describe(table)
+            self._describe_since = None
+        except SourceUnavailableError as error:
+            now = time.monotonic()
+            self._describe_at = now + DESCRIBE_RETRY_S
+            self._describe_since = self._describe_since or now
+            if now - self._describe_since > self.error_after_s:
+                for table in new:
+                    table.fail(error)
+        except OperatingError as error:
+            for table in new:
+                table.fail(error)
+            return
+        if self._shared is None:
+            self._start_shared()
+
+    def _describe(self, table: TableWork) -> None:
+        try:
+            schema = self._catalogue.describe(table.table_id)
+            if not self._catalogue.is_published(table.table_id):
+                raise OperatingError(
+                    f"table {schema.full_name} is not in publication {self._name}: it is added by its owner first"
+                )
+        except SourceUnavailableError:
+            raise
+        except OperatingError as error:
+            table.fail(error)
+            return
+        table.schema = schema
+        table.is_attached = True
+        if self._shared is not None:
+            self._shared.attach(table)
+
+    def _start_shared(self) -> None:
+        """Waits a moment for more tables, so that the first ones all begin where the stream begins."""
+        if self._is_closing.wait(GATHER_S):
+            return
+        late = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
+        try:
+            for table in late:
+                self._describe(table)
+        except SourceUnavailableError:
+            self.poke()
+        shared = SharedStream(
+            self._connect_replication,
+            self._name,
+            self._options.binary,
+            self.error_after_s,
+            self._budget,
+            self._options.queue_max_bytes,
+            self._created_ts,
+        )
+        for table in list(self._tables.values()):
+            if table.is_attached:
+                shared.attach(table)
+        self._shared = shared
+        shared.crashed = self._crashed
+        shared.start()
+
+    def _start_catch_up(self) -> None:
+        with self._catch_up_lock:
+            served = {id(table) for stream in self._catch_ups for table in stream.tables}
+            waiting = [t for t in list(self._tables.values()) if id(t) not in served and t.waits_for_catch_up]
+            while waiting and len(self._catch_ups) < self._options.catch_up_streams and not self._is_closing.is_set():
+                group = [table for table in waiting if not table.needs_solo] or waiting[:1]
+                waiting = [table for table in waiting if table not in group]
+                stream = CatchUpStream(
+                    self._connect_replication,
+                    self._name,
+                    self._options.binary,
+                    self.error_after_s,
+                    group,
+                    self._options.queue_max_bytes,
+                    self._created_ts,
+                    self._catch_up_ended,
+                )
+                self._catch_ups.append(stream)
+                stream.crashed = self._crashed
+                stream.start()
+
+    def _catch_up_ended(self, stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
+        with self._catch_up_lock:
+            self._catch_ups.remove(stream)
+            for table in stream.tables:
+                if isinstance(table, TableWork):
+                    table.needs_solo = table in slow
+        self.poke()
+
+    def _waiting_for_snapshot(self) -> list[TableWork]:
+        return [table for table in list(self._tables.values()) if table.waits_for_snapshot]
+
+    def _connect_replication(self, purpose: str) -> ReplicationConnection:
+        return ReplicationConnection(self._request.source_uri, self._request.changefeed, purpose)
+
+    def _barrier_of(self, span: Span) -> Ts:
+        return min(self._barrier.global_barrier_ts, self._barriers.get(span.table_id, TS_MAX))
+
+    def _crashed(self, error: BaseException) -> None:
+        """A thread of ours met a bug: nothing is written any more, and every call says so."""
+        _log.error("postgres_executor_crashed", error=f"{type(error).__name__}: {error}")
+        self._crash = error
+        self.fence()
+        self._request.wake()
+
+    def _require_alive(self) -> None:
+        if self._crash is not None:
+            raise InvariantError("a thread of the PostgreSQL executor ended", f"{type(self._crash).__name__}: {self._crash}")
+        if self._is_closing.is_set():
+            raise ClosedError("the executor is closed")
+
+
+def status_columns(tables: Mapping[Span, TableWork], spans: Sequence[Span]) -> StatusColumns:
+    """The statuses of these spans as columns."""
+    count = len(spans)
+    states = np.zeros(count, np.uint8)
+    checkpoint_ts, resolved_ts, last_synced_ts = (np.zeros(count, np.uint64) for _ in range(3))
+    errors: list[tuple[int, str]] = []
+    for at, span in enumerate(spans):
+        table = tables.get(span)
+        if table is None:
+            continue
+        if table.error is not None:
+            errors.append((at, str(table.error)))
+        checkpoint = table.checkpoint()
+        states[at] = table.state.code
+        checkpoint_ts[at] = checkpoint.checkpoint_ts
+        resolved_ts[at] = checkpoint.resolved_ts
+        last_synced_ts[at] = checkpoint.last_synced_ts
+    return StatusColumns(states, checkpoint_ts, resolved_ts, last_synced_ts, errors)

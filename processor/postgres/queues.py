@@ -1,0 +1,359 @@
+"""TableQueue: the changes of one table between the streams that read them and the one writer that takes them.
+
+Two lanes, each a run of source transactions in commit order:
+ - **live**, filled by the processor's shared stream: holds every transaction of the table in (live_floor, stream position];
+ - **gap**, filled by a catch-up stream of the table's own: holds those in (gap_floor, gap_position].
+
+cursor: everything at or before it has been written (or was before we started). The writer takes from `live` as soon as
+cursor >= live_floor, and before that from `gap`. With gap_position >= live_floor the gap is closed: once it is empty, the
+cursor jumps to gap_position. **Invariant: what a taker gets next is the first transaction of the table behind the cursor, or
+nothing.**
+
+Bounded in bytes. A lane that nobody is about to take from never makes a stream wait: live drops its oldest transactions and
+raises live_floor, gap is given up; the table is then *behind* and must be read again from its cursor.
+Any thread, under the queue's lock; streams may block in `wait_for_space`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from processor.postgres.wire import Part
+from tablewire.types import TS_MAX, Ts
+
+
+class Budget:
+    """Bytes that all queues of one executor hold together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._bytes += size
+
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self._bytes > self.max_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Parts taken from one lane in order; end_ts: of the last whole transaction, 0 when the parts are the beginning of one."""
+
+    parts: Sequence[Part]
+    size: int
+    end_ts: Ts
+    is_whole: bool
+    generation: int
+    from_gap: bool
+
+
+class TableQueue:
+    """See the module. is_writing: a sink writer takes from it, and may."""
+
+    def __init__(self, max_bytes: int, budget: Budget, cursor: Ts) -> None:
+        self.cursor: Ts = cursor
+        self.live_floor: Ts | None = None
+        self.gap_position: Ts = 0
+        self.gap_floor: Ts = TS_MAX
+        self.is_writing = False
+        self.overflows = 0
+        self._max_bytes = max_bytes
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._space = threading.Condition(self._lock)
+        self._live: deque[Part] = deque()
+        self._gap: deque[Part] = deque()
+        self._live_bytes = 0
+        self._gap_bytes = 0
+        self._taken_bytes = 0
+        self._live_generation = 0
+        self._gap_generation = 0
+        self._is_closed = False
+
+    # --- state, any thread -------------------------------------------------------------------------------------------
+
+    @property
+    def held_bytes(self) -> int:
+        return self._live_bytes + self._gap_bytes + self._taken_bytes
+
+    @property
+    def is_joined(self) -> bool:
+        """The shared stream alone is enough from the cursor on."""
+        floor = self.live_floor
+        return floor is not None and self.cursor >= floor
+
+    @property
+    def is_covered(self) -> bool:
+        """Live, or live and a gap that was closed or is being filled, hold all behind the cursor."""
+        return self.is_joined or self.cursor >= self.gap_floor
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Everything from the cursor to the shared stream's position has been received."""
+        floor = self.live_floor
+        return floor is not None and (self.cursor >= floor or (self.cursor >= self.gap_floor and self.gap_position >= floor))
+
+    def idle_position(self, shared_position: Ts) -> Ts:
+        """How far the table is done. shared_position: of the shared stream, read before this call. While nothing waits and
+        nothing is being written, the cursor follows it (or the gap's)."""
+        with self._lock:
+            if not self._taken_bytes:
+                if self.is_joined:
+                    if not self._live:
+                        self.cursor = max(self.cursor, shared_position)
+                elif self.is_covered and not self._gap:
+                    self.cursor = max(self.cursor, self.gap_position)
+            return self.cursor
+
+    @property
+    def has_work(self) -> bool:
+        """Something waits in one of the lanes."""
+        return bool(self._live or self._gap)
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    def attach_live(self, position: Ts) -> None:
+        """The shared stream gives every transaction behind `position` from now on."""
+        with self._lock:
+            self._clear_live(position)
+
+    def detach_live(self) -> None:
+        """The shared stream is gone: what it gave stays valid, but nothing follows."""
+        with self._lock:
+            self._clear_live(None)
+
+    def push_live(self, parts: Sequence[Part], size: int) -> bool:
+        """Adds one whole transaction. False = there is no room and a writer is at work: wait, or call drop_live."""
+        with self._lock:
+            if self._is_closed or self.live_floor is None:
+                return True
+            if self._is_full(size):
+                if self.is_writing and self.is_joined:
+                    if self._live or self._taken_bytes:
+                        return False
+                else:
+                    self._drop_oldest(size)
+                    if self._is_full(size):
+                        self._clear_live(parts[-1].end_ts)
+                        return True
+            self._live.extend(parts)
+            self._live_bytes += size
+        self._budget.add(size)
+        return True
+
+    def drop_live(self, end_ts: Ts) -> None:
+        """Gives up all that waits up to and including the transaction that ends at end_ts: the table is behind."""
+        with self._lock:
+            self.overflows += 1
+            self._clear_live(end_ts)
+
+    def open_gap(self, start_ts: Ts) -> None:
+        """A catch-up stream gives every transaction behind start_ts, which is at or before the cursor."""
+        with self._lock:
+            self._clear_gap()
+            self.gap_floor = start_ts
+            self.gap_position = start_ts
+
+    def push_gap(self, parts: Sequence[Part], size: int) -> bool:
+        """Adds a transaction, or the next part of one. False = no room: wait, or close_gap. A table that nobody writes gives
+        its gap up instead (is_covered turns False)."""
+        with self._lock:
+            if self._is_closed or self.gap_floor == TS_MAX:
+                return True
+            if parts[-1].transaction.commit_ts < self.cursor:
+                return True
+            if self._is_full(size) and (self._gap or self._taken_bytes or not self.is_writing):
+                if self.is_writing:
+                    return False
+                self.overflows += 1
+                self._clear_gap()
+                return True
+            self._gap.extend(parts)
+            self._gap_bytes += size
+            self._space.notify_all()
+        self._budget.add(size)
+        return True
+
+    def move_gap(self, position: Ts) -> None:
+        """Everything at or before `position` has been pushed into the gap."""
+        if self.gap_floor != TS_MAX:
+            self.gap_position = max(self.gap_position, position)
+
+    def cut_gap(self) -> None:
+        """The stream broke inside a transaction whose beginning was pushed: its parts are taken out again."""
+        with self._lock:
+            self._gap_generation += 1
+            while self._gap and not self._gap[-1].is_last:
+                part = self._gap.pop()
+                self._gap_bytes -= part.size
+                self._budget.add(-part.size)
+
+    def close_gap(self) -> None:
+        """The catch-up stream is gone and the gap was not closed: what it gave is dropped."""
+        with self._lock:
+            self._clear_gap()
+
+    def wait_for_space(self, timeout_s: float) -> None:
+        """Until something was taken, at most timeout_s."""
+        with self._lock:
+            self._space.wait(timeout_s)
+
+    def wait_for_parts(self, timeout_s: float) -> None:
+        """Until something was pushed into the gap, at most timeout_s."""
+        with self._lock:
+            if not self._gap:
+                self._space.wait(timeout_s)
+
+    # --- the writer --------------------------------------------------------------------------------------------------
+
+    def take(self, barrier_ts: Ts, max_bytes: int) -> Batch | None:
+        """The next transactions that end at or before barrier_ts, whole ones up to about max_bytes, or the next parts of one that
+        is larger than the queue. None = nothing to write now. The batch must be confirmed or given back before the next take."""
+        with self._lock:
+            self._advance_over_gap()
+            from_gap = not self.is_joined
+            lane = self._gap if from_gap else self._live
+            parts: list[Part] = []
+            size, whole, whole_size = 0, 0, 0
+            while lane and size < max_bytes:
+                part = lane[0]
+                commit_ts = part.transaction.commit_ts
+                if commit_ts < self.cursor:
+                    self._release(lane.popleft(), from_gap)
+                    continue
+                if commit_ts >= barrier_ts or part.end_ts > barrier_ts:
+                    break
+                size += part.size
+                parts.append(lane.popleft())
+                while not parts[-1].is_last and lane:
+                    size += lane[0].size
+                    parts.append(lane.popleft())
+                if parts[-1].is_last:
+                    whole, whole_size = len(parts), size
+            if not parts:
+                return None
+            if whole and whole < len(parts):
+                lane.extendleft(reversed(parts[whole:]))
+                parts, size = parts[:whole], whole_size
+            if from_gap:
+                self._gap_bytes -= size
+            else:
+                self._live_bytes -= size
+            self._taken_bytes = size
+            generation = self._gap_generation if from_gap else self._live_generation
+            return Batch(parts, size, parts[-1].end_ts, bool(whole), generation, from_gap)
+
+    def confirm(self, batch: Batch, is_written: bool = True) -> None:
+        """The batch is durable (is_written), or it is a part of a transaction that is still open at the sink."""
+        with self._lock:
+            if is_written:
+                self.cursor = max(self.cursor, batch.end_ts)
+            self._taken_bytes = 0
+            self._space.notify_all()
+        self._budget.add(-batch.size)
+
+    def give_back(self, batch: Batch) -> None:
+        """The batch was not written. It is taken again, unless its lane was dropped since: then it will be read again."""
+        with self._lock:
+            self._taken_bytes = 0
+            generation = self._gap_generation if batch.from_gap else self._live_generation
+            if generation == batch.generation and not self._is_closed:
+                if batch.from_gap:
+                    self._gap.extendleft(reversed(batch.parts))
+                    self._gap_bytes += batch.size
+                else:
+                    self._live.extendleft(reversed(batch.parts))
+                    self._live_bytes += batch.size
+                return
+            self._space.notify_all()
+        self._budget.add(-batch.size)
+
+    def lose_transaction(self) -> None:
+        """The beginning of a transaction was confirmed as unwritten and then rolled back: the gap must be read again."""
+        with self._lock:
+            self.overflows += 1
+            self._clear_gap()
+
+    def is_current(self, batch: Batch) -> bool:
+        """Whether the lane that the batch came from still goes on behind it."""
+        return batch.generation == (self._gap_generation if batch.from_gap else self._live_generation)
+
+    def start_at(self, cursor: Ts) -> None:
+        """The writer starts behind `cursor`; a gap that does not reach back to it is dropped."""
+        with self._lock:
+            self.cursor = cursor
+            if cursor < self.gap_floor:
+                self._clear_gap()
+            self._advance_over_gap()
+
+    def close(self) -> None:
+        """Drops everything; later pushes are ignored."""
+        with self._lock:
+            self._is_closed = True
+            self._clear_live(None)
+            self._clear_gap()
+
+    # --- inside the lock ---------------------------------------------------------------------------------------------
+
+    def _is_full(self, size: int) -> bool:
+        return self.held_bytes + size > self._max_bytes or self._budget.is_exhausted
+
+    def _advance_over_gap(self) -> None:
+        floor = self.live_floor
+        if floor is None or self.cursor >= floor:
+            if self.gap_floor != TS_MAX:
+                self._clear_gap()
+        elif self.cursor >= self.gap_floor and not self._gap and not self._taken_bytes and self.gap_position >= floor:
+            self.cursor = max(self.cursor, self.gap_position)
+            self._clear_gap()
+
+    def _drop_oldest(self, size: int) -> None:
+        self.overflows += 1
+        dropped = 0
+        while self._live and self._is_full(size):
+            part = self._live.popleft()
+            self._live_bytes -= part.size
+            self._budget.add(-part.size)
+            dropped = part.end_ts
+            while self._live and self._live[0].end_ts == dropped:
+                part = self._live.popleft()
+                self._live_bytes -= part.size
+                self._budget.add(-part.size)
+        if dropped:
+            self._live_generation += 1
+            self.live_floor = dropped
+
+    def _release(self, part: Part, from_gap: bool) -> None:
+        if from_gap:
+            self._gap_bytes -= part.size
+        else:
+            self._live_bytes -= part.size
+        self._budget.add(-part.size)
+
+    def _clear_live(self, floor: Ts | None) -> None:
+        self._budget.add(-self._live_bytes)
+        self._live.clear()
+        self._live_bytes = 0
+        self._live_generation += 1
+        self.live_floor = floor
+        self._space.notify_all()
+
+    def _clear_gap(self) -> None:
+        self._budget.add(-self._gap_bytes)
+        self._gap.clear()
+        self._gap_bytes = 0
+        self._gap_generation += 1
+        self.gap_floor = TS_MAX
+        self.gap_position = 0
+        self._space.notify_all()

@@ -1,0 +1,202 @@
+"""A replication connection: a temporary slot copied from the changefeed's own, and the stream that it gives.
+
+psycopg has no public replication API; its `pq` layer does it: START_REPLICATION answers COPY BOTH, then frames are read with
+get_copy_data and status updates written with put_copy_data, on the socket's readiness. The slot is temporary: it vanishes with
+the connection, and a crash leaves nothing behind. One thread owns a connection; `interrupt` is for any thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+import socket
+import time
+
+import psycopg
+from psycopg import pq
+
+from processor.postgres.wire import status_update
+from tablewire.errors import OperatingError
+from tablewire.postgres.connections import (
+    SourceUnavailableError,
+    connect,
+    error_text,
+    format_lsn,
+    is_connection_loss,
+    quote_text,
+)
+from tablewire.postgres.names import slot_name, temporary_slot_name
+from tablewire.registry import redact_uri
+from tablewire.types import ChangefeedID, Ts
+
+COMMAND_WAIT_S = 1.0
+_POLL_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL
+RETRY_CODES = frozenset(
+    {
+        "53400",  # all replication slots are in use
+        "53300",  # too many connections or walsenders
+        "55000",  # the slot was changed while it was being copied
+        "55006",  # the slot is in use
+        "57014",  # cancelled by a timeout
+        "55P03",  # a lock was not available
+    }
+)
+"""Trouble of the moment at the source: worth another try."""
+
+
+class StreamLostError(SourceUnavailableError):
+    """The stream ended; what it gave up to the last commit is valid."""
+
+
+class ReplicationConnection:
+    """One walsender and its temporary slot."""
+
+    def __init__(self, uri: str, changefeed: ChangefeedID, purpose: str) -> None:
+        """Connects. purpose: one word of [a-z], part of the slot's name."""
+        self.slot = temporary_slot_name(changefeed, f"{purpose[:8]}_{secrets.token_hex(5)}")
+        self._base = slot_name(changefeed)
+        self._connection = connect(uri, application_name=f"tablewire {purpose}", replication=True)
+        self._pgconn = self._connection.pgconn
+        self._warnings: list[str] = []
+        self._aborted = False
+        self._connection.add_notice_handler(self._notice)
+        self._interrupt_read, self._interrupt_write = socket.socketpair()
+        self._interrupt_read.setblocking(False)
+        self._interrupt_write.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._pgconn.socket, select.POLLIN)
+        self._poll.register(self._interrupt_read, select.POLLIN)
+        self.get_copy_data = self._pgconn.get_copy_data
+
+    def start(self, publication: str, start_ts: Ts, binary: bool) -> None:
+        """Copies the changefeed's slot and starts the stream behind start_ts (0: where the changefeed's slot stands)."""
+        self._query(f"SELECT pg_copy_logical_replication_slot({quote_text(self._base)}, {quote_text(self.slot)}, true)")
+        options = f"proto_version '1', publication_names {quote_text(chr(34) + publication + chr(34))}"
+        if binary:
+            options += ", binary 'true'"
+        statement = f'START_REPLICATION SLOT "{self.slot}" LOGICAL {format_lsn(start_ts)} ({options})'
+        result = self._execute(statement)
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            self._raise(result)
+
+    def create_snapshot_slot(self) -> tuple[Ts, str]:
+        """Makes a slot of its own with an exported snapshot: (the position behind which its changes begin, the snapshot's name).
+        The snapshot lives until the next command on this connection."""
+        rows = self._query(f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT')
+        position, name = rows[1], rows[2]
+        high, _, low = position.partition("/")
+        return int(high, 16) << 32 | int(low, 16), name
+
+    def confirmed_ts(self) -> Ts:
+        """Where the changefeed's slot stands; OperatingError when it is gone."""
+        rows = self._query(
+            f"SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {quote_text(self._base)}"
+        )
+        if not rows:
+            raise OperatingError(f"slot {self._base} does not exist at the source")
+        high, _, low = rows[0].partition("/")
+        return int(high, 16) << 32 | int(low, 16)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until there is something to read, `interrupt` was called, or timeout_s; reads what has arrived."""
+        events = self._poll.poll(max(0.0, timeout_s) * 1000)
+        for descriptor, _ in events:
+            if descriptor == self._interrupt_read.fileno():
+                self._drain_interrupts()
+                continue
+            try:
+                self._pgconn.consume_input()
+            except psycopg.Error as error:
+                raise StreamLostError(f"the replication stream broke: {error_text(error)}") from None
+            if self._warnings:
+                # PostgreSQL 18 warns and skips rows where earlier ones raise an error: never go on.
+                raise OperatingError(f"the source cannot give all changes: {self._warnings[0]}")
+
+    def interrupt(self) -> None:
+        """Ends a `wait` of the owning thread. Any thread."""
+        try:
+            self._interrupt_write.send(b"\0")
+        except (BlockingIOError, OSError):
+            return  # it is full (an interrupt is pending) or closed (nobody waits)
+
+    def abort(self) -> None:
+        """Ends a command of the owning thread that still waits for the server. Any thread."""
+        self._aborted = True
+        self.interrupt()
+
+    def confirm(self, position: Ts) -> None:
+        """Tells the walsender that everything at or before `position` was received. It need not be durable: the changefeed's own
+        slot is what keeps the WAL."""
+        try:
+            self._pgconn.put_copy_data(status_update(position, position, time.time_ns() // 1000))
+            while self._pgconn.flush():
+                writable = select.poll()
+                writable.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
+                for _, event in writable.poll(1000):
+                    if event & (select.POLLIN | _POLL_ERRORS):
+                        self._pgconn.consume_input()
+        except psycopg.Error as error:
+            raise StreamLostError(f"the replication stream broke: {error_text(error)}") from None
+
+    def raise_end(self) -> None:
+        """The stream has no more data: raises what ended it."""
+        result = self._pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            self._raise(result)
+        raise StreamLostError("the source ended the replication stream")
+
+    def close(self) -> None:
+        self._connection.close()
+        self._interrupt_read.close()
+        self._interrupt_write.close()
+
+    def _query(self, statement: str) -> list[str]:
+        """The first row's columns as text."""
+        result = self._execute(statement)
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            self._raise(result)
+        if not result.ntuples:
+            return []
+        return [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
+
+    def _execute(self, statement: str) -> pq.abc.PGresult:
+        """Runs one command; waits for the server as long as it takes, or until `abort`."""
+        try:
+            self._pgconn.send_query(statement.encode())
+            self._pgconn.flush()
+            result: pq.abc.PGresult | None = None
+            while True:
+                while self._pgconn.is_busy():
+                    if self._aborted:
+                        raise StreamLostError("given up")
+                    self.wait(COMMAND_WAIT_S)
+                following = self._pgconn.get_result()
+                if following is None:
+                    break
+                result = following
+                if result.status in (pq.ExecStatus.COPY_BOTH, pq.ExecStatus.FATAL_ERROR):
+                    break
+        except psycopg.Error as error:
+            raise StreamLostError(f"the source does not answer: {error_text(error)}") from None
+        if result is None:
+            raise StreamLostError("the source does not answer")
+        return result
+
+    def _raise(self, result: pq.abc.PGresult) -> None:
+        code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        error = psycopg.errors.error_from_result(result)
+        text = redact_uri(error_text(error))
+        if is_connection_loss(error) or code in RETRY_CODES or not code:
+            raise StreamLostError(f"the source refused for now: {text}")
+        raise OperatingError(f"the source refused the replication stream: {text}")
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING" and "publication" in (diagnostic.message_primary or ""):
+            self._warnings.append(diagnostic.message_primary or "")
+
+    def _drain_interrupts(self) -> None:
+        try:
+            while self._interrupt_read.recv(4096):
+                continue
+        except BlockingIOError:
+            return

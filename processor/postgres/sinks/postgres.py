@@ -1,0 +1,295 @@
+"""The PostgreSQL sink: data and position in one transaction, fenced by the position's row, so each change is there exactly once.
+
+A write transaction: BEGIN; lock the row of this table if it names us as its writer; the changes; the new position; then, when all
+of it went well and may_write says yes, COMMIT. A takeover: lock the row, compare the fence, write ours; whoever held the row's
+lock for longer than takeover_wait_ms (a process that was stopped inside a transaction) has its backend ended, which rolls its
+work back. So once a takeover has committed, no write of an earlier writer can follow, paused or not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import psycopg
+
+from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
+from processor.postgres.sinks.bulk import BulkWriter
+from processor.postgres.sinks.connection import SinkConnection, sink_error
+from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, create_table
+from processor.postgres.source_catalogue import SourceCatalogue
+from processor.postgres.wire import Part, Relation
+from tablewire.errors import EpochRefusedError, OperatingError
+from tablewire.postgres.catalogue import TableSchema, describe_named_table
+from tablewire.postgres.connections import parse_uri, quote_name, server_name
+from tablewire.postgres.options import PostgresOptions
+from tablewire.types import TableID, Ts
+
+TAKEOVER_TIMEOUT_S = 10.0
+TAKEOVER_IDLE_TIMEOUT_MS = 2_000
+"""A process that stops inside a takeover loses it after this long."""
+
+
+class PostgresSink:
+    """Opens the sessions; shared by all threads of an executor."""
+
+    def __init__(self, uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> None:
+        parse_uri(uri)
+        self._uri = uri
+        self._context = context
+        self._catalogue = catalogue
+        self._options = options
+
+    def session(self) -> PostgresSession:
+        return PostgresSession(self._uri, self._context, self._catalogue, self._options)
+
+    def close(self) -> None:
+        """The sessions hold everything."""
+
+
+class PostgresSession:
+    """One connection to the sink, made when it is needed."""
+
+    def __init__(self, uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> None:
+        self._uri = uri
+        self._where = f"sink {server_name(uri)}"
+        self._context = context
+        self._changefeed = str(context.changefeed)
+        self._options = options
+        self._planner = TargetPlanner(catalogue, options.binary)
+        self._connection: SinkConnection | None = None
+
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
+        deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
+        with self._errors():
+            while True:
+                connection = self._ready()
+                try:
+                    return self._take_over(connection, schema, fence, granted_ts, wants_snapshot)
+                except psycopg.errors.LockNotAvailable:
+                    self.rollback()
+                    if time.monotonic() > deadline:
+                        raise
+                    self._end_holders(schema, fence)
+
+    def begin(self, schema: TableSchema, fence: Fence) -> PostgresTransaction:
+        return PostgresTransaction(self, schema, fence)
+
+    def forget(self, table_id: TableID) -> None:
+        self._planner.forget(table_id)
+
+    def reset(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def cancel(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.cancel()
+
+    def close(self) -> None:
+        self.reset()
+
+    def _ready(self) -> SinkConnection:
+        """The connection, outside of any transaction."""
+        if self._connection is not None and self._connection.is_broken:
+            self.reset()
+        if self._connection is None:
+            connection = SinkConnection(self._uri, self._context.writer, self._options.statement_timeout_ms)
+            try:
+                positions.create(connection)
+            except psycopg.Error:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def rollback(self) -> None:
+        """Ends the open transaction; gives the connection up when that does not work."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self.reset()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of the connection as errors of the sink; the connection is given up after them."""
+        try:
+            yield
+        except psycopg.Error as error:
+            self.reset()
+            raise sink_error(error, self._where) from None
+        except OperatingError:
+            self.rollback()
+            raise
+
+    def _take_over(
+        self, connection: SinkConnection, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool
+    ) -> Resume:
+        fresh = positions.SNAPSHOT_PENDING if wants_snapshot else positions.SNAPSHOT_SKIPPED
+        writer = self._context.writer
+        connection.execute(
+            f"BEGIN; SET LOCAL lock_timeout = {self._options.takeover_wait_ms};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {TAKEOVER_IDLE_TIMEOUT_MS};"
+            + positions.insert_sql(self._changefeed, schema, fence, granted_ts, fresh, writer)
+        )
+        row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=True)
+        if row is None:
+            raise SinkUnavailableError(f"{self._where}: the position of {schema.full_name} was removed during a takeover")
+        if row.fence > fence:
+            raise EpochRefusedError(
+                f"table {schema.full_name}: the sink has a newer writer ({_text(row.fence)}) than this one ({_text(fence)})"
+            )
+        position, snapshot = row.position, row.snapshot
+        if row.source_table_id != schema.table_id or row.fence.incarnation != fence.incarnation:
+            # Another table of that name, or another life of the changefeed: what is there is of no use.
+            position, snapshot = granted_ts, positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
+        connection.execute(positions.take_sql(self._changefeed, schema, fence, position, snapshot, writer))
+        create_table(connection, schema)
+        self.commit(connection)
+        needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
+        return Resume(0 if needs_snapshot else position, needs_snapshot)
+
+    def _end_holders(self, schema: TableSchema, fence: Fence) -> None:
+        """Ends the backends that hold the table's row, unless a newer writer holds it."""
+        connection = self._ready()
+        row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=False)
+        if row is not None and row.fence > fence:
+            raise EpochRefusedError(f"table {schema.full_name}: the sink has a newer writer ({_text(row.fence)})")
+        for pid in positions.holders(connection, self._changefeed, schema.full_name):
+            connection.execute(f"SELECT pg_terminate_backend({pid})")
+
+    def commit(self, connection: SinkConnection) -> None:
+        """COMMIT, if this processor may still write."""
+        if not self._context.may_write():
+            raise WriteNotAllowedError("the lease of this processor is in doubt")
+        connection.execute("COMMIT")
+
+
+def _text(fence: Fence) -> str:
+    return f"changefeed_epoch {fence.changefeed_epoch}, assignment_epoch {fence.assignment_epoch}"
+
+
+class PostgresTransaction:
+    """One write transaction of one table. It begins with the first call of apply or copy."""
+
+    def __init__(self, session: PostgresSession, schema: TableSchema, fence: Fence) -> None:
+        self._session = session
+        self._schema = schema
+        self._lock = positions.lock_statement(session._changefeed, schema.full_name, fence)
+        self._is_open = False
+
+    def apply(self, parts: Sequence[Part], is_last: bool) -> int:
+        session = self._session
+        with session._errors():
+            connection = session._ready() if not self._is_open else self._open_connection()
+            writer = BulkWriter(connection)
+            if not self._is_open:
+                writer.add(("BEGIN", ()))
+                writer.add(self._lock, check=self._require_row)
+            self._is_open = True
+            rows = 0
+            at = 0
+            while at < len(parts):
+                relation = parts[at].relation
+                end = at + 1
+                while end < len(parts) and parts[end].relation is relation:
+                    end += 1
+                plan = self._plan(writer, relation)
+                rows += writer.write(plan, [frame for part in parts[at:end] for frame in part.frames])
+                at = end
+            if is_last:
+                writer.add(positions.move_statement(session._changefeed, self._schema.full_name, parts[-1].end_ts))
+            writer.flush()
+            return rows
+
+    def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
+        session = self._session
+        with session._errors():
+            connection = session._ready()
+            connection.execute("BEGIN")
+            self._is_open = True
+            self._require_row(connection.run([self._lock])[0].ntuples)
+            row = positions.read_row(connection, session._changefeed, schema.full_name, for_update=False)
+            assert row is not None
+            self._make_room(connection, schema, row)
+            columns = tuple(column.name for column in schema.columns)
+            self._copy(connection, schema, columns, rows)
+            connection.execute(positions.columns_statement(session._changefeed, schema.full_name, columns))
+            connection.execute(positions.snapshot_statement(session._changefeed, schema.full_name, position))
+
+    def commit(self) -> None:
+        with self._session._errors():
+            self._session.commit(self._open_connection())
+        self._is_open = False
+
+    def rollback(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._session.rollback()
+
+    def _open_connection(self) -> SinkConnection:
+        """The connection that this transaction is open on."""
+        connection = self._session._connection
+        if connection is None:
+            raise SinkUnavailableError(f"{self._session._where}: the connection was lost inside a transaction")
+        return connection
+
+    def _require_row(self, count: int | None) -> None:
+        if not count:
+            raise EpochRefusedError(f"table {self._schema.full_name}: another processor has taken the table over at the sink")
+
+    def _plan(self, writer: BulkWriter, relation: Relation) -> TargetPlan:
+        session = self._session
+        plan = session._planner.cached(relation)
+        if plan is None:
+            writer.flush()  # the fence first, and what came before the change of shape
+            connection = writer.connection
+            row = positions.read_row(connection, session._changefeed, self._schema.full_name, for_update=False)
+            plan = session._planner.plan(connection, self._schema, relation, row.columns if row is not None else ())
+            names = tuple(column.name for column in relation.columns)
+            if row is None or row.columns != names:
+                connection.execute(positions.columns_statement(session._changefeed, self._schema.full_name, names))
+        return plan
+
+    def _make_room(self, connection: SinkConnection, schema: TableSchema, row: positions.PositionRow) -> None:
+        """A first copy goes into an empty table. Rows of an earlier life of this changefeed go; anybody else's stay."""
+        result = connection.execute(f"SELECT EXISTS (SELECT FROM {schema.quoted})")[-1]
+        if result.get_value(0, 0) != b"t":
+            return
+        if row.snapshot != positions.SNAPSHOT_RELOAD and self._session._options.existing_rows == "refuse":
+            raise OperatingError(
+                f"table {schema.full_name} at the sink holds rows already: empty it, or create the changefeed with the source "
+                "option existing_rows=truncate, or without a snapshot"
+            )
+        target = describe_named_table(connection.connection, schema.schema, schema.name)
+        referenced = connection.execute(
+            f"SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = {target.table_id if target else 0}::oid LIMIT 1"
+        )[-1].ntuples
+        connection.execute(f"DELETE FROM {schema.quoted}" if referenced else f"TRUNCATE {schema.quoted}")
+
+    def _copy(self, connection: SinkConnection, schema: TableSchema, columns: Sequence[str], rows: Iterable[bytes]) -> None:
+        wires = self._session._planner.copy_types(connection, schema)
+        target = describe_named_table(connection.connection, schema.schema, schema.name)
+        names = ", ".join(map(quote_name, columns))
+        casts: list[str] = []
+        for name in columns:
+            there = target.column(name) if target is not None else None
+            if there is None:
+                raise OperatingError(f"table {schema.full_name}: the sink's table has no column {name} that can be written")
+            same = there.type_oid == wires[name].oid
+            kind = f"::{quote_name(there.type_schema)}.{quote_name(there.type_name)}"
+            casts.append(quote_name(name) + ("" if same else kind))
+        if casts == [quote_name(name) for name in columns]:
+            connection.copy_in(f"COPY {schema.quoted} ({names}) FROM STDIN (FORMAT binary)", rows)
+            return
+        definitions = ", ".join(f"{quote_name(name)} {wires[name].sql}" for name in columns)
+        connection.execute(f"CREATE TEMP TABLE tablewire_copy ({definitions}) ON COMMIT DROP")
+        connection.copy_in(f"COPY pg_temp.tablewire_copy ({names}) FROM STDIN (FORMAT binary)", rows)
+        connection.execute(
+            f"INSERT INTO {schema.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {', '.join(casts)} FROM pg_temp.tablewire_copy"
+        )

@@ -1,0 +1,184 @@
+"""The source's catalogue as the executor's threads read it: shapes of tables and what their types are called.
+
+One connection, shared under a lock; opened when it is needed and again after it broke. Any thread; blocking.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+
+from tablewire.errors import OperatingError
+from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
+from tablewire.postgres.connections import SourceUnavailableError, connect, error_text, is_connection_loss, server_name
+from tablewire.postgres.slots import PublicationInfo, read_publication
+from tablewire.types import TableID
+
+FIRST_USER_OID = 16384
+"""Types below are the server's own and have the same id on every server."""
+STATEMENT_TIMEOUT_MS = 15_000
+
+_Answer = TypeVar("_Answer")
+_Connection = psycopg.Connection[tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeInfo:
+    """A type of the source. kind: b(ase), e(num), d(omain), c(omposite), r(ange), m(ultirange). element_oid: 0 = not an array;
+    base_oid: of a domain, else 0. has_user_fields: a composite with a field whose type is not the server's own."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    element_oid: int
+    has_binary: bool
+    base_oid: int = 0
+    has_user_fields: bool = False
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.oid < FIRST_USER_OID
+
+
+def base_of(types: Mapping[int, TypeInfo], oid: int) -> TypeInfo:
+    """The type itself, or what a domain stands on."""
+    info = types[oid]
+    while info.kind == "d" and info.base_oid in types:
+        info = types[info.base_oid]
+    return info
+
+
+COPY_TEXT = "text"
+COPY_TEXT_ARRAY = "text[]"
+
+
+def copy_cast(types: Mapping[int, TypeInfo], oid: int, binary: bool) -> str:
+    """What a column is cast to when it is copied from the source, so that its binary form means the same everywhere; empty = it
+    stays as it is. Enums become text, and arrays of user-defined types (whose binary form names a type id) arrays of text."""
+    info = base_of(types, oid)
+    if not binary or not info.has_binary or info.kind == "e":
+        return COPY_TEXT
+    if info.element_oid and not types[info.element_oid].is_builtin:
+        return COPY_TEXT_ARRAY
+    return ""
+
+
+class SourceCatalogue:
+    """See the module."""
+
+    def __init__(self, uri: str, publication: str) -> None:
+        self._uri = uri
+        self._publication = publication
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._types: dict[int, TypeInfo] = {}
+
+    def publication(self) -> PublicationInfo:
+        """The changefeed's publication; OperatingError when it is gone."""
+        found = self._run(lambda connection: read_publication(connection, self._publication))
+        if found is None:
+            raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
+        return found
+
+    def describe(self, table_id: TableID) -> TableSchema:
+        """The shape of a table now; OperatingError when it cannot be replicated, with the reason."""
+        schema = self._run(lambda connection: describe_table(connection, table_id))
+        if schema is None:
+            raise OperatingError(f"table {table_id} does not exist at the source")
+        problem = identity_problem(schema.full_name, schema.replica_identity, schema.usable_key)
+        if problem:
+            raise OperatingError(problem)
+        return schema
+
+    def is_published(self, table_id: TableID) -> bool:
+        """Whether the publication lists the table already."""
+        query = (
+            "SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
+            " WHERE p.pubname = %s AND r.prrelid = %s::oid"
+        )
+        return (
+            self._run(lambda connection: connection.execute(query.encode(), (self._publication, table_id)).fetchone()) is not None
+        )
+
+    def types(self, oids: Sequence[int]) -> dict[int, TypeInfo]:
+        """What these types are; OperatingError when one is gone."""
+        missing = [oid for oid in oids if oid not in self._types]
+        if missing:
+            for info in self._run(lambda connection: _read_types(connection, missing)):
+                self._types[info.oid] = info
+        unknown = [oid for oid in oids if oid not in self._types]
+        if unknown:
+            raise OperatingError(f"the source has no type with id {unknown[0]} any more")
+        return {oid: self._types[oid] for oid in oids}
+
+    def types_with_parts(self, oids: Sequence[int]) -> Mapping[int, TypeInfo]:
+        """These types, with the elements of arrays and the bases of domains."""
+        found: dict[int, TypeInfo] = {}
+        wanted = sorted(set(oids))
+        while wanted:
+            found.update(self.types(wanted))
+            parts = {part for oid in wanted for part in (found[oid].element_oid, found[oid].base_oid) if part}
+            wanted = sorted(parts - found.keys())
+        return found
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _run(self, work: Callable[[_Connection], _Answer]) -> _Answer:
+        with self._lock:
+            for attempt in (1, 2):
+                is_fresh = self._connection is None
+                connection = self._connection or self._connect()
+                self._connection = connection
+                try:
+                    return work(connection)
+                except psycopg.Error as error:
+                    is_lost = connection.closed or is_connection_loss(error)
+                    if is_lost:
+                        connection.close()
+                        self._connection = None
+                        if not is_fresh and attempt == 1:
+                            continue
+                    kind = SourceUnavailableError if is_lost else OperatingError
+                    raise kind(f"{server_name(self._uri)}: cannot read the catalogue: {error_text(error)}") from None
+            raise AssertionError("unreachable")
+
+    def _connect(self) -> _Connection:
+        connection = connect(self._uri, application_name="tablewire catalogue")
+        # With an empty path, format_type qualifies every type that is not the server's own.
+        connection.execute(f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode())
+        return connection
+
+
+def _read_types(connection: _Connection, oids: Sequence[int]) -> list[TypeInfo]:
+    query = (
+        "SELECT t.oid::bigint, n.nspname, t.typname, t.typtype,"
+        " CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END, t.typsend <> 0, t.typbasetype::bigint,"
+        " EXISTS (SELECT FROM pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid"
+        f" AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {FIRST_USER_OID})"
+        " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY(%s::bigint[]::oid[])"
+    )
+    found = []
+    for row in connection.execute(query.encode(), (list(oids),)):
+        oid, schema, name, kind, element, has_binary, base, has_user_fields = row
+        found.append(
+            TypeInfo(
+                oid=int(str(oid)),
+                schema=str(schema),
+                name=str(name),
+                kind=kind.decode() if isinstance(kind, bytes) else str(kind),
+                element_oid=int(str(element)),
+                has_binary=bool(has_binary),
+                base_oid=int(str(base)),
+                has_user_fields=bool(has_user_fields),
+            )
+        )
+    return found

@@ -1,0 +1,372 @@
+"""ChangeStream: reads one replication stream, splits it into transactions by table, and hands those on.
+
+A stream's own thread connects, reads and hands on; it connects again after a loss, from the last commit that it handed on, and
+what came of an unfinished transaction is dropped. It never decodes a row. `position` is a transaction boundary: every transaction
+that ends at or before it has been handed on, and keepalives move it while nothing happens; it is set after the hand-over, so
+whoever reads a position first and then finds a queue empty knows that all up to there is done.
+
+Subclasses say where it starts and what a delivery means: shared_stream.py and catch_up.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from processor.postgres.queues import TableQueue
+from processor.postgres.replication import ReplicationConnection, StreamLostError
+from processor.postgres.wire import (
+    BEGIN,
+    COMMIT,
+    DELETE,
+    FRAME_HEADER,
+    INSERT,
+    RELATION,
+    TRUNCATE,
+    UPDATE,
+    XLOG_DATA,
+    Part,
+    Relation,
+    Transaction,
+    read_begin,
+    read_commit_end,
+    read_keepalive,
+    read_relation,
+    read_truncated,
+)
+from tablewire.errors import InvariantError, OperatingError
+from tablewire.postgres.connections import SourceUnavailableError
+from tablewire.types import Ts
+
+FRAMES_A_TURN_MAX = 20_000
+"""After so many frames a stream looks after its other duties, even while more are there."""
+STATUS_INTERVAL_S = 1.0
+IDLE_WAIT_S = 1.0
+SPILL_BYTES = 4 * 1024 * 1024
+"""A transaction is looked at for its size each time it has grown by this much."""
+FRAME_OVERHEAD_BYTES = 48
+"""What Python adds to each frame: the object's header and its place in a list."""
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 2.0
+
+_ROW_KINDS = frozenset((INSERT, UPDATE, DELETE))
+_NO_TRANSACTION = Transaction(0, 0, 0)
+_log = structlog.get_logger(__name__)
+
+
+class StreamTable(Protocol):
+    """What a stream needs of a table."""
+
+    @property
+    def table_id(self) -> int: ...
+
+    @property
+    def queue(self) -> TableQueue: ...
+
+    def notify(self) -> None:
+        """There is something to take, or the lane has moved. Any thread; cheap when it is known already."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """This table cannot go on."""
+        ...
+
+
+Connect = Callable[[str], ReplicationConnection]
+"""Connects for a purpose (one word)."""
+
+
+def table_key(table_id: int) -> bytes:
+    """A table's id as it stands in a frame."""
+    return table_id.to_bytes(4, "big")
+
+
+class ChangeStream(ABC):
+    """See the module. Public attributes are read by any thread."""
+
+    def __init__(self, purpose: str, connect: Connect, publication: str, binary: bool, error_after_s: float) -> None:
+        self.position: Ts = 0
+        self.lost_since: float | None = None
+        self.lost_reason = ""
+        self._purpose = purpose
+        self._connect = connect
+        self._publication = publication
+        self._binary = binary
+        self._error_after_s = error_after_s
+        self.crashed: Callable[[BaseException], None] | None = None
+        """Told when the thread ends by a bug of ours; set before the thread starts."""
+        self._stopping = threading.Event()
+        self._connection: ReplicationConnection | None = None
+        self._inboxes: dict[bytes, StreamTable] = {}
+        self._relations: dict[bytes, Relation] = {}
+        self._transaction = _NO_TRANSACTION
+        self._frames: dict[bytes, list[bytes]] = {}
+        self._parts: dict[bytes, list[Part]] = {}
+        self._skipped: set[bytes] = set()
+        self._handed_on: set[bytes] = set()
+        self._open_bytes = 0
+        self._spill_at = SPILL_BYTES
+        self._confirmed_at = 0.0
+        self.thread = threading.Thread(target=self._run_guarded, name=f"postgres-{purpose}", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def interrupt(self) -> None:
+        """Makes the stream look after its duties now. Any thread."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def stop(self) -> None:
+        """Ends the stream soon. Any thread; join `thread` to wait."""
+        self._stopping.set()
+        self.interrupt()
+
+    # --- what subclasses say -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _start_ts(self, connection: ReplicationConnection) -> Ts:
+        """Where to start (again)."""
+
+    @abstractmethod
+    def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
+        """Hands one whole transaction (or, after a spill, the next parts of one) to a table."""
+
+    @abstractmethod
+    def _oversize(self, key: bytes, table: StreamTable) -> bool:
+        """The open transaction is large in this table. True = its parts so far were dealt with and are dropped here."""
+
+    @abstractmethod
+    def _duties(self) -> bool:
+        """At a transaction boundary, often: takes tables in and out. False = the stream has nothing left to do."""
+
+    @abstractmethod
+    def _broke(self) -> None:
+        """The connection is lost inside a transaction or outside: drop what was handed on of an unfinished one."""
+
+    def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:  # noqa: B027 - only some streams skip
+        """The transaction of a table that `_oversize` gave up has ended."""
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _run_guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            if self.crashed is not None:
+                self.crashed(error)
+            raise
+
+    def _run(self) -> None:
+        delay_s = RECONNECT_MIN_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                connection = self._connect(self._purpose)
+                try:
+                    self._receive(connection)
+                    return
+                finally:
+                    self._connection = None
+                    connection.close()
+                    self._reset()
+            except SourceUnavailableError as error:
+                self._note_loss(error, started)
+            except OperatingError as error:
+                self._fail_all(error)
+                return
+            if time.monotonic() - started > RECONNECT_MAX_S:
+                delay_s = RECONNECT_MIN_S
+            self._stopping.wait(delay_s)
+            delay_s = min(2 * delay_s, RECONNECT_MAX_S)
+
+    def _note_loss(self, error: SourceUnavailableError, started: float) -> None:
+        now = time.monotonic()
+        if self.lost_since is None:
+            self.lost_since = started
+            _log.warning("postgres_stream_lost", stream=self._purpose, reason=str(error))
+        self.lost_reason = str(error)
+        if now - self.lost_since > self._error_after_s:
+            self._fail_all(error)
+
+    def _fail_all(self, error: OperatingError) -> None:
+        _log.error("postgres_stream_failed", stream=self._purpose, reason=str(error))
+        for table in list(self._inboxes.values()):
+            table.fail(error)
+
+    def _receive(self, connection: ReplicationConnection) -> None:
+        start_ts = self._start_ts(connection)
+        connection.start(self._publication, start_ts, self._binary)
+        self.position = max(self.position, start_ts)
+        self._connection = connection
+        if self.lost_since is not None:
+            _log.info("postgres_stream_again", stream=self._purpose)
+        self.lost_since = None
+        if not self._duties():
+            return
+        while not self._stopping.is_set():
+            emptied = self._read_turn(connection)
+            if self._stopping.is_set():
+                return
+            if not self._is_inside and not self._duties():
+                return
+            self._confirm_if_due(connection)
+            if emptied:
+                connection.wait(IDLE_WAIT_S)
+
+    @property
+    def _is_inside(self) -> bool:
+        return self._transaction is not _NO_TRANSACTION
+
+    def _read_turn(self, connection: ReplicationConnection) -> bool:
+        """Reads frames; True when there was none left."""
+        get_copy_data = connection.get_copy_data
+        open_frames = self._frames
+        open_bytes = self._open_bytes
+        for _ in range(FRAMES_A_TURN_MAX):
+            size, view = get_copy_data(1)
+            if size <= 0:
+                self._open_bytes = open_bytes
+                if size < 0:
+                    connection.raise_end()
+                return True
+            if view[0] != XLOG_DATA:
+                self._keepalive(connection, bytes(view))
+                continue
+            kind = view[FRAME_HEADER]
+            if kind in _ROW_KINDS:
+                key = bytes(view[26:30])
+                frames = open_frames.get(key)
+                if frames is None:
+                    if key not in self._inboxes or key in self._skipped:
+                        continue
+                    frames = open_frames[key] = []
+                frames.append(bytes(view))
+                open_bytes += size + FRAME_OVERHEAD_BYTES
+                if open_bytes > self._spill_at:
+                    self._open_bytes = open_bytes
+                    self._spill()
+                    open_bytes = self._open_bytes
+            else:
+                self._other(kind, bytes(view))
+                if kind == COMMIT:
+                    open_bytes = 0
+        self._open_bytes = open_bytes
+        return False
+
+    def _other(self, kind: int, frame: bytes) -> None:
+        if kind == BEGIN:
+            self._transaction = read_begin(frame)
+        elif kind == COMMIT:
+            self._commit(read_commit_end(frame))
+        elif kind == RELATION:
+            key = frame[FRAME_HEADER + 1 : FRAME_HEADER + 5]
+            self._close_part(key)
+            self._relations[key] = read_relation(frame)
+        elif kind == TRUNCATE:
+            for key in read_truncated(frame):
+                if key in self._inboxes and key not in self._skipped:
+                    self._frames.setdefault(key, []).append(frame)
+        # Origin, type and message frames say nothing that a table needs.
+
+    def _close_part(self, key: bytes) -> None:
+        """What came of this table so far has another shape than what follows."""
+        frames = self._frames.pop(key, None)
+        if frames:
+            self._parts.setdefault(key, []).append(self._part(key, frames))
+
+    def _part(self, key: bytes, frames: list[bytes]) -> Part:
+        relation = self._relations.get(key)
+        if relation is None:
+            raise InvariantError("a change came before its relation", f"relation {int.from_bytes(key, 'big')}")
+        size = sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
+        return Part(relation, frames, size, self._transaction, 0, False)
+
+    def _commit(self, end_ts: Ts) -> None:
+        if self._transaction.commit_ts < self.position:
+            self._end_transaction()  # from before our start: the server skips those, so this is only for safety
+            return
+        if self._parts:
+            for key in list(self._parts):
+                self._close_part(key)
+        for key, frames in self._frames.items():
+            self._parts.setdefault(key, []).append(self._part(key, frames))
+        for key in self._handed_on - self._parts.keys():
+            self._parts[key] = [self._part(key, [])]  # nothing followed the last piece: this one says that it is complete
+        for key, parts in self._parts.items():
+            table = self._inboxes.get(key)
+            if table is None:
+                continue
+            for part in parts:
+                part.end_ts = end_ts
+            parts[-1].is_last = True
+            self._deliver(table, parts, sum(part.size for part in parts))
+        for key in self._skipped:
+            if key in self._inboxes:
+                self._skip_at_commit(self._inboxes[key], end_ts)
+        self._end_transaction()
+        self.position = max(self.position, end_ts)
+        self._moved()
+
+    def _moved(self) -> None:  # noqa: B027 - only some streams care
+        """The position has moved, at a transaction boundary."""
+
+    def _keepalive(self, connection: ReplicationConnection, frame: bytes) -> None:
+        end_ts, wants_answer = read_keepalive(frame)
+        if not self._is_inside and end_ts > self.position:
+            self.position = end_ts
+            self._moved()
+            wants_answer = True  # the walsender speaks on only after it knows that this arrived
+        if wants_answer:
+            connection.confirm(self.position)
+
+    def _spill(self) -> None:
+        """The open transaction is large: tables may have to be given up, or get their parts before the commit."""
+        for key in list(self._frames.keys() | self._parts.keys()):
+            table = self._inboxes.get(key)
+            if table is None or self._oversize(key, table):
+                self._frames.pop(key, None)
+                self._parts.pop(key, None)
+        self._open_bytes = sum(self._held(key) for key in self._frames.keys() | self._parts.keys())
+        self._spill_at = self._open_bytes + SPILL_BYTES
+
+    def _held(self, key: bytes) -> int:
+        """Bytes of the open transaction that wait here for this table."""
+        frames = self._frames.get(key, ())
+        waiting = sum(part.size for part in self._parts.get(key, ()))
+        return waiting + sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
+
+    def _end_transaction(self) -> None:
+        self._frames.clear()
+        self._parts.clear()
+        self._skipped.clear()
+        self._handed_on.clear()
+        self._transaction = _NO_TRANSACTION
+        self._open_bytes = 0
+        self._spill_at = SPILL_BYTES
+
+    def _reset(self) -> None:
+        self._broke()
+        self._end_transaction()
+        self._relations.clear()
+
+    def _confirm_if_due(self, connection: ReplicationConnection) -> None:
+        now = time.monotonic()
+        if now - self._confirmed_at >= STATUS_INTERVAL_S:
+            self._confirmed_at = now
+            connection.confirm(self.position)
+
+    def _stay_alive(self) -> None:
+        """Called while a delivery waits: the walsender must hear of us."""
+        connection = self._connection
+        if connection is not None:
+            self._confirm_if_due(connection)
+
+
+__all__ = ["ChangeStream", "Connect", "StreamLostError", "StreamTable", "table_key"]

@@ -1,0 +1,118 @@
+"""WorkerPool: a bounded number of threads, each with a session of the sink, that call `step` of the tables that have work.
+
+A table is worked on by at most one worker at a time. A table that is submitted while it is being worked on is worked on again
+afterwards, so no wake-up is lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from processor.postgres.sinks import SinkSession
+from processor.postgres.table import TableWork
+
+CLOSE_CANCEL_AFTER_S = 0.5
+"""What the sink is doing when the pool is closed may end by itself this long."""
+
+
+class WorkerPool:
+    """See the module. Any thread."""
+
+    def __init__(self, new_session: Callable[[], SinkSession], count: int, crashed: Callable[[BaseException], None]) -> None:
+        self._new_session = new_session
+        self._crashed = crashed
+        self._condition = threading.Condition()
+        self._ready: deque[TableWork] = deque()
+        self._running: set[TableWork] = set()
+        self._timers: list[tuple[float, int, TableWork]] = []
+        self._numbers = itertools.count()
+        self._is_closing = False
+        self._sessions: list[SinkSession] = []
+        self._threads = [
+            threading.Thread(target=self._run, name=f"postgres-sink-{number}", daemon=True) for number in range(count)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, table: TableWork) -> None:
+        """The table is worked on soon."""
+        with self._condition:
+            if table.is_scheduled or self._is_closing:
+                return
+            table.is_scheduled = True
+            if table not in self._running:
+                self._ready.append(table)
+                self._condition.notify()
+
+    def submit_later(self, table: TableWork, delay_s: float) -> None:
+        """The table is worked on after delay_s."""
+        with self._condition:
+            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), table))
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Returns when no worker can write any more."""
+        with self._condition:
+            self._is_closing = True
+            self._condition.notify_all()
+        if self._threads[0].ident is None:
+            return
+        deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for session in list(self._sessions):
+            if any(thread.is_alive() for thread in self._threads):
+                session.cancel()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        session = self._new_session()
+        self._sessions.append(session)
+        try:
+            while (table := self._next()) is not None:
+                self._end(table, table.step(session))
+        except BaseException as error:
+            self._crashed(error)
+            raise
+        finally:
+            session.close()
+
+    def _next(self) -> TableWork | None:
+        with self._condition:
+            while not self._is_closing:
+                wait_s = self._due()
+                if self._ready:
+                    table = self._ready.popleft()
+                    table.is_scheduled = False
+                    self._running.add(table)
+                    return table
+                self._condition.wait(wait_s)
+        return None
+
+    def _due(self) -> float | None:
+        """Moves tables whose time has come to the ready ones; seconds until the next one's time."""
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            table = heapq.heappop(self._timers)[2]
+            if not table.is_scheduled:
+                table.is_scheduled = True
+                if table not in self._running:
+                    self._ready.append(table)
+        return self._timers[0][0] - now if self._timers else None
+
+    def _end(self, table: TableWork, again: bool) -> None:
+        with self._condition:
+            self._running.discard(table)
+            if (again or table.is_scheduled) and not self._is_closing:
+                table.is_scheduled = True
+                self._ready.append(table)
+                if len(self._ready) > 1:
+                    self._condition.notify()

@@ -29,7 +29,7 @@ from owner.sources import source_request
 from owner.view import ChangefeedRegistry, ChangefeedRuntime, OwnerView
 from tablewire.errors import OperatingError, UnknownChangefeedError
 from tablewire.etcd_keys import check_name
-from tablewire.registry import ChangefeedInfo, now, redact_uri
+from tablewire.registry import ChangefeedInfo, ChangefeedState, now, redact_uri
 from tablewire.types import CaptureID, ChangefeedID, TableID, Watermark
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
             known = sorted(str(info.changefeed) for info in view.registry().list())
             raise UnknownChangefeedError(f"no changefeed {changefeed}; {names_text('there', known)}") from None
     infos = view.registry().list()
+    if len(infos) > 1:  # one that is on its way out is not meant, unless there is no other
+        infos = [info for info in infos if info.state is not ChangefeedState.REMOVED] or infos
     if len(infos) == 1:
         return infos[0]
     if not infos:

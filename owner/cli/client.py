@@ -130,7 +130,7 @@ class AdminClient:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             text = f"no answer from {self.endpoint} within {timeout_s:g} s; what was asked may still happen"
         elif code == grpc.StatusCode.UNAVAILABLE and not _is_undone(error):
-            text = f"{text} (asked {self.endpoint}, tried {', '.join(self.endpoints)})"
+            text = f"{self.endpoint} did not answer to the end, so what was asked may or may not have happened: {text}"
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             text = f"{self.endpoint} does not know this call: it is of another version, or not an owner ({text})"
         return CallError(code.name.lower(), text or code.name.lower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,11 +27,13 @@ class Output:
         self._stderr = stderr or sys.stderr
 
     def json(self, answer: Mapping[str, Any]) -> None:
-        self._stdout.write(json.dumps(answer, separators=(",", ":"), ensure_ascii=False) + "\n")
-        self._stdout.flush()
+        self.raw(to_json(answer) + "\n")
 
     def raw(self, text: str) -> None:
-        self._stdout.write(text)
+        """What stdout's encoding does not have is replaced."""
+        encoding = self._stdout.encoding or "utf-8"
+        self._stdout.write(text.encode(encoding, "replace").decode(encoding))
+        self._stdout.flush()
 
     def note(self, text: str) -> None:
         """For people, on stderr."""
@@ -44,24 +47,34 @@ class Output:
             table.add_column(heading.lstrip("#"), justify="right" if is_number else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(cell, row))
-        self._console().print(table)
+        self._print(table)
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
         table = Table.grid(padding=(0, 2, 0, 0))
         for name, value in pairs:
             table.add_row(Text(name, style="bold"), cell(value))
-        self._console().print(table)
+        self._print(table)
 
     def line(self, text: str) -> None:
-        self._stdout.write(printable(text) + "\n")
+        self.raw(printable(text) + "\n")
 
-    def _console(self) -> Console:
-        console = Console(file=self._stdout, markup=False, highlight=False, emoji=False)
-        return (
-            console
-            if console.is_terminal
-            else Console(file=self._stdout, markup=False, highlight=False, emoji=False, width=WIDE, no_color=True)
-        )
+    def _print(self, table: Table) -> None:
+        """On a terminal as wide as it is; elsewhere nothing is cut or wrapped, and no line ends in spaces."""
+        if self._stdout.isatty():
+            _console(self._stdout).print(table)
+            return
+        text = io.StringIO()
+        _console(text, width=WIDE).print(table)
+        self.raw("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+
+
+def _console(file: TextIO, width: int | None = None) -> Console:
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=width)
+
+
+def to_json(answer: Any) -> str:
+    """On one line, in ASCII: right in every encoding, and no character of a name can break the line."""
+    return json.dumps(answer, separators=(",", ":"))
 
 
 def cell(value: object) -> Text:

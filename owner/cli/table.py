@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from owner.cli import shapes
 from owner.cli.options import Session, remote
-from owner.cli.output import duration
+from owner.cli.output import duration, to_json
 from tablewire.v1 import admin_pb2 as pb
 
 LIST_TIMEOUT_S = 300.0
@@ -68,8 +67,8 @@ def _print_json(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> No
     for chunk in chunks:
         changefeed = changefeed or chunk.changefeed
         truncated = truncated or chunk.truncated
-        rows += [json.dumps(shapes.TABLE.of(row), separators=(",", ":"), ensure_ascii=False) for row in chunk.tables]
-    head = json.dumps({"changefeed": changefeed, "truncated": truncated}, separators=(",", ":"))
+        rows += [to_json(shapes.TABLE.of(row)) for row in chunk.tables]
+    head = to_json({"changefeed": changefeed, "truncated": truncated})
     session.output.raw(f'{head[:-1]},"tables":[{",".join(rows)}]}}\n')
 
 

@@ -20,8 +20,10 @@ from owner.scheduler import SchedulerAndInfo
 from owner.view import ChangefeedRuntime
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.registry import ChangefeedInfo, ChangefeedState, LeaderRecord, now
-from tablewire.runtime.grpc import listen
+from tablewire.runtime.grpc import listen, open_channel
 from tablewire.runtime.lease import lease_clock
+from tablewire.runtime.sections import PeerTlsSection
+from tablewire.runtime.tls import channel_credentials, interceptors, server_credentials
 from tablewire.source import CheckFailure, Source, SourceRequest
 from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
 from tests.owner.world import CHANGEFEED, World
@@ -198,10 +200,11 @@ def paused(name: str = "other") -> ChangefeedInfo:
 
 
 @contextmanager
-def serving(view: AdminView) -> Iterator[str]:
+def serving(view: AdminView, tls: PeerTlsSection = PeerTlsSection()) -> Iterator[str]:  # noqa: B008 - frozen
     """The admin API of this view on a free port of the loopback; its address. The view's first record gets it if it leads."""
-    admin = new_admin_server(view)
-    address = f"127.0.0.1:{listen(admin.server, '127.0.0.1', 0)}"
+    credentials = channel_credentials(tls)
+    admin = new_admin_server(view, lambda address: open_channel(address, credentials), interceptors(tls))
+    address = f"127.0.0.1:{listen(admin.server, '127.0.0.1', 0, server_credentials(tls))}"
     if view.leads:
         view.records[0] = msgspec.structs.replace(view.records[0], address=address)
     admin.server.start()

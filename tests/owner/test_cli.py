@@ -247,6 +247,15 @@ def test_a_long_line_is_neither_cut_nor_wrapped_without_a_terminal(owner: Owner,
     assert view.names[1] in owner("table", "list", "--table", "1").stdout
 
 
+def test_names_that_the_encoding_does_not_have_are_replaced(owner: Owner, view: AdminView) -> None:
+    """A name may not make a command fail, nor break the one line of JSON."""
+    view.names[1] = "public.t\u00fcr\u2028x"
+    runner = CliRunner(charset="ascii")
+    assert "public.t" in runner.invoke(cli, ["table", "list"]).stdout
+    result = runner.invoke(cli, ["table", "list", "-o", "json"])
+    assert answer(result)["tables"][0]["table"] == view.names[1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Changefeeds
 

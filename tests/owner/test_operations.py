@@ -138,6 +138,14 @@ def test_the_only_changefeed_needs_no_name_and_two_do(view: AdminView) -> None:
         operations.query_changefeed(view, "")
 
 
+def test_one_that_is_being_removed_does_not_make_a_name_necessary(view: AdminView) -> None:
+    """Unless there is no other."""
+    view.store.create(feed("old", state=ChangefeedState.REMOVED))
+    assert operations.query_changefeed(view, "").changefeed == FEED
+    del view.store.infos[CHANGEFEED]
+    assert operations.query_changefeed(view, "").changefeed == "default/old"
+
+
 def test_an_unknown_changefeed_is_named_with_those_that_there_are(view: AdminView) -> None:
     """A long list is cut."""
     for number in range(30):

@@ -1,0 +1,93 @@
+"""The CLI over TLS: who is let in, by flags and by configuration, and what is said to who is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from owner.cli.main import cli
+from tablewire.registry import LeaderRecord
+from tablewire.runtime.sections import PeerTlsSection
+from tests.owner.admin_world import AdminView, serving
+
+FILES = Path(__file__).parents[1] / "tablewire/tls"
+CA = ("--tls-ca-file", str(FILES / "ca.pem"))
+
+
+def identity(name: str) -> tuple[str, ...]:
+    return (*CA, "--tls-cert-file", str(FILES / f"{name}.pem"), "--tls-key-file", str(FILES / f"{name}.key"))
+
+
+def section(**options: object) -> PeerTlsSection:
+    """The owners' own identity."""
+    files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/server.pem", "key_file": f"{FILES}/server.key"}
+    return PeerTlsSection(enabled=True, **{**files, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A leader that lets in owners and the client "client"."""
+    view = AdminView()
+    view.world.settle()
+    with serving(view, section(allowed_common_names=("client", "server"))) as address:
+        yield address
+
+
+def run(address: str, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["--endpoint", address, *arguments], prog_name="owner")
+
+
+def test_a_client_with_an_allowed_certificate_is_let_in(address: str) -> None:
+    """By flags."""
+    assert run(address, *identity("client"), "capture", "list").exit_code == 0
+
+
+def test_the_configuration_may_name_the_certificate(address: str, tmp_path: Path) -> None:
+    """The section [tls], as owners and processors have it."""
+    lines = ["[tls]", "enabled = true", f'ca_file = "{FILES}/ca.pem"']
+    lines += [f'cert_file = "{FILES}/client.pem"', f'key_file = "{FILES}/client.key"']
+    file = tmp_path / "owner.toml"
+    file.write_text("\n".join(lines))
+    assert run(address, "--config", str(file), "status").exit_code == 0
+
+
+def test_a_stranger_is_refused_by_name(address: str) -> None:
+    """Our authority signed it, but it may not call."""
+    result = run(address, *identity("stranger"), "capture", "list")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "certificate of stranger may not call here" in result.stderr
+
+
+@pytest.mark.parametrize("flags", [(), CA], ids=["plain text", "no certificate"])
+def test_without_a_certificate_there_is_no_connection(address: str, flags: tuple[str, ...]) -> None:
+    """And the endpoint is named."""
+    result = run(address, *flags, "status", "--timeout-s", "3")
+    assert result.exit_code == 1
+    assert f"no owner answers; tried {address} (" in result.stderr
+
+
+def test_wrong_files_are_one_line(address: str) -> None:
+    """Before anything is dialled."""
+    result = run(address, "--tls-ca-file", "nowhere.pem", "status")
+    assert result.exit_code == 1
+    assert "nowhere.pem" in result.stderr
+    half = run(address, *CA, "--tls-cert-file", str(FILES / "client.pem"), "status")
+    assert "cert_file and key_file belong together" in half.stderr
+
+
+def test_a_follower_passes_calls_on_over_tls() -> None:
+    """With its own certificate."""
+    view = AdminView()
+    view.world.settle()
+    other = AdminView(view.world, "owner-2")
+    other.leads = False
+    tls = section(allowed_common_names=("client", "server"))
+    # The certificate is for this name; a channel checks it.
+    with serving(view, tls) as leader, serving(other, tls) as follower:
+        other.records = [LeaderRecord(id="owner-1", address=leader)]
+        result = run(follower, *identity("client"), "status")
+    assert result.exit_code == 0, result.stderr
+    assert "answered by owner-1" in result.stdout

@@ -25,15 +25,20 @@ PLUGIN = ROOT / "tests" / "plugins" / "counter"
 WAIT_S = 30.0
 
 
-def install_plugin(target: Path) -> Path:
-    """Installs the folder as a user would, into a folder of its own; that folder."""
+def install_plugin(target: Path, plugin: Path = PLUGIN) -> Path:
+    """Installs the plug-in's folder as a user would, into a folder of its own; that folder."""
     copy = target / "source"  # building leaves files behind, and not in the work tree
-    shutil.copytree(PLUGIN, copy)
+    shutil.copytree(plugin, copy)
     options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target / "installed"), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return target / "installed"
+
+
+def environment_of(plugin: Path) -> dict[str, str]:
+    """What a service needs to find the installed plug-in."""
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto"), str(plugin)])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,8 @@ class CounterWorld:
         self.source, self.sink = folder / "source", folder / "sink"
         self.source.mkdir(parents=True)
         self.sink.mkdir()
-        path = os.pathsep.join([str(ROOT), str(ROOT / "proto"), str(plugin)])
         options = {"etcd": 1, "owners": 1, "processors": 1, "links": False, **options}
-        self.cluster = Cluster(folder / "cluster", environment={"PYTHONPATH": path}, **options)
+        self.cluster = Cluster(folder / "cluster", environment=environment_of(plugin), **options)
 
     def set_tables(self, *names: str) -> None:
         """The tables of the source; the id is the position, from 1."""

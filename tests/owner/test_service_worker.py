@@ -1,0 +1,240 @@
+"""A changefeed's worker with a source that does as it is told: starts once, retries, never advances past what is stored."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+import pytest
+
+from deploy.local.process import wait_until
+from owner.config import SourceSection
+from owner.worker import ChangefeedWorker, Duty
+from tablewire import registry
+from tablewire.errors import NotLeaderError, OperatingError
+from tablewire.registry import ChangefeedInfo
+from tablewire.source import CheckFailure
+
+WAIT_S = 10.0
+CONFIG = SourceSection(poll_interval_ms=50, idle_poll_interval_ms=100, retry_min_ms=10, retry_max_ms=20)
+
+
+class ScriptedSource:
+    """What it answers and raises is set by the test; what it was asked is remembered. Any thread."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {2: "public.b", 1: "public.a"}
+        self.start_ts = 100
+        self.error: Exception | None = None
+        self.advanced: list[int] = []
+        self.calls: list[str] = []
+        self.inside = 0
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def check(self) -> Sequence[CheckFailure]:
+        return []
+
+    def start(self) -> int:
+        self._call("start")
+        return self.start_ts
+
+    def tables(self) -> Mapping[int, str]:
+        self._call("tables")
+        return dict(self.names)
+
+    def current_ts(self) -> int:
+        return 500
+
+    def advance(self, checkpoint_ts: int) -> None:
+        self.advanced.append(checkpoint_ts)
+
+    def retained_bytes(self) -> int:
+        self._call("retained_bytes")
+        return 77
+
+    def drop(self) -> None:
+        self._call("drop")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        self.inside += 1
+        assert self.inside == 1, "two threads call one source"
+        self.hold.wait(WAIT_S)
+        self.inside -= 1
+        if self.error is not None:
+            raise self.error
+
+
+class Host:
+    def __init__(self, source: ScriptedSource) -> None:
+        self.source = source
+        self.made: list[ChangefeedInfo] = []
+        self.starts: list[int] = []
+        self.drops = 0
+        self.refusal: Exception | None = None
+
+    def new_source(self, info: ChangefeedInfo) -> ScriptedSource:
+        self.made.append(info)
+        return self.source
+
+    def started(self, info: ChangefeedInfo, start_ts: int) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.starts.append(start_ts)
+
+    def dropped(self, info: ChangefeedInfo) -> None:
+        self.drops += 1
+
+    def changed(self) -> None:
+        pass
+
+
+INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"], created_at=registry.now(), epoch=3)
+
+NewWorker = Callable[..., ChangefeedWorker]
+
+
+@pytest.fixture
+def source() -> ScriptedSource:
+    return ScriptedSource()
+
+
+@pytest.fixture
+def host(source: ScriptedSource) -> Host:
+    return Host(source)
+
+
+@pytest.fixture
+def new_worker(host: Host) -> Iterator[NewWorker]:
+    workers: list[ChangefeedWorker] = []
+
+    def start(info: ChangefeedInfo = INFO, duty: Duty = Duty.RUN, **options: object) -> ChangefeedWorker:
+        worker = ChangefeedWorker(info, duty, host, CONFIG, **options)  # type: ignore[arg-type]
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()
+    host.source.hold.set()
+    assert all(worker.join(WAIT_S) for worker in workers)
+
+
+def _wait(what: str, condition: Callable[[], object]) -> None:
+    wait_until(what, lambda: bool(condition()), WAIT_S)
+
+
+def test_the_first_start_is_stored_before_anything_runs(new_worker: NewWorker, host: Host) -> None:
+    """Where it starts is stored once; tables come sorted; nothing is advanced while nothing is stored."""
+    worker = new_worker()
+    _wait("it is polled", lambda: worker.view.retained_bytes == 77)
+    assert host.starts == [100]
+    assert worker.view.start_ts == 100
+    assert worker.view.table_ids is not None
+    assert worker.view.table_ids.tolist() == [1, 2]
+    assert (worker.view.source_ts, worker.view.error, worker.view.fatal) == (500, "", "")
+    assert host.source.advanced == []
+    worker.stored_checkpoint_ts = 250
+    _wait("the safepoint follows what is stored", lambda: host.source.advanced[-1:] == [250])
+
+
+def test_the_table_ids_stay_the_same_object_until_they_change(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """So that a tick sees at no cost that nothing has changed."""
+    worker = new_worker()
+    _wait("it is polled", lambda: worker.view.retained_bytes == 77)
+    first = worker.view.table_ids
+    polls = source.calls.count("tables")
+    _wait("two more polls", lambda: source.calls.count("tables") >= polls + 2)
+    assert worker.view.table_ids is first
+    source.names[3] = "public.c"
+    _wait("the new table", lambda: worker.view.table_ids is not None and len(worker.view.table_ids) == 3)
+
+
+def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:
+    """The tables that were known stay known; the retry starts from where it started before."""
+    worker = new_worker()
+    _wait("it is polled", lambda: worker.view.retained_bytes == 77)
+    source.error = OperatingError("cannot reach postgresql://u:secret@h/db")
+    _wait("the error", lambda: worker.view.error)
+    assert worker.view.error == "cannot reach postgresql://u:***@h/db"
+    assert worker.view.table_ids is not None
+    source.error = None
+    _wait("it recovers", lambda: not worker.view.error)
+    assert host.starts == [100]
+    assert host.made[-1].start_ts == 100
+    assert not worker.view.fatal
+
+
+def test_an_error_of_any_kind_is_the_changefeeds_alone(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """A plug-in may raise anything."""
+    source.error = ZeroDivisionError("oops")
+    worker = new_worker()
+    _wait("the error", lambda: worker.view.error == "ZeroDivisionError: oops")
+    assert worker.alive
+
+
+def test_a_slot_that_was_lost_is_fatal(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """Rows between the checkpoint and where the source can be read from are gone, and nobody goes on as if they were not."""
+    source.start_ts = 400
+    worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
+    _wait("it is fatal", lambda: worker.view.fatal)
+    assert "from 400 on" in worker.view.fatal
+    assert "up to 250" in worker.view.fatal
+    assert worker.view.table_ids is None
+
+
+def test_a_source_that_stands_behind_the_checkpoint_is_fine(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """The safepoint is behind what was stored, or just there."""
+    source.start_ts = 250
+    worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
+    _wait("it is polled", lambda: worker.view.retained_bytes == 77)
+    assert not worker.view.fatal
+
+
+def test_what_does_not_run_is_only_watched(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """A paused changefeed still says what it retains, and is neither started nor advanced."""
+    worker = new_worker(duty=Duty.WATCH, stored_checkpoint_ts=250)
+    _wait("it is polled", lambda: worker.view.retained_bytes == 77)
+    assert "start" not in source.calls
+    assert source.advanced == []
+
+
+def test_a_removal_is_tried_until_it_works(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:
+    """What could not be dropped is said meanwhile; then the changefeed is forgotten, once."""
+    source.error = OperatingError("slot is in use")
+    worker = new_worker(duty=Duty.DROP)
+    _wait("it says why", lambda: worker.view.error == "slot is in use")
+    assert host.drops == 0
+    source.error = None
+    assert worker.join(WAIT_S)
+    assert host.drops == 1
+
+
+def test_a_worker_ends_with_its_term(new_worker: NewWorker, host: Host) -> None:
+    """Who does not lead any more stores nothing."""
+    host.refusal = NotLeaderError("gone")
+    worker = new_worker()
+    assert worker.join(WAIT_S)
+    assert worker.view.start_ts == 0
+
+
+def test_one_thread_at_a_time_talks_to_a_source(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """A new worker waits for the call of the former one, through those between that were stopped before they began."""
+    source.hold.clear()
+    first = new_worker()
+    _wait("the call is under way", lambda: source.calls == ["start"])
+    first.stop()
+    second = new_worker(former=first)
+    second.stop()
+    third = new_worker(former=second)
+    _wait("it says so", lambda: "has not returned yet" in third.view.error)
+    assert source.calls == ["start"]
+    source.hold.set()
+    _wait("it is polled", lambda: third.view.retained_bytes == 77 and not third.view.error)
+    assert second.join(WAIT_S)

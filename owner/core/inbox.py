@@ -209,9 +209,16 @@ def adopt_strangers(core: Core, spans: SpanBlock, positions: Rows) -> Rows:
 
 
 def _failed(report: SpanReports, rows: Rows, counting: Rows) -> dict[int, str]:
-    """row -> error text, of the rows in which the reporter had a role and whose report counts; a text told again is neither."""
-    known = set(counting.tolist())
-    return {int(rows[position]): text for position, text in report.errors if int(rows[position]) in known}
+    """row -> error text, of the spans that have Stopped, where the reporter had a role and the report counts.
+
+    The text comes with Stopping already, and again until Stopped is acknowledged: it is one failure, and counts once.
+    """
+    known, stopped = set(counting.tolist()), TableState.STOPPED.code
+    return {
+        int(rows[position]): text
+        for position, text in report.errors
+        if report.states[position] == stopped and int(rows[position]) in known
+    }
 
 
 def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:

@@ -13,17 +13,19 @@ from tablewire.runtime.shutdown import EXIT_BUG, EXIT_SIGNAL_BASE, Shutdown, run
 
 TIMEOUT_S = 20.0
 
+# Two threads say something at once, so each does it in one write.
 GRACEFUL = """
+import os
 import sys
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
 logs.configure("json")
 shutdown = Shutdown()
 shutdown.install()
-shutdown.on_request(lambda: print("asked", flush=True))
+shutdown.on_request(lambda: os.write(1, b"asked\\n"))
 print("ready", flush=True)
 shutdown.wait()
-print("reason", shutdown.reason, flush=True)
+os.write(1, f"reason {shutdown.reason}\\n".encode())
 sys.stdin.read()
 """
 

@@ -46,6 +46,7 @@ SINK_IDLE_TIMEOUT_S = 15.0
 STALLS_SHOWN = 3
 CHANGEFEED = "demo"
 LEASE_TTL_MS = 3_000
+COUNTED_AS = "by the sink's PostgreSQL: a changed key is a delete and an insert, several changes of a row in one batch are one"
 METHOD = "by content: every column's text, ordered by key, both sides streamed and merged; never by counts"
 
 _TROUBLE = (StartError, StoryError, CliError, AdminError, TimeoutError, psycopg.Error, OSError)
@@ -266,6 +267,7 @@ def write_json(path: Path, report: Report) -> None:
         "rows_written": {**load.by_kind, "total": load.total, "transactions": load.transactions} if load else None,
         "rows_written_by_table": load.by_table if load else None,
         "rows_replicated": report.replicated,
+        "rows_replicated_as": COUNTED_AS,
         **report.acts,
         "events": report.events,
         "longest_standstill_s": round(measures.longest_standstill_s, 3),

@@ -79,6 +79,7 @@ class Observer:
         self.events = 0
         self.error = ""
         """Why it has stopped by itself: the source does not answer."""
+        self._writers: dict[int, str] = {}
         self._measuring_since = 0.0
         self._moved_at = 0.0
         self._checkpoint = 0
@@ -113,7 +114,7 @@ class Observer:
                     self.view = self._read(admin, source, before, fully=number % SLOW_EVERY == 0)
                     number += 1
                     self._measure(self.view)
-                    for event in changes(before, self.view):
+                    for event in changes(before, self.view, self._writers):
                         self.events += 1
                         self._on_event(event)
         except psycopg.Error as error:
@@ -191,8 +192,9 @@ class Observer:
         return now - times[index] if index < len(times) else 0.0
 
 
-def changes(before: View, after: View) -> list[str]:
-    """What happened between two readings, a sentence each."""
+def changes(before: View, after: View, writers: dict[int, str]) -> list[str]:
+    """What happened between two readings, a sentence each. writers: table -> who was last told to write it; kept up to date
+    here, so that a new owner, which learns all writers anew, is no news."""
     events: list[str] = []
     if before.answered and not after.answered:
         events.append("no owner leads")
@@ -203,23 +205,23 @@ def changes(before: View, after: View) -> list[str]:
             events.append(f"{after.node_of(capture)} joined as {capture}")
         elif state == "silent" and before.capture_states[capture] != "silent":
             events.append(f"{after.node_of(capture)} is silent")
-    for capture in before.capture_states:
-        if capture not in after.capture_states:
-            events.append(f"{after.node_of(capture)} is gone")
+    events += [f"{after.node_of(capture)} is gone" for capture in before.capture_states if capture not in after.capture_states]
     if after.changefeed is not None:
-        state = after.changefeed["state"]
+        state, error = after.changefeed["state"], after.changefeed["error"]
         if before.changefeed is None or before.changefeed["state"] != state:
-            error = after.changefeed["error"]
             events.append(f"changefeed {after.changefeed['changefeed']} is {state}{f': {error}' if error else ''}")
-    writers = {row["table_id"]: row for row in before.tables}
+    return events + _table_changes(before, after, writers)
+
+
+def _table_changes(before: View, after: View, writers: dict[int, str]) -> list[str]:
+    errors = {row["table_id"]: row["error"] for row in before.tables}
+    events = [
+        f"{row['table']}: {row['error']}" for row in after.tables if row["error"] and errors.get(row["table_id"]) != row["error"]
+    ]
     started: dict[str, list[str]] = {}
     for row in after.tables:
-        old = writers.get(row["table_id"])
-        if row["primary"] is None or row["state"] != "replicating":
-            continue
-        if old is None or old["primary"] != row["primary"] or old["state"] != "replicating":
-            started.setdefault(after.node_of(row["primary"]), []).append(str(row["table"] or row["table_id"]))
-        if row["error"] and (old is None or old["error"] != row["error"]):
-            events.append(f"{row['table']}: {row['error']}")
-    events += [f"{node} replicates {', '.join(sorted(names))}" for node, names in sorted(started.items())]
-    return events
+        writer = row["primary"]
+        if writer is not None and row["state"] == "replicating" and writers.get(row["table_id"]) != writer:
+            writers[row["table_id"]] = writer
+            started.setdefault(after.node_of(writer), []).append(str(row["table"] or row["table_id"]))
+    return events + [f"{node} replicates {', '.join(sorted(names))}" for node, names in sorted(started.items())]

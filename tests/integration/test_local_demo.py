@@ -120,8 +120,14 @@ def test_events_are_told_once() -> None:
     row: dict[str, Any] = {"table_id": 1, "table": "public.a", "state": "replicating", "primary": "c0", "error": None}
     before = View(1.0, True, "owner0", 5, {"c0": "processor0", "c1": "processor1"}, {"c0": "ready", "c1": "ready"}, (row,))
     after = View(2.0, True, "owner1", 9, before.captures, {"c1": "ready"}, ({**row, "primary": "c1"},))
-    assert changes(before, before) == []
-    assert changes(before, after) == ["owner1 leads (election 9)", "processor0 is gone", "processor1 replicates public.a"]
+    writers = {1: "c0"}
+    assert changes(before, before, writers) == []
+    assert changes(before, after, writers) == [
+        "owner1 leads (election 9)",
+        "processor0 is gone",
+        "processor1 replicates public.a",
+    ]
+    assert writers == {1: "c1"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -58,7 +58,7 @@ def channel_options() -> GrpcOptions:
 def server_options() -> GrpcOptions:
     return [
         *_SIZES,
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS * 5),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS * 2),

@@ -15,8 +15,6 @@ from tablewire.runtime import config as configuration
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
 
-EXIT_USAGE = 2
-
 
 def software_version() -> str:
     return importlib.metadata.version("tablewire")
@@ -64,7 +62,7 @@ def serve(files: tuple[str, ...], labels: tuple[str, ...], **flags: str | None) 
         config = configuration.load(ProcessorConfig, files=named, environ=os.environ, flags=given)
     except ConfigError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_USAGE)
+        sys.exit(EXIT_FAILED)
     sys.exit(run(config))
 
 

@@ -37,12 +37,36 @@ def set_option(command: Any) -> Any:
     )(command)
 
 
+_FLAGS = (
+    ("--cluster", "cluster", "NAME", "Name of the cluster."),
+    ("--id", "id", "NAME", "Name of this owner in lists."),
+    ("--etcd", "etcd.endpoints", "HOST:PORT,...", "The members of etcd."),
+    ("--host", "admin.host", "HOST", "Address that the admin API listens on."),
+    ("--port", "admin.port", "PORT", "Its port; 0 takes a free one."),
+    ("--advertise", "admin.advertise", "HOST:PORT", "Where others reach it, when that differs."),
+    ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
+    ("--http-port", "http.port", "PORT", "Their port; 0 takes a free one."),
+    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "How long etcd keeps a silent process."),
+    ("--log-level", "log.level", "LEVEL", "debug, info, warning or error."),
+    ("--log-format", "log.format", "FORMAT", "auto, json or console."),
+)
+"""(flag, key, metavar, help) of the keys that are given most."""
+
+
+def _flag_options(command: Any) -> Any:
+    for flag, key, metavar, text in reversed(_FLAGS):
+        command = click.option(flag, key.replace(".", "__"), metavar=metavar, help=text)(command)
+    return command
+
+
 @click.command("serve")
 @local
+@_flag_options
 @set_option
-def serve(_output: Output, settings: Settings, keys: dict[str, str]) -> None:
-    """Run an owner until SIGTERM."""
-    config, _ = owner_config(settings.config, keys)
+def serve(_output: Output, settings: Settings, keys: dict[str, str], **flags: str | None) -> None:
+    """Run an owner until SIGTERM. Every key: docs/configuration.md."""
+    named = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    config, _ = owner_config(settings.config, {**named, **keys})
     # Not at the top: a client command should not load what only a service needs.
     from owner.service import serve as serve_owner
 

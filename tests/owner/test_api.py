@@ -14,6 +14,7 @@ from owner.api import CHUNK_ROWS, WAITERS_MAX, clip
 from owner.forwarding import FORWARDED_KEY, RETRY_KEY
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.registry import ChangefeedInfo, LeaderRecord
+from tablewire.runtime.grpc import KEEPALIVE_INTERVAL_MS, open_channel
 from tablewire.source import CheckFailure
 from tablewire.types import ChangefeedID, Span
 from tablewire.v1 import admin_pb2 as pb
@@ -298,3 +299,12 @@ def test_passwords_never_leave_the_owner(view: AdminView, stub: Any) -> None:
     assert "secret" not in str(answer)
     assert {row.source_uri for row in answer.changefeeds} == {"postgresql://me:***@source/db"}
     assert {row.sink_uri for row in answer.changefeeds} == {"postgresql://me:${SINK_PASSWORD}@sink/db"}
+
+
+def test_a_silent_stream_outlasts_many_pings(view: AdminView, stack: ExitStack) -> None:
+    """Our clients ask every two seconds whether a connection is alive; the server must not take that for abuse."""
+    channel = stack.enter_context(open_channel(stack.enter_context(serving(view))))
+    stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+    wait_ms = 5 * KEEPALIVE_INTERVAL_MS
+    jobs = list(stub.MoveTable(pb.MoveTableRequest(table="1", target=target_of(view, 1), wait_ms=wait_ms), timeout=TIMEOUT_S))
+    assert [job.state for job in jobs] == ["pending"]

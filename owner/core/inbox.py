@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.replication import Reports, apply_reports, bare_reports, counted, note_reports, roles_of
+from owner.core.replication import (
+    Reports,
+    apply_reports,
+    bare_reports,
+    counted,
+    note_reports,
+    roles_of,
+    take_checkpoints,
+    writes_steadily,
+)
 from owner.core.state import Core
 from owner.core.tables import NO_ROW, REMOVING, Rows, Tables, Trouble
 from owner.core.transitions import Role
@@ -107,7 +116,7 @@ def _whole(core: Core, capture: Capture, chunk: SpanReports, follows: bool) -> S
 def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: int, restate: bool) -> None:
     """Rows are found, what does not count is left out, and the rules are applied; then the rows of this capture that are not
     steady and that the report leaves out are told again (restate) in the state that was last reported."""
-    tables, replication = core.tables, core.replication
+    tables = core.tables
     rows = rows_of_report(core, capture, report)
     found = rows != NO_ROW
     whole_truth = report.base == 0
@@ -116,20 +125,38 @@ def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: 
     else:
         reports = _reports(report, rows).take(found)
     _claim_everywhere(core, capture, reports, whole_truth)
+    if not report.errors and writes_steadily(tables, capture.index, reports).all():
+        take_checkpoints(tables, reports)
+    else:
+        _apply_counted(core, capture, report, reports, rows, echo)
+    take_stats(tables, capture, report.stats, rows)
+    if whole_truth:
+        _tell(core, capture, _without(tables.rows_touching(capture.index), reports.rows, tables.size), echo, absent=True)
+    elif restate:
+        _tell(core, capture, _without(unsteady_rows_of(tables, capture.index), reports.rows, tables.size), echo, absent=False)
+
+
+def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: Reports, rows: Rows, echo: int) -> None:
+    """The rules for what counts, a note of what does not."""
+    tables = core.tables
     roles = roles_of(tables, reports.rows, capture.index)
     mask = counted(tables, reports.rows, roles, capture.index, echo)
     failed = _failed(report, rows, reports.rows[mask & (roles != Role.NONE)]) if report.errors else {}
     if mask.all():
-        apply_reports(replication, capture.index, reports)
+        apply_reports(core.replication, capture.index, reports)
     else:
         note_reports(tables, capture.index, reports.take(~mask), roles[~mask])
-        apply_reports(replication, capture.index, reports.take(mask))
+        apply_reports(core.replication, capture.index, reports.take(mask))
     take_errors(core, capture, failed)
-    take_stats(tables, capture, report.stats, rows)
-    if whole_truth:
-        _tell(core, capture, np.setdiff1d(tables.rows_touching(capture.index), reports.rows), echo, absent=True)
-    elif restate:
-        _tell(core, capture, np.setdiff1d(unsteady_rows_of(tables, capture.index), reports.rows), echo, absent=False)
+
+
+def _without(rows: Rows, told: Rows, size: int) -> Rows:
+    """The rows that are not among those told."""
+    if not len(rows):
+        return rows
+    is_told = np.zeros(size, np.bool_)
+    is_told[told] = True
+    return rows[~is_told[rows]]
 
 
 def unsteady_rows_of(tables: Tables, capture: int) -> Rows:

@@ -100,7 +100,7 @@ def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> M
 def apply_reports(replication: Replication, capture: int, reports: Reports) -> None:
     """Applies counted reports of one capture."""
     tables, rows = replication.tables, reports.rows
-    writes = (tables.primary[rows] == capture) & (reports.states == TableState.REPLICATING.code) & tables.steady[rows]
+    writes = writes_steadily(tables, capture, reports)
     if writes.all():
         take_checkpoints(tables, reports)
         return
@@ -125,6 +125,13 @@ def apply_reports(replication: Replication, capture: int, reports: Reports) -> N
         mask = codes == code
         _perform(replication, capture, COMPILED.outcomes[code], reports.take(mask), roles[mask])
     tables.refresh_steady(rows)
+
+
+def writes_steadily(tables: Tables, capture: int, reports: Reports) -> Mask:
+    """Where a steady row's Primary goes on writing, so that there is nothing but progress; shape (len(reports.rows),)."""
+    rows = reports.rows
+    mask: Mask = (tables.primary[rows] == capture) & (reports.states == TableState.REPLICATING.code) & tables.steady[rows]
+    return mask
 
 
 def take_checkpoints(tables: Tables, reports: Reports) -> None:

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -353,20 +353,30 @@ class Cluster:
     def collect(self, target: Path) -> Path:
         """Copy all logs and configurations, and write what etcd holds, to `target`: what one needs after a failure."""
         target.mkdir(parents=True, exist_ok=True)
-        files: Sequence[Path] = [
-            *(path for node in self.nodes.values() for path in (node.log, node.config_file)),
-            *(server.log for server in self._postgres.values()),
-        ]
-        for path in files:
+        files = {f"{name}.log": node.log for name, node in self.nodes.items()}
+        files |= {f"{name}.toml": node.config_file for name, node in self.nodes.items()}
+        files |= {f"{name}.log": server.log for name, server in self._postgres.items()}
+        files |= {f"{member.name}.log": member.log for member in self.etcd.members}
+        for name, path in files.items():
             if path.exists():
-                shutil.copy(path, target / path.name)
-        for member in self.etcd.members:
-            if member.log.exists():
-                shutil.copy(member.log, target / f"{member.name}.log")
+                shutil.copy(path, target / name)
         dump = next((found for member in self.etcd.members if (found := member.dump()) is not None), None)
         text = json.dumps(dump, indent=1, sort_keys=True) if dump is not None else "no etcd member answered"
         (target / "etcd.json").write_text(text, encoding="utf-8")
+        (target / "owner.json").write_text(json.dumps(self._what_the_owner_says(), indent=1), encoding="utf-8")
         return target
+
+    def _what_the_owner_says(self) -> Json:
+        """Everything that the admin API can be asked for, as far as it answers."""
+        said: Json = {}
+        try:
+            said["status"] = self.admin.status()
+            said["captures"] = self.admin.captures()
+            said["changefeeds"] = self.admin.changefeeds()
+            said["tables"] = {row["changefeed"]: self.admin.tables(row["changefeed"]) for row in said["changefeeds"]}
+        except AdminError as error:
+            said["error"] = str(error)
+        return said
 
     def _config(self, kind: str, name: str) -> dict[str, Any]:
         config: dict[str, Any] = {

@@ -157,7 +157,7 @@ class TableWork:
     def status(self, collect_stats: bool) -> TableStatus:
         """Raises what the table failed with."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         checkpoint = self.checkpoint()
         stats = self._stats(checkpoint) if collect_stats else None
         return TableStatus(self.span, self.state, checkpoint, stats)

@@ -17,12 +17,13 @@ import psycopg
 from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
 from processor.postgres.sinks.bulk import BulkWriter
 from processor.postgres.sinks.connection import SinkConnection, sink_error
+from processor.postgres.sinks.copying import copy_rows, make_room
 from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, create_table
 from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.wire import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
-from tablewire.postgres.catalogue import TableSchema, describe_named_table
-from tablewire.postgres.connections import parse_uri, quote_name, server_name
+from tablewire.postgres.catalogue import TableSchema
+from tablewire.postgres.connections import parse_uri, server_name
 from tablewire.postgres.options import PostgresOptions
 from tablewire.types import TableID, Ts
 
@@ -216,9 +217,10 @@ class PostgresTransaction:
             self._require_row(connection.run([self._lock])[0].ntuples)
             row = positions.read_row(connection, session._changefeed, schema.full_name, for_update=False)
             assert row is not None
-            self._make_room(connection, schema, row)
+            may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session._options.existing_rows != "refuse"
+            make_room(connection, schema, may_empty)
+            copy_rows(connection, session._planner, schema, rows)
             columns = tuple(column.name for column in schema.columns)
-            self._copy(connection, schema, columns, rows)
             connection.execute(positions.columns_statement(session._changefeed, schema.full_name, columns))
             connection.execute(positions.snapshot_statement(session._changefeed, schema.full_name, position))
 
@@ -255,41 +257,3 @@ class PostgresTransaction:
             if row is None or row.columns != names:
                 connection.execute(positions.columns_statement(session._changefeed, self._schema.full_name, names))
         return plan
-
-    def _make_room(self, connection: SinkConnection, schema: TableSchema, row: positions.PositionRow) -> None:
-        """A first copy goes into an empty table. Rows of an earlier life of this changefeed go; anybody else's stay."""
-        result = connection.execute(f"SELECT EXISTS (SELECT FROM {schema.quoted})")[-1]
-        if result.get_value(0, 0) != b"t":
-            return
-        if row.snapshot != positions.SNAPSHOT_RELOAD and self._session._options.existing_rows == "refuse":
-            raise OperatingError(
-                f"table {schema.full_name} at the sink holds rows already: empty it, or create the changefeed with the source "
-                "option existing_rows=truncate, or without a snapshot"
-            )
-        target = describe_named_table(connection.connection, schema.schema, schema.name)
-        referenced = connection.execute(
-            f"SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = {target.table_id if target else 0}::oid LIMIT 1"
-        )[-1].ntuples
-        connection.execute(f"DELETE FROM {schema.quoted}" if referenced else f"TRUNCATE {schema.quoted}")
-
-    def _copy(self, connection: SinkConnection, schema: TableSchema, columns: Sequence[str], rows: Iterable[bytes]) -> None:
-        wires = self._session._planner.copy_types(connection, schema)
-        target = describe_named_table(connection.connection, schema.schema, schema.name)
-        names = ", ".join(map(quote_name, columns))
-        casts: list[str] = []
-        for name in columns:
-            there = target.column(name) if target is not None else None
-            if there is None:
-                raise OperatingError(f"table {schema.full_name}: the sink's table has no column {name} that can be written")
-            same = there.type_oid == wires[name].oid
-            kind = f"::{quote_name(there.type_schema)}.{quote_name(there.type_name)}"
-            casts.append(quote_name(name) + ("" if same else kind))
-        if casts == [quote_name(name) for name in columns]:
-            connection.copy_in(f"COPY {schema.quoted} ({names}) FROM STDIN (FORMAT binary)", rows)
-            return
-        definitions = ", ".join(f"{quote_name(name)} {wires[name].sql}" for name in columns)
-        connection.execute(f"CREATE TEMP TABLE tablewire_copy ({definitions}) ON COMMIT DROP")
-        connection.copy_in(f"COPY pg_temp.tablewire_copy ({names}) FROM STDIN (FORMAT binary)", rows)
-        connection.execute(
-            f"INSERT INTO {schema.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {', '.join(casts)} FROM pg_temp.tablewire_copy"
-        )

@@ -100,7 +100,7 @@ class TargetPlan:
         """A condition that picks exactly one of the rows that are, byte for byte, this one."""
         row = ", ".join(column.quoted for column in self.columns)
         values = ", ".join(column.value(first + at) for at, column in enumerate(self.columns))
-        return f"ctid = (SELECT ctid FROM {self.quoted} WHERE ROW({row}) *= ROW({values}) LIMIT 1)"
+        return f"ctid = (SELECT ctid FROM {self.quoted} WHERE ROW({row})::record *= ROW({values})::record LIMIT 1)"
 
 
 def create_table(connection: SinkConnection, schema: TableSchema) -> None:
@@ -109,7 +109,7 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
         return
     if not schema.columns:
         raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")
-    lines = [f"{quote_name(column.name)} {_ddl_type(connection, schema, column)}" for column in schema.columns]
+    lines = [f"{quote_name(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
     key = schema.primary_key or schema.identity
     if key:
         lines.append(f"PRIMARY KEY ({', '.join(map(quote_name, key))})")
@@ -121,7 +121,8 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
 
 
-def _ddl_type(connection: SinkConnection, schema: TableSchema, column: Column) -> str:
+def ddl_type(connection: SinkConnection, schema: TableSchema, column: Column) -> str:
+    """The column's type as DDL; OperatingError when the sink does not have it."""
     found = connection.execute(f"SELECT to_regtype({quote_text(column.type_text)}) IS NOT NULL")[-1]
     if found.get_value(0, 0) != b"t":
         raise OperatingError(
@@ -172,7 +173,7 @@ class TargetPlanner:
             self._target_column(connection, full_name, column, types, target.column(column.name)) for column in relation.columns
         )
         key = self._key(connection, schema, relation, target)
-        plan = TargetPlan(relation, schema.quoted, columns, key, _is_referenced(connection, target))
+        plan = TargetPlan(relation, schema.quoted, columns, key, is_referenced(connection, target))
         self._plans[relation.relation_id] = plan
         return plan
 
@@ -199,7 +200,7 @@ class TargetPlanner:
                     f"table {schema.full_name}: column {column.name} appeared and changed again before it was replicated; "
                     "add it at the sink to go on"
                 )
-            statement = f"ALTER TABLE {schema.quoted} ADD COLUMN {quote_name(column.name)} {_ddl_type(connection, schema, known)}"
+            statement = f"ALTER TABLE {schema.quoted} ADD COLUMN {quote_name(column.name)} {ddl_type(connection, schema, known)}"
             if known.missing_text is not None:
                 # Rows from before the column have this value at the source without ever having been written.
                 statement += f" DEFAULT {quote_text(known.missing_text)}"
@@ -302,6 +303,7 @@ def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequ
         )
 
 
-def _is_referenced(connection: SinkConnection, target: TableSchema) -> bool:
+def is_referenced(connection: SinkConnection, target: TableSchema) -> bool:
+    """Whether foreign keys of other tables point here."""
     result = connection.execute(f"SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = {target.table_id}::oid LIMIT 1")[-1]
     return bool(result.ntuples)

@@ -17,7 +17,6 @@ from tablewire.v1 import admin_pb2 as pb
 CHECKS_TIMEOUT_S = 60.0
 REMOVE_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.25
-SINK_PREFIX = "sink."
 
 
 @click.group("changefeed")
@@ -60,8 +59,22 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence
     help="schema.table with * and ?; '!pattern' excludes. Several, or separated by commas.",
 )
 @click.option("--no-snapshot", is_flag=True, help="Only changes from now on, without the rows that are there.")
-@click.option("--source-option", "source_options", multiple=True, callback=_pairs, metavar="NAME=VALUE")
-@click.option("--sink-option", "sink_options", multiple=True, callback=_pairs, metavar="NAME=VALUE")
+@click.option(
+    "--source-option",
+    "source_options",
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME=VALUE",
+    help="A setting of this changefeed; the plug-in of the source's scheme says which there are.",
+)
+@click.option(
+    "--sink-option",
+    "sink_options",
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME=VALUE",
+    help="The same, where it reads better: both are one set of names.",
+)
 @click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
 def create(
     session: Session,
@@ -75,13 +88,15 @@ def create(
     dry_run: bool,
 ) -> None:
     """Check everything, and start to replicate. Nothing is stored unless all checks hold; every failed one is named."""
+    if twice := sorted(source_options.keys() & sink_options.keys()):
+        raise click.UsageError(f"{twice[0]!r} is given both as --source-option and as --sink-option")
     request = pb.CreateChangefeedRequest(
         changefeed=changefeed,
         source_uri=source,
         sink_uri=sink,
         tables=[pattern.strip() for given in tables for pattern in given.split(",") if pattern.strip()],
         skip_snapshot=no_snapshot,
-        options={**source_options, **{SINK_PREFIX + name: value for name, value in sink_options.items()}},
+        options={**source_options, **sink_options},
         dry_run=dry_run,
     )
     answer = session.ask("CreateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))

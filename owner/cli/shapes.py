@@ -162,7 +162,7 @@ CHANGEFEED = Shape(
         _plain("skip_snapshot", "bool", "created with --no-snapshot"),
         _plain("start_ts", "int", "where it started; 0 = not yet"),
         _or_null("target_ts", "int", "where it ends"),
-        _texts("options", "as created; those of the sink begin with `sink.`"),
+        _texts("options", "as created, passwords hidden"),
         _plain("running", "bool", "the leader schedules it"),
         _plain("initialized", "bool", "the leader knows where every table is"),
         _plain("checkpoint_ts", "int", "everything at or before it is durable in the sink; 0 = cannot proceed"),

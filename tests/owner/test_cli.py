@@ -97,6 +97,7 @@ def test_an_error_in_json_is_an_object_on_stdout_and_a_line_on_stderr(owner: Own
         ["capture", "drain", "a", "--wait", "--cancel"],
         [*CREATE, "--source-option", "novalue"],
         [*CREATE, "--source-option", "a=1", "--source-option", "a=2"],
+        [*CREATE, "--source-option", "a=1", "--sink-option", "a=1"],
         ["table", "list", "--limit", "-1"],
         ["changefeed", "remove"],
     ],
@@ -262,9 +263,12 @@ def test_names_that_the_encoding_does_not_have_are_replaced(owner: Owner, view: 
 
 def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None:
     """The life of a changefeed from the outside."""
-    assert owner(*CREATE, "--sink-option", "batch_rows=5").stdout == "changefeed default/new created\n"
+    assert (
+        owner(*CREATE, "--sink-option", "sink_connections=5", "--source-option", "binary=off").stdout
+        == "changefeed default/new created\n"
+    )
     (stored,) = (info for info in view.store.list() if info.id == "new")
-    assert stored.options == {"sink.batch_rows": "5"}
+    assert stored.options == {"sink_connections": "5", "binary": "off"}
     assert owner("changefeed", "pause", "new").stdout == "changefeed default/new is stopped\n"
     assert "cannot pause: it is paused already" in failure(owner("changefeed", "pause", "new"))
     assert answer(owner("changefeed", "resume", "new", "-o", "json"))["state"] == "normal"

@@ -47,6 +47,8 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 CAMPAIGN_WAIT_S = 1.0
 STOP_TIMEOUT_S = 10.0
+HANGS_AFTER_S = 15.0
+"""Without a tick for this long /healthz says so."""
 
 _log = structlog.get_logger("owner.service")
 
@@ -212,7 +214,9 @@ class OwnerService:
 
     def _healthy(self) -> str:
         """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""
-        return ""
+        term = self._term
+        silence_s = term.silence_s() if term is not None and term.is_loaded else 0.0
+        return f"no tick for {silence_s:.0f} s" if silence_s > HANGS_AFTER_S else ""
 
     # -- OwnerView ----------------------------------------------------------------------------------------------------
 
@@ -225,7 +229,8 @@ class OwnerService:
         return self._owner_id
 
     def leadership(self) -> Leadership | None:
-        return self._election.leadership() if self._term is not None else None
+        term = self._term
+        return self._election.leadership() if term is not None and term.is_loaded else None
 
     def leader(self) -> LeaderRecord | None:
         return self._election.leader()

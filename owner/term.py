@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -86,11 +86,25 @@ class Term:
         self._silent_since: dict[CaptureID, float] = {}
         self._unreadable: dict[str, int] = {}
         self._watches: list[PrefixWatch] = []
+        self._lock = threading.Lock()
+        """Of what the watches say: `_captures`, `_stored`, `_statuses`, `_drains` and the revisions they stand at."""
+        self._revisions: dict[str, int] = {}
+        self._loaded = False
+        self._tick_at = time.monotonic()
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._stop_reason = ""
 
     # -- any thread ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it knows what etcd holds."""
+        return self._loaded
+
+    def silence_s(self) -> float:
+        """Seconds since the last round of ticks began."""
+        return time.monotonic() - self._tick_at
 
     @property
     def captures(self) -> Mapping[CaptureID, CaptureInfo]:
@@ -121,12 +135,14 @@ class Term:
         """Stores the target, then hands it over. NotLeaderError, EtcdError."""
         record = DrainRecord(capture_id=capture, requested_at=now())
         self._election.guarded_write([Put(etcd_keys.drain_key(self._config.cluster, capture), encode(record))])
-        self._drains |= {capture}
+        with self._lock:
+            self._drains |= {capture}
         self.poke()
 
     def cancel_drain(self, capture: CaptureID) -> None:
         self._election.guarded_write([], [etcd_keys.drain_key(self._config.cluster, capture)])
-        self._drains -= {capture}
+        with self._lock:
+            self._drains -= {capture}
         self.poke()
 
     # -- the tick's thread --------------------------------------------------------------------------------------------
@@ -140,7 +156,7 @@ class Term:
             run_thread("store", self._store)
             interval_s = self._config.tick.interval_ms / 1000
             while not (reason := self._doubt()):
-                started = time.monotonic()
+                started = self._tick_at = time.monotonic()
                 self._wake.clear()
                 self._reconcile()
                 for run in self._runs.values():
@@ -177,18 +193,36 @@ class Term:
             (etcd_keys.changefeeds_prefix(cluster), self._changefeeds_changed),
             (etcd_keys.drains_prefix(cluster), self._drains_changed),
         )
-        self._watches = [self._session.watch_prefix(prefix, changed, name="watch") for prefix, changed in places]
-        for watch, (_, changed) in zip(self._watches, places, strict=True):
+        changes = [self._in_order(prefix, changed) for prefix, changed in places]
+        self._watches = [
+            self._session.watch_prefix(prefix, change, name="watch") for (prefix, _), change in zip(places, changes, strict=True)
+        ]
+        for watch, change in zip(self._watches, changes, strict=True):
             while True:
                 if self._doubt():
                     return False
                 try:
                     # on_change runs after a waiter is woken: apply the state here too, or the first tick might see nothing.
-                    changed(watch.wait_loaded(LOAD_TIMEOUT_S))
+                    change(watch.wait_loaded(LOAD_TIMEOUT_S))
                     break
                 except EtcdError as error:
                     _log.warning("cannot_load", prefix=watch.prefix, reason=str(error))
+        self._loaded = True
         return True
+
+    def _in_order(self, prefix: str, changed: Callable[[PrefixState], bool]) -> Callable[[PrefixState], None]:
+        """`changed`, for states that are newer than what was applied of this prefix, one at a time. It says whether to tick."""
+
+        def apply(state: PrefixState) -> None:
+            with self._lock:
+                if state.revision <= self._revisions.get(prefix, 0):
+                    return
+                self._revisions[prefix] = state.revision
+                matters = changed(state)
+            if matters:
+                self.poke()
+
+        return apply
 
     def _reconcile(self) -> None:
         """Makes the runs fit the records, and tells the hub whom to call and what is active."""
@@ -234,7 +268,7 @@ class Term:
 
     # -- the watches' threads (and once the tick's) -------------------------------------------------------------------
 
-    def _captures_changed(self, state: PrefixState) -> None:
+    def _captures_changed(self, state: PrefixState) -> bool:
         captures, leases = {}, {}
         for item in state.entries.values():
             record = self._read(CaptureRecord, item)
@@ -246,9 +280,9 @@ class Term:
             _log.info("capture_joined", capture=capture, address=captures[capture].address)
         for capture in sorted(before.keys() - captures.keys()):
             _log.warning("capture_gone", capture=capture)
-        self.poke()
+        return True
 
-    def _changefeeds_changed(self, state: PrefixState) -> None:
+    def _changefeeds_changed(self, state: PrefixState) -> bool:
         stored: dict[ChangefeedID, Stored] = {}
         statuses: dict[ChangefeedID, ChangefeedStatus] = {}
         before = self._stored
@@ -270,14 +304,15 @@ class Term:
             if info is not None:
                 stored[changefeed] = Stored(info, item.mod_revision)
         self._statuses = MappingProxyType(statuses)
-        if stored != before:
-            self._stored = MappingProxyType(stored)
-            self.poke()
+        if stored == before:
+            return False  # a status alone, most likely our own
+        self._stored = MappingProxyType(stored)
+        return True
 
-    def _drains_changed(self, state: PrefixState) -> None:
+    def _drains_changed(self, state: PrefixState) -> bool:
         found = (etcd_keys.drain_of(self._config.cluster, key) for key in state.entries)
         self._drains = frozenset(capture for capture in found if capture is not None)
-        self.poke()
+        return True
 
     def _read(self, kind: type[_R], item: KeyValue) -> _R | None:
         try:

@@ -145,6 +145,7 @@ class AgentHost:
         self._owner_revision = 0
         self._sent = 0
         self._closing = False
+        self._round_at = clock()
         self._views: tuple[SlotView, ...] = ()
         self._jitter = random.Random()
 
@@ -157,6 +158,10 @@ class AgentHost:
     def held_spans(self) -> int:
         """How many spans the agents held after the last round."""
         return sum(sum(view.spans.values()) for view in self._views)
+
+    def silence_s(self) -> float:
+        """Seconds since the last round began: long when a call of an executor does not return."""
+        return self._clock() - self._round_at
 
     @property
     def exchanges(self) -> int:
@@ -173,6 +178,7 @@ class AgentHost:
         """Returns once `close` was called and no agent of this capture can write any more."""
         while True:
             self._server.wait(self._pause_s())
+            self._round_at = self._clock()
             for pending in self._server.take():
                 self._take(pending)
             self._take_results()

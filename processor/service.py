@@ -51,6 +51,8 @@ PEERS_POLL_S = 1.0
 QUIET_EXCHANGES = 3
 """How many turns of the owner must have found a leaving processor empty before it goes."""
 SERVER_GRACE_S = 0.5
+HANGS_AFTER_S = 15.0
+"""Without a round of the agents' loop for this long /healthz says so."""
 
 _log = structlog.get_logger("processor.service")
 
@@ -193,7 +195,12 @@ class ProcessorService:
     def healthy(self) -> str:
         """Why this process should be looked at; "" = fine. Losing etcd is no reason: restarting would not mend it."""
         capture = self._capture
-        stuck = [view for view in capture.host.views() if view.phase is SlotPhase.CLOSING and view.error] if capture else []
+        if capture is None:
+            return ""
+        silence_s = capture.host.silence_s()
+        if self._registered and silence_s > HANGS_AFTER_S:
+            return f"an executor has not returned from a call for {silence_s:.0f} s"
+        stuck = [view for view in capture.host.views() if view.phase is SlotPhase.CLOSING and view.error]
         return "; ".join(f"changefeed {view.changefeed} {view.error}" for view in stuck)
 
     # -- the main thread ----------------------------------------------------------------------------------------------

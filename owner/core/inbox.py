@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from owner.core.captures import Capture
+from owner.core.policies.tasks import note_failure
 from owner.core.replication import (
     Reports,
     apply_reports,
@@ -22,7 +23,7 @@ from owner.core.replication import (
     writes_steadily,
 )
 from owner.core.state import Core
-from owner.core.tables import NO_ROW, REMOVING, Rows, Tables, Trouble
+from owner.core.tables import NO_ROW, REMOVING, Rows, Tables
 from owner.core.transitions import Role
 from tablewire.types import (
     PROTOCOL_VERSION,
@@ -249,15 +250,11 @@ def _failed(report: SpanReports, rows: Rows, counting: Rows) -> dict[int, str]:
 
 
 def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
-    """An executor's error stopped these spans: wait, longer each time, and elsewhere first."""
+    """An executor's error stopped these spans."""
     for row, text in failed.items():
         if core.tables.state[row] == REMOVING:
             continue
-        attempts = core.tables.failures.get(row, 0) + 1
-        core.tables.failures[row] = attempts
-        wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
-        wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
-        core.tables.trouble[row] = Trouble(text, attempts, core.now_ms + wait_ms, capture.index)
+        note_failure(core, row, capture.index, text)
 
 
 def take_stats(tables: Tables, capture: Capture, stats: SpanStats, rows: Rows) -> None:
@@ -268,7 +265,10 @@ def take_stats(tables: Tables, capture: Capture, stats: SpanStats, rows: Rows) -
     mask[mask] = tables.primary[at[mask]] == capture.index
     at = at[mask]
     tables.puller_resolved_ts[at] = np.maximum(tables.puller_resolved_ts[at], stats.puller_resolved_ts[mask])
-    tables.in_snapshot[at] = stats.in_snapshot[mask] != 0
+    in_snapshot = stats.in_snapshot[mask] != 0
+    if (tables.in_snapshot[at] != in_snapshot).any():
+        tables.version += 1  # a steady report says so too, and the published view has to show it
+    tables.in_snapshot[at] = in_snapshot
 
 
 def _reports(report: SpanReports, rows: Rows) -> Reports:

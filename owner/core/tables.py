@@ -82,7 +82,7 @@ class Holder:
 
 @dataclass(slots=True)
 class Trouble:
-    """An executor's error of one row: not again before retry_at_ms, and elsewhere first."""
+    """An executor's error of one row, or a prepare that took too long: not again before retry_at_ms, and elsewhere first."""
 
     error: str
     attempts: int
@@ -147,7 +147,7 @@ class Tables:
         self.undetermined: dict[int, dict[int, Holder]] = {}
         self.trouble: dict[int, Trouble] = {}
         self.failures: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
-        self.version = 0  # grows when rows came or went
+        self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._capacity = _SMALLEST
         self._free: list[int] = []
         self._partial: dict[Span, int] = {}

@@ -17,6 +17,10 @@ class SchedulerConfig:
     error_backoff_initial_ms, error_backoff_max_ms: how long a span waits after an executor's error, doubling.
     error_forget_ms: a span that replicated this long without an error starts again with the shortest wait.
     spans_per_message: how many spans one dispatch message holds; more are sent as several messages.
+    prepare_timeout_ms: a prepare that takes longer is undone; the span stays where it was, or is tried elsewhere.
+    move_attempts: so many prepares of one move may end without success before it is refused.
+    brake_percent: when more than this share of the captures vanishes within brake_window_ms, spans are not placed anew before
+    brake_hold_ms have passed, or enough captures are back. brake_min_captures: with fewer captures there is no brake.
     """
 
     heartbeat_interval_ms: int = 100
@@ -31,6 +35,12 @@ class SchedulerConfig:
     error_backoff_max_ms: int = 60_000
     error_forget_ms: int = 60_000
     spans_per_message: int = 65_536
+    prepare_timeout_ms: int = 300_000
+    move_attempts: int = 3
+    brake_percent: int = 50
+    brake_window_ms: int = 10_000
+    brake_hold_ms: int = 30_000
+    brake_min_captures: int = 4
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -22,6 +22,7 @@ class MoveJob:
     cancel_requested: bool = False
     rows: list[int] | None = None
     numbers: list[int] = field(default_factory=list)  # of the rows, to notice that a row is another one now
+    attempts: dict[int, int] = field(default_factory=dict)  # prepares that were started, by row
 
     def end(self, state: QueryState, reason: str = "") -> None:
         self.state, self.reason = state, reason

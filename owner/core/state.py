@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from owner.core.brake import Brake
 from owner.core.captures import Capture, Captures
 from owner.core.config import SchedulerConfig
 from owner.core.jobs import DrainJob, MoveJob
@@ -54,6 +55,7 @@ class Core:
     tables: Tables = field(default_factory=Tables)
     captures: Captures = field(default_factory=Captures)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    brake: Brake = field(default_factory=Brake)
     replication: Replication = field(init=False)
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
     moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls

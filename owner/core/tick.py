@@ -20,7 +20,7 @@ from owner.core.inbox import take_messages
 from owner.core.policies.basic import add_missing, remove_unwanted, take_current_tables
 from owner.core.policies.drain import drain, settle_drains
 from owner.core.policies.move import move
-from owner.core.policies.tasks import Slots
+from owner.core.policies.tasks import Slots, undo_late
 from owner.core.replication import drop_removed, stopped_for_good
 from owner.core.state import Core
 from owner.core.transitions import Note
@@ -31,6 +31,7 @@ from tablewire.types import (
     CaptureInfo,
     DispatchTableRequest,
     Heartbeat,
+    LivenessState,
     Message,
     MessageBody,
     Span,
@@ -100,6 +101,8 @@ def tick(core: Core, given: TickInput) -> TickOutput:
     for capture in gone:
         core.chunks.pop(capture.index, None)
         stopped_for_good(replication, capture.index)
+    lost = [capture for capture in gone if capture.id not in core.drains and capture.liveness is LivenessState.ALIVE]
+    core.brake.tick(core.now_ms, sum(1 for _ in core.captures.alive()), len(lost), core.config)
     bootstrapped = try_open_gate(core)
     _drop(core)
     take_current_tables(core, given.current_tables)
@@ -147,7 +150,9 @@ def _run_policies(core: Core) -> None:
         job.taken_in = True
     ready = core.ready_captures()
     remove_unwanted(core)
-    add_missing(core, ready)
+    undo_late(core)
+    if not core.brake.is_on:
+        add_missing(core, ready)
     slots = Slots.of(core)
     drain(core, ready, slots)
     move(core, slots)

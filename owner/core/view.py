@@ -85,6 +85,7 @@ class Snapshot:
     silent: frozenset[int]
     ready: int
     everywhere: bool
+    brake: bool
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
     barrier: BarrierWithMinTs
 
@@ -193,6 +194,8 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
 
 
 def _why_absent(snapshot: Snapshot, position: int) -> StallReason:
+    if snapshot.brake:
+        return StallReason.BRAKE
     error = snapshot.errors.get(int(snapshot.roles.rows[position]))
     if error is not None and error[1] > snapshot.now_ms:
         return StallReason.BACKOFF
@@ -282,6 +285,7 @@ class Publisher:
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
             ready=len(core.ready_captures()),
             everywhere=bool(core.replication.everywhere),
+            brake=core.brake.is_on,
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
             barrier=core.barrier,
         )

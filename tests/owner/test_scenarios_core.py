@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from owner.scheduler import SchedulerConfig
 from tablewire.testing import Deliver
 from tablewire.types import (
     DispatchAction,
@@ -277,3 +278,54 @@ def test_scenario_27_not_all_on_the_first_that_answers() -> None:
     world.paused.clear()
     world.settle()
     assert sorted(view.spans for view in world.snapshot.captures) == [10, 10, 10]
+
+
+def test_scenario_08_a_prepare_that_never_ends_is_undone() -> None:
+    """A move that hangs in Prepare is undone at its deadline, tried again, and refused in the end; a drain goes elsewhere."""
+    world = World(tables=[1])
+    world.config = SchedulerConfig(prepare_timeout_ms=1_000)
+    world.elect()
+    world.settle()
+    source = world.primary(1)
+    hung = other(world, source)
+    world.executors[hung].hang("prepare")
+    query = world.scheduler.move_table(1, hung)
+    world.until(lambda: query.state is QueryState.REFUSED, ticks=200)
+    assert "did not get ready" in query.reason
+    assert "3 attempts" in query.reason
+    assert world.primary(1) == source
+    world.scheduler.drain_capture(source)
+    world.until(lambda: world.scheduler.drain_capture(source) == 0, ticks=200)
+    assert world.primary(1) not in (source, hung)
+
+
+def test_a_prepare_that_never_ends_is_tried_elsewhere() -> None:
+    """A new table whose capture does not get ready goes to another one."""
+    world = World(tables=[])
+    world.config = SchedulerConfig(prepare_timeout_ms=1_000)
+    world.elect()
+    world.run(3)
+    world.executors["a"].hang("prepare")
+    world.tables = [1, 2, 3]
+    world.until(lambda: {view.primary for view in world.snapshot.spans} == {"b", "c"}, ticks=100)
+
+
+def test_mass_loss_is_braked() -> None:
+    """When most captures vanish at once, what runs goes on and the rest waits; it resumes when they are back, or in time."""
+    world = World(captures=["a", "b", "c", "d"], tables=range(1, 9))
+    world.settle()
+    for capture in ("b", "c", "d"):
+        world.die(capture)
+    world.run(20)
+    assert world.snapshot.stalls() == {StallReason.BRAKE: 6}
+    assert len([view for view in world.snapshot.spans if view.primary == "a"]) == 2
+    for capture in ("e", "f"):
+        world.join(capture)
+    world.settle()
+    assert world.snapshot.stalls() == {}
+    world.run(200)
+    for capture in ("a", "e"):
+        world.die(capture)
+    world.join("g")
+    world.join("h")
+    world.settle()

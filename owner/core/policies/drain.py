@@ -41,7 +41,9 @@ def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots)
     for row in rows.tolist():
         if not slots.free_from(capture.index):
             return
-        target = placement.least(never={capture.index} | slots.full())
+        never = {capture.index} | slots.full() | set(tables.undetermined.get(row, ()))
+        trouble = tables.trouble.get(row)
+        target = placement.least(never, rather_not=set() if trouble is None else {trouble.capture})
         if target == NOBODY:
             return
         prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_DRAIN)

@@ -109,6 +109,13 @@ def _go_on(core: Core, job: MoveJob, slots: Slots) -> None:
         _undo(core, job)
         job.end(QueryState.REFUSED, why_not)
         return
+    given_up = [row for row in rows if _gave_up(core, job, row, capture.index)]
+    if given_up:
+        _undo(core, job)
+        span, last = tables.span(given_up[0]), tables.trouble.get(given_up[0])
+        why = f": {last.error}" if last is not None else ""
+        job.end(QueryState.REFUSED, f"span {span} did not get ready at {job.target} in {core.config.move_attempts} attempts{why}")
+        return
     waiting = [_start(core, job, row, capture.index, slots) for row in rows if not _at_target(core, row, capture.index)]
     if not waiting:
         job.end(QueryState.DONE)
@@ -123,6 +130,9 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
     tables = core.tables
     if int(tables.secondary[row]) == target or int(tables.primary[row]) == target:
         return ""
+    holders = tables.undetermined.get(row, {})
+    if target in holders:
+        return f"the target has not let go of span {tables.span(row)} yet"
     if not tables.steady[row]:
         state = core.tables.row(row).state
         return f"span {tables.span(row)} has a task under way ({state})"
@@ -130,5 +140,12 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
     if not slots.free_from(source) or target in slots.full():
         return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
     prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_MOVE)
+    job.attempts[row] = job.attempts.get(row, 0) + 1
     slots.take(source, target)
     return ""
+
+
+def _gave_up(core: Core, job: MoveJob, row: int, target: int) -> bool:
+    """Every attempt was made, and none is under way."""
+    touched = target in (int(core.tables.primary[row]), int(core.tables.secondary[row]))
+    return not touched and job.attempts.get(row, 0) >= core.config.move_attempts

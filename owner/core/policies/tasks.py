@@ -18,6 +18,7 @@ from owner.core.tables import (
     TASK_MOVE,
     TASK_NONE,
     Rows,
+    Trouble,
 )
 from tablewire.types import DispatchAction
 
@@ -72,3 +73,24 @@ def undo_prepare(core: Core, rows: Rows) -> None:
     tables.set_state(rows[~writes], ABSENT, core.now_ms)
     tables.task[rows] = TASK_NONE
     tables.refresh_steady(rows)
+
+
+def undo_late(core: Core) -> None:
+    """A prepare that outlived its deadline is undone: the span stays where it was, or is placed again, elsewhere first."""
+    tables, size = core.tables, core.tables.size
+    mask = (tables.state[:size] == PREPARE) & (tables.state_since_ms[:size] < core.now_ms - core.config.prepare_timeout_ms)
+    if not mask.any():
+        return
+    rows = np.flatnonzero(mask & (tables.secondary[:size] != NOBODY))
+    for row, capture in zip(rows.tolist(), tables.secondary[rows].tolist(), strict=True):
+        note_failure(core, row, capture, f"not ready within {core.config.prepare_timeout_ms} ms")
+    undo_prepare(core, rows)
+
+
+def note_failure(core: Core, row: int, capture: int, text: str) -> None:
+    """The span did not work out at this capture: wait, longer each time, and elsewhere first."""
+    attempts = core.tables.failures.get(row, 0) + 1
+    core.tables.failures[row] = attempts
+    wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
+    wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
+    core.tables.trouble[row] = Trouble(text, attempts, core.now_ms + wait_ms, capture)

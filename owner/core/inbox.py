@@ -19,8 +19,7 @@ from owner.core.replication import (
     counted,
     note_reports,
     roles_of,
-    take_checkpoints,
-    writes_steadily,
+    take_steady,
 )
 from owner.core.state import Core
 from owner.core.tables import NO_ROW, REMOVING, Rows, Tables
@@ -126,9 +125,7 @@ def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: 
     else:
         reports = _reports(report, rows).take(found)
     _claim_everywhere(core, capture, reports, whole_truth)
-    if not report.errors and writes_steadily(tables, capture.index, reports).all():
-        take_checkpoints(tables, reports)
-    else:
+    if report.errors or not take_steady(tables, capture.index, reports):
         _apply_counted(core, capture, report, reports, rows, echo)
     take_stats(tables, capture, report.stats, rows)
     if whole_truth:

@@ -28,6 +28,8 @@ from tablewire.types import U8, U64, DispatchAction, ReplicationState, TableStat
 
 EPOCH_SHIFT = 20
 STOPPED = TableState.STOPPED.code
+SLICED_ROWS_MIN = 64
+"""Runs of fewer rows than this on average are gathered and scattered instead."""
 TABLE_ABSENT = TableState.ABSENT.code
 WRITING = np.array([TableState.REPLICATING.code, TableState.STOPPING.code, STOPPED], np.uint8)
 
@@ -132,6 +134,53 @@ def writes_steadily(tables: Tables, capture: int, reports: Reports) -> Mask:
     rows = reports.rows
     mask: Mask = (tables.primary[rows] == capture) & (reports.states == TableState.REPLICATING.code) & tables.steady[rows]
     return mask
+
+
+def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
+    """Takes the progress of a report that brings nothing else; False, and nothing is done, when it brings more.
+
+    An agent reports its spans in the order in which it got them, which is mostly that of the rows: runs of neighbouring rows are
+    then read and written as slices, at the speed of memory.
+    """
+    rows = reports.rows
+    if len(rows) < SLICED_ROWS_MIN:
+        if not writes_steadily(tables, capture, reports).all():
+            return False
+        take_checkpoints(tables, reports)
+        return True
+    if not (reports.states == TableState.REPLICATING.code).all():
+        return False
+    runs = _runs(rows)
+    if len(runs) * SLICED_ROWS_MIN > len(rows):
+        if not writes_steadily(tables, capture, reports).all():
+            return False
+        take_checkpoints(tables, reports)
+        return True
+    for first, _, _, count in runs:
+        at = slice(first, first + count)
+        if not (tables.primary[at] == capture).all() or not tables.steady[at].all():
+            return False
+    has_synced = bool(reports.last_synced_ts.any())
+    for first, start, end, count in runs:
+        at = slice(first, first + count)
+        checkpoint, resolved = tables.checkpoint_ts[at], tables.resolved_ts[at]
+        np.maximum(checkpoint, reports.checkpoint_ts[start:end], out=checkpoint)
+        np.maximum(resolved, reports.resolved_ts[start:end], out=resolved)
+        np.maximum(resolved, checkpoint, out=resolved)
+        if has_synced:
+            synced = tables.last_synced_ts[at]
+            np.maximum(synced, reports.last_synced_ts[start:end], out=synced)
+    return True
+
+
+def _runs(rows: Rows) -> list[tuple[int, int, int, int]]:
+    """Runs of neighbouring rows: (first row, start and end among the rows, count)."""
+    breaks = np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1
+    if len(breaks) * SLICED_ROWS_MIN > len(rows):
+        return [(0, 0, 0, 0)] * (len(breaks) + 1)  # too many to be worth it
+    starts = [0, *breaks.tolist()]
+    ends = [*breaks.tolist(), len(rows)]
+    return [(int(rows[start]), start, end, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def take_checkpoints(tables: Tables, reports: Reports) -> None:

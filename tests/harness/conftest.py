@@ -1,13 +1,13 @@
 """The multi-node harness: clusters of real processes, a load on them, and what is kept when a test fails.
 
 `cluster(etcd=3, owners=2, processors=3)` starts one; everything that `deploy.local.cluster.Cluster` takes may be said. After a
-failure the logs of all nodes and what etcd holds lie in `.runs/<test>`, which the report names.
+failure the logs of all nodes and what etcd holds lie in `.runs/<test>-<pid>`, which the report names.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +47,8 @@ def pytest_runtest_makereport(
     """Collect the logs of a failed test's clusters while they still run."""
     report = yield
     if report.failed and report.when in ("setup", "call"):
-        folder = ROOT / ".runs" / re.sub(r"[^\w.-]+", "_", item.name)
-        shutil.rmtree(folder, ignore_errors=True)
+        name = re.sub(r"[^\w.-]+", "_", item.name)
+        folder = ROOT / ".runs" / f"{name}-{os.getpid()}"
         for number, cluster in enumerate(item.stash.get(_CLUSTERS, [])):
             cluster.collect(folder / str(number))
             report.sections.append(("cluster", f"logs and etcd dump: {folder / str(number)}"))

@@ -225,6 +225,43 @@ def test_a_processor_that_the_owner_cannot_reach_keeps_its_tables(new_world: New
     world.audit(*TABLES)
 
 
+def test_scenario_22_a_drain_survives_the_leader(new_world: NewWorld) -> None:
+    """The target stands in etcd: the next leader goes on draining, gives it nothing new, and forgets it when it has left."""
+    world = new_world(owners=2, processors=2)
+    target = world.capture_of("processor0")
+    leader = world.cluster.wait_for_leader()
+    world.cluster.owner_json("capture", "drain", target)
+    world.cluster.kill(leader)
+    world.cluster.wait_for_leader(other_than=leader)
+    world.cluster.wait("all tables have left", lambda: target not in world.primaries().values(), WAIT_S)
+    world.set_tables(*(f"public.t{number}" for number in range(1, 11)))
+    world.wait_steady(10)
+    assert target not in world.primaries().values()
+    assert [row["draining"] for row in world.cluster.admin.captures() if row["id"] == target] == [True]
+    world.audit(*TABLES)
+    assert world.cluster.terminate("processor0", timeout_s=WAIT_S) == 0
+    wait_until("the drain is forgotten", lambda: '"drain_ended"' in world.log(_other_owner(world, leader)), WAIT_S)
+
+
+def test_the_loss_of_one_etcd_member_is_not_noticed(new_world: NewWorld) -> None:
+    """Whichever member a process speaks to: nobody loses a lease, no table stops or moves."""
+    world = new_world(etcd=3, owners=2, processors=2)
+    before, leader = world.primaries(), world.cluster.wait_for_leader()
+    for member in ("etcd0", "etcd1", "etcd2"):
+        world.cluster.kill(member)
+        since = now_ms()
+        world.wait_written(*TABLES, after_ms=since + int(TTL_S * 1_000))
+        world.cluster.start_node(member)
+    assert world.primaries() == before
+    assert world.cluster.leader() == leader
+    assert "registration_lost" not in world.log("processor0") + world.log("processor1")
+    world.audit(*TABLES)
+
+
+def _other_owner(world: CounterWorld, owner: str) -> str:
+    return next(name for name in world.cluster.owners if name != owner)
+
+
 def test_scenario_05_a_silent_processor_is_given_up_in_the_end(new_world: NewWorld) -> None:
     """etcd hears it and the owner does not: its registration is taken away, its tables go on elsewhere, it comes back anew."""
     world = new_world(

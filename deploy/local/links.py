@@ -194,6 +194,8 @@ class Connection:
         self._loop.wake_at(self, next_due)
 
     def on_event(self, end: socket.socket, mask: int) -> None:
+        if self._closed:  # by an earlier event of this round
+            return
         try:
             if not self._connected:
                 self._finish_dialling()
@@ -341,9 +343,7 @@ class ProxyLoop:
             if self._wakers:
                 timeout = max(0.0, min(self._wakers.values()) - time.monotonic())
             for key, mask in self.selector.select(timeout):
-                # An event of this round may have closed the socket of a later one.
-                if key.fileobj in (known := self.selector.get_map()) and known[key.fileobj] is key:
-                    key.data(mask)
+                key.data(mask)
             now = time.monotonic()
             for connection in [c for c, due in self._wakers.items() if due <= now]:
                 self._wakers.pop(connection, None)

@@ -104,6 +104,8 @@ class TcpProxy:
         self.close()
 
     def _accept(self) -> None:
+        if not self._open:
+            return
         try:
             client, address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):

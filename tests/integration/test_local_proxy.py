@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -225,3 +226,16 @@ def test_many_proxies_share_one_thread(echo: Echo) -> None:
     for client in clients:
         client.close()
     loop.close()
+
+
+def test_connections_that_end_in_one_round_do_not_end_the_proxies(proxy: TcpProxy) -> None:
+    """Many ends reset at once: what was closed by the first event of a round is not touched by the next."""
+    for _ in range(20):
+        clients = [dial(proxy) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"a")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for client in clients:
+            client.close()
+    exchange(proxy)
+    wait_until("all connections are gone", lambda: proxy.link.connections <= 1, WAIT_S)

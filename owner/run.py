@@ -68,6 +68,7 @@ class ChangefeedRun:
         self._owner_id = owner_id
         self._owner_revision = owner_revision
         self._drains: frozenset[CaptureID] = frozenset()
+        self._cluster_load: Mapping[CaptureID, float] = {}
 
     @property
     def changefeed(self) -> ChangefeedID:
@@ -110,14 +111,20 @@ class ChangefeedRun:
         self.stored_watermark = watermark
         self.worker.stored_checkpoint_ts = watermark.checkpoint_ts
 
+    def load(self) -> Mapping[CaptureID, float]:
+        """The weight of this changefeed on each capture, as its last tick left it."""
+        scheduler = self.scheduler
+        return {view.id: float(view.spans) for view in scheduler.snapshot().captures} if scheduler is not None else {}
+
     def tick(
         self,
         captures: Mapping[CaptureID, CaptureInfo],
         drains: Set[CaptureID],
+        loads: Mapping[CaptureID, float],
         new_transport: NewTransport,
         config: SchedulerConfig,
     ) -> None:
-        """One tick, once it is known where it starts and which tables there are."""
+        """One tick, once it is known where it starts and which tables there are. loads: of all changefeeds, this one too."""
         view = self.worker.view
         if self.active is None or view.table_ids is None:
             return
@@ -129,10 +136,13 @@ class ChangefeedRun:
                 changefeed_epoch=self.epoch,
                 transport=new_transport(self.changefeed, self.epoch),
                 config=config,
+                cluster_load=lambda: self._cluster_load,
             )
             _log.info("changefeed_scheduled", changefeed=str(self.changefeed), epoch=self.epoch, tables=len(view.table_ids))
         scheduler = self.scheduler
         self._hand_over_drains(scheduler, drains)
+        own = self.load()
+        self._cluster_load = {capture: load - own.get(capture, 0.0) for capture, load in loads.items()}
         bound = self.stored.info.target_ts or TS_MAX
         if not len(view.table_ids):
             # Nothing is left to do up to where the source was when it had no table; TS_MAX would make a later table start there.

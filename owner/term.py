@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
@@ -159,8 +160,11 @@ class Term:
                 started = self._tick_at = time.monotonic()
                 self._wake.clear()
                 self._reconcile()
+                loads: Counter[CaptureID] = Counter()
                 for run in self._runs.values():
-                    run.tick(self._captures, self._drains, self._hub.transport, self._scheduler_config)
+                    loads.update(run.load())
+                for run in self._runs.values():
+                    run.tick(self._captures, self._drains, loads, self._hub.transport, self._scheduler_config)
                 took_s = time.monotonic() - started
                 self._metrics.tick_seconds.observe(took_s)
                 self._wake.wait(max(0.0, interval_s - took_s))

@@ -125,6 +125,20 @@ def test_pause_stops_resume_goes_on_and_remove_leaves_nothing(new_world: NewWorl
     world.cluster.wait("the other one goes on", lambda: world.writes(1, other)[-1].at_ms > since, WAIT_S)
 
 
+def test_changefeeds_are_placed_with_a_view_of_each_other(new_world: NewWorld) -> None:
+    """Three tables each on two processors: two and one, then one and two, so that the cluster is even."""
+    world = new_world(processors=2)
+    other = world.folder / "other"
+    other.mkdir()
+    world.set_tables("public.a", "public.b", "public.c")
+    world.create()
+    world.wait_steady(3)
+    world.create("two", sink=other)
+    world.wait_steady(3, "two")
+    held = [*world.primaries().values(), *world.primaries("two").values()]
+    assert sorted(held.count(capture) for capture in world.cluster.captures().values()) == [3, 3]
+
+
 def test_a_changefeed_that_was_removed_can_be_created_again(new_world: NewWorld) -> None:
     """The new one starts above all epochs of the former, so that its sink lets it write."""
     world = new_world()

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from owner.core.config import SchedulerConfig
-from owner.core.jobs import DrainJob, MoveJob, PlannedMove
+from owner.core.jobs import DrainJob, MoveJob, PlannedMove, RebalanceJob, RebalancePlan
 from owner.core.splitter import Splitter, WholeTables
 from owner.core.state import Core, Identity
 from owner.core.tick import Facts, TickInput, tick
@@ -160,11 +160,11 @@ class _Scheduler:
         self._ticking = threading.Lock()
         self._closed = False
         self._lock = threading.Lock()  # of what stands below
-        self._waiting: deque[MoveJob | DrainJob | _CancelDrain] = deque()
+        self._waiting: deque[MoveJob | DrainJob | RebalanceJob | _CancelDrain] = deque()
         self._cancels: deque[Query] = deque()
         self._queries: deque[Query] = deque(maxlen=QUERIES_KEPT)
         self._drains: dict[CaptureID, Query] = {}  # standing, by target
-        self._jobs: dict[Query, MoveJob | DrainJob] = {}
+        self._jobs: dict[Query, MoveJob | DrainJob | RebalanceJob] = {}
         self._next_key = 1
         self._publisher = Publisher()
         self._facts: Facts | None = None
@@ -236,15 +236,16 @@ class _Scheduler:
         return self._move(span.table_id, span, target, f"span {span}")
 
     def rebalance(self) -> Query:
-        query = Query(QueryKind.REBALANCE, None)
-        query.settle(QueryState.REFUSED, "rebalance is not in this version")
+        """Asks for even loads by the fewest moves; DONE when nothing is left. A newer one replaces an older one."""
         with self._lock:
-            self._queries.append(query)
+            self._refuse_closed()
+            query = Query(QueryKind.REBALANCE, None, on_cancel=self._ask_cancel)
+            self._enqueue(RebalanceJob(self._key()), query)
         return query
 
-    def plan_rebalance(self) -> Sequence[PlannedMove]:
-        """What a rebalance would move: nothing in this version, which refuses to rebalance."""
-        return ()
+    def plan_rebalance(self) -> RebalancePlan:
+        """What a rebalance would move now, and the loads before and after; changes nothing."""
+        return self._snapshot.plan_rebalance()
 
     def drain_capture(self, target: CaptureID) -> int:
         snapshot = self._snapshot
@@ -306,7 +307,7 @@ class _Scheduler:
                 self._enqueue(MoveJob(self._key(), table_id, span, target), query)
         return query
 
-    def _enqueue(self, job: MoveJob | DrainJob, query: Query) -> None:
+    def _enqueue(self, job: MoveJob | DrainJob | RebalanceJob, query: Query) -> None:
         self._jobs[query] = job
         self._waiting.append(job)
         self._queries.append(query)
@@ -343,12 +344,21 @@ class _Scheduler:
                     self._core.moves.append(job)
                 elif isinstance(job, DrainJob):
                     self._core.drains[job.target] = job
+                elif isinstance(job, RebalanceJob):
+                    self._begin_rebalance(job)
                 else:
                     self._end_drain(job)
             for query in cancels:
-                move = self._jobs.get(query)
-                if isinstance(move, MoveJob):
-                    move.cancel_requested = True
+                asked = self._jobs.get(query)
+                if isinstance(asked, MoveJob | RebalanceJob):
+                    asked.cancel_requested = True
+
+    def _begin_rebalance(self, job: RebalanceJob) -> None:
+        """A rebalance that is still under way is replaced: the newer one starts from what is now."""
+        former = self._core.balancer.job
+        if former is not None:
+            former.end(QueryState.CANCELLED, "a newer rebalance took its place")
+        self._core.balancer.job = job
 
     def _end_drain(self, cancel: _CancelDrain) -> None:
         drain = self._core.drains.pop(cancel.target, None)

@@ -19,6 +19,12 @@ class SchedulerConfig:
     spans_per_message: how many spans one dispatch message holds; more are sent as several messages.
     prepare_timeout_ms: a prepare that takes longer is undone; the span stays where it was, or is tried elsewhere.
     move_attempts: so many prepares of one move may end without success before it is refused.
+    rows_per_s_per_weight, bytes_per_s_per_weight: a span weighs 1, and 1 more for each such rate, whichever gives more.
+    balance_interval_ms: how long placement has been quiet before loads are evened out without being asked; 0: never.
+    balance_start_percent: how far above the mean the most loaded capture is before that begins; balance_stop_percent: how near
+    the mean is good enough, for this and for rebalance. move_cooldown_ms: a span that was moved stays where it is for so long,
+    unless an operator moves or rebalances.
+    audit_interval_ms: how often what a capture says it holds is compared with what is known of it.
     brake_percent: when more than this share of the captures vanishes within brake_window_ms, spans are not placed anew before
     brake_hold_ms have passed, or enough captures are back. brake_min_captures: with fewer captures there is no brake.
     """
@@ -37,6 +43,13 @@ class SchedulerConfig:
     spans_per_message: int = 65_536
     prepare_timeout_ms: int = 300_000
     move_attempts: int = 3
+    rows_per_s_per_weight: int = 100
+    bytes_per_s_per_weight: int = 100_000
+    balance_interval_ms: int = 60_000
+    balance_start_percent: int = 20
+    balance_stop_percent: int = 5
+    move_cooldown_ms: int = 600_000
+    audit_interval_ms: int = 10_000
     brake_percent: int = 50
     brake_window_ms: int = 10_000
     brake_hold_ms: int = 30_000
@@ -45,7 +58,10 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"SchedulerConfig.{field.name} must be a whole number of at least 1, not {value!r}")
+            least = 0 if field.name == "balance_interval_ms" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"SchedulerConfig.{field.name} must be a whole number of at least {least}, not {value!r}")
         if self.error_backoff_max_ms < self.error_backoff_initial_ms:
             raise ValueError("SchedulerConfig.error_backoff_max_ms must not be below error_backoff_initial_ms")
+        if self.balance_start_percent <= self.balance_stop_percent:
+            raise ValueError("SchedulerConfig.balance_start_percent must be above balance_stop_percent")

@@ -127,7 +127,7 @@ def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: 
     _claim_everywhere(core, capture, reports, whole_truth)
     if report.errors or not take_steady(tables, capture.index, reports):
         _apply_counted(core, capture, report, reports, rows, echo)
-    take_stats(tables, capture, report.stats, rows)
+    take_stats(core, capture, report.stats, rows)
     if whole_truth:
         _tell(core, capture, _without(tables.rows_touching(capture.index), reports.rows, tables.size), echo, absent=True)
     elif restate:
@@ -254,7 +254,9 @@ def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
         note_failure(core, row, capture.index, text)
 
 
-def take_stats(tables: Tables, capture: Capture, stats: SpanStats, rows: Rows) -> None:
+def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> None:
+    """What a capture says of spans that it writes; rates become weights."""
+    tables, config = core.tables, core.config
     if not len(stats.rows):
         return
     at = rows[stats.rows]
@@ -266,6 +268,11 @@ def take_stats(tables: Tables, capture: Capture, stats: SpanStats, rows: Rows) -
     if (tables.in_snapshot[at] != in_snapshot).any():
         tables.version += 1  # a steady report says so too, and the published view has to show it
     tables.in_snapshot[at] = in_snapshot
+    rate = np.maximum(
+        stats.rows_per_s[mask] / config.rows_per_s_per_weight, stats.bytes_per_s[mask] / config.bytes_per_s_per_weight
+    )
+    tables.weight_told[at] = 1 + np.where(in_snapshot, 0, rate)
+    tables.weights_settled = False
 
 
 def _reports(report: SpanReports, rows: Rows) -> Reports:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from tablewire.types import CaptureID, QueryState, Span, TableID
 
@@ -43,11 +45,47 @@ class DrainJob:
         self.state, self.reason = state, reason
 
 
+@dataclass(slots=True)
+class RebalanceJob:
+    """Even the loads out, by the fewest moves; it ends when nothing is left to move, and leaves nothing armed."""
+
+    key: int
+    state: QueryState = QueryState.PENDING
+    reason: str = ""
+    cancel_requested: bool = False
+    moved: int = 0
+
+    def end(self, state: QueryState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedMove:
-    """What a dry run would do with one span, and why."""
+    """What a dry run would do with one span, and why. source, target: captures by id; weight: the span's."""
 
     span: Span
-    source: CaptureID | None
+    source: CaptureID
     target: CaptureID
+    weight: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RebalancePlan(Sequence[PlannedMove]):
+    """The moves of a dry run, and the load of each capture before and after them."""
+
+    moves: tuple[PlannedMove, ...] = ()
+    load_before: Mapping[CaptureID, float] = field(default_factory=dict)
+    load_after: Mapping[CaptureID, float] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedMove: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PlannedMove]: ...
+
+    def __getitem__(self, index: int | slice) -> PlannedMove | Sequence[PlannedMove]:
+        return self.moves[index]
+
+    def __len__(self) -> int:
+        return len(self.moves)

@@ -74,6 +74,7 @@ class Replication:
     grants_floor: int = 0  # no new row starts with fewer grants, so that a span never gets a permission twice
     now_ms: int = 0
     refused: list[int] = field(default_factory=list)  # rows whose Secondary gave up during a planned move
+    arrived: list[tuple[Rows, U8]] = field(default_factory=list)  # rows that began to replicate after a task, and which
     two_writers: list[tuple[int, int, int]] = field(default_factory=list)  # (row, capture that stays, capture that goes)
 
 
@@ -213,6 +214,10 @@ def _perform(replication: Replication, capture: int, outcome: Outcome, reports: 
         take_checkpoints(tables, reports)
     _change_role(tables, capture, outcome.reporter, reports, roles)
     _dispatch(replication, capture, outcome.dispatch, rows)
+    if outcome.state is ReplicationState.REPLICATING:
+        arrived = rows[tables.state[rows] == COMMIT]
+        if len(arrived):
+            replication.arrived.append((arrived, tables.task[arrived]))
     if outcome.state is not None:
         tables.set_state(rows, outcome.state.code, replication.now_ms)
         if outcome.state in (ReplicationState.REPLICATING, ReplicationState.ABSENT):

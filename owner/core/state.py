@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from owner.core.balancer import Balancer
 from owner.core.brake import Brake
 from owner.core.captures import Capture, Captures
 from owner.core.config import SchedulerConfig
@@ -56,6 +57,7 @@ class Core:
     captures: Captures = field(default_factory=Captures)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     brake: Brake = field(default_factory=Brake)
+    balancer: Balancer = field(default_factory=Balancer)
     replication: Replication = field(init=False)
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
     moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
@@ -64,6 +66,7 @@ class Core:
     tables_known: bool = False  # current tables were taken in once
     reconciled: bool = False  # the rows are those that the current tables should have
     now_ms: int = 0
+    smoothed_ms: int = 0
     checkpoint_ts: Ts = 0  # as passed to this tick
     barrier: BarrierWithMinTs | None = None
     cluster_load: dict[CaptureID, float] = field(default_factory=dict)

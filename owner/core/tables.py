@@ -33,9 +33,10 @@ Mask = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
 
-TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE = range(5)
+TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
 _GROWTH = 2
+WEIGHT_CLOSE = 0.01
 _SMALLEST = 64
 
 
@@ -69,6 +70,8 @@ _COLUMNS = (
     _Column("state_since_ms", np.int64, 0),
     _Column("task", np.uint8, TASK_NONE),
     _Column("in_snapshot", np.bool_, 0),
+    _Column("weight", np.float32, 1),  # smoothed
+    _Column("weight_told", np.float32, 1),  # by the last statistics
 )
 
 
@@ -139,6 +142,8 @@ class Tables:
     state_since_ms: I64
     task: U8
     in_snapshot: Mask
+    weight: npt.NDArray[np.float32]
+    weight_told: npt.NDArray[np.float32]
 
     def __init__(self) -> None:
         self.size = 0  # rows in use are below this
@@ -147,6 +152,11 @@ class Tables:
         self.undetermined: dict[int, dict[int, Holder]] = {}
         self.trouble: dict[int, Trouble] = {}
         self.failures: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
+        self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
+        self.pinned: set[int] = set()  # rows that an operator moved, among those
+        self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
+        self.weights_changed = False  # since they were published
+        self.weights_settled = True  # what was told is what is used
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._capacity = _SMALLEST
         self._free: list[int] = []
@@ -281,8 +291,9 @@ class Tables:
             keys = self._keys.pop(row, None)
             if keys is not None:
                 del self._partial[Span(int(self.table_id[row]), *keys)]
-            for rare in (self.undetermined, self.trouble, self.failures):
+            for rare in (self.undetermined, self.trouble, self.failures, self.moved_ms, self.origin):
                 rare.pop(row, None)
+            self.pinned.discard(row)
         for column in _COLUMNS:
             getattr(self, column.name)[rows] = column.empty
         self._free.extend(rows.tolist()[::-1])
@@ -334,13 +345,25 @@ class Tables:
         self.state[changed] = state
         self.state_since_ms[changed] = now_ms
 
-    def loads(self, captures: int) -> npt.NDArray[np.int64]:
-        """How many spans each capture is or becomes responsible for; shape (captures,)."""
+    def loads(self, captures: int) -> F64:
+        """The weight that each capture has or gets: a span counts where it is, and where it is going to; shape (captures,)."""
         size = self.size
-        primary, secondary = self.primary[:size], self.secondary[:size]
-        load = np.bincount(primary[primary >= 0], minlength=captures)
-        moving_in = np.bincount(secondary[secondary >= 0], minlength=captures)
-        return (load + moving_in).astype(np.int64)
+        load = np.zeros(captures, np.float64)
+        for role in (self.primary[:size], self.secondary[:size]):
+            held = role >= 0
+            load += np.bincount(role[held], weights=self.weight[:size][held], minlength=captures)
+        return load
+
+    def smooth_weights(self, share: float) -> None:
+        """Moves each weight by this share towards what was told last, so that a burst is not taken for a habit."""
+        if self.weights_settled:
+            return
+        weight, told = self.weight[: self.size], self.weight_told[: self.size]
+        weight += np.float32(share) * (told - weight)
+        close = np.abs(told - weight) < WEIGHT_CLOSE * told
+        weight[close] = told[close]
+        self.weights_settled = bool(close.all())
+        self.weights_changed = True
 
     def check(self) -> list[str]:
         """What of the row invariant does not hold, one text each; empty when all is well."""

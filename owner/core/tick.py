@@ -17,12 +17,14 @@ from owner.core.bootstrap import try_open_gate
 from owner.core.captures import Capture
 from owner.core.dispatch import DispatchBook, note_number
 from owner.core.inbox import take_messages
+from owner.core.policies.balance import balance, forget_moves
 from owner.core.policies.basic import add_missing, remove_unwanted, take_current_tables
 from owner.core.policies.drain import drain, settle_drains
 from owner.core.policies.move import move
-from owner.core.policies.tasks import Slots, undo_late
+from owner.core.policies.tasks import PLANNED, Slots, undo_late
 from owner.core.replication import drop_removed, stopped_for_good
 from owner.core.state import Core
+from owner.core.tables import NOBODY, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
 from owner.core.transitions import Note
 from tablewire.types import (
     I64,
@@ -40,6 +42,9 @@ from tablewire.types import (
 )
 
 INTRODUCTIONS_MAX = 65_536
+PLACEMENTS_MAX = 256
+WEIGHT_SMOOTHING = 0.3
+_WHY = {TASK_MOVE: "move", TASK_DRAIN: "drain", TASK_BALANCE: "balance"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,16 @@ class TwoWriters:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """A span began to replicate at `target`. source: where it came from by a planned move, None else. why: a word for people."""
+
+    span: Span
+    source: CaptureID | None
+    target: CaptureID
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What happened in a tick, for logs and metrics: small, and nothing that grows with the tables."""
 
@@ -73,6 +88,9 @@ class Facts:
     gone: tuple[CaptureID, ...]
     orphans: int
     two_writers: tuple[TwoWriters, ...]
+    placements: tuple[Placement, ...] = ()  # at most PLACEMENTS_MAX, planned moves first
+    placed: int = 0  # how many there were
+    brake: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +113,7 @@ def tick(core: Core, given: TickInput) -> TickOutput:
     replication.notes.clear()
     replication.two_writers.clear()
     replication.refused.clear()
+    replication.arrived.clear()
     version, unsteady = core.tables.version, _unsteady(core)
     joined, gone = core.captures.update(given.alive_captures, core.now_ms)
     take_messages(core, given.messages)
@@ -107,9 +126,12 @@ def tick(core: Core, given: TickInput) -> TickOutput:
     _drop(core)
     take_current_tables(core, given.current_tables)
     if core.bootstrap.done:
-        _run_policies(core)
+        _run_policies(core, disturbed=bool(joined or gone))
         _forget_troubles(core)
         _drop(core)
+    if core.now_ms - core.smoothed_ms >= core.config.stats_interval_ms:
+        core.smoothed_ms = core.now_ms
+        core.tables.smooth_weights(WEIGHT_SMOOTHING)
     core.watermark = watermark.compute(core, given.barrier)
     two_writers = tuple(
         TwoWriters(core.tables.span(row), core.captures[stays].id, core.captures[goes].id)
@@ -125,10 +147,33 @@ def tick(core: Core, given: TickInput) -> TickOutput:
             tuple(capture.id for capture in gone),
             replication.notes[Note.ORPHAN],
             two_writers,
+            *_placements(core),
+            core.brake.is_on,
         ),
         roles_changed=bool(unsteady or _unsteady(core) or version != core.tables.version or bootstrapped or joined or gone),
         progress_changed=bool(given.messages),
     )
+
+
+def _placements(core: Core) -> tuple[tuple[Placement, ...], int]:
+    """The spans that arrived in this tick, a bounded number by name, and how many; notes the moves for their cooldown."""
+    tables, placed = core.tables, 0
+    found: list[Placement] = []
+    for rows, tasks in sorted(core.replication.arrived, key=lambda arrived: -int(arrived[1].max())):
+        placed += len(rows)
+        planned = np.isin(tasks, PLANNED)
+        for row, task in zip(rows[planned].tolist(), tasks[planned].tolist(), strict=True):
+            tables.moved_ms[row] = core.now_ms
+            if task == TASK_MOVE:
+                tables.pinned.add(row)
+        room = PLACEMENTS_MAX - len(found)
+        for row, task in zip(rows[:room].tolist(), tasks[:room].tolist(), strict=True):
+            if tables.primary[row] == NOBODY:
+                continue
+            origin = tables.origin.pop(row, None) if task in PLANNED else None
+            source = core.captures[origin].id if origin is not None else None
+            found.append(Placement(tables.span(row), source, core.captures[int(tables.primary[row])].id, _WHY.get(task, "add")))
+    return tuple(found), placed
 
 
 def _unsteady(core: Core) -> bool:
@@ -145,7 +190,7 @@ def _drop(core: Core) -> None:
         core.tables.drop(rows)
 
 
-def _run_policies(core: Core) -> None:
+def _run_policies(core: Core, disturbed: bool) -> None:
     for job in core.drains.values():
         job.taken_in = True
     ready = core.ready_captures()
@@ -156,6 +201,7 @@ def _run_policies(core: Core) -> None:
     slots = Slots.of(core)
     drain(core, ready, slots)
     move(core, slots)
+    balance(core, ready, slots, disturbed)
     settle_drains(core)
 
 
@@ -167,6 +213,7 @@ def _forget_troubles(core: Core) -> None:
     for row in list(tables.failures):
         if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:
             del tables.failures[row]
+    forget_moves(core)
 
 
 def _messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:

@@ -11,7 +11,10 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
+from owner.core.jobs import PlannedMove, RebalancePlan
+from owner.core.policies.leveling import level
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
@@ -42,6 +45,9 @@ from tablewire.types import (
     TaskStatus,
     Watermark,
 )
+
+PLANNED_MAX = 100_000
+"""A dry run names at most so many moves."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,12 @@ class Snapshot:
     now_ms: int
     roles: Roles
     progress: Progress
+    weight: npt.NDArray[np.float32]  # of each span, in the order of roles
     capture_ids: Mapping[int, CaptureID]
     silent: frozenset[int]
-    ready: int
+    ready: frozenset[int]  # captures that may be given work
+    cluster_load: Mapping[CaptureID, float]
+    balance_stop_percent: int
     everywhere: bool
     brake: bool
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
@@ -119,6 +128,39 @@ class Snapshot:
     @property
     def _may_stall_steady(self) -> bool:
         return not self.initialized or self.barrier.barrier.global_barrier_ts < TS_MAX or bool(self.table_barriers)
+
+    def loads(self) -> dict[CaptureID, float]:
+        """The weight that each living capture carries for this changefeed."""
+        held = self.roles.primary >= 0
+        loads = np.bincount(self.roles.primary[held], weights=self.weight[held]).tolist()
+        return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
+
+    def plan_rebalance(self) -> RebalancePlan:
+        """What a rebalance would do now: the moves, and the loads before and after them. Any thread; changes nothing."""
+        roles = self.roles
+        found = level(
+            np.where(roles.secondary != NOBODY, roles.secondary, roles.primary),
+            self.weight,
+            roles.steady & roles.wanted,
+            sorted(self.ready),
+            {index: self.cluster_load.get(self.capture_ids[index], 0.0) for index in self.ready},
+            self.balance_stop_percent,
+            PLANNED_MAX,
+        )
+        return RebalancePlan(
+            tuple(
+                PlannedMove(
+                    roles.spans[move.position],
+                    self.capture_ids[move.source],
+                    self.capture_ids[move.target],
+                    move.weight,
+                    f"{self.capture_ids[move.source]} carries more than {self.capture_ids[move.target]}",
+                )
+                for move in found.moves
+            ),
+            {self.capture_ids[index]: load for index, load in found.before.items()},
+            {self.capture_ids[index]: load for index, load in found.after.items()},
+        )
 
     def touching(self, capture: int) -> int:
         """How many spans have this capture as Primary or Secondary."""
@@ -251,6 +293,7 @@ class Publisher:
     def __init__(self) -> None:
         self._roles: Roles | None = None
         self._progress: Progress | None = None
+        self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
     def publish(self, core: Core, roles_changed: bool, progress_changed: bool) -> Snapshot:
         if self._roles is None or roles_changed:
@@ -261,6 +304,9 @@ class Publisher:
                 tables.checkpoint_ts[:size].copy(), tables.resolved_ts[:size].copy(), tables.last_synced_ts[:size].copy()
             )
         roles = self._roles
+        if roles_changed or core.tables.weights_changed:
+            self._weight = core.tables.weight[roles.rows]
+            core.tables.weights_changed = False
         primaries = np.bincount(roles.primary[roles.primary >= 0], minlength=len(core.captures)).tolist()
         alive = list(core.captures.alive())
         states = {capture.index: core.capture_state(capture) for capture in alive}
@@ -281,9 +327,12 @@ class Publisher:
             now_ms=core.now_ms,
             roles=roles,
             progress=self._progress,
+            weight=self._weight,
             capture_ids={capture.index: capture.id for capture in alive},
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
-            ready=len(core.ready_captures()),
+            ready=frozenset(capture.index for capture in core.ready_captures()),
+            cluster_load=core.cluster_load,
+            balance_stop_percent=core.config.balance_stop_percent,
             everywhere=bool(core.replication.everywhere),
             brake=core.brake.is_on,
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},

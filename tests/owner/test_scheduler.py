@@ -272,14 +272,6 @@ def test_executor_error_is_retried_elsewhere_first() -> None:
     assert world.primary(1) != failed
 
 
-def test_rebalance_is_refused_in_this_version() -> None:
-    """Nothing says accepted that was not."""
-    world = World()
-    query = world.scheduler.rebalance()
-    assert query.state is QueryState.REFUSED
-    assert "not in this version" in query.reason
-
-
 def test_closed_scheduler_refuses() -> None:
     """After close, tick and jobs raise, close is idempotent, and waiting jobs are told."""
     world = World()

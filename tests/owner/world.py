@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from owner.core.view import Snapshot
 from owner.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, new_scheduler
@@ -48,7 +48,9 @@ class World:
             self.join(capture)
         self.scheduler = self.new_scheduler()
 
-    def new_scheduler(self, owner_id: str = "owner") -> SchedulerAndInfo:
+    def new_scheduler(
+        self, owner_id: str = "owner", cluster_load: Callable[[], Mapping[str, float]] | None = None
+    ) -> SchedulerAndInfo:
         return new_scheduler(
             owner_id=owner_id,
             changefeed_id=CHANGEFEED,
@@ -57,6 +59,7 @@ class World:
             transport=self.network.transport(owner_id),
             config=self.config,
             clock=lambda: self.now,
+            cluster_load=cluster_load,
         )
 
     def elect(self, owner_id: str = "owner") -> None:

@@ -1,4 +1,4 @@
-"""Where a span should go: the least loaded capture, by the number of spans that each has or gets, over all changefeeds."""
+"""Where a span should go: the least loaded capture, by the weight of what each has or gets, over all changefeeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Placement:
         loads = core.tables.loads(len(core.captures))
         candidates = [capture.index for capture in captures]
         elsewhere = [core.cluster_load.get(capture.id, 0.0) for capture in captures]
-        return cls(candidates, loads[candidates].astype(np.float64) + np.array(elsewhere, np.float64))
+        return cls(candidates, loads[candidates] + np.array(elsewhere, np.float64))
 
     def spread(self, count: int) -> I32:
         """A target for each of `count` spans, so that the loads end as level as they can; shape (count,)."""

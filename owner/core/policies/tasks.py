@@ -14,6 +14,7 @@ from owner.core.tables import (
     NOBODY,
     PREPARE,
     REPLICATING,
+    TASK_BALANCE,
     TASK_DRAIN,
     TASK_MOVE,
     TASK_NONE,
@@ -21,6 +22,8 @@ from owner.core.tables import (
     Trouble,
 )
 from tablewire.types import DispatchAction
+
+PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class Slots:
     def of(cls, core: Core) -> Slots:
         tables, size = core.tables, core.tables.size
         task = tables.task[:size]
-        under_way = ((task == TASK_MOVE) | (task == TASK_DRAIN)) & np.isin(tables.state[:size], (PREPARE, COMMIT))
+        under_way = np.isin(task, PLANNED) & np.isin(tables.state[:size], (PREPARE, COMMIT))
         rows = np.flatnonzero(under_way)
         used: dict[int, int] = {}
         for role in (tables.primary[rows], tables.secondary[rows]):

@@ -1,0 +1,129 @@
+"""Rebalance, when an operator asks, and balance, when loads have drifted apart: planned moves towards even loads by weight.
+
+Balance is careful: only after a quiet time, only when the difference is large (hysteresis), never a span that was moved lately or
+that an operator placed. Rebalance asks for all of it, and releases what operators had placed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.core.balancer import Balancer
+from owner.core.captures import Capture
+from owner.core.jobs import ENDED
+from owner.core.policies.basic import prepare
+from owner.core.policies.leveling import Leveling, level
+from owner.core.policies.tasks import Slots
+from owner.core.state import Core
+from owner.core.tables import COMMIT, NOBODY, PREPARE, TASK_BALANCE, Mask
+from tablewire.types import QueryState
+
+MOVES_PLANNED_MAX = 1_024
+
+
+def balance(core: Core, ready: list[Capture], slots: Slots, disturbed: bool) -> None:
+    """Works on the job if there is one, else looks whether loads have drifted. disturbed: captures came or went in this tick."""
+    balancer = core.balancer
+    job = balancer.job
+    if job is not None and job.cancel_requested:
+        _end(balancer, QueryState.CANCELLED, "cancelled; moves that are under way end")
+        job = None
+    if job is not None and job.state is QueryState.PENDING:
+        core.tables.pinned.clear()
+        core.tables.moved_ms.clear()
+        balancer.planned.clear()
+        job.state, job.reason = QueryState.ACCEPTED, ""
+    if job is None and not balancer.is_balancing:
+        if not _should_begin(core, balancer, ready, disturbed):
+            return
+        balancer.is_balancing = True
+        balancer.planned.clear()
+    _go_on(core, balancer, ready, slots)
+
+
+def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: Slots) -> None:
+    if not balancer.planned:
+        found = plan(core, ready, for_operator=balancer.job is not None)
+        numbers = core.tables.number
+        balancer.planned.extend((move.position, int(numbers[move.position]), move.target) for move in found.moves)
+        if not balancer.planned:
+            if not _under_way(core):
+                _end(balancer, QueryState.DONE)
+                balancer.quiet_since_ms = core.now_ms
+            return
+    targets = {capture.index for capture in ready}
+    while balancer.planned:
+        row, number, target = balancer.planned[0]
+        tables = core.tables
+        stale = not tables.live[row] or tables.number[row] != number or not tables.steady[row] or target not in targets
+        if stale or int(tables.primary[row]) == target:
+            balancer.planned.popleft()
+            continue
+        source = int(tables.primary[row])
+        if not slots.free_from(source) or target in slots.full():
+            return
+        balancer.planned.popleft()
+        prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_BALANCE)
+        slots.take(source, target)
+        if balancer.job is not None:
+            balancer.job.moved += 1
+
+
+def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
+    if balancer.job is not None and balancer.job.state not in ENDED:
+        balancer.job.end(state, reason)
+    balancer.job = None
+    balancer.is_balancing = False
+    balancer.planned.clear()
+
+
+def _under_way(core: Core) -> bool:
+    tables, size = core.tables, core.tables.size
+    moving = (tables.task[:size] == TASK_BALANCE) & np.isin(tables.state[:size], (PREPARE, COMMIT))
+    return bool(moving.any())
+
+
+def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbed: bool) -> bool:
+    config, tables, size = core.config, core.tables, core.tables.size
+    busy = disturbed or core.brake.is_on or bool(core.leaving_captures())
+    if balancer.quiet_since_ms is None:
+        balancer.quiet_since_ms = core.now_ms
+    if busy or not config.balance_interval_ms or len(ready) < 2:
+        balancer.quiet_since_ms = core.now_ms
+        return False
+    if core.now_ms - balancer.quiet_since_ms < config.balance_interval_ms:
+        return False
+    if bool((tables.wanted[:size] & ~tables.steady[:size]).any()):
+        balancer.quiet_since_ms = core.now_ms
+        return False
+    load = [tables.loads(len(core.captures))[capture.index] + core.cluster_load.get(capture.id, 0.0) for capture in ready]
+    mean = sum(load) / len(load)
+    balancer.quiet_since_ms = core.now_ms
+    return bool(max(load) - mean > mean * config.balance_start_percent / 100)
+
+
+def plan(core: Core, ready: list[Capture], for_operator: bool) -> Leveling:
+    """The moves that would even the loads out now. Positions are rows."""
+    tables, size = core.tables, core.tables.size
+    location = np.where(tables.secondary[:size] != NOBODY, tables.secondary[:size], tables.primary[:size])
+    movable: Mask = tables.steady[:size] & tables.wanted[:size]
+    if not for_operator:
+        settled = [row for row in tables.moved_ms if row < size]
+        movable[settled] = False
+    return level(
+        location,
+        tables.weight[:size],
+        movable,
+        [capture.index for capture in ready],
+        {capture.index: core.cluster_load.get(capture.id, 0.0) for capture in ready},
+        core.config.balance_stop_percent,
+        MOVES_PLANNED_MAX,
+    )
+
+
+def forget_moves(core: Core) -> None:
+    """Spans whose cooldown is over may be balanced again, those that an operator placed too."""
+    limit = core.now_ms - core.config.move_cooldown_ms
+    for row in [row for row, at in core.tables.moved_ms.items() if at < limit]:
+        del core.tables.moved_ms[row]
+        core.tables.pinned.discard(row)

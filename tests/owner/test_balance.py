@@ -1,0 +1,187 @@
+"""Rebalance and balance: fewest moves, by weight, over all changefeeds, without oscillation, and nothing left armed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from owner.core.policies.leveling import level
+from owner.scheduler import SchedulerConfig
+from tablewire.types import QueryKind, QueryState, Span, Stats
+from tests.owner.world import World
+
+
+def spread(world: World) -> Counter[str]:
+    return Counter(view.primary or "nobody" for view in world.snapshot.spans)
+
+
+def uneven(tables: int = 9) -> World:
+    """Everything on a and b, then c joins."""
+    world = World(captures=["a", "b"], tables=range(1, tables + 1))
+    world.settle()
+    world.join("c")
+    world.run(3)
+    return world
+
+
+def test_rebalance_moves_the_fewest_spans() -> None:
+    """5 + 4 + 0 becomes 3 + 3 + 3 by three moves, all to the newcomer."""
+    world = uneven()
+    before = {view.span: view.primary for view in world.snapshot.spans}
+    plan = world.scheduler.plan_rebalance()
+    assert len(plan) == 3
+    query = world.scheduler.rebalance()
+    world.until(lambda: query.state is QueryState.DONE)
+    assert query.kind is QueryKind.REBALANCE
+    assert sorted(spread(world).values()) == [3, 3, 3]
+    moved = {view.span for view in world.snapshot.spans if view.primary != before[view.span]}
+    assert moved == {move.span for move in plan}
+    assert {move.target for move in plan} == {"c"}
+
+
+def test_dry_run_shows_loads_before_and_after() -> None:
+    """The plan names every move with its reason and the load of each capture; it changes nothing."""
+    world = uneven()
+    plan = world.scheduler.plan_rebalance()
+    assert sorted(plan.load_before.values()) == [0, 4, 5]
+    assert sorted(plan.load_after.values()) == [3, 3, 3]
+    assert all(move.reason and move.source in "ab" for move in plan)
+    world.run(5)
+    assert spread(world)["c"] == 0
+
+
+def test_scenario_25_rebalance_with_nothing_to_move_ends_at_once() -> None:
+    """It is DONE in the next tick and leaves nothing armed: a node that joins days later gets no burst."""
+    world = World(tables=range(1, 10))
+    world.config = SchedulerConfig(balance_interval_ms=0)
+    world.elect()
+    world.settle()
+    query = world.scheduler.rebalance()
+    world.step()
+    assert query.state is QueryState.DONE
+    world.now += 3 * 86_400
+    world.join("late")
+    world.run(50)
+    assert spread(world)["late"] == 0
+
+
+def test_scenario_26_balance_leaves_a_manual_move_alone_and_does_not_oscillate() -> None:
+    """A moved table stays; the others are evened out once, and then nothing moves any more."""
+    world = World(captures=["a", "b", "c"], tables=range(1, 13))
+    world.config = SchedulerConfig(balance_interval_ms=2_000)
+    world.elect()
+    world.settle()
+    target = "a" if world.primary(1) != "a" else "b"
+    for table in (1, 2, 3):
+        if world.primary(table) != target:
+            query = world.scheduler.move_table(table, target)
+            world.until(lambda query=query: query.state is QueryState.DONE)
+    world.run(100)
+    assert {world.primary(table) for table in (1, 2, 3)} == {target}
+    assert max(spread(world).values()) - min(spread(world).values()) <= 1
+    settled = {view.span: view.primary for view in world.snapshot.spans}
+    for _ in range(300):
+        world.step()
+        assert {view.span: view.primary for view in world.snapshot.spans} == settled
+
+
+def test_scenario_26_a_hot_table_weighs_more() -> None:
+    """Three tables of which one is hot: it gets a capture for itself."""
+    world = World(captures=["a", "b"], tables=[1, 2, 3, 4])
+    world.config = SchedulerConfig(balance_interval_ms=0)
+    world.elect()
+    world.settle()
+    hot = world.primary(1)
+    for _ in range(60):
+        for executor in world.executors.values():
+            if Span(1) in executor.spans():
+                executor.set_stats(Span(1), Stats(rows_per_s=1000.0))
+        world.step()
+    assert world.snapshot.loads()[hot] > 8
+    query = world.scheduler.rebalance()
+    world.until(lambda: query.state is QueryState.DONE)
+    assert spread(world)[hot] == 1
+    assert world.primary(1) == hot
+
+
+def test_scenario_26_loads_of_other_changefeeds_count() -> None:
+    """What a capture carries for another changefeed is part of its load."""
+    world = World(captures=["a", "b"], tables=[])
+    scheduler = world.new_scheduler(cluster_load=lambda: {"a": 10.0})
+    world.scheduler = scheduler
+    world.run(3)
+    world.tables = list(range(1, 11))
+    world.settle()
+    assert spread(world) == {"b": 10}
+
+
+def test_balance_waits_for_a_quiet_time() -> None:
+    """Without being asked, loads are evened out only after balance_interval_ms without a disturbance."""
+    world = uneven()
+    world.config = SchedulerConfig(balance_interval_ms=3_000)
+    world.elect()
+    world.settle()
+    world.run(25)
+    assert spread(world)["c"] == 0
+    world.run(40)
+    assert spread(world)["c"] == 3
+
+
+def test_rebalance_can_be_cancelled() -> None:
+    """What is under way ends, the rest is not begun."""
+    world = uneven(tables=60)
+    world.executors["c"].hang("prepare")
+    query = world.scheduler.rebalance()
+    world.run(3)
+    query.cancel()
+    world.step()
+    assert query.state is QueryState.CANCELLED
+    world.executors["c"].let_go("prepare")
+    world.settle()
+    assert 0 < spread(world)["c"] <= world.config.max_task_concurrency_per_capture
+
+
+def test_scenario_24_limits_hold_for_every_policy() -> None:
+    """However large the burst, no more moves are under way than the limits say, in all and for one capture."""
+    world = uneven(tables=100)
+    world.config = SchedulerConfig(max_task_concurrency=7, max_task_concurrency_per_capture=5)
+    world.join("d")
+    world.elect()
+    world.settle()
+    for executor in world.executors.values():
+        executor.hang("prepare")
+    world.scheduler.rebalance()
+    for table in range(1, 20):
+        world.scheduler.move_table(table, "d")
+    world.scheduler.drain_capture("a")
+    for _ in range(30):
+        world.step()
+        moving = [view for view in world.snapshot.spans if view.primary and view.secondary]
+        assert len(moving) <= 7
+        touched = Counter(capture for view in moving for capture in (view.primary, view.secondary))
+        assert max(touched.values(), default=0) <= 5
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.floats(0.5, 50, width=32)), max_size=60),
+    st.dictionaries(st.integers(0, 4), st.floats(0, 100), max_size=5),
+)
+def test_leveling_always_helps_and_ends(spans: list[tuple[int, float]], elsewhere: dict[int, float]) -> None:
+    """Each move narrows the spread, the end is stable, and loads add up."""
+    location = np.array([capture for capture, _ in spans], np.int32)
+    weight = np.array([value for _, value in spans], np.float32)
+    movable = np.ones(len(spans), np.bool_)
+    found = level(location, weight, movable, [0, 1, 2, 3, 4], elsewhere, 5, 10_000)
+    assert sum(found.before.values()) == pytest.approx(sum(found.after.values()))
+    assert len({move.position for move in found.moves}) == len(found.moves)
+    squares = [sum(load**2 for load in loads.values()) for loads in (found.before, found.after)]
+    assert squares[1] <= squares[0] * (1 + 1e-9)
+    for move in found.moves:
+        location[move.position] = move.target
+    again = level(location, weight, movable, [0, 1, 2, 3, 4], elsewhere, 5, 10_000)
+    assert len(again.moves) <= len(found.moves)
+    assert sum(load**2 for load in again.after.values()) <= squares[1] * (1 + 1e-9)

@@ -34,7 +34,7 @@ def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
 
     yield start
     for world in worlds:
-        world.cluster.close()
+        world.close()
 
 
 def test_a_move_has_no_gap_and_no_second_writer(new_world: NewWorld) -> None:

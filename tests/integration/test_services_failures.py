@@ -41,7 +41,7 @@ def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
 
     yield start
     for world in worlds:
-        world.cluster.close()
+        world.close()
 
 
 def _others(world: CounterWorld, capture: str) -> None:
@@ -196,6 +196,36 @@ def test_an_owner_without_etcd_steps_down_and_the_other_leads(new_world: NewWorl
     world.cluster.heal()
     world.wait_steady(len(TABLES))
     world.wait_written(*TABLES)
+    world.audit(*TABLES)
+
+
+def test_a_leader_that_was_paused_past_its_lease_says_nothing_more(new_world: NewWorld) -> None:
+    """SIGSTOP, another one leads, SIGCONT: the former leader steps down before it sends anything, and nothing moves."""
+    world = new_world(owners=2, processors=2)
+    leader, before = world.cluster.wait_for_leader(), world.primaries()
+    world.cluster.pause(leader)
+    other = _other_owner(world, leader)
+    wait_until("the other one leads", lambda: '"leads"' in world.log(other), WAIT_S)
+    world.wait_steady(len(TABLES))
+    world.cluster.resume(leader)
+    wait_until("the former one steps down", lambda: '"steps_down"' in world.log(leader), WAIT_S)
+    world.wait_written(*TABLES)
+    assert world.primaries() == before
+    assert world.cluster.leader() == other
+    assert max(map(world.longest_gap_ms, TABLES)) < 1_000
+    world.audit(*TABLES)
+
+
+def test_leader_and_processor_killed_together(new_world: NewWorld) -> None:
+    """The next leader finds out by itself what went with them."""
+    world = new_world(owners=2, processors=3)
+    leader, victim = world.cluster.wait_for_leader(), world.capture_of("processor1")
+    world.cluster.kill("processor1")
+    world.cluster.kill(leader)
+    _others(world, victim)
+    world.cluster.start_node("processor1")
+    world.cluster.start_node(leader)
+    world.wait_steady(len(TABLES))
     world.audit(*TABLES)
 
 

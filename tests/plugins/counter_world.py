@@ -23,6 +23,7 @@ from deploy.local.process import wait_until
 
 PLUGIN = ROOT / "tests" / "plugins" / "counter"
 WAIT_S = 30.0
+LOG_TAIL_CHARACTERS = 6_000
 
 
 def install_plugin(target: Path, plugin: Path = PLUGIN) -> Path:
@@ -127,8 +128,15 @@ class CounterWorld:
 
         wait_until(f"tables {table_ids} are written", written, timeout_s)
 
+    def close(self) -> None:
+        """Ends the cluster; the end of each log is printed, which pytest shows when the test has failed."""
+        for name in self.cluster.nodes:
+            print(f"--- {name}\n{self.log(name)[-LOG_TAIL_CHARACTERS:]}")
+        self.cluster.close()
+
     def log(self, node: str) -> str:
-        return self.cluster.node(node).log.read_text()
+        path = self.cluster.node(node).log
+        return path.read_text() if path.exists() else ""
 
 
 def now_ms() -> int:

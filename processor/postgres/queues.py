@@ -105,21 +105,17 @@ class TableQueue:
         return floor is not None and (self.cursor >= floor or (self.cursor >= self.gap_floor and self.gap_position >= floor))
 
     def idle_position(self, shared_position: Ts) -> Ts:
-        """How far the table is done. shared_position: of the shared stream, read before this call. While nothing waits and
-        nothing is being written, the cursor follows it (or the gap's)."""
+        """How far the table is done. shared_position: of the shared stream, read before this call. While nothing is being
+        written, the cursor follows the lane up to the first transaction that waits in it."""
         with self._lock:
             if not self._taken_bytes:
                 if self.is_joined:
-                    if not self._live:
-                        self.cursor = max(self.cursor, shared_position)
-                elif self.is_covered and not self._gap:
-                    self.cursor = max(self.cursor, self.gap_position)
+                    done = self._live[0].transaction.commit_ts if self._live else shared_position
+                    self.cursor = max(self.cursor, done)
+                elif self.is_covered:
+                    done = self._gap[0].transaction.commit_ts if self._gap else self.gap_position
+                    self.cursor = max(self.cursor, done)
             return self.cursor
-
-    @property
-    def has_work(self) -> bool:
-        """Something waits in one of the lanes."""
-        return bool(self._live or self._gap)
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
@@ -138,13 +134,13 @@ class TableQueue:
         with self._lock:
             if self._is_closed or self.live_floor is None:
                 return True
-            if self._is_full(size):
+            if self._is_full(size, self._live_bytes):
                 if self.is_writing and self.is_joined:
                     if self._live or self._taken_bytes:
                         return False
                 else:
                     self._drop_oldest(size)
-                    if self._is_full(size):
+                    if self._is_full(size, self._live_bytes):
                         self._clear_live(parts[-1].end_ts)
                         return True
             self._live.extend(parts)
@@ -173,7 +169,7 @@ class TableQueue:
                 return True
             if parts[-1].transaction.commit_ts < self.cursor:
                 return True
-            if self._is_full(size) and (self._gap or self._taken_bytes or not self.is_writing):
+            if self._is_full(size, self._gap_bytes) and (self._gap or self._taken_bytes or not self.is_writing):
                 if self.is_writing:
                     return False
                 self.overflows += 1
@@ -242,6 +238,8 @@ class TableQueue:
                 if parts[-1].is_last:
                     whole, whole_size = len(parts), size
             if not parts:
+                if lane:
+                    self.is_writing = False  # behind its barrier: no stream may wait for it
                 return None
             if whole and whole < len(parts):
                 lane.extendleft(reversed(parts[whole:]))
@@ -306,8 +304,10 @@ class TableQueue:
 
     # --- inside the lock ---------------------------------------------------------------------------------------------
 
-    def _is_full(self, size: int) -> bool:
-        return self.held_bytes + size > self._max_bytes or self._budget.is_exhausted
+    def _is_full(self, size: int, lane_bytes: int) -> bool:
+        """Whether a lane that holds lane_bytes has no room for more; with a gap open, each lane has half of the queue."""
+        max_bytes = self._max_bytes if self.gap_floor == TS_MAX else self._max_bytes // 2
+        return lane_bytes + self._taken_bytes + size > max_bytes or self._budget.is_exhausted
 
     def _advance_over_gap(self) -> None:
         floor = self.live_floor
@@ -321,7 +321,7 @@ class TableQueue:
     def _drop_oldest(self, size: int) -> None:
         self.overflows += 1
         dropped = 0
-        while self._live and self._is_full(size):
+        while self._live and self._is_full(size, self._live_bytes):
             part = self._live.popleft()
             self._live_bytes -= part.size
             self._budget.add(-part.size)

@@ -9,7 +9,7 @@ tables.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import psycopg
 
@@ -99,9 +99,9 @@ class SnapshotRunner:
                     source.execute(b"SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     source.execute(f"SET TRANSACTION SNAPSHOT {quote_text(name)}".encode())
                     for table in tables:
-                        if self._stopping.is_set():
+                        # A copy that broke leaves the source's transaction broken: the others wait for the next snapshot.
+                        if self._stopping.is_set() or not self._copy_table(source, table, position):
                             return
-                        self._copy_table(source, table, position)
                     source.execute(b"COMMIT")
             finally:
                 self._replication = None
@@ -121,10 +121,11 @@ class SnapshotRunner:
             if table.begin_snapshot() is not None:
                 table.end_snapshot(None, error)
 
-    def _copy_table(self, source: _Connection, table: TableWork, position: Ts) -> None:
+    def _copy_table(self, source: _Connection, table: TableWork, position: Ts) -> bool:
+        """False when the copy broke."""
         claimed = table.begin_snapshot()
         if claimed is None:
-            return
+            return True
         _, fence = claimed
         failure: OperatingError | None = None
         done: Ts | None = None
@@ -133,11 +134,13 @@ class SnapshotRunner:
             if schema is None:
                 raise OperatingError(f"table {table.table_id} does not exist at the source")
             transaction = self._session.begin(schema, fence)
+            rows = self._rows(source, schema)
             try:
-                transaction.copy(schema, table.watch_snapshot(self._rows(source, schema)), position)
+                transaction.copy(schema, table.watch_snapshot(rows), position)
                 transaction.commit()
                 done = position
             finally:
+                rows.close()
                 if done is None:
                     transaction.rollback()
         except OperatingError as error:
@@ -150,8 +153,9 @@ class SnapshotRunner:
         finally:
             self._session.forget(table.table_id)
             table.end_snapshot(done, failure)
+        return done is not None
 
-    def _rows(self, source: _Connection, schema: TableSchema) -> Iterator[tuple[bytes, int]]:
+    def _rows(self, source: _Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
         """The table as chunks of a COPY BINARY stream, with the number of rows in each."""
         types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
         columns = []

@@ -329,9 +329,7 @@ class TableWork:
         self.queue.is_writing = True
         batch = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
         if batch is None:
-            if self.queue.has_work and self.queue.is_covered:
-                self.queue.is_writing = False  # behind its barrier: streams must not wait for it
-            elif not self.queue.is_covered:
+            if not self.queue.is_covered:
                 self._services.poke()
             return False
         schema, fence = self.schema, self._fence_held

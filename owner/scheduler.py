@@ -17,7 +17,7 @@ import numpy as np
 
 from owner.core.config import SchedulerConfig
 from owner.core.jobs import DrainJob, MoveJob, PlannedMove, RebalanceJob, RebalancePlan
-from owner.core.splitter import Splitter, WholeTables
+from owner.core.splitter import HashRanges, Splitter, WholeTables
 from owner.core.state import Core, Identity
 from owner.core.tick import Facts, TickInput, tick
 from owner.core.view import Publisher, Snapshot, task_statuses
@@ -46,6 +46,7 @@ from tablewire.types import (
 __all__ = [
     "CHECKPOINT_CANNOT_PROCEED",
     "CaptureView",
+    "HashRanges",
     "InfoProvider",
     "PlannedMove",
     "Query",

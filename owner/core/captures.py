@@ -33,7 +33,7 @@ class Capture:
     fenced: bool = False
     wants_names: bool = False  # it used a number that is not known here
     introduce: list[Rows] = field(default_factory=list)  # rows that it reported by name
-    by_name: bool = False
+    audited_ms: int | None = None
 
     def state(self, now_ms: int, silent_ms: int) -> CaptureState:
         if self.heard_ms is None:

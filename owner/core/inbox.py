@@ -36,6 +36,7 @@ from tablewire.types import (
     SpanStats,
     TableState,
     join_reports,
+    span_checksum,
 )
 
 HELD = np.zeros(len(TableState), np.bool_)
@@ -92,11 +93,30 @@ def _take(core: Core, message: Message) -> str:
     capture.acked = message.number
     if core.bootstrap.done:
         apply_span_reports(core, capture, report, message.echo, isinstance(body, HeartbeatResponse))
+        if isinstance(body, HeartbeatResponse):
+            _audit(core, capture, body)
     else:
         capture.acked = 0  # until the gate opens, each answer is to be the whole truth
         core.bootstrap.reports[capture.index] = report
         core.bootstrap.waiting_for.discard(capture.index)
     return ""
+
+
+def _audit(core: Core, capture: Capture, response: HeartbeatResponse) -> None:
+    """Now and then what the capture says it holds is compared with what is known of it; if they differ, which would be a bug, it
+    tells everything again."""
+    if capture.audited_ms is not None and core.now_ms - capture.audited_ms < core.config.audit_interval_ms:
+        return
+    capture.audited_ms = core.now_ms
+    tables = core.tables
+    rows = tables.rows_touching(capture.index)
+    states = _last_reported(tables, rows, roles_of(tables, rows, capture.index), capture.index)
+    held = HELD[states]
+    known = (int(np.count_nonzero(held)), span_checksum(tables.number[rows[held]], states[held]))
+    if known[0] == response.held and (known[1] == response.checksum or capture.introduce):
+        return
+    core.audits_failed += 1
+    capture.acked = 0
 
 
 def _whole(core: Core, capture: Capture, chunk: SpanReports, follows: bool) -> SpanReports | None:

@@ -65,6 +65,7 @@ class Core:
     current_tables: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     tables_known: bool = False  # current tables were taken in once
     reconciled: bool = False  # the rows are those that the current tables should have
+    uncovered: dict[int, str] = field(default_factory=dict)  # tables that the splitter's spans do not cover, and where
     now_ms: int = 0
     smoothed_ms: int = 0
     checkpoint_ts: Ts = 0  # as passed to this tick
@@ -72,6 +73,7 @@ class Core:
     cluster_load: dict[CaptureID, float] = field(default_factory=dict)
     watermark: Watermark = field(default_factory=lambda: Watermark(0, 0, 0, 0))
     slowest_row: int = -1
+    audits_failed: int = 0  # times that what a capture holds was not what was known of it, over the term
     dropped_messages: dict[str, int] = field(default_factory=dict)  # why -> how many, over the term
 
     def __post_init__(self) -> None:

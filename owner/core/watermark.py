@@ -19,7 +19,7 @@ def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
     """The watermark of this tick; leaves the row that holds it back in `core.slowest_row` (-1: none)."""
     tables, size = core.tables, core.tables.size
     core.slowest_row = -1
-    if not core.bootstrap.done or not core.reconciled:
+    if not core.bootstrap.done or not core.reconciled or core.uncovered:
         return CANNOT_PROCEED
     checkpoint_bound = min(barrier.barrier.global_barrier_ts, barrier.min_table_barrier_ts)
     resolved_bound = barrier.barrier.global_barrier_ts

@@ -35,7 +35,7 @@ from processor.core.table import (
     ImpossibleEventError,
     Phase,
 )
-from tablewire.types import F64, U8, U32, U64, DispatchTableRequest, Span, SpanBlock, span_checksum
+from tablewire.types import F64, U8, U32, U64, DispatchTableRequest, Span, SpanBlock, TableState, span_checksum
 
 Rows: TypeAlias = npt.NDArray[np.intp]
 
@@ -108,10 +108,11 @@ class Holdings:
         return self._observed[1], self._observed[2]
 
     def held(self) -> tuple[int, int]:
-        """How many spans are not Absent, and the checksum over those that have a number."""
+        """How many spans are neither Absent nor Stopped, and the checksum over those that have a number."""
         if self._held[0] != self._version:
             phases = self.phase[: self.size]
-            rows = np.flatnonzero(phases != Phase.ABSENT)
+            states = STATE_CODES[phases]
+            rows = np.flatnonzero((states != TableState.ABSENT.code) & (states != TableState.STOPPED.code))
             numbered = rows[self.number[rows] != 0]
             checksum = span_checksum(self.number[numbered], STATE_CODES[phases[numbered]])
             self._held = (self._version, len(rows), checksum)

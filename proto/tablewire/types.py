@@ -494,7 +494,7 @@ def join_reports(chunks: Sequence[SpanReports]) -> SpanReports:
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse:
     """Agent -> owner, in answer to a heartbeat. fenced: the executor refuses older assignment epochs at its sink.
-    held, checksum: how many spans are not ABSENT here, and `span_checksum` over them."""
+    held, checksum: how many spans are neither ABSENT nor STOPPED here, and `span_checksum` over those that have a number."""
 
     liveness: LivenessState
     fenced: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from owner.core.view import Snapshot
-from owner.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, new_scheduler
+from owner.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, Splitter, WholeTables, new_scheduler
 from processor.agent import Agent, new_agent
 from tablewire.liveness import Liveness
 from tablewire.testing import FakeSink, FakeTableExecutor, LoopbackNetwork
@@ -36,6 +36,7 @@ class World:
         self.checkpoint_ts = 100
         self.barrier = NO_BARRIER
         self.config = SchedulerConfig()
+        self.splitter: Splitter = WholeTables()
         self.changefeed_epoch = 1
         self.revision = 10
         self.watermark = Watermark(0, 0)
@@ -60,6 +61,7 @@ class World:
             config=self.config,
             clock=lambda: self.now,
             cluster_load=cluster_load,
+            splitter=self.splitter,
         )
 
     def elect(self, owner_id: str = "owner") -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from owner.core.captures import Capture
 from owner.core.policies.placement import Placement
 from owner.core.replication import raise_progress
+from owner.core.splitter import overlaps, uncovered_tables
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
@@ -18,7 +19,7 @@ from owner.core.tables import (
     TASK_REMOVE,
     Rows,
 )
-from tablewire.types import I64, DispatchAction, SpanBlock
+from tablewire.types import I64, DispatchAction, Span, SpanBlock
 
 
 def take_current_tables(core: Core, current_tables: I64) -> None:
@@ -34,6 +35,7 @@ def take_current_tables(core: Core, current_tables: I64) -> None:
 def _reconcile(core: Core) -> None:
     tables = core.tables
     spans = core.splitter.split(np.unique(core.current_tables))
+    core.uncovered = uncovered_tables(spans)
     rows = tables.rows_of_spans(spans)
     tables.wanted[: tables.size] = False
     missing = np.flatnonzero(rows == NO_ROW)
@@ -78,7 +80,7 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
     if tables.trouble:
         waiting = [row for row, trouble in tables.trouble.items() if trouble.retry_at_ms > core.now_ms]
         rows = np.setdiff1d(rows, np.array(waiting, np.int64))
-    rows = rows[: core.config.add_batch_spans]
+    rows = _without_overlaps(core, rows)[: core.config.add_batch_spans]
     placement = Placement.of(core, captures)
     special = tables.undetermined_count[rows] > 0
     if tables.trouble:
@@ -94,6 +96,28 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
         )
         if target != NOBODY:
             prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_ADD)
+
+
+def _without_overlaps(core: Core, rows: Rows) -> Rows:
+    """Leaves out spans whose keys another span still holds that is being removed: a table that is split anew is first let go of,
+    then taken up by its new spans, from the global checkpoint."""
+    tables, size = core.tables, core.tables.size
+    old = np.flatnonzero(tables.live[:size] & ~tables.wanted[:size])
+    if not len(old):
+        return rows
+    disputed = np.isin(tables.table_id[rows], tables.table_id[old])
+    if not disputed.any():
+        return rows
+    leaving: dict[int, list[Span]] = {}
+    for row in old.tolist():
+        leaving.setdefault(int(tables.table_id[row]), []).append(tables.span(row))
+    free = ~disputed
+    for position in np.flatnonzero(disputed).tolist():
+        span = tables.span(int(rows[position]))
+        free[position] = not any(
+            overlaps(span.start_key, span.end_key, other.start_key, other.end_key) for other in leaving[span.table_id]
+        )
+    return rows[free]
 
 
 def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:

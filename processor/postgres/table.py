@@ -129,6 +129,7 @@ class TableWork:
         with self._lock:
             if self._is_removing:
                 return
+            self._report()
             self._is_removing = True
             if self.state is not TableState.STOPPED:
                 self.state = TableState.STOPPING
@@ -169,13 +170,13 @@ class TableWork:
 
     def _report(self) -> Ts:
         """The checkpoint, never back; inside the lock."""
-        if (
-            self.state in _BUSY_STATES
-            and self._granted_ts is not None
-            and self._fence_held is not None
-            and not self._needs_snapshot
-        ):
-            done_ts = self.queue.idle_position(self._services.shared_position())
+        is_started = self._fence_held is not None and self._granted_ts is not None and not self._needs_snapshot
+        if is_started and self.state in _BUSY_STATES:
+            if self._is_removing:
+                # The streams may have let go of the table already: an empty queue says nothing any more.
+                done_ts = self.queue.cursor
+            else:
+                done_ts = self.queue.idle_position(self._services.shared_position())
             self._reported_ts = max(self._reported_ts, min(done_ts, max(self._barrier_ts, self._last_synced_ts)))
         return self._reported_ts
 

@@ -1,16 +1,21 @@
 """The captures of one term: small ints for the columns, the numbers of the messages, and who may be given work.
 
-An int is never used twice in a term, and the message number n of a capture goes on when it leaves and comes back under the
-same id, since its agent drops every n that is not larger than the last.
+An int is given out again once its capture is gone and has no role any more, so that columns of 16 bits are enough. The message
+number n of a capture goes on when it leaves and comes back under the same id, since its agent drops every n that is not
+larger than the last.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from owner.core.tables import Rows
 from tablewire.types import CaptureID, CaptureInfo, CaptureState, LivenessState
+
+GONE_KEPT = 10_000
+"""So many captures that are gone are remembered, should one come back under its id."""
 
 
 @dataclass(slots=True)
@@ -51,6 +56,8 @@ class Captures:
     def __init__(self) -> None:
         self._by_id: dict[CaptureID, Capture] = {}
         self._by_index: list[Capture] = []
+        self._free: list[int] = []
+        self._gone: deque[CaptureID] = deque()
 
     def __len__(self) -> int:
         """How many indexes were given out."""
@@ -74,11 +81,11 @@ class Captures:
         for capture_id in sorted(alive):
             capture = self._by_id.get(capture_id)
             if capture is None:
-                capture = Capture(index=len(self._by_index), id=capture_id, joined_ms=now_ms)
-                self._by_id[capture_id] = capture
-                self._by_index.append(capture)
+                capture = self._by_id[capture_id] = Capture(index=-1, id=capture_id, joined_ms=now_ms)
+                self._give_index(capture)
                 joined.append(capture)
             elif not capture.alive:
+                self._give_index(capture)
                 # All that was known of it was taken for stopped; it has to tell everything again, by name.
                 capture.alive, capture.joined_ms, capture.heard_ms = True, now_ms, None
                 capture.acked, capture.wants_names, capture.heartbeat_ms = 0, True, None
@@ -89,3 +96,20 @@ class Captures:
                 capture.introduce.clear()
                 gone.append(capture)
         return joined, gone
+
+    def release(self, capture: Capture) -> None:
+        """A capture that is gone has no role any more: its index may be given to another one."""
+        self._free.append(capture.index)
+        self._gone.append(capture.id)
+        if len(self._gone) > GONE_KEPT:
+            oldest = self._by_id.get(self._gone.popleft())
+            if oldest is not None and not oldest.alive:
+                del self._by_id[oldest.id]
+
+    def _give_index(self, capture: Capture) -> None:
+        if self._free:
+            capture.index = self._free.pop()
+            self._by_index[capture.index] = capture
+        else:
+            capture.index = len(self._by_index)
+            self._by_index.append(capture)

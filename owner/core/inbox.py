@@ -283,7 +283,7 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     mask = at != NO_ROW
     mask[mask] = tables.primary[at[mask]] == capture.index
     at = at[mask]
-    tables.puller_resolved_ts[at] = np.maximum(tables.puller_resolved_ts[at], stats.puller_resolved_ts[mask])
+    tables.take_puller(at, stats.puller_resolved_ts[mask])
     in_snapshot = stats.in_snapshot[mask] != 0
     if (tables.in_snapshot[at] != in_snapshot).any():
         tables.version += 1  # a steady report says so too, and the published view has to show it

@@ -13,6 +13,7 @@ import numpy as np
 
 from owner.core.dispatch import DispatchBook
 from owner.core.tables import (
+    CHUNK_SHIFT,
     COMMIT,
     NOBODY,
     PREPARE,
@@ -171,6 +172,7 @@ def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
         if has_synced:
             synced = tables.last_synced_ts[at]
             np.maximum(synced, reports.last_synced_ts[start:end], out=synced)
+        tables.dirty[first >> CHUNK_SHIFT : ((first + count - 1) >> CHUNK_SHIFT) + 1] = True
     return True
 
 
@@ -191,6 +193,7 @@ def take_checkpoints(tables: Tables, reports: Reports) -> None:
     tables.checkpoint_ts[rows] = checkpoint
     tables.resolved_ts[rows] = np.maximum(np.maximum(tables.resolved_ts[rows], reports.resolved_ts), checkpoint)
     tables.last_synced_ts[rows] = np.maximum(tables.last_synced_ts[rows], reports.last_synced_ts)
+    tables.touch(rows)
 
 
 def raise_progress(tables: Tables, rows: Rows, checkpoint_ts: int) -> None:
@@ -198,6 +201,7 @@ def raise_progress(tables: Tables, rows: Rows, checkpoint_ts: int) -> None:
     checkpoint = np.maximum(tables.checkpoint_ts[rows], np.uint64(checkpoint_ts))
     tables.checkpoint_ts[rows] = checkpoint
     tables.resolved_ts[rows] = np.maximum(tables.resolved_ts[rows], checkpoint)
+    tables.touch(rows)
 
 
 def _perform(replication: Replication, capture: int, outcome: Outcome, reports: Reports, roles: U8) -> None:

@@ -31,11 +31,14 @@ REMOVING = ReplicationState.REMOVING.code
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
+Holders = npt.NDArray[np.int16]  # captures by index, NOBODY where there is none
 F64 = npt.NDArray[np.float64]
 
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
-_GROWTH = 2
+CHUNK_SHIFT = 13
+CHUNK_ROWS = 1 << CHUNK_SHIFT
+_GROWTH = 1.25
 WEIGHT_CLOSE = 0.01
 _SMALLEST = 64
 
@@ -54,8 +57,8 @@ _COLUMNS = (
     _Column("scheduled", np.bool_, 0),  # it was added somewhere at least once, so its checkpoint counts
     _Column("steady", np.bool_, 0),  # Replicating, its Primary says so, nobody else has a role
     _Column("state", np.uint8, ABSENT),
-    _Column("primary", np.int32, NOBODY),
-    _Column("secondary", np.int32, NOBODY),
+    _Column("primary", np.int16, NOBODY),
+    _Column("secondary", np.int16, NOBODY),
     _Column("undetermined_count", np.int16, 0),
     _Column("primary_reported", np.uint8, 0),  # TableState code that the Primary last reported and that counted
     _Column("secondary_reported", np.uint8, 0),
@@ -64,7 +67,6 @@ _COLUMNS = (
     _Column("checkpoint_ts", np.uint64, 0),
     _Column("resolved_ts", np.uint64, 0),
     _Column("last_synced_ts", np.uint64, 0),
-    _Column("puller_resolved_ts", np.uint64, 0),  # 0 = not given
     _Column("assignment_epoch", np.uint64, 0),  # the Primary's permission to write
     _Column("grants", np.uint32, 0),  # how many permissions this term gave for this span
     _Column("state_since_ms", np.int64, 0),
@@ -113,7 +115,7 @@ class Index:
     """Whole tables by id: sorted ids and their rows; rebuilt when rows came or went."""
 
     table_ids: I64 = field(default_factory=lambda: np.empty(0, np.int64))
-    rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    rows: I32 = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class Tables:
@@ -126,8 +128,8 @@ class Tables:
     scheduled: Mask
     steady: Mask
     state: U8
-    primary: I32
-    secondary: I32
+    primary: Holders
+    secondary: Holders
     undetermined_count: npt.NDArray[np.int16]
     primary_reported: U8
     secondary_reported: U8
@@ -136,7 +138,6 @@ class Tables:
     checkpoint_ts: U64
     resolved_ts: U64
     last_synced_ts: U64
-    puller_resolved_ts: U64
     assignment_epoch: U64
     grants: U32
     state_since_ms: I64
@@ -152,9 +153,11 @@ class Tables:
         self.undetermined: dict[int, dict[int, Holder]] = {}
         self.trouble: dict[int, Trouble] = {}
         self.failures: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
+        self.dirty: Mask = np.ones(1, np.bool_)  # chunks of CHUNK_ROWS rows whose progress has changed since it was published
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
+        self.puller_resolved_ts: U64 | None = None  # by row, 0 = not given; made when an executor first gives it
         self.weights_changed = False  # since they were published
         self.weights_settled = True  # what was told is what is used
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
@@ -228,7 +231,7 @@ class Tables:
                 rows = rows[~np.isin(rows, np.fromiter(self._keys, np.int64, len(self._keys)))]
             ids = self.table_id[rows]
             order = np.argsort(ids, kind="stable")
-            self._index = Index(ids[order], rows[order])
+            self._index = Index(ids[order], rows[order].astype(np.int32))
         return self._index
 
     def partial_spans(self) -> dict[Span, int]:
@@ -265,10 +268,12 @@ class Tables:
         numbers = np.arange(self._next_number, self._next_number + count, dtype=np.uint32)
         self._next_number += count
         if self._next_number > len(self._row_of_number):
-            grown: npt.NDArray[np.int32] = np.full(max(self._next_number, _GROWTH * len(self._row_of_number)), NO_ROW, np.int32)
+            capacity = max(self._next_number, int(_GROWTH * len(self._row_of_number)))
+            grown: npt.NDArray[np.int32] = np.full(capacity, NO_ROW, np.int32)
             grown[: len(self._row_of_number)] = self._row_of_number
             self._row_of_number = grown
         self._row_of_number[numbers] = rows
+        self.touch(rows)
         self.number[rows] = numbers
         self.table_id[rows] = spans.table_ids
         self.live[rows] = True
@@ -294,6 +299,8 @@ class Tables:
             for rare in (self.undetermined, self.trouble, self.failures, self.moved_ms, self.origin):
                 rare.pop(row, None)
             self.pinned.discard(row)
+        if self.puller_resolved_ts is not None:
+            self.puller_resolved_ts[rows] = 0
         for column in _COLUMNS:
             getattr(self, column.name)[rows] = column.empty
         self._free.extend(rows.tolist()[::-1])
@@ -330,6 +337,18 @@ class Tables:
         rows = np.flatnonzero(mask)
         other = self.rows_undetermined_at(capture)
         return np.union1d(rows, other) if len(other) else rows
+
+    def take_puller(self, rows: Rows, resolved_ts: U64) -> None:
+        """How far the stage "puller" of these rows is; 0 = not given."""
+        if self.puller_resolved_ts is None:
+            if not resolved_ts.any():
+                return
+            self.puller_resolved_ts = np.zeros(self._capacity, np.uint64)
+        self.puller_resolved_ts[rows] = np.maximum(self.puller_resolved_ts[rows], resolved_ts)
+
+    def touch(self, rows: Rows) -> None:
+        """The progress of these rows has changed."""
+        self.dirty[rows >> CHUNK_SHIFT] = True
 
     def refresh_steady(self, rows: Rows) -> None:
         self.steady[rows] = (
@@ -390,14 +409,17 @@ class Tables:
             return np.full(len(table_ids), NO_ROW, np.int64)
         positions = np.searchsorted(index.table_ids, table_ids)
         positions[positions == len(index.table_ids)] = 0
-        return np.where(index.table_ids[positions] == table_ids, index.rows[positions], NO_ROW)
+        return np.where(index.table_ids[positions] == table_ids, index.rows[positions].astype(np.int64), NO_ROW)
 
     def _reserve(self, rows: int) -> None:
         if rows <= self._capacity:
             return
-        capacity = max(rows, _GROWTH * self._capacity)
+        capacity = max(rows, int(_GROWTH * self._capacity))
+        self.dirty = np.ones((capacity >> CHUNK_SHIFT) + 1, np.bool_)
         for column in _COLUMNS:
             wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
             wider[: self.size] = getattr(self, column.name)[: self.size]
             setattr(self, column.name, wider)
+        if self.puller_resolved_ts is not None:
+            self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(capacity - self._capacity, np.uint64)])
         self._capacity = capacity

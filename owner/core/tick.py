@@ -119,7 +119,10 @@ def tick(core: Core, given: TickInput) -> TickOutput:
     take_messages(core, given.messages)
     for capture in gone:
         core.chunks.pop(capture.index, None)
+        core.bootstrap.waiting_for.discard(capture.index)
+        core.bootstrap.reports.pop(capture.index, None)
         stopped_for_good(replication, capture.index)
+        core.captures.release(capture)
     lost = [capture for capture in gone if capture.id not in core.drains and capture.liveness is LivenessState.ALIVE]
     core.brake.tick(core.now_ms, sum(1 for _ in core.captures.alive()), len(lost), core.config)
     bootstrapped = try_open_gate(core)

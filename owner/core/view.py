@@ -18,13 +18,15 @@ from owner.core.policies.leveling import level
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
+    CHUNK_ROWS,
+    CHUNK_SHIFT,
     COMMIT,
     I32,
     NOBODY,
     PREPARE,
     REMOVING,
+    Holders,
     Mask,
-    Rows,
 )
 from tablewire.types import (
     I64,
@@ -54,11 +56,11 @@ PLANNED_MAX = 100_000
 class Roles:
     """The columns that change when a span's life changes; shape (n,) each, sorted by span."""
 
-    rows: Rows
+    rows: I32
     spans: SpanBlock
     state: U8
-    primary: I32
-    secondary: I32
+    primary: Holders
+    secondary: Holders
     undetermined: Mask
     primary_reported: U8
     wanted: Mask
@@ -69,11 +71,20 @@ class Roles:
 
 @dataclass(frozen=True)
 class Progress:
-    """The columns that change with every heartbeat; indexed by row."""
+    """The columns that change with every heartbeat, by row, in chunks of (checkpoint_ts, resolved_ts, last_synced_ts). A chunk in
+    which nothing changed is the one of the snapshot before."""
 
-    checkpoint_ts: U64
-    resolved_ts: U64
-    last_synced_ts: U64
+    chunks: tuple[tuple[U64, U64, U64], ...]
+
+    def of(self, row: int) -> Checkpoint:
+        checkpoint, resolved, synced = self.chunks[row >> CHUNK_SHIFT]
+        at = row & (CHUNK_ROWS - 1)
+        return Checkpoint(int(checkpoint[at]), int(resolved[at]), int(synced[at]))
+
+    @cached_property
+    def checkpoint_ts(self) -> U64:
+        """All of them by row; joined when first asked for."""
+        return np.concatenate([checkpoint for checkpoint, _, _ in self.chunks])
 
 
 @dataclass(frozen=True)
@@ -199,9 +210,7 @@ def span_view(snapshot: Snapshot, position: int) -> SpanView:
         state=ReplicationState.from_code(int(roles.state[position])),  # type: ignore[arg-type]
         primary=snapshot.capture_ids.get(int(roles.primary[position])),
         secondary=snapshot.capture_ids.get(int(roles.secondary[position])),
-        checkpoint=Checkpoint(
-            int(progress.checkpoint_ts[row]), int(progress.resolved_ts[row]), int(progress.last_synced_ts[row])
-        ),
+        checkpoint=progress.of(row),
         state_age_ms=snapshot.now_ms - int(roles.state_since_ms[position]),
         stall_reason=stall_reason(snapshot, position),
         error=snapshot.errors.get(row, ("", 0))[0],
@@ -255,9 +264,10 @@ def _why_steady_waits(snapshot: Snapshot, position: int) -> StallReason | None:
     row = int(roles.rows[position])
     bound = snapshot.table_barriers.get(int(roles.spans.table_ids[position]), TS_MAX)
     bound = min(bound, snapshot.barrier.barrier.global_barrier_ts)
-    if progress.checkpoint_ts[row] >= bound and progress.resolved_ts[row] > bound:
-        return StallReason.BARRIER
-    return None
+    if bound == TS_MAX:
+        return None
+    checkpoint = progress.of(row)
+    return StallReason.BARRIER if checkpoint.checkpoint_ts >= bound and checkpoint.resolved_ts > bound else None
 
 
 class _Statuses(Mapping[Span, Checkpoint]):
@@ -293,21 +303,20 @@ class Publisher:
     def __init__(self) -> None:
         self._roles: Roles | None = None
         self._progress: Progress | None = None
+        self._primaries: list[int] = []  # spans by Primary
         self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
     def publish(self, core: Core, roles_changed: bool, progress_changed: bool) -> Snapshot:
         if self._roles is None or roles_changed:
             self._roles = _copy_roles(core)
         if self._progress is None or progress_changed or roles_changed:
-            tables, size = core.tables, core.tables.size
-            self._progress = Progress(
-                tables.checkpoint_ts[:size].copy(), tables.resolved_ts[:size].copy(), tables.last_synced_ts[:size].copy()
-            )
+            self._progress = _copy_progress(core, self._progress)
         roles = self._roles
         if roles_changed or core.tables.weights_changed:
             self._weight = core.tables.weight[roles.rows]
             core.tables.weights_changed = False
-        primaries = np.bincount(roles.primary[roles.primary >= 0], minlength=len(core.captures)).tolist()
+        if roles_changed or len(self._primaries) < len(core.captures):
+            self._primaries = np.bincount(roles.primary[roles.primary >= 0], minlength=len(core.captures)).tolist()
         alive = list(core.captures.alive())
         states = {capture.index: core.capture_state(capture) for capture in alive}
         assert core.barrier is not None
@@ -318,7 +327,7 @@ class Publisher:
                 CaptureView(
                     capture.id,
                     states[capture.index],
-                    int(primaries[capture.index]),
+                    self._primaries[capture.index],
                     capture.id in core.drains or states[capture.index] is CaptureState.STOPPING,
                 )
                 for capture in alive
@@ -340,15 +349,33 @@ class Publisher:
         )
 
 
+def _copy_progress(core: Core, former: Progress | None) -> Progress:
+    """Copies the chunks that changed; the others are those of the former snapshot."""
+    tables, size = core.tables, core.tables.size
+    known = former.chunks if former is not None else ()
+    chunks = []
+    for number, start in enumerate(range(0, max(size, 1), CHUNK_ROWS)):
+        end = min(start + CHUNK_ROWS, size)
+        if number < len(known) and not tables.dirty[number] and len(known[number][0]) == end - start:
+            chunks.append(known[number])
+        else:
+            columns = (tables.checkpoint_ts, tables.resolved_ts, tables.last_synced_ts)
+            checkpoint, resolved, synced = (column[start:end].copy() for column in columns)
+            chunks.append((checkpoint, resolved, synced))
+    tables.dirty[:] = False
+    return Progress(tuple(chunks))
+
+
 def _copy_roles(core: Core) -> Roles:
     tables = core.tables
     if tables.partial_spans():
-        rows = np.array(sorted(tables.all_rows().tolist(), key=tables.span), np.int64)
+        rows = np.array(sorted(tables.all_rows().tolist(), key=tables.span), np.int32)
+        spans = tables.spans(rows.astype(np.int64))
     else:
-        rows = tables.index().rows
+        rows, spans = tables.index().rows, SpanBlock(tables.index().table_ids)
     return Roles(
         rows=rows,
-        spans=tables.spans(rows),
+        spans=spans,
         state=tables.state[rows],
         primary=tables.primary[rows],
         secondary=tables.secondary[rows],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.state import Core
-from owner.core.tables import REMOVING
+from owner.core.tables import REMOVING, Mask, Tables
 from tablewire.types import BarrierWithMinTs, Watermark
 
 CANNOT_PROCEED = Watermark(0, 0, 0, 0)
@@ -36,14 +36,21 @@ def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
     checkpoints = tables.checkpoint_ts[:size] if everything else tables.checkpoint_ts[:size][wanted]
     resolved = tables.resolved_ts[:size] if everything else tables.resolved_ts[:size][wanted]
     synced = tables.last_synced_ts[:size] if everything else tables.last_synced_ts[:size][wanted]
-    puller = tables.puller_resolved_ts[:size] if everything else tables.puller_resolved_ts[:size][wanted]
     slowest = int(np.argmin(checkpoints))
     core.slowest_row = slowest if everything else int(np.flatnonzero(wanted)[slowest])
     checkpoint = max(core.checkpoint_ts, min(int(checkpoints[slowest]), checkpoint_bound))
-    puller_given = puller[puller > 0]
     return Watermark(
         checkpoint_ts=checkpoint,
         resolved_ts=max(checkpoint, min(int(resolved.min()), resolved_bound)),
         last_synced_ts=int(synced.max()),
-        puller_resolved_ts=int(puller_given.min()) if len(puller_given) else 0,
+        puller_resolved_ts=_puller_resolved_ts(tables, wanted),
     )
+
+
+def _puller_resolved_ts(tables: Tables, wanted: Mask) -> int:
+    """The least of those that are given, 0 when none is."""
+    if tables.puller_resolved_ts is None:
+        return 0
+    puller = tables.puller_resolved_ts[: tables.size][wanted]
+    given = puller[puller > 0]
+    return int(given.min()) if len(given) else 0

@@ -172,7 +172,7 @@ def test_scenario_24_limits_hold_for_every_policy() -> None:
 )
 def test_leveling_always_helps_and_ends(spans: list[tuple[int, float]], elsewhere: dict[int, float]) -> None:
     """Each move narrows the spread, the end is stable, and loads add up."""
-    location = np.array([capture for capture, _ in spans], np.int32)
+    location = np.array([capture for capture, _ in spans], np.int16)
     weight = np.array([value for _, value in spans], np.float32)
     movable = np.ones(len(spans), np.bool_)
     found = level(location, weight, movable, [0, 1, 2, 3, 4], elsewhere, 5, 10_000)

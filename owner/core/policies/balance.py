@@ -63,7 +63,7 @@ def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: Slots) -
         if not slots.free_from(source) or target in slots.full():
             return
         balancer.planned.popleft()
-        prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_BALANCE)
+        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE)
         slots.take(source, target)
         if balancer.job is not None:
             balancer.job.moved += 1

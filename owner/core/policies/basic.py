@@ -95,7 +95,7 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
             rather_not=set() if trouble is None else {trouble.capture},
         )
         if target != NOBODY:
-            prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_ADD)
+            prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_ADD)
 
 
 def _without_overlaps(core: Core, rows: Rows) -> Rows:

@@ -46,7 +46,7 @@ def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots)
         target = placement.least(never, rather_not=set() if trouble is None else {trouble.capture})
         if target == NOBODY:
             return
-        prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_DRAIN)
+        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN)
         slots.take(capture.index, target)
 
 

@@ -139,7 +139,7 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
     source = int(tables.primary[row])
     if not slots.free_from(source) or target in slots.full():
         return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
-    prepare(core, np.array([row], np.int64), np.array([target], np.int32), TASK_MOVE)
+    prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE)
     job.attempts[row] = job.attempts.get(row, 0) + 1
     slots.take(source, target)
     return ""

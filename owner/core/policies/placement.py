@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from owner.core.captures import Capture
 from owner.core.state import Core
-from owner.core.tables import I32, NOBODY
+from owner.core.tables import NOBODY, Holders
 
 
 @dataclass(slots=True)
@@ -27,13 +27,13 @@ class Placement:
         elsewhere = [core.cluster_load.get(capture.id, 0.0) for capture in captures]
         return cls(candidates, loads[candidates] + np.array(elsewhere, np.float64))
 
-    def spread(self, count: int) -> I32:
+    def spread(self, count: int) -> Holders:
         """A target for each of `count` spans, so that the loads end as level as they can; shape (count,)."""
         if not count:
-            return np.empty(0, np.int32)
+            return np.empty(0, np.int16)
         shares = _level(self.loads, count)
         self.loads += shares
-        return np.repeat(np.array(self.candidates, np.int32), shares)
+        return np.repeat(np.array(self.candidates, np.int16), shares)
 
     def least(self, never: Set[int], rather_not: Set[int] = frozenset()) -> int:
         """The least loaded candidate for one span, NOBODY when every one is barred; counts it."""

@@ -338,8 +338,8 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def on_interrupt() -> None:
-    """SIGTERM and SIGHUP (a closed terminal) do what Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """SIGTERM and SIGHUP (a closed terminal) do what Ctrl-C does; so does SIGINT in the background, where a shell ignores it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
 
 

@@ -74,7 +74,8 @@ class Scheduler(Protocol):
         alive_captures: Mapping[CaptureID, CaptureInfo],
         barrier: BarrierWithMinTs,
     ) -> Watermark:
-        """One step; never blocks. checkpoint_ts: the global one so far. current_tables: ints, or an int64 array.
+        """One step; never blocks. checkpoint_ts: the global one so far. current_tables: ints, or an int64 array (a read-only one is
+        neither copied nor compared with itself).
 
         Watermark(0, 0, 0, 0) before bootstrap is done and while a current table has a part that nothing covers. Raises
         ConcurrentTickError when called twice at once, ClosedError after close; expected trouble never raises.
@@ -386,4 +387,6 @@ class _Scheduler:
 def _as_ids(current_tables: Sequence[TableID] | I64) -> I64:
     if isinstance(current_tables, np.ndarray):
         return current_tables.astype(np.int64, copy=False)
-    return np.fromiter(current_tables, np.int64, len(current_tables))
+    tables = np.fromiter(current_tables, np.int64, len(current_tables))
+    tables.flags.writeable = False
+    return tables

@@ -18,6 +18,7 @@ from owner.core.replication import (
     bare_reports,
     counted,
     note_reports,
+    note_states,
     roles_of,
     take_steady,
 )
@@ -196,6 +197,9 @@ def _tell(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> 
     tables = core.tables
     roles = roles_of(tables, rows, capture.index)
     mask = counted(tables, rows, roles, capture.index, echo)
+    if absent:
+        # Too old to count, but it is what the capture said last: it will not say so again.
+        note_states(tables, capture.index, bare_reports(rows[~mask], TableState.ABSENT.code), roles[~mask])
     rows, roles = rows[mask], roles[mask]
     states: U8 | int = TableState.ABSENT.code if absent else _last_reported(tables, rows, roles, capture.index)
     apply_reports(core.replication, capture.index, bare_reports(rows, states))
@@ -291,8 +295,7 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     rate = np.maximum(
         stats.rows_per_s[mask] / config.rows_per_s_per_weight, stats.bytes_per_s[mask] / config.bytes_per_s_per_weight
     )
-    tables.weight_told[at] = 1 + np.where(in_snapshot, 0, rate)
-    tables.weights_settled = False
+    tables.tell_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
 
 
 def _reports(report: SpanReports, rows: Rows) -> Reports:

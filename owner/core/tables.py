@@ -73,7 +73,6 @@ _COLUMNS = (
     _Column("task", np.uint8, TASK_NONE),
     _Column("in_snapshot", np.bool_, 0),
     _Column("weight", np.float32, 1),  # smoothed
-    _Column("weight_told", np.float32, 1),  # by the last statistics
 )
 
 
@@ -144,7 +143,6 @@ class Tables:
     task: U8
     in_snapshot: Mask
     weight: npt.NDArray[np.float32]
-    weight_told: npt.NDArray[np.float32]
 
     def __init__(self) -> None:
         self.size = 0  # rows in use are below this
@@ -158,6 +156,7 @@ class Tables:
         self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
         self.puller_resolved_ts: U64 | None = None  # by row, 0 = not given; made when an executor first gives it
+        self.weight_told: npt.NDArray[np.float32] | None = None  # by the last statistics; made with the first
         self.weights_changed = False  # since they were published
         self.weights_settled = True  # what was told is what is used
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
@@ -301,6 +300,8 @@ class Tables:
             self.pinned.discard(row)
         if self.puller_resolved_ts is not None:
             self.puller_resolved_ts[rows] = 0
+        if self.weight_told is not None:
+            self.weight_told[rows] = 1
         for column in _COLUMNS:
             getattr(self, column.name)[rows] = column.empty
         self._free.extend(rows.tolist()[::-1])
@@ -346,6 +347,15 @@ class Tables:
             self.puller_resolved_ts = np.zeros(self._capacity, np.uint64)
         self.puller_resolved_ts[rows] = np.maximum(self.puller_resolved_ts[rows], resolved_ts)
 
+    def tell_weights(self, rows: Rows, weights: F64) -> None:
+        """What the last statistics make these rows weigh; `smooth_weights` moves towards it."""
+        if self.weight_told is None:
+            if (weights == 1).all():
+                return
+            self.weight_told = np.ones(self._capacity, np.float32)
+        self.weight_told[rows] = weights
+        self.weights_settled = False
+
     def touch(self, rows: Rows) -> None:
         """The progress of these rows has changed."""
         self.dirty[rows >> CHUNK_SHIFT] = True
@@ -375,7 +385,7 @@ class Tables:
 
     def smooth_weights(self, share: float) -> None:
         """Moves each weight by this share towards what was told last, so that a burst is not taken for a habit."""
-        if self.weights_settled:
+        if self.weights_settled or self.weight_told is None:
             return
         weight, told = self.weight[: self.size], self.weight_told[: self.size]
         weight += np.float32(share) * (told - weight)
@@ -422,4 +432,6 @@ class Tables:
             setattr(self, column.name, wider)
         if self.puller_resolved_ts is not None:
             self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(capacity - self._capacity, np.uint64)])
+        if self.weight_told is not None:
+            self.weight_told = np.concatenate([self.weight_told, np.ones(capacity - self._capacity, np.float32)])
         self._capacity = capacity

@@ -312,7 +312,9 @@ class Publisher:
         if self._progress is None or progress_changed or roles_changed:
             self._progress = _copy_progress(core, self._progress)
         roles = self._roles
-        if roles_changed or core.tables.weights_changed:
+        if core.tables.weight_told is None:
+            self._weight = np.broadcast_to(np.float32(1), len(roles.rows))
+        elif roles_changed or core.tables.weights_changed:
             self._weight = core.tables.weight[roles.rows]
             core.tables.weights_changed = False
         if roles_changed or len(self._primaries) < len(core.captures):

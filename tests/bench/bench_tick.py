@@ -1,7 +1,7 @@
-"""The steady tick of the scheduler: every span's checkpoint has moved since the last one. Prints one JSON object.
+"""A scheduler and eight agents on the wire's bytes, for the benchmarks of the core.
 
-Measured: `Scheduler.tick` with its receive and decode, on reports that went through the wire's bytes; not the agents that made
-them. `python -m tests.bench.bench_tick [SPANS]`
+`Scheduler.tick` is measured with its receive and decode, on reports that went through the wire's bytes; not the agents that made
+them. `python -m tests.bench.bench_tick [SPANS]` prints the steady tick as one JSON object; tests/bench/core.py measures the rest.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from processor.agent import new_agent
 from tablewire.codec import decode_message, encode_message
 from tablewire.liveness import Liveness
 from tablewire.testing import FakeTableExecutor
-from tablewire.types import TS_MAX, Barrier, BarrierWithMinTs, CaptureInfo, ChangefeedID, Message
+from tablewire.types import TS_MAX, Barrier, BarrierWithMinTs, CaptureInfo, ChangefeedID, Message, Watermark
 
 CAPTURES = 8
 TICKS = 30
+TICK_S = 0.1
+START_TS = 2**40
 CHANGEFEED = ChangefeedID("default", "bench")
+NO_BARRIER = BarrierWithMinTs(Barrier(TS_MAX), TS_MAX)
 
 
 class Wire:
@@ -58,80 +61,104 @@ class _End:
         return None
 
 
-def run(spans: int = 131_072, moved: float = 1.0, ticks: int = TICKS) -> dict[str, object]:
-    """Brings up `spans` spans on 8 captures, then times ticks in each of which a share `moved` of them has a new checkpoint."""
-    wire, now = Wire(), [0.0]
-    scheduler = new_scheduler(
-        owner_id="owner",
-        changefeed_id=CHANGEFEED,
-        owner_revision=1,
-        changefeed_epoch=1,
-        transport=wire.transport("owner"),
-        config=SchedulerConfig(),
-        clock=lambda: now[0],
-    )
-    names = [f"capture{index}" for index in range(CAPTURES)]
-    executors = {name: FakeTableExecutor(changefeed_epoch=1, record_calls=False) for name in names}
-    agents = [
-        new_agent(
-            capture_id=name,
+class Bench:
+    """`spans` spans, brought up on 8 captures. bring_up_ticks, bring_up_cpu_s (owner and agents together): what it took."""
+
+    def __init__(self, spans: int) -> None:
+        self.spans = spans
+        self.wire = Wire()
+        self.now = 0.0
+        self.ts = START_TS
+        self.scheduler = new_scheduler(
+            owner_id="owner",
             changefeed_id=CHANGEFEED,
+            owner_revision=1,
             changefeed_epoch=1,
-            transport=wire.transport(name),
-            executor=executors[name],
-            liveness=Liveness(),
-            clock=lambda: now[0],
+            transport=self.wire.transport("owner"),
+            config=SchedulerConfig(),
+            clock=lambda: self.now,
         )
-        for name in names
-    ]
-    alive = {name: CaptureInfo(name, f"{name}:1") for name in names}
-    tables = np.arange(1, spans + 1, dtype=np.int64)
-    barrier = BarrierWithMinTs(Barrier(TS_MAX), TS_MAX)
-    checkpoint_ts, bring_up_ticks = 2**40, 0
-    cpu_started = time.process_time()
-    while True:
-        scheduler.tick(checkpoint_ts, tables, alive, barrier)
-        snapshot = scheduler.snapshot()
-        if bring_up_ticks and len(snapshot.roles.rows) == spans and bool(snapshot.roles.steady.all()):
-            break
-        bring_up_ticks += 1
-        for agent in agents:
+        self.names = [f"capture{index}" for index in range(CAPTURES)]
+        self.executors = {name: FakeTableExecutor(changefeed_epoch=1, record_calls=False) for name in self.names}
+        self.agents = [
+            new_agent(
+                capture_id=name,
+                changefeed_id=CHANGEFEED,
+                changefeed_epoch=1,
+                transport=self.wire.transport(name),
+                executor=self.executors[name],
+                liveness=Liveness(),
+                clock=lambda: self.now,
+            )
+            for name in self.names
+        ]
+        self._alive = {name: CaptureInfo(name, f"{name}:1") for name in self.names}
+        self._tables = np.arange(1, spans + 1, dtype=np.int64)
+        self._tables.flags.writeable = False
+        started = time.process_time()
+        self.bring_up_ticks = self._bring_up()
+        self.bring_up_cpu_s = time.process_time() - started
+
+    def _bring_up(self) -> int:
+        for ticks in range(1, 1_000):
+            self.tick()
+            roles = self.scheduler.snapshot().roles
+            if len(roles.rows) == self.spans and bool(roles.steady.all()):
+                return ticks
+            self.answer()
+        raise RuntimeError(f"{self.spans} spans were not up after {ticks} ticks")
+
+    def tick(self) -> Watermark:
+        self.now += TICK_S
+        return self.scheduler.tick(START_TS, self._tables, self._alive, NO_BARRIER)
+
+    def answer(self) -> None:
+        for agent in self.agents:
             agent.tick()
-        now[0] += 0.1
-        if bring_up_ticks > 1_000:
-            raise RuntimeError(f"{spans} spans were not up after {bring_up_ticks} ticks")
-    bring_up_cpu_s = time.process_time() - cpu_started
-    now[0] += 0.1
-    scheduler.tick(checkpoint_ts, tables, alive, barrier)
-    times = []
-    owner_bytes = wire.bytes_to["owner"]
-    for turn in range(ticks):
-        ts = checkpoint_ts + 1000 * (turn + 1)
-        for executor in executors.values():
-            if moved >= 1:
-                executor.advance(ts)
-            else:
-                held = executor.spans()
-                for span in held[: int(len(held) * moved)]:
-                    executor.advance(ts, span)
-        for agent in agents:
-            agent.tick()
-        now[0] += 0.1
-        started = time.perf_counter()
-        watermark = scheduler.tick(checkpoint_ts, tables, alive, barrier)
-        times.append(1000 * (time.perf_counter() - started))
-        if moved >= 1 and turn and watermark.checkpoint_ts != ts:
-            raise RuntimeError(f"the watermark is {watermark.checkpoint_ts}, not {ts}")
-    changed = max(1, round(spans * moved)) * ticks
+
+    def move(self, share: float, random: np.random.Generator) -> None:
+        """A share of all spans, drawn at random, has a new checkpoint."""
+        self.ts += 1000
+        for executor in self.executors.values():
+            if share >= 1:
+                executor.advance(self.ts)
+                continue
+            held = executor.spans()
+            for position in random.choice(len(held), round(len(held) * share), replace=False).tolist():
+                executor.advance(self.ts, held[position])
+
+    def steady_ticks(self, share: float = 1.0, ticks: int = TICKS) -> dict[str, float]:
+        """Times ticks in each of which this share of the spans has moved; and counts the bytes that the owner received."""
+        random = np.random.default_rng(7)
+        self.answer()
+        self.tick()
+        times, received = [], self.wire.bytes_to["owner"]
+        for _ in range(ticks):
+            self.move(share, random)
+            self.answer()
+            started = time.perf_counter()
+            watermark = self.tick()
+            times.append(1000 * (time.perf_counter() - started))
+            if share >= 1 and watermark.checkpoint_ts != self.ts:
+                raise RuntimeError(f"the watermark is {watermark.checkpoint_ts}, not {self.ts}")
+        changed = max(1, round(self.spans * share)) * ticks
+        return {
+            "tick_ms_p50": round(statistics.median(times), 2),
+            "tick_ms_max": round(max(times), 2),
+            "wire_bytes_per_changed_span": round((self.wire.bytes_to["owner"] - received) / changed, 2),
+        }
+
+
+def run(spans: int = 131_072, moved: float = 1.0, ticks: int = TICKS) -> dict[str, object]:
+    """The steady tick at this size, as a part of `make bench`."""
+    bench = Bench(spans)
     return {
         "spans": spans,
         "captures": CAPTURES,
         "moved": moved,
-        "tick_ms_p50": round(statistics.median(times), 2),
-        "tick_ms_max": round(max(times), 2),
-        "wire_bytes_per_changed_span": round((wire.bytes_to["owner"] - owner_bytes) / changed, 1),
-        "bring_up_ticks": bring_up_ticks,
-        "bring_up_cpu_s": round(bring_up_cpu_s, 2),
+        **bench.steady_ticks(moved, ticks),
+        "bring_up_ticks": bench.bring_up_ticks,
+        "bring_up_cpu_s": round(bench.bring_up_cpu_s, 2),
     }
 
 

@@ -212,13 +212,10 @@ def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view:
     assert f"move of public.t1 to {target}: accepted: not done within 0.5 s; the owner goes on with it" in text
 
 
-def test_rebalance_is_refused_with_the_schedulers_reason(owner: Owner) -> None:
-    """Until the next version."""
-    text = "rebalance of default/test: refused: rebalance is not in this version"
-    assert failure(owner("rebalance")) == f"Error: {text}\n"
-    error = json.loads(only_line(owner("rebalance", "-o", "json")))["error"]
-    assert (error["code"], error["message"]) == ("refused", text)
-    assert (error["job"]["kind"], error["job"]["state"]) == ("rebalance", "refused")
+def test_rebalance_with_even_loads_is_done(owner: Owner) -> None:
+    """Nothing to move is no failure."""
+    assert "rebalance of default/test: done" in owner("rebalance", "--wait").stdout
+    assert answer(owner("rebalance", "--wait", "-o", "json"))["state"] == "done"
 
 
 def test_table_list_shows_every_span(owner: Owner) -> None:

@@ -24,12 +24,21 @@ from tablewire.types import I64, DispatchAction, Span, SpanBlock
 
 def take_current_tables(core: Core, current_tables: I64) -> None:
     """Keeps rows in step with the tables that there should be; costs a comparison when nothing changed."""
-    if not core.tables_known or not np.array_equal(current_tables, core.current_tables):
-        core.current_tables = np.array(current_tables, np.int64)
+    if not core.tables_known or not _are_the_same(current_tables, core.current_tables):
+        # What nobody can write to any more need not be copied, nor compared with itself.
+        core.current_tables = current_tables if _is_frozen(current_tables) else np.array(current_tables, np.int64)
         core.tables_known, core.reconciled = True, False
     if core.bootstrap.done and not core.reconciled:
         _reconcile(core)
         core.reconciled = True
+
+
+def _are_the_same(current: I64, known: I64) -> bool:
+    return (current is known and _is_frozen(current)) or np.array_equal(current, known)
+
+
+def _is_frozen(array: I64) -> bool:
+    return array.base is None and not array.flags.writeable
 
 
 def _reconcile(core: Core) -> None:

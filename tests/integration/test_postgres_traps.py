@@ -13,6 +13,13 @@ BIG = "(SELECT string_agg(md5(i::text || random()::text), '') FROM generate_seri
 BINARY_AND_TEXT = pytest.mark.parametrize("binary", ["true", "false"])
 
 
+@pytest.fixture(params=["single", "bulk"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every trap by single statements and by the bulk ways."""
+    monkeypatch.setattr("processor.postgres.sinks.bulk.BULK_MIN", 1 if request.param == "bulk" else 1_000_000)
+    return str(request.param)
+
+
 def follow(kit: Kit, *names: str) -> None:
     """Starts an executor on these tables."""
     start_ts = kit.start()

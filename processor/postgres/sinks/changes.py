@@ -87,7 +87,12 @@ def _cached(plan: TargetPlan, name: str) -> str:
 
 
 def _delete(plan: TargetPlan, old: Sequence[Value]) -> Statement:
-    return _cached(plan, "delete"), parameters(key_of(plan, old) if plan.key else old)
+    return delete_statement(plan, key_of(plan, old) if plan.key else old)
+
+
+def delete_statement(plan: TargetPlan, values: Sequence[Value]) -> Statement:
+    """values: of the key, or of the whole row when there is none."""
+    return _cached(plan, "delete"), parameters(values)
 
 
 def _update(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value]) -> list[Statement]:
@@ -98,7 +103,7 @@ def _update(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value])
             )
         # With the whole old row at hand, a value that was not sent is the old one.
         whole = [before if value is None else value for value, before in zip(new, old, strict=True)]
-        return [(_update_sql(plan, tuple(range(len(whole))), by_row=True), parameters([*whole, *old]))]
+        return [(update_sql(plan, tuple(range(len(whole))), by_row=True), parameters([*whole, *old]))]
     before = old_key(plan, old, new)
     present = tuple(at for at, value in enumerate(new) if value is not None)
     if len(present) == len(new):
@@ -106,11 +111,11 @@ def _update(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value])
         if before == key_of(plan, new):
             return [upsert]
         return [(_cached(plan, "delete"), parameters(before)), upsert]
-    return [(_update_sql(plan, present, by_row=False), parameters([*(new[at] for at in present), *before]))]
+    return [(update_sql(plan, present, by_row=False), parameters([*(new[at] for at in present), *before]))]
 
 
-def _update_sql(plan: TargetPlan, present: tuple[int, ...], by_row: bool) -> str:
-    """An update of these columns; the old key or row follows their values."""
+def update_sql(plan: TargetPlan, present: tuple[int, ...], by_row: bool) -> str:
+    """An update of these columns; the values of the old key or row follow theirs."""
     sql = plan.cache.get(("update", present))
     if sql is None:
         sets = ", ".join(f"{plan.columns[at].quoted} = {plan.columns[at].value(n + 1)}" for n, at in enumerate(present))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import psycopg
 
 from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
-from processor.postgres.sinks.bulk import BulkWriter
+from processor.postgres.sinks.bulk import BulkWriter, RowExistsError, Stages
 from processor.postgres.sinks.connection import SinkConnection, sink_error
 from processor.postgres.sinks.copying import copy_rows, make_room
 from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, create_table
@@ -60,6 +60,7 @@ class PostgresSession:
         self._options = options
         self._planner = TargetPlanner(catalogue, options.binary)
         self._connection: SinkConnection | None = None
+        self._stages = Stages()
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
@@ -84,6 +85,7 @@ class PostgresSession:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._stages = Stages()
 
     def cancel(self) -> None:
         connection = self._connection
@@ -111,6 +113,7 @@ class PostgresSession:
         """Ends the open transaction; gives the connection up when that does not work."""
         if self._connection is None:
             return
+        self._stages.rolled_back()
         try:
             self._connection.execute("ROLLBACK")
         except psycopg.Error:
@@ -169,6 +172,7 @@ class PostgresSession:
         if not self._context.may_write():
             raise WriteNotAllowedError("the lease of this processor is in doubt")
         connection.execute("COMMIT")
+        self._stages.committed()
 
 
 def _text(fence: Fence) -> str:
@@ -187,26 +191,39 @@ class PostgresTransaction:
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
         session = self._session
         with session._errors():
-            connection = session._ready() if not self._is_open else self._open_connection()
-            writer = BulkWriter(connection)
-            if not self._is_open:
-                writer.add(("BEGIN", ()))
-                writer.add(self._lock, check=self._require_row)
+            if self._is_open:
+                self._write(self._open_connection(), parts, is_last, may_copy=False)
+            else:
+                connection = session._ready()
+                session._stages.trim(connection)
+                try:
+                    self._write(connection, parts, is_last, may_copy=is_last)
+                except RowExistsError:
+                    session.rollback()
+                    self._is_open = False
+                    self._write(session._ready(), parts, is_last, may_copy=False)
+        return sum(len(part.frames) for part in parts)
+
+    def _write(self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool) -> None:
+        """Writes the parts; begins the transaction if it is not open."""
+        writer = BulkWriter(connection, self._session._stages, may_copy)
+        if not self._is_open:
+            writer.add(("BEGIN", ()))
+            writer.add(self._lock, check=self._require_row)
             self._is_open = True
-            rows = 0
-            at = 0
-            while at < len(parts):
-                relation = parts[at].relation
-                end = at + 1
-                while end < len(parts) and parts[end].relation is relation:
-                    end += 1
-                plan = self._plan(writer, relation)
-                rows += writer.write(plan, [frame for part in parts[at:end] for frame in part.frames])
-                at = end
-            if is_last:
-                writer.add(positions.move_statement(session._changefeed, self._schema.full_name, parts[-1].end_ts))
-            writer.flush()
-            return rows
+        if is_last:
+            # Behind the lock, so nothing that is refused; first, so that it costs no round trip of its own.
+            writer.add(positions.move_statement(self._session._changefeed, self._schema.full_name, parts[-1].end_ts))
+        at = 0
+        while at < len(parts):
+            relation = parts[at].relation
+            end = at + 1
+            while end < len(parts) and parts[end].relation is relation:
+                end += 1
+            plan = self._plan(writer, relation)
+            writer.write(plan, [frame for part in parts[at:end] for frame in part.frames])
+            at = end
+        writer.flush()
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
         session = self._session
@@ -241,7 +258,7 @@ class PostgresTransaction:
             raise SinkUnavailableError(f"{self._session._where}: the connection was lost inside a transaction")
         return connection
 
-    def _require_row(self, count: int | None) -> None:
+    def _require_row(self, count: int) -> None:
         if not count:
             raise EpochRefusedError(f"table {self._schema.full_name}: another processor has taken the table over at the sink")
 

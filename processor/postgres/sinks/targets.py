@@ -27,11 +27,13 @@ _TEXT = 'pg_catalog."text"'
 
 @dataclass(frozen=True, slots=True)
 class WireType:
-    """sql: the type's name at the sink. patch: the element's type id that array values must be given, None if they fit."""
+    """sql: the type's name at the sink. patch: the element's type id that array values must be given, None if they fit.
+    is_element: values can be gathered in an array and come out of unnest as one column."""
 
     sql: str
     oid: int
     patch: bytes | None = None
+    is_element: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,14 @@ class TargetColumn:
 @dataclass(slots=True)
 class TargetPlan:
     """How rows of one relation are written. key: positions of the columns that tell rows apart, empty = only whole rows do.
-    The plan is immutable but for `cache`, SQL that was built once."""
+    is_copy_refused: a COPY met a row that was there. The plan is immutable but for that and for `cache`, SQL built once."""
 
     relation: Relation
     quoted: str
     columns: tuple[TargetColumn, ...]
     key: tuple[int, ...]
     is_referenced: bool
+    is_copy_refused: bool = False
     cache: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     @property
@@ -232,13 +235,14 @@ class TargetPlanner:
         if info.element_oid and not types[info.element_oid].is_builtin:
             return self._array_type(connection, full_name, column, types, types[info.element_oid])
         if info.is_builtin:
-            return WireType(quote_table(info.schema, info.name), info.oid)
+            return WireType(quote_table(info.schema, info.name), info.oid, is_element=not info.element_oid)
         if info.kind == "c" and info.has_user_fields:
             raise OperatingError(
                 f"table {full_name}: column {column} has type {info.name}, a composite of user-defined types, whose binary form "
                 "holds the source's type ids; create the changefeed with the source option binary=false"
             )
-        return WireType(quote_table(info.schema, info.name), self._sink_type(connection, full_name, column, info))
+        sink_oid = self._sink_type(connection, full_name, column, info)
+        return WireType(quote_table(info.schema, info.name), sink_oid, is_element=info.kind != "c")
 
     def _array_type(
         self, connection: SinkConnection, full_name: str, column: str, types: Mapping[int, TypeInfo], element: TypeInfo
@@ -246,7 +250,7 @@ class TargetPlanner:
         """Binary arrays name their element's type by its id, which differs between databases: it is replaced in each value."""
         element = base_of(types, element.oid)
         if element.kind == "e" or not element.has_binary:
-            return WireType(f"{_TEXT}[]", TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"))
+            return WireType(f"{_TEXT}[]", TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"), is_element=False)
         if element.kind == "c":
             raise OperatingError(
                 f"table {full_name}: column {column} is an array of the composite type {element.name}; "
@@ -254,7 +258,7 @@ class TargetPlanner:
             )
         sink_oid = element.oid if element.is_builtin else self._sink_type(connection, full_name, column, element)
         name = quote_table(element.schema, element.name)
-        return WireType(f"{name}[]", self._array_oid(connection, sink_oid), sink_oid.to_bytes(4, "big"))
+        return WireType(f"{name}[]", self._array_oid(connection, sink_oid), sink_oid.to_bytes(4, "big"), is_element=False)
 
     def _sink_type(self, connection: SinkConnection, full_name: str, column: str, info: TypeInfo) -> int:
         quoted = quote_table(info.schema, info.name)

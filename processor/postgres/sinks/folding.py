@@ -1,0 +1,133 @@
+"""Many changes of a table with a key folded into what they come to: for each key the row as it is at the end, or that it is gone.
+
+Two ways. The quick one looks only at the key of each frame, and the last frame of a key wins; it gives up (None) when an update
+changed a key. The careful one reads every value, so that it can put together updates that lack unchanged values; it gives up when
+only the sink knows a value of a row whose key changes. Pure.
+
+Keys are compared by their bytes. Two keys that PostgreSQL holds equal but whose bytes differ (numeric 1.0 and 1.00) are folded
+apart, which is right as long as all deletes are applied before all rows: at the end at most one of the two is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from processor.postgres.sinks.changes import key_of, old_key, patch
+from processor.postgres.sinks.targets import TargetPlan
+from processor.postgres.wire import DELETE, FRAME_HEADER, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
+
+Key: TypeAlias = "tuple[bytes, ...]"
+_MARKER_AT = FRAME_HEADER + 5
+_FIRST_AT = FRAME_HEADER + 8
+"""Where the first column's kind byte stands in a frame whose only tuple follows the marker."""
+
+
+@dataclass(slots=True)
+class Folded:
+    """What changes come to. frames: of whole new rows; rows: the same, read. partial: values to set in rows that are there, None
+    = stays. is_truncated: everything that was there before goes first."""
+
+    is_truncated: bool = False
+    deletes: list[Key] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
+    rows: list[list[Value]] = field(default_factory=list)
+    partial: list[tuple[Key, list[Value]]] = field(default_factory=list)
+
+
+def behind_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
+    """What follows the last TRUNCATE, and whether there was one: what came before it does not matter."""
+    for at in range(len(frames) - 1, -1, -1):
+        if frames[at][FRAME_HEADER] == TRUNCATE:
+            return frames[at + 1 :], True
+    return frames, False
+
+
+def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
+    """By the last frame of each key; only for a key of leading columns. The frames of the result may lack unchanged values."""
+    count = len(plan.key)
+    if plan.key != tuple(range(count)) or plan.patches:
+        return None
+    last: dict[bytes, bytes] = {}
+    from_bytes = int.from_bytes
+    for frame in frames:
+        if frame[FRAME_HEADER] == UPDATE and frame[_MARKER_AT] != NEW_ROW:
+            return None
+        end = _FIRST_AT
+        for _ in range(count):
+            end += 5 + from_bytes(frame[end + 1 : end + 5], "big")
+        last[frame[_FIRST_AT:end]] = frame
+    folded = Folded()
+    for key, frame in last.items():
+        if frame[FRAME_HEADER] == DELETE:
+            folded.deletes.append(_split(key, count))
+        else:
+            folded.frames.append(frame)
+            if frame[FRAME_HEADER] == UPDATE:
+                continue
+    return folded
+
+
+def _split(key: bytes, count: int) -> Key:
+    """The values of `count` columns that follow each other with their kinds."""
+    if count == 1:
+        return (key[1:],)
+    values: list[bytes] = []
+    at = 0
+    for _ in range(count):
+        end = at + 5 + int.from_bytes(key[at + 1 : at + 5], "big")
+        values.append(key[at + 1 : end])
+        at = end
+    return tuple(values)
+
+
+def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
+    """By reading every value; None when a row whose key changed lacks a value that is not among the changes."""
+    whole: dict[Key, list[Value]] = {}
+    partial: dict[Key, list[Value]] = {}
+    gone: dict[Key, None] = {}
+    for frame in frames:
+        kind, old, new = read_change(frame)
+        patch(plan, old)
+        patch(plan, new)
+        if kind == DELETE:
+            assert old is not None
+            key = _as_key(key_of(plan, old))
+            whole.pop(key, None)
+            partial.pop(key, None)
+            gone[key] = None
+            continue
+        assert new is not None
+        is_whole = None not in new
+        if kind == UPDATE:
+            before = _as_key(old_key(plan, old, new))
+            key = _as_key(key_of(plan, new))
+            if before != key:
+                if not is_whole:
+                    known = whole.get(before)
+                    if known is None:
+                        return None
+                    new, is_whole = _merged(known, new), True
+                whole.pop(before, None)
+                partial.pop(before, None)
+                gone[before] = None
+        else:
+            key = _as_key(key_of(plan, new))
+        if is_whole:
+            partial.pop(key, None)
+            gone.pop(key, None)
+            whole[key] = new
+        elif key in whole:
+            whole[key] = _merged(whole[key], new)
+        else:
+            partial[key] = _merged(partial[key], new) if key in partial else new
+    return Folded(deletes=list(gone), rows=list(whole.values()), partial=list(partial.items()))
+
+
+def _merged(before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+    return [old if new is None else new for old, new in zip(before, after, strict=True)]
+
+
+def _as_key(values: Sequence[Value]) -> Key:
+    return tuple(values)  # type: ignore[arg-type]  # key columns are never NULL and always sent

@@ -51,10 +51,10 @@ lock: venv ## write requirements/*.txt from pyproject.toml; UPGRADE=--upgrade ta
 	@$(LOCK) $(UPGRADE) --extra local --group build --constraint requirements/dev.txt --output-file requirements/run.txt
 
 bench: venv ## the figures, as one line of JSON
-	@exec $(PY) tests/bench $(ARGS)
+	@exec $(PY) -m tests.bench $(ARGS)
 
 bench-core: $(if $(wildcard tests/bench/core.py),venv) ## the figures of the scheduler core alone
-	@$(call later,tests/bench/core.py,$(PY) tests/bench/core.py $(ARGS))
+	@$(call later,tests/bench/core.py,$(PY) -m tests.bench.core $(ARGS))
 
 sim: $(if $(wildcard tests/sim/__main__.py),venv) ## the core and the agents under random faults: SEEDS=100 (0: as many as fit in) SECONDS=60
 	@$(call later,tests/sim/__main__.py,$(PY) -m tests.sim --seeds $(SEEDS) --seconds $(SECONDS) $(ARGS))

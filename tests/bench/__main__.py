@@ -20,10 +20,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = {
     "steady_tick": "tests.bench.bench_tick",
     "postgres": "tests.bench.bench_postgres",
@@ -72,5 +70,4 @@ def measure(name: str) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "proto")]
     sys.exit(main(sys.argv[1:]))

@@ -34,6 +34,19 @@ def test_processor_killed_in_the_middle_of_a_load(replication: Start) -> None:
     world.finish()
 
 
+def test_processor_killed_when_the_sink_is_further_than_the_owner_knows(replication: Start) -> None:
+    """Its last reports are lost, so its tables are granted from an old checkpoint: the successor goes on where the sink is."""
+    world = replication(etcd=1, owners=1, processors=3, lease_ttl_ms=LEASE_TTL_MS)
+    victim = world.busiest()
+    capture = world.cluster.captures()[victim]
+    world.cluster.link("owner0", victim).cut("from_target")
+    world.more_rows(800)
+    world.cluster.kill(victim)
+    world.wait_replicating_without(capture)
+    world.more_rows(300)
+    world.finish()
+
+
 def test_leader_killed_in_the_middle_of_a_load(replication: Start) -> None:
     """SIGKILL of the leading owner: the other one leads under a newer election, and no row is lost or doubled."""
     world = replication(etcd=3, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS)

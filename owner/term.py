@@ -20,7 +20,6 @@ import structlog
 
 from owner.changefeeds import ChangefeedEvent, EtcdChangefeeds
 from owner.config import OwnerConfig
-from owner.core.config import SchedulerConfig
 from owner.election import Election, Leadership
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun, Stored
@@ -77,7 +76,7 @@ class Term:
         self._metrics = metrics
         self._registry = EtcdChangefeeds(session, config.cluster, election.guarded_write)
         self._workers = dict(former_workers)
-        self._scheduler_config = _scheduler_config(config)
+        self._scheduler_config = config.scheduler.for_core()
         self._runs: Mapping[ChangefeedID, ChangefeedRun] = MappingProxyType({})
         self._captures: Mapping[CaptureID, CaptureInfo] = MappingProxyType({})
         self._stored: Mapping[ChangefeedID, Stored] = MappingProxyType({})
@@ -415,15 +414,3 @@ class _Host:
 
     def changed(self) -> None:
         self._term.poke()
-
-
-def _scheduler_config(config: OwnerConfig) -> SchedulerConfig:
-    section = config.scheduler
-    return SchedulerConfig(
-        heartbeat_interval_ms=section.heartbeat_interval_ms,
-        stats_interval_ms=section.stats_interval_ms,
-        bootstrap_timeout_ms=section.bootstrap_timeout_ms,
-        capture_silent_ms=section.capture_silent_ms,
-        max_task_concurrency=section.max_task_concurrency,
-        max_task_concurrency_per_capture=section.max_task_concurrency_per_capture,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from owner.config import OwnerConfig
+from owner.config import OwnerConfig, SchedulerSection
+from owner.core.config import SchedulerConfig
 from processor.config import ProcessorConfig
 from tablewire.errors import ConfigError
 from tablewire.runtime.config import Section, describe, flatten, key, load, load_with_origins, variable_of
@@ -169,7 +172,7 @@ def test_every_key_of_the_services_is_complete(kind: type[Section]) -> None:
         assert row.environment == variable_of(row.path)
         if row.type in ("int", "float"):
             assert row.bounds, row.path
-            assert not row.path.endswith(WITHOUT_UNIT), f"{row.path} has no unit in its name"
+            assert re.split("[._]", row.path)[-1] not in WITHOUT_UNIT, f"{row.path} has no unit in its name"
         assert load(kind, flags={row.path: row.default}) == kind()
         if isinstance(row.default, str | int | float):
             assert load(kind, environ={row.environment: str(row.default).lower()}) == kind()
@@ -192,3 +195,30 @@ def test_sections_check_what_goes_together(flags: Mapping[str, Any], reason: str
     """Keys that contradict each other are one clear error."""
     with pytest.raises(ConfigError, match=reason):
         load(ProcessorConfig, flags=flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"scheduler.capture_silent_ms": 100}, "above heartbeat_interval_ms"),
+        ({"scheduler.error_backoff_max_ms": 500}, "not be below error_backoff_initial_ms"),
+        ({"scheduler.balance_start_percent": 5}, "above balance_stop_percent"),
+        ({"scheduler.prepare_timeout_ms": 10}, "scheduler.prepare_timeout_ms: Expected `int` >= 1000"),
+        ({"scheduler.brake_percent": 101}, "scheduler.brake_percent: Expected `int` <= 100"),
+        ({"source.retry_max_ms": 10}, "not be below retry_min_ms"),
+    ],
+)
+def test_the_owners_sections_check_what_goes_together(flags: Mapping[str, Any], reason: str) -> None:
+    """The same for the owner's keys."""
+    with pytest.raises(ConfigError, match=reason):
+        load(OwnerConfig, flags=flags)
+
+
+def test_every_setting_of_a_scheduler_is_a_key_with_the_same_default() -> None:
+    """What the core can be told, an operator can say, and it arrives."""
+    settings = [field.name for field in dataclasses.fields(SchedulerConfig)]
+    assert not set(settings) - set(SchedulerSection.__struct_fields__)
+    assert OwnerConfig().scheduler.for_core() == SchedulerConfig()
+    one_more = {f"scheduler.{name}": getattr(SchedulerConfig(), name) + 1 for name in settings}
+    told = load(OwnerConfig, flags=one_more).scheduler.for_core()
+    assert told == SchedulerConfig(**{name: getattr(SchedulerConfig(), name) + 1 for name in settings})

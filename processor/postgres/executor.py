@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import structlog
 
 from processor.executor import ExecutorRequest
@@ -24,6 +23,7 @@ from processor.postgres.sinks import Fence, SinkContext
 from processor.postgres.sinks.registry import new_sink
 from processor.postgres.snapshot import SnapshotRunner
 from processor.postgres.source_catalogue import SourceCatalogue
+from processor.postgres.statuses import status_columns
 from processor.postgres.stream import StreamTable
 from processor.postgres.table import TableWork
 from processor.postgres.workers import WorkerPool
@@ -64,6 +64,7 @@ class PostgresExecutor:
         self._catalogue = SourceCatalogue(request.source_uri, self._name)
         writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
         self._sink = new_sink(request.sink_uri, SinkContext(request.changefeed, writer, self.may_write), self._catalogue, options)
+        self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
         self._barrier = Barrier(TS_MAX)
@@ -87,7 +88,7 @@ class PostgresExecutor:
                 request.source_uri,
                 self._connect_replication,
                 self._catalogue,
-                options.binary,
+                self._binary,
                 self._sink.session(),
                 self._waiting_for_snapshot,
                 self._crashed,
@@ -320,7 +321,7 @@ class PostgresExecutor:
         shared = SharedStream(
             self._connect_replication,
             self._name,
-            self._options.binary,
+            self._binary,
             self.error_after_s,
             self._budget,
             self._options.queue_max_bytes,
@@ -343,7 +344,7 @@ class PostgresExecutor:
                 stream = CatchUpStream(
                     self._connect_replication,
                     self._name,
-                    self._options.binary,
+                    self._binary,
                     self.error_after_s,
                     group,
                     self._options.queue_max_bytes,
@@ -383,23 +384,3 @@ class PostgresExecutor:
             raise InvariantError("a thread of the PostgreSQL executor ended", f"{type(self._crash).__name__}: {self._crash}")
         if self._is_closing.is_set():
             raise ClosedError("the executor is closed")
-
-
-def status_columns(tables: Mapping[Span, TableWork], spans: Sequence[Span]) -> StatusColumns:
-    """The statuses of these spans as columns."""
-    count = len(spans)
-    states = np.zeros(count, np.uint8)
-    checkpoint_ts, resolved_ts, last_synced_ts = (np.zeros(count, np.uint64) for _ in range(3))
-    errors: list[tuple[int, str]] = []
-    for at, span in enumerate(spans):
-        table = tables.get(span)
-        if table is None:
-            continue
-        if table.error is not None:
-            errors.append((at, str(table.error)))
-        checkpoint = table.checkpoint()
-        states[at] = table.state.code
-        checkpoint_ts[at] = checkpoint.checkpoint_ts
-        resolved_ts[at] = checkpoint.resolved_ts
-        last_synced_ts[at] = checkpoint.last_synced_ts
-    return StatusColumns(states, checkpoint_ts, resolved_ts, last_synced_ts, errors)

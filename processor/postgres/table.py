@@ -15,9 +15,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
 
 from processor.postgres.queues import Batch, TableQueue
+from processor.postgres.services import TableServices
 from processor.postgres.sinks import Fence, SinkSession, SinkTransaction, SinkUnavailableError, WriteNotAllowedError
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
@@ -29,37 +29,6 @@ NOT_ALLOWED_RETRY_S = 0.1
 PART_WAIT_S = 0.1
 
 _BUSY_STATES = (TableState.REPLICATING, TableState.STOPPING)
-
-
-class TableServices(Protocol):
-    """What a table needs of its executor. Any thread; none of these waits."""
-
-    @property
-    def batch_max_bytes(self) -> int: ...
-
-    @property
-    def error_after_s(self) -> float: ...
-
-    @property
-    def wants_snapshot(self) -> bool: ...
-
-    def submit(self, table: TableWork) -> None:
-        """A worker should call `step` soon."""
-
-    def submit_later(self, table: TableWork, delay_s: float) -> None:
-        """A worker should call `step` after a while."""
-
-    def changed(self) -> None:
-        """A state has changed: the agent should look."""
-
-    def poke(self) -> None:
-        """The control thread should look: a table waits for a stream or a copy."""
-
-    def released(self, table: TableWork) -> None:
-        """The table stops: its streams may forget it."""
-
-    def shared_position(self) -> Ts:
-        """How far the shared stream is."""
 
 
 class TableWork:

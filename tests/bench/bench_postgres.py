@@ -169,16 +169,15 @@ def measure_inserts(pair: Pair, rows: int) -> dict[str, object]:
         transactions = rows // TABLES // ROWS_PER_TRANSACTION
         _write_backlog(line, [_INSERT], transactions)
         count = transactions * TABLES * ROWS_PER_TRANSACTION
-        seconds, cpu_s = _work_off(line)
+        effort = _work_off(line)
         width = line.connection.execute(b"SELECT avg(pg_column_size(t.*))::int FROM t0 t").fetchone()
         line.require_equal()
     finally:
         line.close()
     return {
         "rows": count,
-        "seconds": round(seconds, 2),
-        "rows_per_s": round(count / seconds),
-        "executor_cpu_s": round(cpu_s, 2),
+        "rows_per_s": round(count / float(str(effort["seconds"]))),
+        **effort,
         "row_bytes": width[0] if width else None,
         "rows_per_transaction": ROWS_PER_TRANSACTION,
         "tables": TABLES,
@@ -192,15 +191,14 @@ def measure_mixed(pair: Pair, rows: int) -> dict[str, object]:
         transactions = max(20, rows // TABLES // (ROWS_PER_TRANSACTION * 5 // 2))
         _write_backlog(line, _MIXED, transactions)
         count = transactions * TABLES * ROWS_PER_TRANSACTION * 5 // 2
-        seconds, cpu_s = _work_off(line)
+        effort = _work_off(line)
         line.require_equal()
     finally:
         line.close()
     return {
         "changes": count,
-        "seconds": round(seconds, 2),
-        "changes_per_s": round(count / seconds),
-        "executor_cpu_s": round(cpu_s, 2),
+        "changes_per_s": round(count / float(str(effort["seconds"]))),
+        **effort,
         "changes_per_transaction": ROWS_PER_TRANSACTION * 5 // 2,
     }
 
@@ -222,27 +220,51 @@ def measure_spread(pair: Pair, rows: int) -> dict[str, object]:
         )
         _write_backlog(line, statements, transactions)
         count = transactions * TABLES * 100
-        seconds, cpu_s = _work_off(line)
+        effort = _work_off(line)
         line.require_equal()
     finally:
         line.close()
     return {
         "changes": count,
-        "seconds": round(seconds, 2),
-        "changes_per_s": round(count / seconds),
-        "executor_cpu_s": round(cpu_s, 2),
+        "changes_per_s": round(count / float(str(effort["seconds"]))),
+        **effort,
         "of_100": "40 updates, 20 deletes, 40 inserts",
     }
 
 
-def _work_off(line: Line) -> tuple[float, float]:
-    """Seconds, and seconds of this process's CPU, until everything written so far is at the sink."""
+def _work_off(line: Line) -> dict[str, object]:
+    """Seconds, and seconds of CPU of this process and of the two servers, until everything written so far is at the sink."""
     target = line.source.current_ts()
     line.connection.execute(b"CHECKPOINT")
-    started, cpu_started = time.monotonic(), time.process_time()
+    started, cpu_started, servers_started = time.monotonic(), time.process_time(), _servers_cpu_s(line.pair)
     line.start()
     line.wait_for(target)
-    return time.monotonic() - started, time.process_time() - cpu_started
+    return {
+        "seconds": round(time.monotonic() - started, 2),
+        "executor_cpu_s": round(time.process_time() - cpu_started, 2),
+        "servers_cpu_s": round(_servers_cpu_s(line.pair) - servers_started, 2),
+    }
+
+
+def _servers_cpu_s(pair: Pair) -> float:
+    """CPU of all processes of both servers so far, as far as this system tells (Linux), else 0."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        children.setdefault(int(fields[1]), []).append(pid)
+        ticks[pid] = sum(map(int, fields[11:15]))  # own and of children that have ended
+    total = 0
+    waiting = [pair.source.pid, pair.sink.pid]
+    while waiting:
+        pid = waiting.pop()
+        total += ticks.get(pid, 0)
+        waiting += children.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def measure_latency(pair: Pair, rate_per_s: int, seconds: float) -> dict[str, object]:

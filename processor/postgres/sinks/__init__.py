@@ -90,7 +90,10 @@ class SinkSession(Protocol):
 
 
 class Sink(Protocol):
-    """All sessions of one executor share it."""
+    """All sessions of one executor share it. takes_binary: values may come in binary form, else everything comes as text."""
+
+    @property
+    def takes_binary(self) -> bool: ...
 
     def session(self) -> SinkSession: ...
 

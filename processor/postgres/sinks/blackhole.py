@@ -13,6 +13,8 @@ from tablewire.types import TableID, Ts
 class BlackholeSink:
     """See the module; any thread."""
 
+    takes_binary = True
+
     def __init__(self, context: SinkContext) -> None:
         self._context = context
 

@@ -35,6 +35,8 @@ TAKEOVER_IDLE_TIMEOUT_MS = 2_000
 class PostgresSink:
     """Opens the sessions; shared by all threads of an executor."""
 
+    takes_binary = True
+
     def __init__(self, uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> None:
         parse_uri(uri)
         self._uri = uri

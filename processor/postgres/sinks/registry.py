@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from processor.postgres.sinks import Sink, SinkContext
 from processor.postgres.sinks.blackhole import BlackholeSink
+from processor.postgres.sinks.files import FilesSink
 from processor.postgres.sinks.postgres import PostgresSink
 from processor.postgres.source_catalogue import SourceCatalogue
 from tablewire.errors import OperatingError
@@ -19,4 +20,6 @@ def new_sink(uri: str, context: SinkContext, catalogue: SourceCatalogue, options
         return PostgresSink(uri, context, catalogue, options)
     if scheme == "blackhole":
         return BlackholeSink(context)
+    if scheme == "file":
+        return FilesSink(uri, context, options.file_max_bytes)
     raise OperatingError(f"sink {redact_uri(uri)}: the scheme is none of postgresql://, file:///directory, blackhole://")

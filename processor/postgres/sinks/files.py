@@ -1,0 +1,316 @@
+"""The files sink: JSON lines below a folder, at least once, each change identified (envelope.py).
+
+<folder>/<schema>.<table>/
+    <incarnation>-<changefeed_epoch>-<assignment_epoch>-<number>.jsonl   changes; numbers of 20 digits, so names sort by age
+    snapshot-<incarnation>-<table id>.jsonl                              the first copy, there once it is complete
+    epochs/<incarnation>-<changefeed_epoch>-<assignment_epoch>           who has taken the table over
+
+A writer only ever appends to files of its own epoch, and only while no greater epoch has been announced; a paused writer that
+wakes up can at most repeat, in its own file, changes that its successor writes too. A batch is on disk (fsync) before the
+checkpoint moves; a torn last line of an earlier writer is cut off by the next one. With processors on several machines the
+folder must be a shared one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.sinks.envelope import change_lines, copy_lines
+from processor.postgres.wire import Part, Transaction
+from tablewire.errors import EpochRefusedError, OperatingError
+from tablewire.postgres.catalogue import TableSchema
+from tablewire.postgres.checks import sink_folder
+from tablewire.types import TableID, Ts
+
+EPOCHS_KEPT = 50
+TORN_FILES_MAX = 3
+"""Only the newest files can have a torn last line."""
+TAIL_BYTES = 64 * 1024
+"""How far a torn line is looked for from a file's end at a time."""
+WRITE_BYTES = 1024 * 1024
+
+
+class FilesSink:
+    """Shared by all sessions; a table is written by one of them at a time."""
+
+    takes_binary = False
+
+    def __init__(self, uri: str, context: SinkContext, file_max_bytes: int) -> None:
+        self._root = sink_folder(uri)
+        self._context = context
+        self._file_max_bytes = file_max_bytes
+        self._tables: dict[TableID, TableFiles] = {}
+
+    def session(self) -> FilesSession:
+        return FilesSession(self)
+
+    def table(self, schema: TableSchema, fence: Fence) -> TableFiles:
+        """The files of this writer of the table."""
+        found = self._tables.get(schema.table_id)
+        if found is None or found.fence != fence:
+            if found is not None:
+                found.close()
+            folder = self._root / f"{_file_name(schema.schema)}.{_file_name(schema.name)}"
+            found = self._tables[schema.table_id] = TableFiles(folder, fence, self._file_max_bytes)
+        return found
+
+    def forget(self, table_id: TableID) -> None:
+        found = self._tables.pop(table_id, None)
+        if found is not None:
+            found.close()
+
+    def require_allowed(self) -> None:
+        if not self._context.may_write():
+            raise WriteNotAllowedError("the lease of this processor is in doubt")
+
+    def close(self) -> None:
+        for table_id in list(self._tables):
+            self.forget(table_id)
+
+
+class TableFiles:
+    """The files that one writer (one fence) appends to, and what its predecessors left."""
+
+    def __init__(self, folder: Path, fence: Fence, file_max_bytes: int) -> None:
+        self.folder = folder
+        self.fence = fence
+        self._file_max_bytes = file_max_bytes
+        self._descriptor: int | None = None
+        self._number = 0
+        self._size = 0
+        self.next_ordinal: tuple[Transaction | None, int] = (None, 0)
+
+    def take_over(self, table_id: TableID) -> Ts | None:
+        """Announces the fence; the position of the first copy if it is complete."""
+        epochs = self.folder / "epochs"
+        epochs.mkdir(parents=True, exist_ok=True)
+        self.require_newest()
+        (epochs / _fence_name(self.fence)).touch()
+        _sync_folder(epochs)
+        # Announced: an older writer that comes now sees it, and a newer one that came meanwhile is seen here.
+        self.require_newest()
+        names = sorted(path.name for path in epochs.iterdir())
+        for name in names[:-EPOCHS_KEPT]:
+            (epochs / name).unlink(missing_ok=True)
+        for path in self.folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)
+        for path in sorted(self.folder.glob("[0-9]*.jsonl"))[-TORN_FILES_MAX:]:
+            _cut_torn_line(path)
+        self._number = sum(1 for _ in self.folder.glob(f"{_fence_name(self.fence)}-*.jsonl"))
+        return self._snapshot_position(table_id)
+
+    def require_newest(self) -> None:
+        newest = max((path.name for path in (self.folder / "epochs").iterdir()), default="")
+        if newest > _fence_name(self.fence):
+            raise EpochRefusedError(f"{self.folder.name}: a newer writer ({newest}) has taken the table over")
+
+    def append(self, data: bytes) -> None:
+        """At the end of the current file; a new one when it is large."""
+        if self._descriptor is None or self._size >= self._file_max_bytes:
+            self._open_next()
+        assert self._descriptor is not None
+        view = memoryview(data)
+        while view:
+            written = os.write(self._descriptor, view)
+            self._size += written
+            view = view[written:]
+
+    def mark(self) -> tuple[int, int]:
+        """Where the end is now, for `cut`."""
+        return self._number, self._size
+
+    def cut(self, mark: tuple[int, int]) -> None:
+        """Takes back what was appended behind the mark."""
+        number, size = mark
+        while self._number > number:
+            self.close()
+            self._path(self._number).unlink(missing_ok=True)
+            self._number -= 1
+            self._size = self._file_max_bytes  # the next append opens a new file
+        if number and self._path(number).exists():
+            os.truncate(self._path(number), size)
+            if self._descriptor is not None:
+                self._size = size
+
+    def sync(self) -> None:
+        if self._descriptor is not None:
+            os.fdatasync(self._descriptor)
+
+    def snapshot_path(self, table_id: TableID) -> Path:
+        return self.folder / f"snapshot-{self.fence.incarnation:020d}-{table_id}.jsonl"
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open_next(self) -> None:
+        if self._descriptor is not None:
+            self.sync()
+        self.close()
+        self._number += 1
+        self._descriptor = os.open(self._path(self._number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._size = os.fstat(self._descriptor).st_size
+        _sync_folder(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{_fence_name(self.fence)}-{number:06d}.jsonl"
+
+    def _snapshot_position(self, table_id: TableID) -> Ts | None:
+        """Kept beside the copy, written before the copy got its name."""
+        try:
+            return int(self.snapshot_path(table_id).with_suffix(".position").read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
+
+
+class FilesSession:
+    """Holds nothing of its own."""
+
+    def __init__(self, sink: FilesSink) -> None:
+        self._sink = sink
+
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
+        self._sink.require_allowed()
+        with _errors(schema):
+            position = self._sink.table(schema, fence).take_over(schema.table_id)
+        return Resume(position or 0, wants_snapshot and position is None)
+
+    def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
+        return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))
+
+    def forget(self, table_id: TableID) -> None:
+        self._sink.forget(table_id)
+
+    def reset(self) -> None:
+        """Nothing breaks."""
+
+    def cancel(self) -> None:
+        """Nothing waits for long."""
+
+    def close(self) -> None:
+        """The sink holds the files."""
+
+
+class FilesTransaction:
+    """Lines of one batch. They can be seen in the file before the commit, and are taken back by a rollback."""
+
+    def __init__(self, sink: FilesSink, schema: TableSchema, files: TableFiles) -> None:
+        self._sink = sink
+        self._schema = schema
+        self._files = files
+        self._mark = files.mark()
+        self._temporary: Path | None = None
+
+    def apply(self, parts: Sequence[Part], is_last: bool) -> int:
+        files = self._files
+        with _errors(self._schema):
+            self._require_allowed()
+            known, ordinal = files.next_ordinal
+            first_ordinal = ordinal if parts[0].transaction is known else 0
+            self._append(change_lines(parts, first_ordinal, time.time_ns() // 1_000_000))
+        count = sum(len(part.frames) for part in parts)
+        last = parts[-1].transaction
+        of_last = sum(len(part.frames) for part in parts if part.transaction is last)
+        begun = first_ordinal if parts[0].transaction is last else 0
+        files.next_ordinal = (last, begun + of_last)
+        return count
+
+    def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
+        path = self._files.snapshot_path(schema.table_id)
+        self._temporary = path.with_name(path.name + f".{_fence_name(self._files.fence)}.tmp")
+        with _errors(schema):
+            self._require_allowed()
+            with self._temporary.open("wb") as file:
+                for line in copy_lines(schema, rows, position, time.time_ns() // 1_000_000):
+                    file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".position.tmp").write_text(str(position), encoding="ascii")
+
+    def commit(self) -> None:
+        with _errors(self._schema):
+            self._require_allowed()
+            if self._temporary is None:
+                self._files.sync()
+                return
+            path = self._files.snapshot_path(self._schema.table_id)
+            # The position last: it says that the copy is complete.
+            self._temporary.rename(path)
+            path.with_suffix(".position.tmp").rename(path.with_suffix(".position"))
+            _sync_folder(self._files.folder)
+            self._temporary = None
+
+    def rollback(self) -> None:
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+        try:
+            self._files.cut(self._mark)
+        except OSError:
+            self._sink.forget(self._schema.table_id)
+
+    def _require_allowed(self) -> None:
+        self._sink.require_allowed()
+        self._files.require_newest()
+
+    def _append(self, lines: Iterator[bytes]) -> None:
+        pending: list[bytes] = []
+        size = 0
+        for line in lines:
+            pending.append(line)
+            size += len(line)
+            if size >= WRITE_BYTES:
+                self._files.append(b"".join(pending))
+                pending, size = [], 0
+        if pending:
+            self._files.append(b"".join(pending))
+
+
+@contextmanager
+def _errors(schema: TableSchema) -> Iterator[None]:
+    """What the file system says, as errors of the sink. A full disk may have room later; a missing right stays missing."""
+    try:
+        yield
+    except PermissionError as error:
+        raise OperatingError(f"table {schema.full_name}: the files sink cannot be written: {error}") from None
+    except OSError as error:
+        raise SinkUnavailableError(f"table {schema.full_name}: the files sink cannot be written: {error}") from None
+
+
+def _file_name(name: str) -> str:
+    """A name as a part of a file's name, reversible."""
+    return quote(name, safe=" ()[]{}+,;=@$~!#&'").replace(".", "%2E")
+
+
+def _fence_name(fence: Fence) -> str:
+    return f"{fence.incarnation:020d}-{fence.changefeed_epoch:020d}-{fence.assignment_epoch:020d}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cuts off what follows the last line end."""
+    with path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - TAIL_BYTES)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                end = start + at + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)

@@ -74,8 +74,8 @@ class Scheduler(Protocol):
         alive_captures: Mapping[CaptureID, CaptureInfo],
         barrier: BarrierWithMinTs,
     ) -> Watermark:
-        """One step; never blocks. checkpoint_ts: the global one so far. current_tables: ints, or an int64 array (a read-only one is
-        neither copied nor compared with itself).
+        """One step; never blocks. checkpoint_ts: the global one so far. current_tables: ints, or an int64 array (a read-only
+        one is neither copied nor compared with itself).
 
         Watermark(0, 0, 0, 0) before bootstrap is done and while a current table has a part that nothing covers. Raises
         ConcurrentTickError when called twice at once, ClosedError after close; expected trouble never raises.
@@ -172,7 +172,7 @@ class _Scheduler:
         self._facts: Facts | None = None
         nothing = BarrierWithMinTs(Barrier(0), 0)
         core.barrier = nothing
-        self._snapshot = self._publisher.publish(core, True, True)
+        self._publisher.publish(core, True)
         self._ticked = False
 
     # -- the tick's thread --------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class _Scheduler:
             )
             self._transport.send(output.messages)
             self._facts = output.facts
-            self._snapshot = self._publisher.publish(self._core, output.roles_changed, output.progress_changed)
+            self._publisher.publish(self._core, output.roles_changed)
             self._ticked = True
             self._settle()
             return output.watermark
@@ -247,10 +247,10 @@ class _Scheduler:
 
     def plan_rebalance(self) -> RebalancePlan:
         """What a rebalance would move now, and the loads before and after; changes nothing."""
-        return self._snapshot.plan_rebalance()
+        return self._publisher.latest().plan_rebalance()
 
     def drain_capture(self, target: CaptureID) -> int:
-        snapshot = self._snapshot
+        snapshot = self._publisher.latest()
         with self._lock:
             self._refuse_closed()
             query = self._drains.get(target)
@@ -284,17 +284,17 @@ class _Scheduler:
             return tuple(self._queries)
 
     def snapshot(self) -> Snapshot:
-        return self._snapshot
+        return self._publisher.latest()
 
     def facts(self) -> Facts | None:
         """What happened in the last tick; None before the first."""
         return self._facts
 
     def is_initialized(self) -> bool:
-        return self._snapshot.initialized
+        return self._publisher.latest().initialized
 
     def get_task_statuses(self) -> Mapping[CaptureID, TaskStatus]:
-        return task_statuses(self._snapshot)
+        return task_statuses(self._publisher.latest())
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -331,9 +331,9 @@ class _Scheduler:
             self.cancel_drain(query.target)
 
     def _core_left(self, target: CaptureID) -> int:
-        for index, capture_id in self._snapshot.capture_ids.items():
+        for index, capture_id in self._publisher.latest().capture_ids.items():
             if capture_id == target:
-                return self._snapshot.touching(index)
+                return self._publisher.latest().touching(index)
         return 0
 
     def _take_jobs(self) -> None:

@@ -95,7 +95,7 @@ def _take(core: Core, message: Message) -> str:
     if core.bootstrap.done:
         apply_span_reports(core, capture, report, message.echo, isinstance(body, HeartbeatResponse))
         if isinstance(body, HeartbeatResponse):
-            _audit(core, capture, body)
+            _audit(core, capture, body, report.base)
     else:
         capture.acked = 0  # until the gate opens, each answer is to be the whole truth
         core.bootstrap.reports[capture.index] = report
@@ -103,9 +103,9 @@ def _take(core: Core, message: Message) -> str:
     return ""
 
 
-def _audit(core: Core, capture: Capture, response: HeartbeatResponse) -> None:
+def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int) -> None:
     """Now and then what the capture says it holds is compared with what is known of it; if they differ, which would be a bug, it
-    tells everything again."""
+    tells everything again. A number that was given by a lost heartbeat is no bug: it is given again after the whole truth."""
     if capture.audited_ms is not None and core.now_ms - capture.audited_ms < core.config.audit_interval_ms:
         return
     capture.audited_ms = core.now_ms
@@ -113,10 +113,13 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse) -> None:
     rows = tables.rows_touching(capture.index)
     states = _last_reported(tables, rows, roles_of(tables, rows, capture.index), capture.index)
     held = HELD[states]
-    known = (int(np.count_nonzero(held)), span_checksum(tables.number[rows[held]], states[held]))
-    if known[0] == response.held and (known[1] == response.checksum or capture.introduce):
+    count, checksum = int(np.count_nonzero(held)), span_checksum(tables.number[rows[held]], states[held])
+    if count == response.held and (checksum == response.checksum or capture.introduce):
         return
-    core.audits_failed += 1
+    if count == response.held and base:
+        capture.audited_ms = None  # it may not know its numbers: ask for everything, and look again
+    else:
+        core.audits_failed += 1
     capture.acked = 0
 
 
@@ -180,8 +183,7 @@ def _without(rows: Rows, told: Rows, size: int) -> Rows:
 
 def unsteady_rows_of(tables: Tables, capture: int) -> Rows:
     """The rows that are not steady and in which the capture has a role, sorted."""
-    size = tables.size
-    rows = np.flatnonzero(tables.live[:size] & ~tables.steady[:size])
+    rows = tables.unsteady_rows()
     if not len(rows):
         return rows
     mask = (tables.primary[rows] == capture) | (tables.secondary[rows] == capture)

@@ -13,7 +13,6 @@ import numpy as np
 
 from owner.core.dispatch import DispatchBook
 from owner.core.tables import (
-    CHUNK_SHIFT,
     COMMIT,
     NOBODY,
     PREPARE,
@@ -172,7 +171,7 @@ def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
         if has_synced:
             synced = tables.last_synced_ts[at]
             np.maximum(synced, reports.last_synced_ts[start:end], out=synced)
-        tables.dirty[first >> CHUNK_SHIFT : ((first + count - 1) >> CHUNK_SHIFT) + 1] = True
+    tables.touch(rows)
     return True
 
 

@@ -36,9 +36,9 @@ F64 = npt.NDArray[np.float64]
 
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
-CHUNK_SHIFT = 13
-CHUNK_ROWS = 1 << CHUNK_SHIFT
 _GROWTH = 1.25
+TOUCHED_SHARE = 8
+"""Up to one in so many rows are published one by one; when more have changed, the columns are copied."""
 WEIGHT_CLOSE = 0.01
 _SMALLEST = 64
 
@@ -151,7 +151,9 @@ class Tables:
         self.undetermined: dict[int, dict[int, Holder]] = {}
         self.trouble: dict[int, Trouble] = {}
         self.failures: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
-        self.dirty: Mask = np.ones(1, np.bool_)  # chunks of CHUNK_ROWS rows whose progress has changed since it was published
+        self.touched: list[Rows] = []  # rows whose progress has changed since it was published
+        self.touched_count = 0
+        self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
@@ -272,7 +274,7 @@ class Tables:
             grown[: len(self._row_of_number)] = self._row_of_number
             self._row_of_number = grown
         self._row_of_number[numbers] = rows
-        self.touch(rows)
+        self.all_steady = False
         self.number[rows] = numbers
         self.table_id[rows] = spans.table_ids
         self.live[rows] = True
@@ -358,9 +360,31 @@ class Tables:
 
     def touch(self, rows: Rows) -> None:
         """The progress of these rows has changed."""
-        self.dirty[rows >> CHUNK_SHIFT] = True
+        self.touched_count += len(rows)
+        if self.touched_count <= self.size:
+            self.touched.append(rows)
+
+    def take_touched(self) -> list[Rows] | None:
+        """The rows whose progress has changed since the last call; None = too many to name them."""
+        touched = self.touched if self.touched_count * TOUCHED_SHARE <= self.size else None
+        self.touched, self.touched_count = [], 0
+        return touched
+
+    def unsteady_rows(self) -> Rows:
+        """Live rows that are not steady, sorted; costs nothing while there are none."""
+        if self.all_steady:
+            return np.empty(0, np.int64)
+        rows = np.flatnonzero(self.live[: self.size] & ~self.steady[: self.size])
+        self.all_steady = not len(rows)
+        return rows
+
+    def unsettle(self, rows: Rows) -> None:
+        """These rows are not steady now."""
+        self.steady[rows] = False
+        self.all_steady = False
 
     def refresh_steady(self, rows: Rows) -> None:
+        self.all_steady = False
         self.steady[rows] = (
             (self.state[rows] == REPLICATING)
             & (self.primary_reported[rows] == TableState.REPLICATING.code)
@@ -425,7 +449,6 @@ class Tables:
         if rows <= self._capacity:
             return
         capacity = max(rows, int(_GROWTH * self._capacity))
-        self.dirty = np.ones((capacity >> CHUNK_SHIFT) + 1, np.bool_)
         for column in _COLUMNS:
             wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
             wider[: self.size] = getattr(self, column.name)[: self.size]

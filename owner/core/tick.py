@@ -99,7 +99,6 @@ class TickOutput:
     watermark: Watermark
     facts: Facts
     roles_changed: bool  # a span's life changed, not its progress alone
-    progress_changed: bool
 
 
 def tick(core: Core, given: TickInput) -> TickOutput:
@@ -114,7 +113,7 @@ def tick(core: Core, given: TickInput) -> TickOutput:
     replication.two_writers.clear()
     replication.refused.clear()
     replication.arrived.clear()
-    version, unsteady = core.tables.version, _unsteady(core)
+    version, unsteady = core.tables.version, bool(len(core.tables.unsteady_rows()))
     joined, gone = core.captures.update(given.alive_captures, core.now_ms)
     take_messages(core, given.messages)
     for capture in gone:
@@ -153,8 +152,8 @@ def tick(core: Core, given: TickInput) -> TickOutput:
             *_placements(core),
             core.brake.is_on,
         ),
-        roles_changed=bool(unsteady or _unsteady(core) or version != core.tables.version or bootstrapped or joined or gone),
-        progress_changed=bool(given.messages),
+        roles_changed=unsteady
+        or bool(len(core.tables.unsteady_rows()) or version != core.tables.version or bootstrapped or joined or gone),
     )
 
 
@@ -177,11 +176,6 @@ def _placements(core: Core) -> tuple[tuple[Placement, ...], int]:
             source = core.captures[origin].id if origin is not None else None
             found.append(Placement(tables.span(row), source, core.captures[int(tables.primary[row])].id, _WHY.get(task, "add")))
     return tuple(found), placed
-
-
-def _unsteady(core: Core) -> bool:
-    tables, size = core.tables, core.tables.size
-    return bool((tables.live[:size] & ~tables.steady[:size]).any())
 
 
 def _drop(core: Core) -> None:

@@ -5,6 +5,8 @@ Publishing copies the columns that changed since the last tick and nothing else;
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +20,6 @@ from owner.core.policies.leveling import level
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
-    CHUNK_ROWS,
-    CHUNK_SHIFT,
     COMMIT,
     I32,
     NOBODY,
@@ -48,6 +48,8 @@ from tablewire.types import (
     Watermark,
 )
 
+_PROGRESS = ("checkpoint_ts", "resolved_ts", "last_synced_ts")
+_COUNTS_REFERENCES = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 PLANNED_MAX = 100_000
 """A dry run names at most so many moves."""
 
@@ -71,20 +73,14 @@ class Roles:
 
 @dataclass(frozen=True)
 class Progress:
-    """The columns that change with every heartbeat, by row, in chunks of (checkpoint_ts, resolved_ts, last_synced_ts). A chunk in
-    which nothing changed is the one of the snapshot before."""
+    """The columns that change with every heartbeat; indexed by row."""
 
-    chunks: tuple[tuple[U64, U64, U64], ...]
+    checkpoint_ts: U64
+    resolved_ts: U64
+    last_synced_ts: U64
 
     def of(self, row: int) -> Checkpoint:
-        checkpoint, resolved, synced = self.chunks[row >> CHUNK_SHIFT]
-        at = row & (CHUNK_ROWS - 1)
-        return Checkpoint(int(checkpoint[at]), int(resolved[at]), int(synced[at]))
-
-    @cached_property
-    def checkpoint_ts(self) -> U64:
-        """All of them by row; joined when first asked for."""
-        return np.concatenate([checkpoint for checkpoint, _, _ in self.chunks])
+        return Checkpoint(int(self.checkpoint_ts[row]), int(self.resolved_ts[row]), int(self.last_synced_ts[row]))
 
 
 @dataclass(frozen=True)
@@ -298,30 +294,62 @@ def task_statuses(snapshot: Snapshot) -> Mapping[CaptureID, TaskStatus]:
 
 
 class Publisher:
-    """Makes a snapshot a tick, and copies only what changed."""
+    """Makes a snapshot a tick, and copies only what changed. `publish`: the tick's thread; `latest`: any.
+
+    A snapshot is immutable for whoever holds it. The one that nobody but this publisher holds may be brought up to date in place,
+    row by row, which is what makes a tick cheap when little has changed; references are counted for that (under the interpreter's
+    lock, and in builds without one the columns are always copied), and `latest` waits for the microseconds that it takes.
+    """
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
         self._progress: Progress | None = None
         self._primaries: list[int] = []  # spans by Primary
         self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._snapshot: Snapshot | None = None
+        self._alone = (0, 0)  # how many references there are to the snapshot and its progress when nobody holds them
+        self._lock = threading.Lock()
 
-    def publish(self, core: Core, roles_changed: bool, progress_changed: bool) -> Snapshot:
+    def latest(self) -> Snapshot:
+        """What the last tick left."""
+        with self._lock:
+            assert self._snapshot is not None
+            return self._snapshot
+
+    def publish(self, core: Core, roles_changed: bool) -> None:
         if self._roles is None or roles_changed:
             self._roles = _copy_roles(core)
-        if self._progress is None or progress_changed or roles_changed:
-            self._progress = _copy_progress(core, self._progress)
-        roles = self._roles
-        if core.tables.weight_told is None:
+            self._primaries = np.bincount(self._roles.primary[self._roles.primary >= 0], minlength=len(core.captures)).tolist()
+        roles, tables = self._roles, core.tables
+        if tables.weight_told is None:
             self._weight = np.broadcast_to(np.float32(1), len(roles.rows))
-        elif roles_changed or core.tables.weights_changed:
-            self._weight = core.tables.weight[roles.rows]
-            core.tables.weights_changed = False
-        if roles_changed or len(self._primaries) < len(core.captures):
-            self._primaries = np.bincount(roles.primary[roles.primary >= 0], minlength=len(core.captures)).tolist()
+        elif roles_changed or tables.weights_changed:
+            self._weight = tables.weight[roles.rows]
+            tables.weights_changed = False
+        touched = tables.take_touched()
+        with self._lock:
+            in_place = touched is not None and not roles_changed and self._progress is not None and self._is_alone()
+            if in_place and touched is not None and self._progress is not None:
+                for rows in touched:
+                    for name in _PROGRESS:
+                        getattr(self._progress, name)[rows] = getattr(tables, name)[rows]
+            else:
+                self._progress = Progress(*(getattr(tables, name)[: tables.size].copy() for name in _PROGRESS))
+            self._snapshot = self._make(core, roles)
+            self._alone = self._references()
+
+    def _is_alone(self) -> bool:
+        return _COUNTS_REFERENCES and self._references() == self._alone
+
+    def _references(self) -> tuple[int, int]:
+        return sys.getrefcount(self._snapshot), sys.getrefcount(self._progress)
+
+    def _make(self, core: Core, roles: Roles) -> Snapshot:
         alive = list(core.captures.alive())
         states = {capture.index: core.capture_state(capture) for capture in alive}
         assert core.barrier is not None
+        assert self._progress is not None
+        primaries = [*self._primaries, *([0] * (len(core.captures) - len(self._primaries)))]
         return Snapshot(
             watermark=core.watermark,
             initialized=core.bootstrap.done,
@@ -329,7 +357,7 @@ class Publisher:
                 CaptureView(
                     capture.id,
                     states[capture.index],
-                    self._primaries[capture.index],
+                    primaries[capture.index],
                     capture.id in core.drains or states[capture.index] is CaptureState.STOPPING,
                 )
                 for capture in alive
@@ -349,23 +377,6 @@ class Publisher:
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
             barrier=core.barrier,
         )
-
-
-def _copy_progress(core: Core, former: Progress | None) -> Progress:
-    """Copies the chunks that changed; the others are those of the former snapshot."""
-    tables, size = core.tables, core.tables.size
-    known = former.chunks if former is not None else ()
-    chunks = []
-    for number, start in enumerate(range(0, max(size, 1), CHUNK_ROWS)):
-        end = min(start + CHUNK_ROWS, size)
-        if number < len(known) and not tables.dirty[number] and len(known[number][0]) == end - start:
-            chunks.append(known[number])
-        else:
-            columns = (tables.checkpoint_ts, tables.resolved_ts, tables.last_synced_ts)
-            checkpoint, resolved, synced = (column[start:end].copy() for column in columns)
-            chunks.append((checkpoint, resolved, synced))
-    tables.dirty[:] = False
-    return Progress(tuple(chunks))
 
 
 def _copy_roles(core: Core) -> Roles:

@@ -323,3 +323,31 @@ def test_crash_of_a_capture_moves_its_spans() -> None:
     assert {span: after[span] for span in kept} == kept
     assert set(after.values()) == {"a", "c"}
     assert world.watermark.checkpoint_ts == 200
+
+
+def test_a_held_snapshot_never_changes() -> None:
+    """Whoever holds a snapshot, or a view of it, sees what was when it was taken; the next one has what is now."""
+    world = World(tables=range(1, 50))
+    world.settle()
+    world.executors[world.primary(7)].advance(300, Span(7))
+    world.run(2)
+    held = world.snapshot
+    spans = held.spans
+    del held
+    for ts in (400, 500):
+        world.executors[world.primary(7)].advance(ts, Span(7))
+        world.run(2)
+    assert spans[6].checkpoint.checkpoint_ts == 300
+    assert world.snapshot.spans[6].checkpoint.checkpoint_ts == 500
+
+
+def test_a_snapshot_that_nobody_holds_is_brought_up_to_date_in_place() -> None:
+    """Little has changed and nobody looks: the columns are not copied."""
+    world = World(tables=range(1, 50))
+    world.settle()
+    world.run(2)
+    before = id(world.snapshot.progress)
+    world.executors[world.primary(7)].advance(300, Span(7))
+    world.run(2)
+    assert id(world.snapshot.progress) == before
+    assert world.snapshot.spans[6].checkpoint.checkpoint_ts == 300

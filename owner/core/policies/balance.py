@@ -78,9 +78,9 @@ def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
 
 
 def _under_way(core: Core) -> bool:
-    tables, size = core.tables, core.tables.size
-    moving = (tables.task[:size] == TASK_BALANCE) & np.isin(tables.state[:size], (PREPARE, COMMIT))
-    return bool(moving.any())
+    tables = core.tables
+    rows = tables.unsteady_rows()
+    return bool(((tables.task[rows] == TASK_BALANCE) & np.isin(tables.state[rows], (PREPARE, COMMIT))).any())
 
 
 def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbed: bool) -> bool:

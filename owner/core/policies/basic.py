@@ -68,7 +68,7 @@ def remove_unwanted(core: Core) -> None:
     rows = np.flatnonzero(mask)[: core.config.remove_batch_spans]
     tables.set_state(rows, REMOVING, core.now_ms)
     tables.task[rows] = TASK_REMOVE
-    tables.steady[rows] = False
+    tables.unsettle(rows)
     for roles in (tables.primary, tables.secondary):
         held = rows[roles[rows] != NOBODY]
         core.replication.book.add_by_capture(roles[held], held, DispatchAction.REMOVE)
@@ -144,5 +144,5 @@ def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
     tables.secondary_dispatch[rows] = 0
     tables.set_state(rows, PREPARE, core.now_ms)
     tables.task[rows] = task
-    tables.steady[rows] = False
+    tables.unsettle(rows)
     core.replication.book.add_by_capture(tables.secondary[rows], rows, DispatchAction.ADD_PREPARE)

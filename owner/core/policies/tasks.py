@@ -36,10 +36,9 @@ class Slots:
 
     @classmethod
     def of(cls, core: Core) -> Slots:
-        tables, size = core.tables, core.tables.size
-        task = tables.task[:size]
-        under_way = np.isin(task, PLANNED) & np.isin(tables.state[:size], (PREPARE, COMMIT))
-        rows = np.flatnonzero(under_way)
+        tables = core.tables
+        rows = tables.unsteady_rows()
+        rows = rows[np.isin(tables.task[rows], PLANNED) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
         used: dict[int, int] = {}
         for role in (tables.primary[rows], tables.secondary[rows]):
             for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
@@ -80,11 +79,12 @@ def undo_prepare(core: Core, rows: Rows) -> None:
 
 def undo_late(core: Core) -> None:
     """A prepare that outlived its deadline is undone: the span stays where it was, or is placed again, elsewhere first."""
-    tables, size = core.tables, core.tables.size
-    mask = (tables.state[:size] == PREPARE) & (tables.state_since_ms[:size] < core.now_ms - core.config.prepare_timeout_ms)
-    if not mask.any():
+    tables = core.tables
+    rows = tables.unsteady_rows()
+    rows = rows[(tables.state[rows] == PREPARE) & (tables.secondary[rows] != NOBODY)]
+    rows = rows[tables.state_since_ms[rows] < core.now_ms - core.config.prepare_timeout_ms]
+    if not len(rows):
         return
-    rows = np.flatnonzero(mask & (tables.secondary[:size] != NOBODY))
     for row, capture in zip(rows.tolist(), tables.secondary[rows].tolist(), strict=True):
         note_failure(core, row, capture, f"not ready within {core.config.prepare_timeout_ms} ms")
     undo_prepare(core, rows)

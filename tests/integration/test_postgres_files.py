@@ -47,7 +47,7 @@ def wait_replayed(kit: Kit, folder: Path, executor: PostgresExecutor, span: Span
     target = current(kit)
     wait_until(lambda: checkpoint_of(executor, span) >= target, "the checkpoint passes")
     expected = {row[0]: json.loads(str(row[1])) for row in kit.run(f"SELECT id, to_jsonb(t)::text FROM {name} t")}
-    assert replayed(folder, f"public.{name}") == expected
+    wait_until(lambda: replayed(folder, f"public.{name}") == expected, "the lines replay to the rows of the source")
 
 
 def test_files_hold_every_change(source_db: str, tmp_path: Path) -> None:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from owner.cli.main import cli as owner_cli
 from owner.config import OwnerConfig
+from processor.__main__ import cli as processor_cli
 from processor.config import ProcessorConfig
 from tablewire.runtime.config import Section, describe
 from tablewire.types import StallReason
@@ -89,6 +93,25 @@ def test_every_configuration_key_is_documented() -> None:
     """docs/configuration.md has the keys, defaults and bounds of the code."""
     text = CONFIGURATION.read_text()
     assert text == with_generated_tables(text), "run `python tests/test_docs.py`"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The owner and processor command lines in a page's shell blocks."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [words for words in lines if words and words[0] in {"owner", "processor"}]
+
+
+@pytest.mark.parametrize("words", commands(ROOT / "README.md"), ids=" ".join)
+def test_command_lines_exist(words: list[str]) -> None:
+    """Each command in the README is one, with options that it has."""
+    command: click.Command = {"owner": owner_cli, "processor": processor_cli}[words[0]]
+    rest = words[1:]
+    while isinstance(command, click.Group):
+        command = command.commands[rest.pop(0)]
+    with click.Context(command) as context:
+        known = {option for parameter in command.get_params(context) for option in parameter.opts}
+    assert not [word for word in rest if word.startswith("-") and word not in known]
 
 
 def test_every_verb_is_in_help() -> None:

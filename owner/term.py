@@ -21,6 +21,7 @@ import structlog
 from owner.changefeeds import ChangefeedEvent, EtcdChangefeeds
 from owner.config import OwnerConfig
 from owner.election import Election, Leadership
+from owner.evictions import Evictions
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun, Stored
 from owner.sources import new_source, source_request
@@ -84,6 +85,7 @@ class Term:
         self._drains: frozenset[CaptureID] = frozenset()
         self._leases: Mapping[CaptureID, int] = MappingProxyType({})
         self._silent_since: dict[CaptureID, float] = {}
+        self._evictions = Evictions()
         self._unreadable: dict[str, int] = {}
         self._watches: list[PrefixWatch] = []
         self._lock = threading.Lock()
@@ -162,8 +164,9 @@ class Term:
                 loads: Counter[CaptureID] = Counter()
                 for run in self._runs.values():
                     loads.update(run.load())
+                captures = self._evictions.with_held(self._captures, started)
                 for run in self._runs.values():
-                    run.tick(self._captures, self._drains, loads, self._hub.transport, self._scheduler_config)
+                    run.tick(captures, self._drains, loads, self._hub.transport, self._scheduler_config)
                 took_s = time.monotonic() - started
                 self._metrics.tick_seconds.observe(took_s)
                 self._wake.wait(max(0.0, interval_s - took_s))
@@ -378,10 +381,17 @@ class Term:
             if now_s - since < evict_s:
                 continue
             self._election.guarded_write([], [etcd_keys.capture_key(self._config.cluster, capture)])
+            if self._is_unfenced(capture):
+                until_s = time.monotonic() + self._config.etcd.ttl_s + self._config.etcd.margin_s
+                self._evictions.hold(self._captures[capture], until_s)
             lease = self._leases.get(capture, 0)
             if lease:
                 self._session.revoke(lease)
             _log.error("capture_evicted", capture=capture, silent_ms=round((now_s - since) * 1000))
+
+    def _is_unfenced(self, capture: CaptureID) -> bool:
+        schedulers = (run.scheduler for run in self._runs.values())
+        return any(capture in scheduler.snapshot().unfenced for scheduler in schedulers if scheduler is not None)
 
     def _silent_captures(self) -> tuple[set[CaptureID], bool]:
         """Those that no scheduler hears, and whether any capture is heard."""

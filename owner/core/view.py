@@ -99,8 +99,10 @@ class Snapshot:
     silent: frozenset[int]
     ready: frozenset[int]  # captures that may be given work
     cluster_load: Mapping[CaptureID, float]
+    planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
     balance_stop_percent: int
     everywhere: bool
+    unfenced: frozenset[CaptureID]  # captures whose executor does not refuse older permissions at its sink
     brake: bool
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
     barrier: BarrierWithMinTs
@@ -141,6 +143,14 @@ class Snapshot:
         held = self.roles.primary >= 0
         loads = np.bincount(self.roles.primary[held], weights=self.weight[held]).tolist()
         return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
+
+    def loads_to_come(self) -> dict[CaptureID, float]:
+        """The weight that each living capture carries once the moves that are under way and planned have ended."""
+        roles = self.roles
+        where = np.where(roles.secondary != NOBODY, roles.secondary, roles.primary)
+        held = where >= 0
+        loads = np.bincount(where[held], weights=self.weight[held], minlength=max(self.capture_ids, default=-1) + 1)
+        return {id: float(loads[index]) + self.planned.get(index, 0.0) for index, id in self.capture_ids.items()}
 
     def plan_rebalance(self) -> RebalancePlan:
         """What a rebalance would do now: the moves, and the loads before and after them. Any thread; changes nothing."""
@@ -371,8 +381,10 @@ class Publisher:
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
             ready=frozenset(capture.index for capture in core.ready_captures()),
             cluster_load=core.cluster_load,
+            planned=core.balancer.shift(core.tables),
             balance_stop_percent=core.config.balance_stop_percent,
             everywhere=bool(core.replication.everywhere),
+            unfenced=frozenset(capture.id for capture in alive if capture.heard_ms is not None and not capture.fenced),
             brake=core.brake.is_on,
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
             barrier=core.barrier,

@@ -1,0 +1,156 @@
+"""TableQueue without a server: whatever streams and writers do, nothing is skipped, doubled or reordered."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor.postgres.queues import Batch, Budget, TableQueue
+from processor.postgres.wire import Part, Relation, Transaction
+from tablewire.types import TS_MAX, Ts
+
+RELATION = Relation(1, "public", "t", "d", ())
+MAX_BYTES = 1000
+
+
+def parts_at(end_ts: Ts, size: int = 100, pieces: int = 1) -> list[Part]:
+    """A transaction whose commit record is the 5 positions before end_ts."""
+    transaction = Transaction(end_ts - 5, 0, end_ts)
+    return [
+        Part(RELATION, [b"%d" % end_ts], size // pieces, transaction, end_ts, number == pieces - 1) for number in range(pieces)
+    ]
+
+
+def new_queue(cursor: Ts = 0, attached: Ts = 0) -> TableQueue:
+    queue = TableQueue(MAX_BYTES, Budget(10 * MAX_BYTES), cursor)
+    queue.attach_live(attached)
+    return queue
+
+
+def taken(queue: TableQueue, barrier_ts: Ts = TS_MAX) -> list[Ts]:
+    """Takes and confirms all that there is."""
+    found: list[Ts] = []
+    while (batch := queue.take(barrier_ts, 300)) is not None:
+        found += [part.end_ts for part in batch.parts if part.is_last]
+        queue.confirm(batch)
+    return found
+
+
+def test_barrier_is_never_passed() -> None:
+    """What ends behind the barrier waits, and streams do not wait for it."""
+    queue = new_queue()
+    queue.is_writing = True
+    for end_ts in (100, 200, 300):
+        assert queue.push_live(parts_at(end_ts), 100)
+    assert taken(queue, 250) == [100, 200]
+    assert not queue.is_writing
+    assert queue.idle_position(300) == 295  # where the commit record of the waiting one starts
+    assert taken(queue, 300) == [300]
+    assert queue.idle_position(400) == 400
+
+
+def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
+    """A writer's queue asks the stream to wait; a queue that nobody takes from keeps the newest transactions."""
+    queue = new_queue()
+    queue.is_writing = True
+    for number in range(1, 11):
+        assert queue.push_live(parts_at(100 * number), 100)
+    assert not queue.push_live(parts_at(1100), 100)
+    queue.is_writing = False
+    assert queue.push_live(parts_at(1100), 100)
+    assert queue.live_floor == 100
+    assert not queue.is_covered
+    queue.start_at(100)
+    assert taken(queue)[0] == 200
+
+
+def test_gap_is_closed_and_left() -> None:
+    """The writer goes through the gap, skips what live has twice, and goes on with live."""
+    queue = new_queue(cursor=100, attached=300)
+    queue.is_writing = True
+    queue.open_gap(50)
+    for end_ts in (400, 500):
+        queue.push_live(parts_at(end_ts), 100)
+    for end_ts in (80, 100, 200, 300, 400):
+        queue.push_gap(parts_at(end_ts), 100)
+        queue.move_gap(end_ts)
+    assert queue.is_caught_up
+    assert taken(queue) == [200, 300, 400, 500]
+    assert queue.is_joined
+
+
+def test_empty_gap_moves_the_cursor() -> None:
+    """A gap without transactions of the table is closed by the stream's position alone."""
+    queue = new_queue(cursor=100, attached=300)
+    queue.open_gap(100)
+    queue.move_gap(250)
+    assert not queue.is_caught_up
+    queue.move_gap(310)
+    assert queue.is_caught_up
+    assert queue.idle_position(900) >= 310
+    assert queue.is_joined
+
+
+def test_batch_of_a_dropped_lane_is_not_taken_again() -> None:
+    """A batch that comes back after its lane was dropped is read again by a stream, not from here."""
+    queue = new_queue()
+    queue.is_writing = True
+    queue.push_live(parts_at(100), 100)
+    batch = queue.take(TS_MAX, 300)
+    assert batch is not None
+    queue.drop_live(200)
+    queue.give_back(batch)
+    assert queue.take(TS_MAX, 300) is None
+    assert not queue.is_covered
+    assert queue.held_bytes == 0
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["push", "push", "push", "take", "confirm", "give back", "drop", "gap", "gap push", "gap push", "stop"]),
+        st.integers(1, 400),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(actions, st.booleans())
+def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], is_writing: bool) -> None:
+    """A source with one transaction every 100 positions; the written ones are always a prefix of it."""
+    budget = Budget(3 * MAX_BYTES)
+    queue = TableQueue(MAX_BYTES, budget, 0)
+    queue.attach_live(0)
+    queue.is_writing = is_writing
+    live_end, gap_end = 0, TS_MAX
+    written: list[Ts] = []
+    batch: Batch | None = None
+    for action, size in steps:
+        if action == "push":
+            if queue.push_live(parts_at(live_end + 100, size, 2), size // 2 * 2):
+                live_end += 100
+        elif action == "take" and batch is None:
+            batch = queue.take(TS_MAX, 500)
+            queue.is_writing = is_writing
+        elif action == "confirm" and batch is not None:
+            written += [part.end_ts for part in batch.parts if part.is_last]
+            queue.confirm(batch)
+            batch = None
+        elif action == "give back" and batch is not None:
+            queue.give_back(batch)
+            batch = None
+        elif action == "drop":
+            queue.drop_live(live_end)
+        elif action == "gap" and batch is None and not queue.is_covered:
+            gap_end = queue.cursor // 100 * 100
+            queue.open_gap(gap_end)
+        elif action == "gap push" and gap_end < live_end:
+            if queue.push_gap(parts_at(gap_end + 100, size), size):
+                gap_end += 100
+                queue.move_gap(gap_end)
+        elif action == "stop":
+            position = queue.idle_position(live_end)
+            assert position <= live_end
+            assert all(end_ts in written for end_ts in range(100, position + 1, 100))
+        assert written == list(range(100, 100 * len(written) + 1, 100))
+        assert budget.held_bytes == queue.held_bytes

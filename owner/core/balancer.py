@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from owner.core.jobs import RebalanceJob
+from owner.core.tables import Tables
 
 
 @dataclass(slots=True)
@@ -16,3 +17,14 @@ class Balancer:
     is_balancing: bool = False
     quiet_since_ms: int | None = None
     planned: deque[tuple[int, int, int]] = field(default_factory=deque)  # (row, its number, target)
+
+    def shift(self, tables: Tables) -> dict[int, float]:
+        """What the planned moves will add to each capture (index -> weight, negative: take away)."""
+        added: dict[int, float] = {}
+        for row, number, target in self.planned:
+            source = int(tables.primary[row])
+            if tables.live[row] and tables.number[row] == number and source >= 0:
+                weight = float(tables.weight[row])
+                added[source] = added.get(source, 0.0) - weight
+                added[target] = added.get(target, 0.0) + weight
+        return added

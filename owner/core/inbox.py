@@ -297,6 +297,7 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     rate = np.maximum(
         stats.rows_per_s[mask] / config.rows_per_s_per_weight, stats.bytes_per_s[mask] / config.bytes_per_s_per_weight
     )
+    tables.tell_rates(at, stats.rows_per_s[mask], stats.bytes_per_s[mask])
     tables.tell_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
 
 

@@ -158,6 +158,7 @@ class Tables:
         self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
         self.puller_resolved_ts: U64 | None = None  # by row, 0 = not given; made when an executor first gives it
+        self.rates: npt.NDArray[np.float32] | None = None  # rows/s and bytes/s by row, shape (2, capacity); with the first given
         self.weight_told: npt.NDArray[np.float32] | None = None  # by the last statistics; made with the first
         self.weights_changed = False  # since they were published
         self.weights_settled = True  # what was told is what is used
@@ -304,6 +305,8 @@ class Tables:
             self.puller_resolved_ts[rows] = 0
         if self.weight_told is not None:
             self.weight_told[rows] = 1
+        if self.rates is not None:
+            self.rates[:, rows] = 0
         for column in _COLUMNS:
             getattr(self, column.name)[rows] = column.empty
         self._free.extend(rows.tolist()[::-1])
@@ -357,6 +360,16 @@ class Tables:
             self.weight_told = np.ones(self._capacity, np.float32)
         self.weight_told[rows] = weights
         self.weights_settled = False
+
+    def tell_rates(self, rows: Rows, rows_per_s: F64, bytes_per_s: F64) -> None:
+        """The rates of the last statistics."""
+        if self.rates is None:
+            if not (rows_per_s.any() or bytes_per_s.any()):
+                return
+            self.rates = np.zeros((2, self._capacity), np.float32)
+        self.rates[0, rows] = rows_per_s
+        self.rates[1, rows] = bytes_per_s
+        self.weights_changed = True
 
     def touch(self, rows: Rows) -> None:
         """The progress of these rows has changed."""
@@ -455,6 +468,8 @@ class Tables:
             setattr(self, column.name, wider)
         if self.puller_resolved_ts is not None:
             self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(capacity - self._capacity, np.uint64)])
+        if self.rates is not None:
+            self.rates = np.concatenate([self.rates, np.zeros((2, capacity - self._capacity), np.float32)], axis=1)
         if self.weight_told is not None:
             self.weight_told = np.concatenate([self.weight_told, np.ones(capacity - self._capacity, np.float32)])
         self._capacity = capacity

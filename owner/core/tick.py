@@ -8,7 +8,7 @@ reordered message needs no code of its own: the next report restates the truth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -89,8 +89,9 @@ class Facts:
     orphans: int
     two_writers: tuple[TwoWriters, ...]
     placements: tuple[Placement, ...] = ()  # at most PLACEMENTS_MAX, planned moves first
-    placed: int = 0  # how many there were
+    placed: Mapping[str, int] = field(default_factory=dict)  # how many there were, by `why`
     brake: bool = False
+    audits_failed: int = 0  # over the term
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +152,22 @@ def tick(core: Core, given: TickInput) -> TickOutput:
             two_writers,
             *_placements(core),
             core.brake.is_on,
+            core.audits_failed,
         ),
         roles_changed=unsteady
         or bool(len(core.tables.unsteady_rows()) or version != core.tables.version or bootstrapped or joined or gone),
     )
 
 
-def _placements(core: Core) -> tuple[tuple[Placement, ...], int]:
+def _placements(core: Core) -> tuple[tuple[Placement, ...], dict[str, int]]:
     """The spans that arrived in this tick, a bounded number by name, and how many; notes the moves for their cooldown."""
-    tables, placed = core.tables, 0
+    tables = core.tables
+    placed: dict[str, int] = {}
     found: list[Placement] = []
     for rows, tasks in sorted(core.replication.arrived, key=lambda arrived: -int(arrived[1].max())):
-        placed += len(rows)
+        for task, count in zip(*np.unique(tasks, return_counts=True), strict=True):
+            why = _WHY.get(int(task), "add")
+            placed[why] = placed.get(why, 0) + int(count)
         planned = np.isin(tasks, PLANNED)
         for row, task in zip(rows[planned].tolist(), tasks[planned].tolist(), strict=True):
             tables.moved_ms[row] = core.now_ms

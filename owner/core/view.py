@@ -95,6 +95,7 @@ class Snapshot:
     roles: Roles
     progress: Progress
     weight: npt.NDArray[np.float32]  # of each span, in the order of roles
+    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s of each span, shape (2, n) in that order; None: none were given
     capture_ids: Mapping[int, CaptureID]
     silent: frozenset[int]
     ready: frozenset[int]  # captures that may be given work
@@ -316,6 +317,7 @@ class Publisher:
         self._progress: Progress | None = None
         self._primaries: list[int] = []  # spans by Primary
         self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._rates: npt.NDArray[np.float32] | None = None
         self._snapshot: Snapshot | None = None
         self._alone = (0, 0)  # how many references there are to the snapshot and its progress when nobody holds them
         self._lock = threading.Lock()
@@ -331,11 +333,13 @@ class Publisher:
             self._roles = _copy_roles(core)
             self._primaries = np.bincount(self._roles.primary[self._roles.primary >= 0], minlength=len(core.captures)).tolist()
         roles, tables = self._roles, core.tables
+        if tables.rates is not None and (roles_changed or tables.weights_changed):
+            self._rates = tables.rates[:, roles.rows]
         if tables.weight_told is None:
             self._weight = np.broadcast_to(np.float32(1), len(roles.rows))
         elif roles_changed or tables.weights_changed:
             self._weight = tables.weight[roles.rows]
-            tables.weights_changed = False
+        tables.weights_changed = False
         touched = tables.take_touched()
         with self._lock:
             in_place = touched is not None and not roles_changed and self._progress is not None and self._is_alone()
@@ -377,6 +381,7 @@ class Publisher:
             roles=roles,
             progress=self._progress,
             weight=self._weight,
+            rates=self._rates,
             capture_ids={capture.index: capture.id for capture in alive},
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
             ready=frozenset(capture.index for capture in core.ready_captures()),

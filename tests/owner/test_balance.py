@@ -185,3 +185,15 @@ def test_leveling_always_helps_and_ends(spans: list[tuple[int, float]], elsewher
     again = level(location, weight, movable, [0, 1, 2, 3, 4], elsewhere, 5, 10_000)
     assert len(again.moves) <= len(found.moves)
     assert sum(load**2 for load in again.after.values()) <= squares[1] * (1 + 1e-9)
+
+
+def test_rates_are_shown_as_they_were_told() -> None:
+    """The snapshot holds rows/s and bytes/s of each span once an executor gives them."""
+    world = World(tables=[1, 2])
+    world.settle()
+    assert world.snapshot.rates is None
+    world.executors[world.primary(2)].set_stats(Span(2), Stats(rows_per_s=10.0, bytes_per_s=2000.0))
+    world.run(80)
+    rates = world.snapshot.rates
+    assert rates is not None
+    assert rates.tolist() == [[0.0, 10.0], [0.0, 2000.0]]

@@ -20,7 +20,8 @@ from owner.core.jobs import DrainJob, MoveJob, PlannedMove, RebalanceJob, Rebala
 from owner.core.splitter import HashRanges, Splitter, WholeTables
 from owner.core.state import Core, Identity
 from owner.core.tick import Facts, TickInput, tick
-from owner.core.view import Publisher, Snapshot, task_statuses
+from owner.core.view import Snapshot, task_statuses
+from owner.publisher import Publisher
 from tablewire.errors import ClosedError, ConcurrentTickError, InvariantError, UnknownCaptureError
 from tablewire.queries import ENDED, Query
 from tablewire.types import (

@@ -289,7 +289,7 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     mask = at != NO_ROW
     mask[mask] = tables.primary[at[mask]] == capture.index
     at = at[mask]
-    tables.take_puller(at, stats.puller_resolved_ts[mask])
+    tables.statistics.tell_puller(at, stats.puller_resolved_ts[mask])
     in_snapshot = stats.in_snapshot[mask] != 0
     if (tables.in_snapshot[at] != in_snapshot).any():
         tables.version += 1  # a steady report says so too, and the published view has to show it
@@ -297,8 +297,8 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     rate = np.maximum(
         stats.rows_per_s[mask] / config.rows_per_s_per_weight, stats.bytes_per_s[mask] / config.bytes_per_s_per_weight
     )
-    tables.tell_rates(at, stats.rows_per_s[mask], stats.bytes_per_s[mask])
-    tables.tell_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
+    tables.statistics.tell_rates(at, stats.rows_per_s[mask], stats.bytes_per_s[mask])
+    tables.statistics.tell_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
 
 
 def _reports(report: SpanReports, rows: Rows) -> Reports:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from owner.core.statistics import Statistics
 from tablewire.types import I64, U8, U32, U64, ReplicationState, Span, SpanBlock, TableState
 
 NOBODY = -1
@@ -39,7 +40,6 @@ TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 _GROWTH = 1.25
 TOUCHED_SHARE = 8
 """Up to one in so many rows are published one by one; when more have changed, the columns are copied."""
-WEIGHT_CLOSE = 0.01
 _SMALLEST = 64
 
 
@@ -157,11 +157,7 @@ class Tables:
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
-        self.puller_resolved_ts: U64 | None = None  # by row, 0 = not given; made when an executor first gives it
-        self.rates: npt.NDArray[np.float32] | None = None  # rows/s and bytes/s by row, shape (2, capacity); with the first given
-        self.weight_told: npt.NDArray[np.float32] | None = None  # by the last statistics; made with the first
-        self.weights_changed = False  # since they were published
-        self.weights_settled = True  # what was told is what is used
+        self.statistics = Statistics(_SMALLEST)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._capacity = _SMALLEST
         self._free: list[int] = []
@@ -301,12 +297,7 @@ class Tables:
             for rare in (self.undetermined, self.trouble, self.failures, self.moved_ms, self.origin):
                 rare.pop(row, None)
             self.pinned.discard(row)
-        if self.puller_resolved_ts is not None:
-            self.puller_resolved_ts[rows] = 0
-        if self.weight_told is not None:
-            self.weight_told[rows] = 1
-        if self.rates is not None:
-            self.rates[:, rows] = 0
+        self.statistics.forget(rows)
         for column in _COLUMNS:
             getattr(self, column.name)[rows] = column.empty
         self._free.extend(rows.tolist()[::-1])
@@ -343,33 +334,6 @@ class Tables:
         rows = np.flatnonzero(mask)
         other = self.rows_undetermined_at(capture)
         return np.union1d(rows, other) if len(other) else rows
-
-    def take_puller(self, rows: Rows, resolved_ts: U64) -> None:
-        """How far the stage "puller" of these rows is; 0 = not given."""
-        if self.puller_resolved_ts is None:
-            if not resolved_ts.any():
-                return
-            self.puller_resolved_ts = np.zeros(self._capacity, np.uint64)
-        self.puller_resolved_ts[rows] = np.maximum(self.puller_resolved_ts[rows], resolved_ts)
-
-    def tell_weights(self, rows: Rows, weights: F64) -> None:
-        """What the last statistics make these rows weigh; `smooth_weights` moves towards it."""
-        if self.weight_told is None:
-            if (weights == 1).all():
-                return
-            self.weight_told = np.ones(self._capacity, np.float32)
-        self.weight_told[rows] = weights
-        self.weights_settled = False
-
-    def tell_rates(self, rows: Rows, rows_per_s: F64, bytes_per_s: F64) -> None:
-        """The rates of the last statistics."""
-        if self.rates is None:
-            if not (rows_per_s.any() or bytes_per_s.any()):
-                return
-            self.rates = np.zeros((2, self._capacity), np.float32)
-        self.rates[0, rows] = rows_per_s
-        self.rates[1, rows] = bytes_per_s
-        self.weights_changed = True
 
     def touch(self, rows: Rows) -> None:
         """The progress of these rows has changed."""
@@ -420,17 +384,6 @@ class Tables:
             load += np.bincount(role[held], weights=self.weight[:size][held], minlength=captures)
         return load
 
-    def smooth_weights(self, share: float) -> None:
-        """Moves each weight by this share towards what was told last, so that a burst is not taken for a habit."""
-        if self.weights_settled or self.weight_told is None:
-            return
-        weight, told = self.weight[: self.size], self.weight_told[: self.size]
-        weight += np.float32(share) * (told - weight)
-        close = np.abs(told - weight) < WEIGHT_CLOSE * told
-        weight[close] = told[close]
-        self.weights_settled = bool(close.all())
-        self.weights_changed = True
-
     def check(self) -> list[str]:
         """What of the row invariant does not hold, one text each; empty when all is well."""
         wrong = []
@@ -466,10 +419,5 @@ class Tables:
             wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
             wider[: self.size] = getattr(self, column.name)[: self.size]
             setattr(self, column.name, wider)
-        if self.puller_resolved_ts is not None:
-            self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(capacity - self._capacity, np.uint64)])
-        if self.rates is not None:
-            self.rates = np.concatenate([self.rates, np.zeros((2, capacity - self._capacity), np.float32)], axis=1)
-        if self.weight_told is not None:
-            self.weight_told = np.concatenate([self.weight_told, np.ones(capacity - self._capacity, np.float32)])
+        self.statistics.grow(capacity)
         self._capacity = capacity

@@ -134,7 +134,7 @@ def tick(core: Core, given: TickInput) -> TickOutput:
         _drop(core)
     if core.now_ms - core.smoothed_ms >= core.config.stats_interval_ms:
         core.smoothed_ms = core.now_ms
-        core.tables.smooth_weights(WEIGHT_SMOOTHING)
+        core.tables.statistics.smooth(core.tables.weight[: core.tables.size], WEIGHT_SMOOTHING)
     core.watermark = watermark.compute(core, given.barrier)
     two_writers = tuple(
         TwoWriters(core.tables.span(row), core.captures[stays].id, core.captures[goes].id)

@@ -49,8 +49,8 @@ def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
 
 def _puller_resolved_ts(tables: Tables, wanted: Mask) -> int:
     """The least of those that are given, 0 when none is."""
-    if tables.puller_resolved_ts is None:
+    if tables.statistics.puller_resolved_ts is None:
         return 0
-    puller = tables.puller_resolved_ts[: tables.size][wanted]
+    puller = tables.statistics.puller_resolved_ts[: tables.size][wanted]
     given = puller[puller > 0]
     return int(given.min()) if len(given) else 0

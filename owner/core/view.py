@@ -174,6 +174,36 @@ class Snapshot:
             {self.capture_ids[index]: load for index, load in found.after.items()},
         )
 
+    def plan_drain(self, target: CaptureID) -> RebalancePlan:
+        """Where the spans of a capture would go if it were drained now; empty for an unknown one. Any thread; changes nothing."""
+        index = next((index for index, id in self.capture_ids.items() if id == target), None)
+        others = sorted(self.ready - {index})
+        before = self.loads()
+        if index is None or not others:
+            return RebalancePlan((), before, before)
+        load = {other: before[self.capture_ids[other]] + self.cluster_load.get(self.capture_ids[other], 0.0) for other in others}
+        moves = []
+        for position in np.flatnonzero(self.roles.primary == index)[:PLANNED_MAX].tolist():
+            best = min(others, key=lambda other: load[other])
+            weight = float(self.weight[position])
+            load[best] += weight
+            span, to = self.roles.spans[position], self.capture_ids[best]
+            moves.append(PlannedMove(span, target, to, weight, f"{target} is drained; {to} carries least"))
+        after = dict(before)
+        for move in moves:
+            after[move.source] -= move.weight
+            after[move.target] += move.weight
+        return RebalancePlan(tuple(moves), before, after)
+
+    def slowest_spans(self, count: int) -> Sequence[SpanView]:
+        """The spans of current tables that are furthest behind, the slowest first."""
+        positions = np.flatnonzero(self.roles.wanted)
+        checkpoints = self.progress.checkpoint_ts[self.roles.rows[positions]]
+        if len(positions) > count:
+            nearest = np.argpartition(checkpoints, count)[:count]
+            positions, checkpoints = positions[nearest], checkpoints[nearest]
+        return [span_view(self, position) for position in positions[np.argsort(checkpoints, kind="stable")].tolist()]
+
     def touching(self, capture: int) -> int:
         """How many spans have this capture as Primary or Secondary."""
         return int(np.count_nonzero((self.roles.primary == capture) | (self.roles.secondary == capture)))

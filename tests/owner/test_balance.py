@@ -197,3 +197,28 @@ def test_rates_are_shown_as_they_were_told() -> None:
     rates = world.snapshot.rates
     assert rates is not None
     assert rates.tolist() == [[0.0, 10.0], [0.0, 2000.0]]
+
+
+def test_dry_run_of_a_drain_names_every_span() -> None:
+    """Where each would go, and the loads before and after; nothing moves."""
+    world = World(tables=range(1, 10))
+    world.settle()
+    plan = world.snapshot.plan_drain("a")
+    assert len(plan) == 3
+    assert {move.source for move in plan} == {"a"}
+    assert sorted(plan.load_after.values()) == pytest.approx([0, 4, 5])
+    assert sum(plan.load_before.values()) == sum(plan.load_after.values()) == 9
+    assert len(world.snapshot.plan_drain("nobody")) == 0
+    world.run(3)
+    assert sorted(spread(world).values()) == [3, 3, 3]
+
+
+def test_the_slowest_spans_are_named_first() -> None:
+    """By checkpoint, as many as asked for."""
+    world = World(tables=range(1, 10))
+    world.settle()
+    for table in world.tables:
+        world.executors[world.primary(table)].advance(1000 - 10 * table, Span(table))
+    world.run(3)
+    assert [view.span.table_id for view in world.snapshot.slowest_spans(3)] == [9, 8, 7]
+    assert len(world.snapshot.slowest_spans(50)) == 9

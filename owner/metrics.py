@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from owner.facts_log import FactCounters
 from owner.run import ChangefeedRun
 from owner.transport import PeerView
 from tablewire.runtime.metrics import Metrics
@@ -34,6 +35,7 @@ class OwnerMetrics(Collector):
         self._metrics = Metrics("owner", version)
         self.tick_seconds = self._metrics.histogram("tick_seconds", "One round of ticks of all changefeeds")
         self.elections = self._metrics.counter("elections", "How often this process became the leader")
+        self.facts = FactCounters(self._metrics)
         self._metrics.registry.register(self)
 
     @property
@@ -64,6 +66,9 @@ class OwnerMetrics(Collector):
         stalls = GaugeMetricFamily(
             f"{_PREFIX}_stalled_spans", "Spans that stand still, by reason", labels=["changefeed", "reason"]
         )
+        brake = GaugeMetricFamily(
+            f"{_PREFIX}_brake", "1 while a mass loss of processors holds placement back", labels=by_changefeed
+        )
         for changefeed, run in self._shown.runs().items():
             name, runtime = str(changefeed), run.runtime()
             checkpoint.add_metric([name], runtime.watermark.checkpoint_ts)
@@ -77,12 +82,13 @@ class OwnerMetrics(Collector):
             if scheduler is None:
                 continue
             snapshot = scheduler.snapshot()
+            brake.add_metric([name], 1 if snapshot.brake else 0)
             states, reasons = snapshot.states(), snapshot.stalls()
             for replication in ReplicationState:
                 spans.add_metric([name, replication], states.get(replication, 0))
             for reason in StallReason:
                 stalls.add_metric([name, reason], reasons.get(reason, 0))
-        yield from (checkpoint, resolved, source, retained, state, spans, stalls)
+        yield from (checkpoint, resolved, source, retained, state, spans, stalls, brake)
 
     def _captures(self) -> Iterable[Metric]:
         failing = GaugeMetricFamily(f"{_PREFIX}_captures_failing", "Processors whose last Exchange failed")

@@ -13,6 +13,8 @@ from typing import cast
 import structlog
 
 from owner.core.config import SchedulerConfig
+from owner.facts_log import FactCounters, FactsLog
+from owner.loads import ClusterLoad, Loads
 from owner.scheduler import SchedulerAndInfo, new_scheduler
 from owner.view import ChangefeedRuntime
 from owner.worker import ChangefeedWorker, Duty
@@ -56,7 +58,14 @@ class ChangefeedRun:
     """`tick` and `close`: the tick's thread."""
 
     def __init__(
-        self, stored: Stored, watermark: Watermark, worker: ChangefeedWorker, *, owner_id: str, owner_revision: int
+        self,
+        stored: Stored,
+        watermark: Watermark,
+        worker: ChangefeedWorker,
+        *,
+        owner_id: str,
+        owner_revision: int,
+        counters: FactCounters,
     ) -> None:
         """watermark: what etcd knows of it, 0 = nothing."""
         self.stored = stored
@@ -68,7 +77,10 @@ class ChangefeedRun:
         self._owner_id = owner_id
         self._owner_revision = owner_revision
         self._drains: frozenset[CaptureID] = frozenset()
-        self._cluster_load: Mapping[CaptureID, float] = {}
+        self.load: Loads = {}
+        """What it brings, or will bring, to each capture, as its last tick left it."""
+        self._elsewhere: Loads = {}
+        self._facts_log = FactsLog(self.changefeed, counters)
 
     @property
     def changefeed(self) -> ChangefeedID:
@@ -111,20 +123,15 @@ class ChangefeedRun:
         self.stored_watermark = watermark
         self.worker.stored_checkpoint_ts = watermark.checkpoint_ts
 
-    def load(self) -> Mapping[CaptureID, float]:
-        """The weight of this changefeed on each capture, as its last tick left it."""
-        scheduler = self.scheduler
-        return {view.id: float(view.spans) for view in scheduler.snapshot().captures} if scheduler is not None else {}
-
     def tick(
         self,
         captures: Mapping[CaptureID, CaptureInfo],
         drains: Set[CaptureID],
-        loads: Mapping[CaptureID, float],
+        cluster: ClusterLoad | None,
         new_transport: NewTransport,
         config: SchedulerConfig,
     ) -> None:
-        """One tick, once it is known where it starts and which tables there are. loads: of all changefeeds, this one too."""
+        """One tick, once it is known where it starts and which tables there are. cluster: None while it is alone."""
         view = self.worker.view
         if self.active is None or view.table_ids is None:
             return
@@ -136,13 +143,12 @@ class ChangefeedRun:
                 changefeed_epoch=self.epoch,
                 transport=new_transport(self.changefeed, self.epoch),
                 config=config,
-                cluster_load=lambda: self._cluster_load,
+                cluster_load=lambda: self._elsewhere,
             )
             _log.info("changefeed_scheduled", changefeed=str(self.changefeed), epoch=self.epoch, tables=len(view.table_ids))
         scheduler = self.scheduler
         self._hand_over_drains(scheduler, drains)
-        own = self.load()
-        self._cluster_load = {capture: load - own.get(capture, 0.0) for capture, load in loads.items()}
+        self._elsewhere = cluster.without(self.load) if cluster is not None else {}
         bound = self.stored.info.target_ts or TS_MAX
         if not len(view.table_ids):
             # Nothing is left to do up to where the source was when it had no table; TS_MAX would make a later table start there.
@@ -152,7 +158,12 @@ class ChangefeedRun:
         watermark = scheduler.tick(checkpoint_ts, table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
-        self._log_facts(scheduler)
+        facts = scheduler.facts()
+        if facts is not None:
+            self._facts_log.note(facts, scheduler.snapshot(), scheduler.queries())
+        before, self.load = self.load, scheduler.snapshot().loads_to_come() if cluster is not None else {}
+        if cluster is not None:
+            cluster.replace(before, self.load)
 
     def runtime(self) -> ChangefeedRuntime:
         """What operators see."""
@@ -196,14 +207,3 @@ class ChangefeedRun:
             return ""
         text, _ = next(iter(errors.values()))
         return text if len(errors) == 1 else f"{len(errors)} spans, among them: {text}"
-
-    def _log_facts(self, scheduler: SchedulerAndInfo) -> None:
-        facts = scheduler.facts()
-        if facts is None:
-            return
-        if facts.bootstrapped:
-            _log.info("changefeed_bootstrapped", changefeed=str(self.changefeed), spans=len(scheduler.snapshot().spans))
-        for two in facts.two_writers:
-            _log.error("two_writers", changefeed=str(self.changefeed), span=str(two.span), stays=two.stays, goes=two.goes)
-        if facts.orphans:
-            _log.warning("orphans", changefeed=str(self.changefeed), spans=facts.orphans)

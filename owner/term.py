@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
@@ -22,6 +21,7 @@ from owner.changefeeds import ChangefeedEvent, EtcdChangefeeds
 from owner.config import OwnerConfig
 from owner.election import Election, Leadership
 from owner.evictions import Evictions
+from owner.loads import ClusterLoad
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun, Stored
 from owner.sources import new_source, source_request
@@ -161,12 +161,11 @@ class Term:
                 started = self._tick_at = time.monotonic()
                 self._wake.clear()
                 self._reconcile()
-                loads: Counter[CaptureID] = Counter()
-                for run in self._runs.values():
-                    loads.update(run.load())
+                runs = self._runs.values()
+                cluster = ClusterLoad(run.load for run in runs) if len(runs) > 1 else None
                 captures = self._evictions.with_held(self._captures, started)
-                for run in self._runs.values():
-                    run.tick(captures, self._drains, loads, self._hub.transport, self._scheduler_config)
+                for run in runs:
+                    run.tick(captures, self._drains, cluster, self._hub.transport, self._scheduler_config)
                 took_s = time.monotonic() - started
                 self._metrics.tick_seconds.observe(took_s)
                 self._wake.wait(max(0.0, interval_s - took_s))
@@ -248,6 +247,7 @@ class Term:
         if changed:
             self._runs = MappingProxyType(runs)
             self._workers = {name: worker for name, worker in self._workers.items() if name in runs or worker.alive}
+        self._metrics.facts.keep_only(map(str, runs))
         self._hub.set_captures(self._captures)
         self._hub.set_active([active for run in self._runs.values() if (active := run.active) is not None])
 
@@ -265,7 +265,14 @@ class Term:
             former=former_worker if former_worker is not None and former_worker.alive else None,
         )
         self._workers[info.changefeed] = worker
-        run = ChangefeedRun(stored, watermark, worker, owner_id=self._owner_id, owner_revision=self.revision)
+        run = ChangefeedRun(
+            stored,
+            watermark,
+            worker,
+            owner_id=self._owner_id,
+            owner_revision=self.revision,
+            counters=self._metrics.facts,
+        )
         if former is not None and former.stored.info.created_at == info.created_at:
             run.continue_from(former)
         worker.start()

@@ -1,0 +1,197 @@
+"""What an operator reads of placement: moves by name, everything that grows with the tables as a count, and counters beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from owner.core.tick import Facts, TwoWriters
+from owner.facts_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
+from owner.scheduler import SchedulerConfig
+from tablewire.runtime.metrics import Metrics
+from tablewire.types import Span
+from tests.owner.world import CHANGEFEED, World
+
+NAME = str(CHANGEFEED)
+Event = dict[str, Any]
+
+
+class LoggedWorld(World):
+    """A world whose facts are told after each tick, in virtual time."""
+
+    def __init__(self, captures: Sequence[str] = ("a", "b", "c"), tables: Sequence[int] = (1,)) -> None:
+        super().__init__(captures, tables)
+        self.metrics = Metrics("owner", "1.0")
+        self.counters = FactCounters(self.metrics)
+        self.log = FactsLog(CHANGEFEED, self.counters, clock=lambda: self.now)
+
+    def step(self) -> Any:
+        watermark = super().step()
+        self.tell(self.scheduler.facts())
+        return watermark
+
+    def tell(self, facts: Facts | None) -> None:
+        assert facts is not None
+        self.log.note(facts, self.snapshot, self.scheduler.queries())
+
+    def count(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"tablewire_owner_{name}_total", {"changefeed": NAME, **labels})
+
+
+@pytest.fixture
+def events() -> Iterator[list[Event]]:
+    with capture_logs() as captured:
+        yield captured  # type: ignore[misc]
+
+
+def named(events: list[Event], name: str) -> list[Event]:
+    return [event for event in events if event["event"] == name]
+
+
+def nothing(**changes: Any) -> Facts:
+    return Facts(bootstrapped=False, joined=(), gone=(), **{"orphans": 0, "two_writers": (), **changes})
+
+
+def test_a_thousand_new_tables_are_one_line(events: list[Event]) -> None:
+    """A count by why, and the changefeed that it is about."""
+    world = LoggedWorld(tables=range(1_000))
+    world.settle()
+    world.run(20)
+    assert sum(event["add"] for event in named(events, "spans_placed")) == 1_000
+    assert len(events) < 10
+    assert all(event["changefeed"] == NAME for event in events)
+    assert world.count("placements", why="add") == 1_000
+    assert world.count("placements", why="move") == 0
+
+
+def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Event]) -> None:
+    """Once, whoever asked for it; and its job ends."""
+    world = LoggedWorld(tables=(1, 2, 3))
+    world.settle()
+    source = world.primary(1)
+    target = next(capture for capture in "abc" if capture != source)
+    query = world.scheduler.move_table(1, target)
+    world.run(30)
+    (moved,) = named(events, "span_moved")
+    assert (moved["span"], moved["source"], moved["target"], moved["why"]) == (str(Span(1)), source, target, "move")
+    (ended,) = named(events, "job_ended")
+    assert (ended["kind"], ended["target"], ended["state"], ended["log_level"]) == ("move", target, query.state, "info")
+    assert world.count("placements", why="move") == 1
+    assert world.count("jobs_ended", kind="move", state="done") == 1
+
+
+def test_a_refused_job_is_a_warning_with_the_reason(events: list[Event]) -> None:
+    """The operator who asked may have gone meanwhile."""
+    world = LoggedWorld()
+    world.settle()
+    world.scheduler.move_table(1, world.primary(1))
+    world.run(3)
+    (ended,) = named(events, "job_ended")
+    assert (ended["log_level"], ended["state"]) == ("warning", "refused")
+    assert "already the primary" in ended["reason"]
+
+
+def test_many_moves_are_a_few_lines_and_a_count(events: list[Event]) -> None:
+    """A drain of many spans names some of them in each tick, and no more."""
+    world = LoggedWorld(captures=("a",), tables=range(300))
+    world.config = SchedulerConfig(max_task_concurrency=1_000, max_task_concurrency_per_capture=1_000)
+    world.scheduler = world.new_scheduler()
+    world.settle()
+    world.join("b")
+    world.run(10)
+    events.clear()
+    world.scheduler.drain_capture("a")
+    world.run(30)
+    lines = named(events, "span_moved")
+    told = sum(event.get("drain", 0) for event in named(events, "spans_placed"))
+    assert 1 <= len(lines) <= 2 * NAMED_PER_TICK_MAX
+    assert len(lines) + told == 300
+    assert world.count("placements", why="drain") == 300
+
+
+def test_counts_are_told_at_most_once_a_second(events: list[Event]) -> None:
+    """However many ticks there are."""
+    world = LoggedWorld()
+    world.settle()
+    events.clear()
+    begun = world.now
+    for _ in range(200):
+        world.now += 0.01
+        world.tell(nothing(placed={"add": 3}))
+    assert len(named(events, "spans_placed")) <= (world.now - begun) / COUNTS_INTERVAL_S + 1
+
+
+def test_a_failover_has_a_beginning_and_an_end(events: list[Event]) -> None:
+    """Which capture, how many spans, and how long nobody wrote them."""
+    world = LoggedWorld(tables=range(30))
+    world.settle()
+    world.run(10)
+    events.clear()
+    world.die("a")
+    world.run(20)
+    (began,) = named(events, "failover_began")
+    (done,) = named(events, "failover_done")
+    assert (began["captures"], began["gone"], began["spans"], began["log_level"]) == (["a"], 1, 10, "warning")
+    assert done["spans"] == 10
+    assert 0 < done["took_ms"] < 2_000
+    assert world.count("failovers") == 1
+
+
+def test_a_drained_capture_that_leaves_is_no_failover(events: list[Event]) -> None:
+    """It wrote nothing any more."""
+    world = LoggedWorld(tables=range(3))
+    world.settle()
+    world.scheduler.drain_capture("a")
+    world.until(lambda: world.scheduler.drain_capture("a") == 0)
+    world.die("a")
+    world.run(20)
+    assert not named(events, "failover_began")
+    assert [(event["kind"], event["state"]) for event in named(events, "job_ended")] == [("drain", "done")]
+
+
+def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Event]) -> None:
+    """With the spans that wait."""
+    world = LoggedWorld(captures="abcd", tables=range(40))
+    world.config = SchedulerConfig(brake_hold_ms=1_000)
+    world.scheduler = world.new_scheduler()
+    world.settle()
+    for capture in "abc":
+        world.die(capture)
+    world.run(60)
+    (on,) = named(events, "brake_on")
+    (_off,) = named(events, "brake_off")
+    assert (on["spans_waiting"], on["captures_left"], on["log_level"]) == (30, 1, "warning")
+    assert world.count("brakes") == 1
+    (done,) = named(events, "failover_done")
+    assert (done["spans"], done["took_ms"] >= 1_000) == (30, True)
+
+
+def test_what_must_not_be_is_counted_and_told(events: list[Event]) -> None:
+    """Two writers by name, orphans and failed audits as counts; those of an audit are over the term."""
+    world = LoggedWorld()
+    world.settle()
+    events.clear()
+    world.now += COUNTS_INTERVAL_S
+    world.tell(nothing(two_writers=tuple(TwoWriters(Span(table), "a", "b") for table in range(9)), orphans=4, audits_failed=2))
+    world.now += COUNTS_INTERVAL_S
+    world.tell(nothing(audits_failed=3))
+    assert len(named(events, "two_writers")) == NAMED_PER_TICK_MAX
+    first, second = named(events, "placement_trouble")
+    assert (first["two_writers"], first["orphans"], first["audit_failures"], second["audit_failures"]) == (4, 4, 2, 1)
+    assert (world.count("two_writers"), world.count("orphans"), world.count("audit_failures")) == (9, 4, 3)
+
+
+def test_scenario_30_the_series_of_a_changefeed_go_with_it_and_no_others() -> None:
+    """Those of others stay, whatever their names begin with."""
+    metrics = Metrics("owner", "1.0")
+    counters = FactCounters(metrics)
+    for name in ("default/a", "default/ab"):
+        counters.begin(name)
+        counters.orphans.labels(name).inc(3)
+    counters.keep_only(["default/ab"])
+    sample = "tablewire_owner_orphans_total"
+    assert metrics.registry.get_sample_value(sample, {"changefeed": "default/a"}) is None
+    assert metrics.registry.get_sample_value(sample, {"changefeed": "default/ab"}) == 3

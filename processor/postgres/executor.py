@@ -186,8 +186,7 @@ class PostgresExecutor:
                 stream.stop()
             self._pool.close()
             for runner in self._snapshots:
-                if runner.thread.ident is not None:
-                    runner.thread.join()
+                runner.join()
             for stream in streams:
                 if stream.thread.ident is not None:
                     stream.thread.join()
@@ -269,6 +268,8 @@ class PostgresExecutor:
         new = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
         if not new or time.monotonic() < self._describe_at:
             return
+        if self._shared is not None and self._shared.has_failed:
+            self._shared = None
         try:
             if self._incarnation is None:
                 publication = self._catalogue.publication()

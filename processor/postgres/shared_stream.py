@@ -16,6 +16,7 @@ from processor.postgres.queues import Budget
 from processor.postgres.replication import ReplicationConnection
 from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
 from processor.postgres.wire import Part
+from tablewire.errors import OperatingError
 from tablewire.types import Ts
 
 SLOW_TABLE_PATIENCE_S = 1.0
@@ -61,6 +62,11 @@ class SharedStream(ChangeStream):
 
     def _start_ts(self, connection: ReplicationConnection) -> Ts:
         return max(self.position or connection.confirmed_ts(), self._created_ts)
+
+    def _fail_all(self, error: OperatingError) -> None:
+        if self.has_failed:
+            self._duties()  # tables that are on their way in fail too
+        super()._fail_all(error)
 
     def _duties(self) -> bool:
         with self._requests_lock:

@@ -33,6 +33,7 @@ CHUNK_BYTES = 256 * 1024
 GROUP_MAX = 32
 """Tables of one snapshot: it stays open until the last of them is copied."""
 LOOK_INTERVAL_S = 1.0
+CANCEL_AFTER_S = 0.5
 
 _Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -74,6 +75,15 @@ class SnapshotRunner:
         if replication is not None:
             replication.abort()
 
+    def join(self) -> None:
+        """After `stop`: returns when the thread can write no more; a copy that waits at the sink is cancelled."""
+        if self.thread.ident is None:
+            return
+        self.thread.join(CANCEL_AFTER_S)
+        if self.thread.is_alive():
+            self._session.cancel()
+            self.thread.join()
+
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
@@ -91,27 +101,32 @@ class SnapshotRunner:
 
     def _copy_group(self, tables: Sequence[TableWork]) -> None:
         try:
-            replication = self._connect_replication("snapshot")
-            self._replication = replication
-            try:
-                position, name = replication.create_snapshot_slot()
-                with connect(self._uri, application_name="tablewire snapshot") as source:
-                    source.execute(b"SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    source.execute(f"SET TRANSACTION SNAPSHOT {quote_text(name)}".encode())
-                    for table in tables:
-                        # A copy that broke leaves the source's transaction broken: the others wait for the next snapshot.
-                        if self._stopping.is_set() or not self._copy_table(source, table, position):
-                            return
-                    source.execute(b"COMMIT")
-            finally:
-                self._replication = None
-                replication.close()
+            with connect(self._uri, application_name="tablewire snapshot") as source:
+                position = self._take_snapshot(source)
+                for table in tables:
+                    # A copy that broke leaves the source's transaction broken: the others wait for the next snapshot.
+                    if self._stopping.is_set() or not self._copy_table(source, table, position):
+                        return
+                source.execute(b"COMMIT")
         except SourceUnavailableError as error:
             self._retry(tables, SinkUnavailableError(str(error)))
         except OperatingError as error:
             self._retry(tables, error)
         except psycopg.Error as error:
             self._retry(tables, SinkUnavailableError(f"snapshot of the source: {error_text(error)}"))
+
+    def _take_snapshot(self, source: _Connection) -> Ts:
+        """Puts the connection into a new snapshot; its position. The slot that came with it is of no more use then."""
+        replication = self._connect_replication("snapshot")
+        self._replication = replication
+        try:
+            position, name = replication.create_snapshot_slot()
+            source.execute(b"SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            source.execute(f"SET TRANSACTION SNAPSHOT {quote_text(name)}".encode())
+            return position
+        finally:
+            self._replication = None
+            replication.close()
 
     def _retry(self, tables: Sequence[TableWork], error: OperatingError) -> None:
         """The snapshot as a whole broke: the tables that were not copied try again, or fail."""

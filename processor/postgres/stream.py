@@ -92,6 +92,8 @@ class ChangeStream(ABC):
     def __init__(self, purpose: str, connect: Connect, publication: str, binary: bool, error_after_s: float) -> None:
         self.position: Ts = 0
         self.lost_since: float | None = None
+        self.has_failed = False
+        """The source refused for good; the thread ends, and a new stream may be tried."""
         self.lost_reason = ""
         self._purpose = purpose
         self._connect = connect
@@ -179,6 +181,7 @@ class ChangeStream(ABC):
             except SourceUnavailableError as error:
                 self._note_loss(error, started)
             except OperatingError as error:
+                self.has_failed = True
                 self._fail_all(error)
                 return
             if time.monotonic() - started > RECONNECT_MAX_S:
@@ -196,7 +199,8 @@ class ChangeStream(ABC):
             self._fail_all(error)
 
     def _fail_all(self, error: OperatingError) -> None:
-        _log.error("postgres_stream_failed", stream=self._purpose, reason=str(error))
+        if not self.has_failed:
+            _log.error("postgres_stream_failed", stream=self._purpose, reason=str(error))
         for table in list(self._inboxes.values()):
             table.fail(error)
 

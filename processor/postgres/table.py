@@ -21,6 +21,7 @@ from processor.postgres.services import TableServices
 from processor.postgres.sinks import Fence, SinkSession, SinkTransaction, SinkUnavailableError, WriteNotAllowedError
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
+from tablewire.postgres.connections import SourceUnavailableError
 from tablewire.types import TS_MAX, Checkpoint, Span, Stats, TableState, TableStatus, Ts
 
 RETRY_MIN_S = 0.1
@@ -242,7 +243,7 @@ class TableWork:
             self._delay_s = RETRY_MIN_S
         except WriteNotAllowedError:
             self._wait_before_retry(NOT_ALLOWED_RETRY_S)
-        except SinkUnavailableError as error:
+        except (SinkUnavailableError, SourceUnavailableError) as error:
             self.retry(error)
         except OperatingError as error:
             session.forget(self.table_id)

@@ -203,32 +203,43 @@ def test_source_that_restarts_is_followed_again(new_postgres: Callable[..., Post
 
 
 def test_crash_inside_a_first_copy_leaves_nothing(source_db: str, sink_db: str) -> None:
-    """A copy whose backend dies, and one whose executor goes away, start again; at no time is a part of it visible."""
+    """A copy whose backend dies, and one whose table is taken away, start again; at no time is a part of it visible."""
     with Kit(source_db, sink_db) as kit:
         create(kit, "t")
-        kit.run("INSERT INTO t (v) SELECT repeat('x', 100) FROM generate_series(1, 200000)")
+        kit.run("INSERT INTO t (v) SELECT repeat('x', 100) FROM generate_series(1, 20000)")
         start_ts = kit.start()
         span = kit.span("t")
-        first = kit.executor("a")
+        at_commit, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+        def may_write() -> bool:
+            table = first._tables.get(span)
+            if table is not None and table.snapshot_rows:
+                at_commit.release()
+                go_on.acquire(timeout=30)
+            return True
+
+        first = kit.executor("a", may_write=may_write)
         begin(first, [span], start_ts)
-        table = first._tables[span]
-        wait_until(lambda: table.snapshot_rows > 1000, "the copy is under way")
+        assert at_commit.acquire(timeout=30)
         status = first.get_table_span_status(span, True)
         assert status.stats is not None
         assert "snapshot" in status.stats.stage_checkpoints
         assert status.checkpoint.checkpoint_ts == start_ts
         kit.at_sink("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tablewire capture-a'")
-        wait_until(lambda: table.snapshot_rows < 1000, "the copy starts again")
-        wait_until(lambda: table.snapshot_rows > 1000, "the copy is under way again")
+        go_on.release()
+        assert at_commit.acquire(timeout=30)  # the second attempt, complete but not committed
         assert kit.at_sink("SELECT count(*) FROM t") == [(0,)]
         kit.run("UPDATE t SET v = 'changed' WHERE id <= 100")
-        stopped_at = stop(first, span)
-        assert stopped_at == start_ts
+        kit.at_sink("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tablewire capture-a'")
+        first.remove_table_span(span)
+        go_on.release()
+        assert stop(first, span) == start_ts
+        assert kit.at_sink("SELECT count(*) FROM t") == [(0,)]
         second = kit.executor("b")
-        begin(second, [span], stopped_at)
+        begin(second, [span], start_ts)
         kit.run("DELETE FROM t WHERE id <= 50")
-        kit.wait_equal("t", deadline_s=40)
-        first.close()
+        kit.wait_equal("t")
+        assert kit.at_sink("SELECT snapshot FROM tablewire.positions") == [("done",)]
 
 
 def test_scenario_12_writer_paused_inside_a_transaction(source_db: str, sink_db: str) -> None:
@@ -351,3 +362,107 @@ def test_moves_at_random_under_load(source_db: str, sink_db: str) -> None:
         goal = current(kit)
         for span in spans:
             wait_until(lambda span=span: checkpoint_of(where[span], span) >= goal, "every checkpoint follows")  # type: ignore[misc]
+
+
+def test_rows_that_are_there_already_become_upserts(source_db: str, sink_db: str) -> None:
+    """Without a first copy the sink may hold rows of old: a COPY that meets one is done again as an upsert."""
+    with Kit(source_db, sink_db, initial_snapshot=False) as kit:
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        kit.at_sink("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        kit.at_sink("INSERT INTO t SELECT i, 'old' FROM generate_series(50, 60) i")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span("t")], start_ts)
+        kit.run("INSERT INTO t SELECT i, 'new' FROM generate_series(1, 200) i")
+        kit.wait_equal("t")
+        kit.run("INSERT INTO t SELECT i, 'new' FROM generate_series(201, 400) i")
+        kit.wait_equal("t")
+
+
+def test_sink_that_restarts_is_written_again(source_db: str, new_postgres: Callable[..., PostgresServer]) -> None:
+    """A crash of the sink costs retries; every row is there exactly once afterwards."""
+    server = new_postgres()
+    with Kit(source_db, server.uri()) as kit:
+        create(kit, "t")
+        kit.run("CREATE TABLE log (v int)")
+        kit.run("ALTER TABLE log REPLICA IDENTITY FULL")
+        start_ts = kit.start()
+        executor = kit.executor()
+        span = kit.span("log")
+        begin(executor, [kit.span("t"), span], start_ts)
+        kit.run("INSERT INTO log VALUES (1)")
+        kit.wait_equal("log")
+        with load(kit, "t") as count:
+            wait_until(lambda: count() > 30, "load")
+            server.kill()
+            kit.run("INSERT INTO log SELECT generate_series(2, 100)")
+            before = count()
+            wait_until(lambda: count() > before + 30, "more load")
+            server.start()
+        kit.sink_connection = kit._stack.enter_context(psycopg.connect(server.uri(), autocommit=True))
+        kit.wait_equal("log", "t")
+        assert executor.get_table_span_status(span, False).state is TableState.REPLICATING
+
+
+def test_lost_publication_is_an_error_and_not_a_silence(source_db: str, sink_db: str) -> None:
+    """Without its publication the source cannot give all changes: the tables fail with the reason, old and new ones."""
+    with Kit(source_db, sink_db, options={"error_after_ms": "1000"}) as kit:
+        create(kit, "t", "u")
+        start_ts = kit.start()
+        executor = kit.executor()
+        span, late = kit.span("t"), kit.span("u")
+        begin(executor, [span], start_ts)
+        assert kit.source is not None
+        kit.run(f'DROP PUBLICATION "{kit.source._name}"')
+        kit.run("INSERT INTO t (v) VALUES ('lost')")
+        kit.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tablewire shared'")
+        kit.run("INSERT INTO t (v) VALUES ('lost')")
+        with pytest.raises(OperatingError, match="publication"):
+            wait_until(lambda: executor.get_table_span_status(span, False) is None, "the error shows")
+        with pytest.raises(OperatingError, match="publication"):
+            prepare(executor, late, start_ts)
+
+
+def test_unreachable_source_is_the_tables_error_after_a_while(sink_db: str, new_postgres: Callable[..., PostgresServer]) -> None:
+    """Retried quietly at first, then an error that names the server and holds no password; later it works again."""
+    server = new_postgres()
+    with Kit(server.uri().replace("postgres@", "postgres:s3cret@"), sink_db, options={"error_after_ms": "500"}) as kit:
+        create(kit, "t", "u")
+        start_ts = kit.start()
+        executor = kit.executor()
+        span, late = kit.span("t"), kit.span("u")
+        begin(executor, [span], start_ts)
+        kit.wait_equal("t")
+        server.kill()
+        with pytest.raises(OperatingError) as caught:
+            wait_until(lambda: executor.get_table_span_status(span, False) is None, "the error shows")
+        assert "s3cret" not in str(caught.value)
+        with pytest.raises(OperatingError) as caught:
+            prepare(executor, late, start_ts)
+        assert "s3cret" not in str(caught.value)
+        stopped = [stop(executor, span), stop(executor, late)]
+        server.start()
+        kit.source_connection = kit._stack.enter_context(psycopg.connect(kit.source_uri, autocommit=True))
+        kit.run("INSERT INTO t (v) VALUES ('again')")
+        for each, checkpoint_ts in zip((span, late), stopped, strict=True):
+            prepare(executor, each, checkpoint_ts)
+            promote(executor, each, checkpoint_ts)
+        kit.wait_equal("t", "u")
+
+
+def test_many_tables_share_few_connections(source_db: str, sink_db: str) -> None:
+    """A hundred tables, first copies and changes, with the default number of sink connections and one walsender."""
+    with Kit(source_db, sink_db) as kit:
+        names = [f"m{number}" for number in range(100)]
+        create(kit, *names)
+        for name in names:
+            kit.run(f"INSERT INTO {name} (v) SELECT 'a' FROM generate_series(1, 20)")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span(name) for name in names], start_ts)
+        for name in names:
+            kit.run(f"INSERT INTO {name} (v) SELECT 'b' FROM generate_series(1, 70)")
+        kit.wait_equal(*names)
+        mine = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name LIKE 'tablewire capture%'"
+        )
+        assert int(str(kit.at_sink(mine)[0][0])) <= 5

@@ -20,6 +20,8 @@ from tablewire.postgres.connections import connect, error_text, is_connection_lo
 
 CLIENT_TIMEOUT_S = 120.0
 """Longer than the server's own limits: only a server that does not keep them is given up by this."""
+COPY_TIMEOUT_S = 24 * 3600.0
+"""The same for the first copy of a table, whose statements have no limit at the server."""
 PREPARED_MAX = 500
 IDLE_TRANSACTION_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 10_000
@@ -57,6 +59,9 @@ class SinkConnection:
 
     def __init__(self, uri: str, application_name: str, statement_timeout_ms: int) -> None:
         self.connection = connect(uri, application_name=application_name)
+        self.connection.prepare_threshold = None  # prepared statements are kept here, by name
+        self.patience_s = CLIENT_TIMEOUT_S
+        """How long one wait for the server may last."""
         self._pgconn = self.connection.pgconn
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
@@ -200,7 +205,7 @@ class SinkConnection:
 
     def _flush(self) -> None:
         pgconn = self._pgconn
-        deadline = time.monotonic() + CLIENT_TIMEOUT_S
+        deadline = time.monotonic() + self.patience_s
         while pgconn.flush():
             for _, event in self._poll_write.poll(1000):
                 if event & ~select.POLLOUT:
@@ -209,7 +214,7 @@ class SinkConnection:
 
     def _next_result(self) -> pq.abc.PGresult | None:
         pgconn = self._pgconn
-        deadline = time.monotonic() + CLIENT_TIMEOUT_S
+        deadline = time.monotonic() + self.patience_s
         while pgconn.is_busy():
             if self._poll.poll(1000):
                 pgconn.consume_input()
@@ -220,4 +225,4 @@ class SinkConnection:
     def _check(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             self.close()
-            raise psycopg.OperationalError(f"the sink did not answer for {CLIENT_TIMEOUT_S:g} s")
+            raise psycopg.OperationalError(f"the sink did not answer for {self.patience_s:g} s")

@@ -16,7 +16,7 @@ import psycopg
 
 from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
 from processor.postgres.sinks.bulk import BulkWriter, RowExistsError, Stages
-from processor.postgres.sinks.connection import SinkConnection, sink_error
+from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, sink_error
 from processor.postgres.sinks.copying import copy_rows, make_room
 from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, create_table
 from processor.postgres.source_catalogue import SourceCatalogue
@@ -231,7 +231,8 @@ class PostgresTransaction:
         session = self._session
         with session._errors():
             connection = session._ready()
-            connection.execute("BEGIN")
+            connection.execute("BEGIN; SET LOCAL statement_timeout = 0")
+            connection.patience_s = COPY_TIMEOUT_S
             self._is_open = True
             self._require_row(connection.run([self._lock])[0].ntuples)
             row = positions.read_row(connection, session._changefeed, schema.full_name, for_update=False)

@@ -1,0 +1,171 @@
+"""A cluster of real processes whose every connection is TLS: gRPC and etcd with client certificates, PostgreSQL with a password.
+
+The certificates come from deploy/tls/make-certs.sh, one a role; owners let in owners and the CLI, processors let in owners.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from deploy.local.etcd import etcd_binary
+from deploy.local.net import free_port
+from deploy.local.node import OWNER, PROCESSOR, ROOT, Node, service_environment
+from deploy.local.postgres import PostgresServer
+from deploy.local.process import ManagedProcess, wait_until
+from tablewire.errors import EtcdError
+from tablewire.runtime import tls
+from tablewire.runtime.etcd import EtcdSession
+from tablewire.runtime.sections import ClientTlsSection
+
+MAKE_CERTS = ROOT / "deploy/tls/make-certs.sh"
+HOST = "127.0.0.1"
+USER = "replicator"
+PASSWORD = "s3cr3t/p@ss:w0rd"
+"""Of USER; with characters that a URI has to encode."""
+WAIT_S = 60.0
+CALLERS = {OWNER: ["tablewire-owner", "tablewire-cli"], PROCESSOR: ["tablewire-owner"]}
+
+
+def make_certs(folder: Path, *hosts: str) -> Path:
+    """Runs the script as an operator would; the folder."""
+    done = subprocess.run([str(MAKE_CERTS), str(folder), *hosts], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def identity(certs: Path, role: str) -> dict[str, Any]:
+    """The keys of a TLS section."""
+    return {"enabled": True, "ca_file": f"{certs}/ca.pem", "cert_file": f"{certs}/{role}.pem", "key_file": f"{certs}/{role}.key"}
+
+
+class TlsWorld:
+    """Two owners, two processors, one etcd member, one PostgreSQL with the databases `source` and `sink`."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.folder = folder
+        self.certs = make_certs(folder / "certs")
+        self.outputs: list[str] = []
+        """Whatever the CLI has printed."""
+        self.postgres = PostgresServer(folder)
+        self._environment = dict(environment)
+        self._etcd_port = free_port(HOST)
+        self._etcd = ManagedProcess("etcd", self._etcd_command(), log=folder / "etcd.log", env=_without("ETCD_"))
+        names = [(OWNER, "owner0"), (OWNER, "owner1"), (PROCESSOR, "processor0"), (PROCESSOR, "processor1")]
+        self.nodes = {name: self.new_node(kind, name) for kind, name in names}
+
+    @property
+    def etcd_endpoint(self) -> str:
+        return f"{HOST}:{self._etcd_port}"
+
+    @property
+    def owners(self) -> list[str]:
+        return [node.address for node in self.nodes.values() if node.kind == OWNER]
+
+    def new_node(self, kind: str, name: str, certs: Path | None = None) -> Node:
+        """Not started. certs: whose material it has, ours when None."""
+        peer = identity(certs or self.certs, kind)
+        config: dict[str, Any] = {
+            "cluster": "tls",
+            "etcd": {"endpoints": [self.etcd_endpoint], "lease_ttl_ms": 3_000, "tls": peer},
+            "tls": {**peer, "allowed_common_names": CALLERS[kind]},
+            "log": {"format": "json", "level": "debug"},
+            "id" if kind == OWNER else "name": name,
+        }
+        return Node(name, kind, self.folder, HOST, config, self._environment)
+
+    def start(self) -> None:
+        self._etcd.start()
+        self._start_postgres()
+        with closing(self.etcd_session()) as session:
+
+            def answers() -> bool:
+                try:
+                    return session.get("/nothing") is None
+                except EtcdError:
+                    return False
+
+            wait_until("etcd answers", answers, WAIT_S)
+        for node in self.nodes.values():
+            node.start()
+        for node in self.nodes.values():
+            node.wait_ready()
+        wait_until("both processors are registered", lambda: sum(self.ask("status")["captures_by_state"].values()) == 2, WAIT_S)
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            print(f"--- {node.name}\n{self.log(node)[-4_000:]}")
+            node.process.kill()
+        self._etcd.kill()
+        self.postgres.close()
+
+    def log(self, node: Node) -> str:
+        return node.log.read_text() if node.log.exists() else ""
+
+    def etcd_session(self) -> EtcdSession:
+        return EtcdSession(
+            [self.etcd_endpoint], credentials=tls.etcd_credentials(ClientTlsSection(**identity(self.certs, "etcd")))
+        )
+
+    def cli(self, *arguments: str, role: str = "cli", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`owner ARGUMENTS` with the certificate of a role; never raises for its exit code."""
+        files = identity(certs or self.certs, role)
+        flags = ["--tls-ca-file", files["ca_file"], "--tls-cert-file", files["cert_file"], "--tls-key-file", files["key_file"]]
+        environment = {**service_environment(self._environment), "TABLEWIRE_ENDPOINTS": ",".join(self.owners)}
+        done = subprocess.run(
+            [sys.executable, "-m", "owner", *flags, *arguments],
+            capture_output=True, text=True, check=False, timeout=120, cwd=ROOT, env=environment,
+        )  # fmt: skip
+        self.outputs += [done.stdout, done.stderr]
+        return done
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        """What `owner ARGUMENTS -o json` answers; it must succeed."""
+        done = self.cli(*arguments, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def uri(self, database: str, password: str = quote(PASSWORD, safe=""), ca_file: Path | None = None) -> str:
+        """As an operator writes it: TLS with everything verified. password: encoded already, or `${VARIABLE}`."""
+        tls_part = f"sslmode=verify-full&sslrootcert={ca_file or self.certs / 'ca.pem'}"
+        return f"postgresql://{USER}:{password}@{self.postgres.endpoint}/{database}?{tls_part}"
+
+    def _etcd_command(self) -> list[str]:
+        url, peer_url = f"https://{HOST}:{self._etcd_port}", f"http://{HOST}:{free_port(HOST)}"
+        return [
+            etcd_binary(), "--name=e", f"--data-dir={self.folder}/etcd", f"--listen-client-urls={url}",
+            f"--advertise-client-urls={url}", f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}",
+            f"--initial-cluster=e={peer_url}", f"--cert-file={self.certs}/etcd.pem", f"--key-file={self.certs}/etcd.key",
+            f"--trusted-ca-file={self.certs}/ca.pem", "--client-cert-auth", "--log-level=warn",
+        ]  # fmt: skip
+
+    def _start_postgres(self) -> None:
+        """Only TLS is let in, and USER only by password. The key must belong to the server's user, whoever that is here."""
+        self.postgres.start()
+        execute = self.postgres.execute
+        for database in ("source", "sink"):
+            self.postgres.create_database(database)
+        execute(f"CREATE ROLE {USER} SUPERUSER REPLICATION LOGIN PASSWORD '{PASSWORD}'")
+        data = Path(str(execute("SHOW data_directory")[0][0]))
+        owner = data.stat()
+        for source, target in (("postgres.pem", "server.crt"), ("postgres.key", "server.key"), ("ca.pem", "root.crt")):
+            shutil.copyfile(self.certs / source, data / target)
+            os.chown(data / target, owner.st_uid, owner.st_gid)
+            (data / target).chmod(0o600)
+        (data / "pg_hba.conf").write_text(f"hostssl all postgres {HOST}/32 trust\nhostssl all {USER} {HOST}/32 scram-sha-256\n")
+        execute("ALTER SYSTEM SET ssl = on")
+        self.postgres.restart()
+
+
+def _without(prefix: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}

@@ -7,15 +7,19 @@ change in the WAL.
 
 A **value** is `length (4 bytes, big endian) + data`, which is what COPY BINARY and binary arrays hold too; NULL is NULL_VALUE,
 and None stands for a TOAST value that did not change and was not sent.
+
+Whatever the bytes are, the readers return or raise WireError.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tablewire.errors import OperatingError
 from tablewire.types import Ts
 
 FRAME_HEADER = 25
@@ -45,6 +49,13 @@ _STATUS = struct.Struct(">cQQQqB")
 _UNSIGNED = struct.Struct(">I")
 _SIGNED_PAIR = struct.Struct(">Ii")
 _UNSIGNED_LONG = struct.Struct(">Q")
+
+
+_UNREADABLE = (struct.error, IndexError, ValueError)  # UnicodeDecodeError is a ValueError
+
+
+class WireError(OperatingError):
+    """The bytes are not what the protocol says they are: another server, or a fault on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +116,43 @@ class Part:
         self.is_last = is_last
 
 
+@contextmanager
+def _reading(what: str, frame: bytes) -> Iterator[None]:
+    """Not around single changes: there it would cost more than the reading."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise _unreadable(what, frame, error) from None
+
+
+def _unreadable(what: str, frame: bytes, error: Exception) -> WireError:
+    return WireError(f"logical replication: {what} of {len(frame)} bytes cannot be read: {error}")
+
+
 def read_begin(frame: bytes) -> Transaction:
-    commit_ts, commit_us, xid = _READ_BEGIN.unpack_from(frame, FRAME_HEADER + 1)
+    with _reading("a begin", frame):
+        commit_ts, commit_us, xid = _READ_BEGIN.unpack_from(frame, FRAME_HEADER + 1)
     return Transaction(commit_ts, commit_us + EPOCH_2000_US, xid)
 
 
 def read_commit_end(frame: bytes) -> Ts:
     """The position right behind the commit record."""
-    end: int = _READ_COMMIT.unpack_from(frame, FRAME_HEADER + 1)[2]
+    with _reading("a commit", frame):
+        end: int = _READ_COMMIT.unpack_from(frame, FRAME_HEADER + 1)[2]
     return end
 
 
 def read_keepalive(frame: bytes) -> tuple[Ts, bool]:
     """(everything at or before it has been sent, an answer is wanted)."""
-    end, _, reply = _READ_KEEPALIVE.unpack_from(frame, 1)
+    with _reading("a keepalive", frame):
+        end, _, reply = _READ_KEEPALIVE.unpack_from(frame, 1)
     return end, bool(reply)
 
 
 def frame_position(frame: bytes) -> Ts:
     """The position of a change in the WAL; (position, ordinal within it) identifies it for ever."""
-    position: int = _UNSIGNED_LONG.unpack_from(frame, 1)[0]
+    with _reading("a frame", frame):
+        position: int = _UNSIGNED_LONG.unpack_from(frame, 1)[0]
     return position
 
 
@@ -134,6 +162,11 @@ def status_update(received: Ts, flushed: Ts, clock_us: int) -> bytes:
 
 
 def read_relation(frame: bytes) -> Relation:
+    with _reading("a relation", frame):
+        return _relation(frame)
+
+
+def _relation(frame: bytes) -> Relation:
     at = FRAME_HEADER + 1
     (relation_id,) = _UNSIGNED.unpack_from(frame, at)
     schema, at = _read_string(frame, at + 4)
@@ -160,13 +193,16 @@ def _read_string(frame: bytes, at: int) -> tuple[str, int]:
 def read_truncated(frame: bytes) -> list[bytes]:
     """The relation ids (as the 4 bytes of the wire) of a TRUNCATE."""
     at = FRAME_HEADER + 1
-    (count,) = _UNSIGNED.unpack_from(frame, at)
-    at += 5
+    with _reading("a truncate", frame):
+        (count,) = _UNSIGNED.unpack_from(frame, at)
+        at += 5
+        if len(frame) < at + 4 * count:
+            raise ValueError(f"{count} relations do not fit into it")
     return [frame[at + 4 * i : at + 4 * i + 4] for i in range(count)]
 
 
 def read_row(frame: bytes, at: int) -> tuple[list[Value], int]:
-    """The values of the tuple that starts at `at`, and where it ends."""
+    """The values of the tuple that starts at `at`, and where it ends; IndexError or ValueError when there is none."""
     count = frame[at] << 8 | frame[at + 1]
     at += 2
     values: list[Value] = []
@@ -181,23 +217,30 @@ def read_row(frame: bytes, at: int) -> tuple[list[Value], int]:
         elif kind == 110:  # n
             append(NULL_VALUE)
             at += 1
-        else:  # u
+        elif kind == 117:  # u
             append(None)
             at += 1
+        else:
+            raise ValueError(f"a value of kind {kind}")
+    if at > len(frame):
+        raise ValueError("a value is longer than the frame")
     return values, at
 
 
 def read_change(frame: bytes) -> tuple[int, list[Value] | None, list[Value] | None]:
     """(INSERT | UPDATE | DELETE | TRUNCATE, the old key or row if it was sent, the new row if there is one)."""
-    kind = frame[FRAME_HEADER]
-    at = FRAME_HEADER + 5
-    if kind == INSERT:
-        return kind, None, read_row(frame, at + 1)[0]
-    if kind == DELETE:
-        return kind, read_row(frame, at + 1)[0], None
-    if kind == UPDATE:
-        old: list[Value] | None = None
-        if frame[at] != NEW_ROW:
-            old, at = read_row(frame, at + 1)
-        return kind, old, read_row(frame, at + 1)[0]
-    return kind, None, None
+    try:
+        kind = frame[FRAME_HEADER]
+        at = FRAME_HEADER + 5
+        if kind == INSERT:
+            return kind, None, read_row(frame, at + 1)[0]
+        if kind == DELETE:
+            return kind, read_row(frame, at + 1)[0], None
+        if kind == UPDATE:
+            old: list[Value] | None = None
+            if frame[at] != NEW_ROW:
+                old, at = read_row(frame, at + 1)
+            return kind, old, read_row(frame, at + 1)[0]
+        return kind, None, None
+    except _UNREADABLE as error:
+        raise _unreadable("a change", frame, error) from None

@@ -27,6 +27,10 @@ def parse_uri(uri: str) -> dict[str, str]:
     """The parameters of a connection URI, OperatingError (without the URI's text) if it cannot be parsed."""
     if uri.partition("://")[0] not in SCHEMES:
         raise OperatingError(f"{redact_uri(uri)}: not a postgresql:// URI")
+    path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
+    if "@" in path:
+        # libpq would take a part of the password for the port and the rest for the database, and show both in its errors.
+        raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI: '/' and '@' in a password are written %2F and %40")
     try:
         parameters = conninfo.conninfo_to_dict(uri)
     except psycopg.ProgrammingError as error:

@@ -91,7 +91,8 @@ def test_positions_are_written_and_read() -> None:
 
 def test_uri_errors_never_hold_the_password() -> None:
     """Neither libpq's nor our own words show a secret."""
-    for uri in ("postgresql://u:s3cret@h/d?nonsense=1", "postgresql://u:s3cret@h/d?%zz=1", "mysql://u:s3cret@h/d"):
+    uris = ("postgresql://u:s3cret@h/d?nonsense=1", "postgresql://u:s3cret@h/d?%zz=1", "mysql://u:s3cret@h/d")
+    for uri in (*uris, "postgresql://u:s3cret/x@h/d", "postgresql://u:x/s3cret@h:1/d?sslmode=require"):
         with pytest.raises(OperatingError) as caught:
             parse_uri(uri)
         assert "s3cret" not in str(caught.value)

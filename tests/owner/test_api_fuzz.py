@@ -1,0 +1,126 @@
+"""The admin API, called with anything: it answers, or refuses with a declared code; nothing is changed and nothing breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import msgspec
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from owner.api import AdminServicer
+from tablewire.runtime.grpc import open_channel
+from tablewire.v1 import admin_pb2 as pb
+from tests.owner.admin_world import AdminView, serving
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Admin"]
+METHODS = {method.name: method for method in SERVICE.methods}
+NOT_FUZZED = {"Resign", "ListEvents"}
+"""Resign: an empty request is a good one. ListEvents: waits for what happens; this view has no history."""
+DECLARED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+UNPARSABLE = "Exception deserializing request!"
+"""What grpc itself says, as INTERNAL, of bytes that are no message."""
+TIMEOUT_S = 30.0
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[AdminView, grpc.Channel]]:
+    """A leader with the changefeed default/test, which nobody ticks: nothing can happen but what a call does itself."""
+    view = AdminView()
+    view.world.settle()
+    with serving(view) as address:
+        channel = open_channel(address)
+        yield view, channel
+        channel.close()
+
+
+def call(channel: grpc.Channel, name: str, data: bytes) -> tuple[grpc.StatusCode, str]:
+    """What became of it. DEADLINE_EXCEEDED of a stream: it waits for a tick, as it should."""
+    method = f"/{SERVICE.full_name}/{name}"
+    try:
+        if METHODS[name].server_streaming:
+            list(channel.unary_stream(method)(data, timeout=0.2))
+        else:
+            channel.unary_unary(method)(data, timeout=TIMEOUT_S)
+    except grpc.RpcError as error:
+        return error.code(), error.details() or ""
+    return grpc.StatusCode.OK, ""
+
+
+def allowed(name: str, data: bytes, code: grpc.StatusCode, text: str) -> bool:
+    """Whether that is a proper end of a call with these bytes."""
+    request = METHODS[name].input_type._concrete_class()
+    try:
+        request.ParseFromString(data)
+    except DecodeError:
+        return code is grpc.StatusCode.INTERNAL and UNPARSABLE in text
+    return (
+        code is grpc.StatusCode.OK
+        or code in DECLARED
+        or (code is grpc.StatusCode.DEADLINE_EXCEEDED and METHODS[name].server_streaming)
+    )
+
+
+names = st.sampled_from(sorted((METHODS.keys() & vars(AdminServicer)) - NOT_FUZZED))
+words = st.text(max_size=40)
+
+
+@FUZZ
+@given(names, st.binary(max_size=120))
+def test_random_bytes_change_nothing(served: tuple[AdminView, grpc.Channel], name: str, data: bytes) -> None:
+    """Whatever arrives, the registry is as before, and the next caller is answered."""
+    view, channel = served
+    before = dict(view.store.infos)
+    code, text = call(channel, name, data)
+    assert allowed(name, data, code, text), (code, text)
+    assert view.store.infos == before
+    assert call(channel, "GetStatus", b"")[0] is grpc.StatusCode.OK
+
+
+@FUZZ
+@given(words, words, words, st.lists(words, max_size=3), st.dictionaries(words, words, max_size=2))
+def test_random_changefeeds_are_refused_or_good(
+    served: tuple[AdminView, grpc.Channel], name: str, source: str, sink: str, tables: list[str], options: dict[str, str]
+) -> None:
+    """`create` with any texts: a declared refusal, or a record that can be stored and read again; a dry run stores nothing."""
+    view, channel = served
+    before = dict(view.store.infos)
+    request = pb.CreateChangefeedRequest(
+        changefeed=name, source_uri=source, sink_uri=sink, tables=tables, options=options, dry_run=True
+    )
+    code, text = call(channel, "CreateChangefeed", request.SerializeToString())
+    assert code is grpc.StatusCode.OK or code in DECLARED, (code, text)
+    assert view.store.infos == before
+    request.dry_run = False
+    code, text = call(channel, "CreateChangefeed", request.SerializeToString())
+    assert code is grpc.StatusCode.OK or code in DECLARED, (code, text)
+    for changefeed in view.store.infos.keys() - before.keys():
+        assert msgspec.json.encode(view.store.infos.pop(changefeed))
+
+
+@FUZZ
+@given(words, words, words, st.integers(0, 2**64 - 1))
+def test_random_names_are_refused(
+    served: tuple[AdminView, grpc.Channel], changefeed: str, table: str, target: str, number: int
+) -> None:
+    """Tables, captures and changefeeds that do not exist are so for every verb."""
+    _, channel = served
+    requests = {
+        "PauseChangefeed": pb.ChangefeedRequest(changefeed=changefeed or "x"),
+        "RemoveChangefeed": pb.ChangefeedRequest(changefeed=changefeed or "x"),
+        "MoveTable": pb.MoveTableRequest(changefeed="test", table=table or str(number), target=target, wait_ms=1),
+        "DrainCapture": pb.DrainCaptureRequest(capture=target or "nobody"),
+    }
+    for name, request in requests.items():
+        code, text = call(channel, name, request.SerializeToString())
+        assert code in DECLARED, (name, code, text)

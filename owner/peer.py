@@ -20,7 +20,16 @@ from tablewire.errors import CodecError
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.lanes import Lanes
 from tablewire.runtime.shutdown import run_thread
-from tablewire.types import ActiveChangefeed, Batch, CaptureInfo, ChangefeedID, Heartbeat, Message
+from tablewire.types import (
+    PROTOCOL_VERSION,
+    ActiveChangefeed,
+    Batch,
+    CaptureInfo,
+    ChangefeedID,
+    Heartbeat,
+    Message,
+    ProtocolVersions,
+)
 
 MAX_QUEUED_DISPATCHES: Final = 64
 """Of one changefeed to one capture."""
@@ -61,11 +70,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """What the status says of one capture. failing_ms: since the first of the consecutive failures, None when the last call
+    """What the status says of one capture. version: of the wire that is spoken with it.
+
+    failing_ms: since the first of the consecutive failures, None when the last call
     succeeded (or none was made). in_flight_ms: age of the call under way. last_error stays after a success, for the operator."""
 
     capture_id: str
     address: str
+    version: int
     exchanges: int
     failures: int
     consecutive_failures: int
@@ -125,8 +137,11 @@ class Peer:
         config: ExchangeConfig,
         credentials: grpc.ChannelCredentials | None,
         clock: Callable[[], float],
+        version: int = PROTOCOL_VERSION,
     ) -> None:
+        """version: of the wire, which this owner and that capture both speak."""
         self.capture = capture
+        self.version = version
         self._owner_id, self._host, self._config, self._clock = owner_id, host, config, clock
         self._condition = threading.Condition()
         self._outbox: Lanes[Message] = Lanes(MAX_QUEUED_DISPATCHES, MAX_QUEUED_ROWS)
@@ -173,6 +188,7 @@ class Peer:
             return PeerView(
                 capture_id=self.capture.id,
                 address=self.capture.address,
+                version=self.version,
                 exchanges=counts.exchanges,
                 failures=counts.failures,
                 consecutive_failures=counts.consecutive_failures,
@@ -247,7 +263,7 @@ class Peer:
 
     def _fill(self, term: Term) -> bytes:
         """As much of the queue as one batch takes; the rest waits for the next turn."""
-        builder = BatchBuilder(self._owner_id, self.capture.id, term.owner_revision, term.active or ())
+        builder = BatchBuilder(self._owner_id, self.capture.id, term.owner_revision, term.active or (), self.version)
         unsendable = ""
         while (taken := self._take()) is not None:
             if taken.owner_revision != term.owner_revision:
@@ -298,7 +314,7 @@ class Peer:
 
     def _answered(self, term: Term, data: bytes) -> None:
         try:
-            answer = decode_batch(data)
+            answer = decode_batch(data, ProtocolVersions(self.version, self.version))
             if (answer.sender, answer.receiver) != (self.capture.id, self._owner_id):
                 raise CodecError(f"from {answer.sender!r} to {answer.receiver!r}: not between this owner and this capture")
             if answer.owner_revision != term.owner_revision:

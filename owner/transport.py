@@ -29,6 +29,7 @@ from tablewire.codec import rows_of
 from tablewire.errors import ClosedError
 from tablewire.runtime.lanes import Lanes
 from tablewire.types import (
+    PROTOCOL_VERSION,
     ActiveChangefeed,
     Batch,
     CaptureID,
@@ -174,19 +175,28 @@ class ExchangeHub:
         for peer in peers:
             peer.wake()
 
-    def set_captures(self, captures: Mapping[CaptureID, CaptureInfo]) -> None:
-        """The whole set of captures to speak with; the channels of others are closed, their queues forgotten."""
+    def set_captures(self, captures: Mapping[CaptureID, CaptureInfo], versions: Mapping[CaptureID, int] | None = None) -> None:
+        """The whole set of captures to speak with; the channels of others are closed, their queues forgotten.
+        versions: of the wire, of those with whom it is not PROTOCOL_VERSION."""
+        versions = versions or {}
         with self._lock:
             self._require_open()
             self._retired = [peer for peer in self._retired if peer.thread.is_alive()]
             for capture_id, peer in list(self._peers.items()):
                 wanted = captures.get(capture_id)
-                if wanted is None or wanted.address != peer.capture.address:
+                version = versions.get(capture_id, PROTOCOL_VERSION)
+                if wanted is None or wanted.address != peer.capture.address or version != peer.version:
                     self._retired.append(self._peers.pop(capture_id))
                     peer.close()
             for capture_id in sorted(captures.keys() - self._peers.keys()):
                 self._peers[capture_id] = Peer(
-                    captures[capture_id], self._owner_id, self, self._config, self._credentials, self._clock
+                    captures[capture_id],
+                    self._owner_id,
+                    self,
+                    self._config,
+                    self._credentials,
+                    self._clock,
+                    versions.get(capture_id, PROTOCOL_VERSION),
                 )
 
     def transport(self, changefeed: ChangefeedID, changefeed_epoch: int) -> HubTransport:

@@ -33,7 +33,7 @@ from tablewire.errors import ClosedError, CodecError
 from tablewire.runtime.grpc import add_health_and_reflection, listen, new_server
 from tablewire.runtime.lanes import Lanes
 from tablewire.runtime.mailbox import Mailbox
-from tablewire.types import Batch, CaptureID, ChangefeedID, HeartbeatResponse, Message
+from tablewire.types import SPOKEN, Batch, CaptureID, ChangefeedID, HeartbeatResponse, Message, ProtocolVersions
 
 MAX_PENDING_EXCHANGES: Final = 16
 """Batches that the loop has not taken yet; one owner has one call in flight, so more are calls that it has given up."""
@@ -151,9 +151,11 @@ class ExchangeServer:
         max_pending: int = MAX_PENDING_EXCHANGES,
         credentials: grpc.ServerCredentials | None = None,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
+        versions: ProtocolVersions = SPOKEN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capture_id = capture_id
+        self._versions = versions
         self._wait_s = exchange_wait_ms / 1000
         self._clock = clock
         self._mailbox: Mailbox[PendingExchange] = Mailbox(max_pending)
@@ -261,7 +263,7 @@ class ExchangeServer:
     def _exchange(self, request: bytes, context: Any) -> bytes:
         """grpc.ServicerContext.abort raises: what stands behind it is not reached."""
         try:
-            batch = decode_batch(request)
+            batch = decode_batch(request, self._versions)
         except CodecError as error:
             self._count(invalid=1)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"bad batch: {error}"[:MAX_REASON_CHARS])
@@ -303,7 +305,7 @@ class ExchangeServer:
     def _answer(self, batch: Batch, extra: Sequence[Message]) -> bytes:
         """What was said to this owner in this term, as much as one batch takes. What was said to a former owner is dropped;
         what was said to a newer one waits for it."""
-        builder = BatchBuilder(self._capture_id, batch.sender, batch.owner_revision)
+        builder = BatchBuilder(self._capture_id, batch.sender, batch.owner_revision, version=batch.version)
         later: list[Message] = []
         with self._drain_lock:
             for message in extra:

@@ -5,6 +5,9 @@ a batch up to its limits. Pure functions of their arguments, for any thread. Dec
 refuses with a CodecError whose text names the field, and nothing else ever escapes for any bytes whatsoever. Encoding raises
 CodecError for values that break the contract of types.py (a bug of the caller), before anything was sent.
 
+Versions: what is read may have any of `versions` and what is written has `version`, while a Message is always what types.py says;
+so a version that differs from it is translated here, and nowhere else.
+
 Limits: MAX_MESSAGE_BYTES for any encoded thing; MAX_ROWS_PER_MESSAGE and MAX_ROWS_PER_BATCH bound what a few bytes can unfold to.
 """
 
@@ -17,7 +20,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from tablewire.codec_body import Rows, fits, read_body, write_body
 from tablewire.errors import CodecError
-from tablewire.types import PROTOCOL_VERSION, ActiveChangefeed, Batch, ChangefeedID, Message
+from tablewire.types import PROTOCOL_VERSION, SPOKEN, ActiveChangefeed, Batch, ChangefeedID, Message, ProtocolVersions
 from tablewire.v1 import schedule_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -35,10 +38,11 @@ EXCHANGE_SERVICE: Final[str] = _SERVICE.full_name
 EXCHANGE_METHOD: Final[str] = _SERVICE.methods_by_name["Exchange"].name
 
 
-def encode_message(message: Message) -> bytes:
-    """One envelope. CodecError when the message breaks its contract or is larger than MAX_MESSAGE_BYTES."""
+def encode_message(message: Message, version: int | None = None) -> bytes:
+    """One envelope, of the message's own version if none is given. CodecError when the message breaks its contract or is larger
+    than MAX_MESSAGE_BYTES."""
     envelope = pb.Envelope(
-        version=fits(message.version, 32, "version"),
+        version=fits(message.version if version is None else version, 32, "version"),
         sender=_name(message.sender, "sender"),
         receiver=_name(message.receiver, "receiver"),
         namespace=_name(message.changefeed.namespace, "namespace", may_be_empty=True),
@@ -53,24 +57,24 @@ def encode_message(message: Message) -> bytes:
     return _serialized(envelope, "message")
 
 
-def decode_message(data: bytes | bytearray | memoryview) -> Message:
+def decode_message(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SPOKEN) -> Message:
     """The message that `encode_message` made of these bytes; CodecError for any others."""
-    return _read_envelope(_parsed(pb.Envelope(), data, "message"), Rows(MAX_ROWS_PER_MESSAGE))
+    return _read_envelope(_parsed(pb.Envelope(), data, "message"), Rows(MAX_ROWS_PER_MESSAGE), versions)
 
 
 def encode_batch(batch: Batch) -> bytes:
     """One turn. CodecError when a message is not between the batch's sender and receiver, or a limit is exceeded."""
-    builder = BatchBuilder(batch.sender, batch.receiver, batch.owner_revision, batch.active)
+    builder = BatchBuilder(batch.sender, batch.receiver, batch.owner_revision, batch.active, batch.version)
     for index, message in enumerate(batch.messages):
         if not builder.add(message):
             raise CodecError(f"envelopes[{index}]: the batch exceeds its limits")
     return builder.finish()
 
 
-def decode_batch(data: bytes | bytearray | memoryview) -> Batch:
+def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SPOKEN) -> Batch:
     """The batch that `encode_batch` made of these bytes; CodecError for any others."""
     batch = _parsed(pb.Batch(), data, "batch")
-    _require_version(batch.version, "version")
+    _require_version(batch.version, "version", versions)
     if len(batch.envelopes) > MAX_MESSAGES_PER_BATCH:
         raise CodecError(f"envelopes: {len(batch.envelopes)} of them, at most {MAX_MESSAGES_PER_BATCH}")
     if batch.owner_revision < 0:
@@ -80,21 +84,28 @@ def decode_batch(data: bytes | bytearray | memoryview) -> Batch:
     messages: list[Message] = []
     for index, envelope in enumerate(batch.envelopes):
         try:
-            message = _read_envelope(envelope, rows)
+            message = _read_envelope(envelope, rows, versions)
             _require_belongs(message, sender, receiver, batch.owner_revision)
         except CodecError as error:
             raise CodecError(f"envelopes[{index}].{error}") from None
         messages.append(message)
-    return Batch(sender, receiver, batch.owner_revision, _read_active(batch.active), tuple(messages))
+    return Batch(sender, receiver, batch.owner_revision, _read_active(batch.active), tuple(messages), batch.version)
 
 
 class BatchBuilder:
     """Fills one batch with messages as long as they fit; what did not fit goes into the next turn. One thread."""
 
-    def __init__(self, sender: str, receiver: str, owner_revision: int, active: Iterable[ActiveChangefeed] = ()) -> None:
-        self._sender, self._receiver, self._owner_revision = sender, receiver, owner_revision
+    def __init__(
+        self,
+        sender: str,
+        receiver: str,
+        owner_revision: int,
+        active: Iterable[ActiveChangefeed] = (),
+        version: int = PROTOCOL_VERSION,
+    ) -> None:
+        self._sender, self._receiver, self._owner_revision, self._version = sender, receiver, owner_revision, version
         self._batch = pb.Batch(
-            version=PROTOCOL_VERSION,
+            version=fits(version, 32, "version"),
             sender=_name(sender, "sender"),
             receiver=_name(receiver, "receiver"),
             owner_revision=fits(owner_revision, 63, "owner_revision"),
@@ -117,7 +128,7 @@ class BatchBuilder:
     def add(self, message: Message) -> bool:
         """Takes the message in, or False: it does not fit beside what is there. CodecError: it can never be sent."""
         _require_belongs(message, self._sender, self._receiver, self._owner_revision)
-        body = encode_message(message)
+        body = encode_message(message, self._version)
         # Field 6 of Batch, length-delimited: what a parent writes before a child, so that nothing is copied through pb twice.
         head = b"\x32" + _varint(len(body))
         size, rows = len(head) + len(body), rows_of(message)
@@ -146,8 +157,8 @@ def rows_of(message: Message) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read_envelope(envelope: pb.Envelope, rows: Rows) -> Message:
-    _require_version(envelope.version, "version")
+def _read_envelope(envelope: pb.Envelope, rows: Rows, versions: ProtocolVersions) -> Message:
+    _require_version(envelope.version, "version", versions)
     if envelope.owner_revision < 0:
         raise CodecError(f"owner_revision: {envelope.owner_revision} is negative")
     return Message(
@@ -162,7 +173,7 @@ def _read_envelope(envelope: pb.Envelope, rows: Rows) -> Message:
         number=envelope.number,
         echo=envelope.echo,
         body=read_body(envelope, rows),
-        version=envelope.version,
+        version=PROTOCOL_VERSION,
     )
 
 
@@ -179,9 +190,9 @@ def _read_active(active: Iterable[pb.ActiveChangefeed]) -> tuple[ActiveChangefee
     return tuple(found.values())
 
 
-def _require_version(version: int, name: str) -> None:
-    if version != PROTOCOL_VERSION:
-        raise CodecError(f"{name}: {version} is not spoken here, only {PROTOCOL_VERSION}")
+def _require_version(version: int, name: str, versions: ProtocolVersions) -> None:
+    if version not in versions:
+        raise CodecError(f"{name}: {version} is not spoken here, only {versions}")
 
 
 def _require_belongs(message: Message, sender: str, receiver: str, owner_revision: int) -> None:

@@ -34,7 +34,31 @@ TS_MAX: Ts = 2**64 - 1
 CHECKPOINT_CANNOT_PROCEED: Ts = 0
 """The global checkpoint must not be advanced yet."""
 PROTOCOL_VERSION = 1
-"""Version of the messages of this module; a peer that speaks another one is told so (INVALID_ARGUMENT)."""
+"""Version of the messages of this module. On the wire two processes speak the highest one that both know (`ProtocolVersions`);
+the codec translates, so that the cores know this one alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolVersions:
+    """The versions of the wire that a process speaks, both ends included; its text is for people."""
+
+    lowest: int = PROTOCOL_VERSION
+    highest: int = PROTOCOL_VERSION
+
+    def common(self, other: ProtocolVersions) -> int | None:
+        """The one that both should speak; None: they cannot speak with each other."""
+        version = min(self.highest, other.highest)
+        return version if version >= max(self.lowest, other.lowest) else None
+
+    def __contains__(self, version: int) -> bool:
+        return self.lowest <= version <= self.highest
+
+    def __str__(self) -> str:
+        return str(self.lowest) if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
+
+
+SPOKEN = ProtocolVersions()
+"""What this build speaks. A release that changes the wire raises `highest`, and keeps the former version for one more release."""
 
 
 class _CodedEnum(StrEnum):
@@ -585,7 +609,8 @@ class Batch:
     """All that one owner process and one processor process say to each other in one turn.
 
     active: from the owner, all of its active changefeeds (a whole set: the processor closes the agents of any other); from a
-    processor, (). sender, receiver and owner_revision are those of every message.
+    processor, (). sender, receiver and owner_revision are those of every message. version: of the wire; an answer has that of
+    its request.
     """
 
     sender: str
@@ -593,3 +618,4 @@ class Batch:
     owner_revision: int
     active: tuple[ActiveChangefeed, ...] = ()
     messages: tuple[Message, ...] = ()
+    version: int = PROTOCOL_VERSION

@@ -35,6 +35,7 @@ from tablewire.types import (
     LivenessState,
     Message,
     MessageBody,
+    ProtocolVersions,
     SpanBlock,
     SpanReports,
     SpanStats,
@@ -203,7 +204,7 @@ def test_strategies_vary_every_field() -> None:
         SpanStats: "rows rows_per_s bytes_per_s puller_resolved_ts in_snapshot",
         SpanBlock: "table_ids start_keys end_keys",
         Barrier: "global_barrier_ts table_barriers",
-        Batch: "sender receiver owner_revision active messages",
+        Batch: "sender receiver owner_revision active messages version",
     }
     for kind, names_of_fields in known.items():
         assert {field.name for field in fields(kind)} == set(names_of_fields.split()), kind.__name__
@@ -329,3 +330,33 @@ def test_error_text_is_cut_and_made_sendable() -> None:
     decoded = decode_message(encode_message(message(DispatchTableResponse(sent)))).body
     assert isinstance(decoded, DispatchTableResponse)
     assert decoded.reports.errors == ((0, "x" * 4_096), (1, "bad ? byte"))
+
+
+def test_scenario_36_a_batch_is_of_the_version_that_both_speak() -> None:
+    """What is written in another version arrives as the same messages, at whoever speaks it, and at nobody else."""
+    batch = Batch("owner-1", "capture-1", 7, (), (message(Heartbeat(Barrier(9))),), version=2)
+    data = encode_batch(batch)
+    assert decode_batch(data, ProtocolVersions(1, 2)) == batch
+    with pytest.raises(CodecError, match=r"^version: 2 is not spoken here, only 1$"):
+        decode_batch(data, ProtocolVersions(1, 1))
+    with pytest.raises(CodecError, match=r"^version: 2 is not spoken here, only 3 to 4$"):
+        decode_batch(data, ProtocolVersions(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "common"),
+    [
+        ((1, 1), (1, 1), 1),
+        ((1, 2), (1, 1), 1),
+        ((1, 2), (2, 3), 2),
+        ((1, 4), (2, 3), 3),
+        ((1, 1), (2, 2), None),
+        ((3, 4), (1, 2), None),
+    ],
+)
+def test_scenario_36_the_highest_common_version_is_spoken(
+    own: tuple[int, int], other: tuple[int, int], common: int | None
+) -> None:
+    """From either side."""
+    assert ProtocolVersions(*own).common(ProtocolVersions(*other)) == common
+    assert ProtocolVersions(*other).common(ProtocolVersions(*own)) == common

@@ -65,7 +65,8 @@ class DrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One span. table: `schema.table`, empty when not known. primary, secondary: empty = nobody."""
+    """One span. table: `schema.table`, empty when not known. primary, secondary: empty = nobody. *_per_s: as the executor told
+    last, None = no executor of this changefeed ever did."""
 
     table_id: TableID
     table: str
@@ -79,6 +80,8 @@ class TableRow:
     state_age_ms: int
     stall_reason: str
     error: str
+    rows_per_s: float | None = None
+    bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class ChangefeedRow:
-    """changefeed: `namespace/id`. lag: source_ts - checkpoint_ts in units of Ts, None = not known. jobs: those under way."""
+    """changefeed: `namespace/id`. lag: source_ts - checkpoint_ts in units of Ts, None = not known. jobs: those under way.
+    *_per_s: over all spans, None = no executor gave statistics."""
 
     changefeed: str
     state: str
@@ -121,11 +125,40 @@ class ChangefeedRow:
     stalls: Mapping[str, int]
     slowest: TableRow | None
     jobs: Sequence[JobRow]
+    rows_per_s: float | None = None
+    bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something that happened. at: RFC 3339, UTC. owner: the leader that saw or did it. changefeed: empty = the whole cluster."""
+
+    sequence: int
+    at: str
+    kind: str
+    owner: str
+    owner_revision: int
+    changefeed: str
+    subject: str
+    text: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRequest:
+    """What of a paused changefeed shall change. tables: empty = the filter stays. options: these get new values, unset_options
+    their defaults again."""
+
+    changefeed: str
+    tables: Sequence[str] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    unset_options: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """What `create` is told. changefeed: `id` or `namespace/id`. dry_run: check everything, store nothing."""
+    """What `create` is told. changefeed: `id` or `namespace/id`. dry_run: check everything, store nothing. target_ts: where it
+    stops, 0 = never."""
 
     changefeed: str
     source_uri: str
@@ -134,6 +167,7 @@ class CreateRequest:
     skip_snapshot: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     dry_run: bool = False
+    target_ts: Ts = 0
 
 
 @dataclass(frozen=True, slots=True)

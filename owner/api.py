@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from owner.answers import (
     ChangefeedRow,
     CreateRequest,
     DrainProgress,
+    EventRow,
     InvalidRequestError,
     JobRow,
     OwnerRow,
@@ -51,6 +52,7 @@ from tablewire.v1 import admin_pb2_grpc
 
 WORKERS = 16
 WAITERS_MAX = 10
+FOLLOWERS_MAX = 4
 CONCURRENT_CALLS_MAX = 64
 REQUEST_BYTES_MAX = 1 << 20
 CHUNK_ROWS = 1_000
@@ -114,6 +116,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     def __init__(self, view: OwnerView) -> None:
         self._view = view
         self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
+        self._followers = threading.BoundedSemaphore(FOLLOWERS_MAX)
 
     def GetStatus(self, _request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         with _errors(context):
@@ -210,6 +213,17 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
+    def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
+        with _errors(context), self._taking(self._followers if request.follow else self._waiters, context):
+            after = request.after
+            rows = cluster_operations.list_events(self._view, after, request.limit)
+            for at in range(0, max(1, len(rows)), CHUNK_ROWS):
+                yield pb.ListEventsResponse(events=map(_event, rows[at : at + CHUNK_ROWS]))
+            if request.follow:
+                after = rows[-1].sequence if rows else after
+                for news in cluster_operations.follow_events(self._view, after, context.is_active):
+                    yield pb.ListEventsResponse(events=map(_event, news))
+
     def _follow(self, ask: Callable[[], Job], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
         timeout_s = (wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
         # The place among the waiters first: a call that finds none must not have started anything.
@@ -217,14 +231,18 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             for row in ask().follow(until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active):
                 yield _job(row)
 
+    def _waiting(self, context: Any) -> AbstractContextManager[None]:
+        return self._taking(self._waiters, context)
+
     @contextmanager
-    def _waiting(self, context: Any) -> Iterator[None]:
-        if not self._waiters.acquire(blocking=False):
-            context.abort(_STATUS.RESOURCE_EXHAUSTED, f"{WAITERS_MAX} calls that wait are under way already; try again later")
+    def _taking(self, places: threading.BoundedSemaphore, context: Any) -> Iterator[None]:
+        if not places.acquire(blocking=False):
+            limit, what = (FOLLOWERS_MAX, "follow events") if places is self._followers else (WAITERS_MAX, "wait")
+            context.abort(_STATUS.RESOURCE_EXHAUSTED, f"{limit} calls that {what} are under way already; try again later")
         try:
             yield
         finally:
-            self._waiters.release()
+            places.release()
 
 
 @contextmanager
@@ -298,6 +316,8 @@ def _table(row: TableRow) -> pb.TableRow:
         state_age_ms=row.state_age_ms,
         stall_reason=row.stall_reason,
         error=row.error[:ROW_ERROR_LENGTH_MAX],
+        rows_per_s=row.rows_per_s,
+        bytes_per_s=row.bytes_per_s,
     )
 
 
@@ -309,6 +329,20 @@ def _job(row: JobRow) -> pb.Job:
         capture=row.capture,
         state=row.state,
         reason=row.reason,
+    )
+
+
+def _event(row: EventRow) -> pb.Event:
+    return pb.Event(
+        sequence=row.sequence,
+        at=row.at,
+        kind=row.kind,
+        owner=row.owner,
+        owner_revision=row.owner_revision,
+        changefeed=row.changefeed,
+        subject=row.subject,
+        text=row.text,
+        why=row.why,
     )
 
 
@@ -338,4 +372,6 @@ def _changefeed(row: ChangefeedRow) -> pb.Changefeed:
         stalls=row.stalls,
         slowest=None if row.slowest is None else _table(row.slowest),
         jobs=map(_job, row.jobs),
+        rows_per_s=row.rows_per_s,
+        bytes_per_s=row.bytes_per_s,
     )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from owner import tables_view
-from owner.answers import CaptureRow, ClusterStatus, DrainProgress, OwnerRow, RefusedError
+from owner.answers import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
 from owner.lookups import check_capture, current_state, schedulers, software_version
 from owner.view import OwnerView
-from tablewire.errors import UnknownCaptureError
-from tablewire.registry import LeaderRecord
+from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
+from tablewire.registry import EventRecord, LeaderRecord
 from tablewire.types import CaptureID, CaptureState
 
 if TYPE_CHECKING:
+    from owner.history import History
     from owner.scheduler import SchedulerAndInfo
 
+FOLLOW_POLL_S = 0.25
 UNKNOWN_STATE = "unknown"
 IDLE_STATE = "idle"
 
@@ -117,6 +119,48 @@ def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
         if held:
             reasons.update(tables_view.reasons_at(snapshot, capture) or {tables_view.WAITING: held})
     return DrainProgress(capture, draining, remaining, dict(reasons))
+
+
+def list_events(view: OwnerView, after: int, limit: int) -> Sequence[EventRow]:
+    """What happened, oldest first: the newest `limit` (0 = all) with a higher sequence than `after`."""
+    found = _history(view).events_after(after)
+    if found is None:
+        raise EtcdError("the events have not been read from etcd yet: try again")
+    rows = [_event_row(event.sequence, event.record) for event in found if event.record is not None]
+    return rows[-limit:] if limit else rows
+
+
+def follow_events(view: OwnerView, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[EventRow]]:
+    """What happens from now on, several at a time, until nobody wants to know. NotLeaderError when this owner's term ends."""
+    history = _history(view)
+    while is_wanted():
+        if history.wait_after(after, FOLLOW_POLL_S):
+            events = history.events_after(after) or ()
+            after = events[-1].sequence if events else after
+            yield [_event_row(event.sequence, event.record) for event in events if event.record is not None]
+        elif view.history() is not history:
+            raise NotLeaderError("another owner leads now")
+
+
+def _history(view: OwnerView) -> History:
+    history = view.history()
+    if history is None:
+        raise NotLeaderError(f"owner {view.owner_id} does not lead")
+    return history
+
+
+def _event_row(sequence: int, record: EventRecord) -> EventRow:
+    return EventRow(
+        sequence=sequence,
+        at=record.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        kind=record.kind,
+        owner=record.owner,
+        owner_revision=record.owner_revision,
+        changefeed=record.changefeed,
+        subject=record.subject,
+        text=record.text,
+        why=record.why,
+    )
 
 
 def _left(scheduler: SchedulerAndInfo, capture: CaptureID) -> int:

@@ -136,6 +136,12 @@ class SourceSection(Section, frozen=True, kw_only=True):
             raise ValueError("retry_max_ms must not be below retry_min_ms")
 
 
+class HistorySection(Section, frozen=True, kw_only=True):
+    """What `owner events` shows."""
+
+    events_max: Annotated[int, key("How many events are kept in etcd; the oldest go", ge=10, le=5_000)] = 1_000
+
+
 class OwnerConfig(Section, frozen=True, kw_only=True):
     cluster: Annotated[str, key("Name of the cluster: the part of etcd's keys that it owns", min_length=1, max_length=128)] = (
         "default"
@@ -150,3 +156,4 @@ class OwnerConfig(Section, frozen=True, kw_only=True):
     exchange: ExchangeSection = ExchangeSection()
     scheduler: SchedulerSection = SchedulerSection()
     source: SourceSection = SourceSection()
+    history: HistorySection = HistorySection()

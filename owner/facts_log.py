@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import structlog
@@ -30,6 +30,16 @@ COUNTS_INTERVAL_S = 1.0
 WHYS = ("add", "move", "drain", "balance")
 
 _log = structlog.get_logger("owner.placement")
+
+
+class PlacementLog(Protocol):
+    """Of a structlog logger what is used here."""
+
+    def info(self, event: str, **fields: Any) -> None: ...
+
+    def warning(self, event: str, **fields: Any) -> None: ...
+
+    def error(self, event: str, **fields: Any) -> None: ...
 
 
 class FactCounters:
@@ -69,9 +79,16 @@ class FactCounters:
 class FactsLog:
     """`note` after each tick of the scheduler."""
 
-    def __init__(self, changefeed: ChangefeedID, counters: FactCounters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        changefeed: ChangefeedID,
+        counters: FactCounters,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[PlacementLog], PlacementLog] = lambda log: log,
+    ) -> None:
+        """tell: makes of the log one that passes on to others too what is logged."""
         self._name = str(changefeed)
-        self._log = _log.bind(changefeed=self._name)
+        self._log = tell(_log.bind(changefeed=self._name))
         self._counters = counters
         self._clock = clock
         self._held: dict[CaptureID, int] = {}  # spans that each capture wrote after the last tick

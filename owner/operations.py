@@ -211,6 +211,8 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
         stalls=summary.stalls,
         slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, names),
         jobs=[] if scheduler is None else jobs_under_way(changefeed, scheduler),
+        rows_per_s=summary.rows_per_s,
+        bytes_per_s=summary.bytes_per_s,
     )
 
 
@@ -226,8 +228,10 @@ def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, I
     table_id = _table_id(info, names, wanted.table) if wanted.table else None
     if wanted.capture:
         check_capture(view, wanted.capture)
-    spans = tables_view.select(scheduler.snapshot(), capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
-    return str(info.changefeed), (tables_view.table_row(span, names) for span in spans)
+    snapshot = scheduler.snapshot()
+    spans = tables_view.select_positions(snapshot, capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
+    rows = (tables_view.table_row(span, names, tables_view.rates(snapshot, position)) for position, span in spans)
+    return str(info.changefeed), rows
 
 
 def move_table(view: OwnerView, text: str, table: str, target: CaptureID) -> Job:

@@ -13,7 +13,7 @@ from typing import cast
 import structlog
 
 from owner.core.config import SchedulerConfig
-from owner.facts_log import FactCounters, FactsLog
+from owner.facts_log import FactCounters, FactsLog, PlacementLog
 from owner.loads import ClusterLoad, Loads
 from owner.scheduler import SchedulerAndInfo, new_scheduler
 from owner.view import ChangefeedRuntime
@@ -66,8 +66,9 @@ class ChangefeedRun:
         owner_id: str,
         owner_revision: int,
         counters: FactCounters,
+        tell: Callable[[PlacementLog], PlacementLog] = lambda log: log,
     ) -> None:
-        """watermark: what etcd knows of it, 0 = nothing."""
+        """watermark: what etcd knows of it, 0 = nothing. tell: see FactsLog."""
         self.stored = stored
         self.worker = worker
         self.watermark = watermark
@@ -80,7 +81,7 @@ class ChangefeedRun:
         self.load: Loads = {}
         """What it brings, or will bring, to each capture, as its last tick left it."""
         self._elsewhere: Loads = {}
-        self._facts_log = FactsLog(self.changefeed, counters)
+        self._facts_log = FactsLog(self.changefeed, counters, tell=tell)
 
     @property
     def changefeed(self) -> ChangefeedID:

@@ -22,6 +22,7 @@ from owner.api import SERVICE_NAMES, AdminServer, new_admin_server
 from owner.changefeeds import EtcdChangefeeds
 from owner.config import OwnerConfig
 from owner.election import Election, Leadership
+from owner.history import History
 from owner.lookups import software_version
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun
@@ -273,6 +274,10 @@ class OwnerService:
         term = self._term
         if term is not None:
             term.stop("it was asked to resign")
+
+    def history(self) -> History | None:
+        term = self._term
+        return term.history if term is not None else None
 
     def owners(self) -> Sequence[LeaderRecord]:
         return self._election.candidates()

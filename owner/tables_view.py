@@ -22,12 +22,15 @@ WAITING = "waiting"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts over all spans. stalls: those that are not steady, by reason. slowest: the one that holds the checkpoint."""
+    """Counts over all spans. stalls: those that are not steady, by reason. slowest: the one that holds the checkpoint.
+    *_per_s: over all; None while no executor gave statistics."""
 
     spans: int = 0
     by_state: Mapping[str, int] = field(default_factory=dict)
     stalls: Mapping[str, int] = field(default_factory=dict)
     slowest: SpanView | None = None
+    rows_per_s: float | None = None
+    bytes_per_s: float | None = None
 
 
 def summarize(snapshot: Snapshot | None) -> Summary:
@@ -40,13 +43,22 @@ def summarize(snapshot: Snapshot | None) -> Summary:
     else:
         stalls = _reasons(snapshot, _may_stall(snapshot))
         stalls = {reason: spans for reason, spans in stalls.items() if reason != WAITING}
-    return Summary(count, states, stalls, _slowest(snapshot))
+    totals = None if snapshot.rates is None else snapshot.rates.sum(axis=1, dtype=np.float64).tolist()
+    return Summary(count, states, stalls, _slowest(snapshot), *(totals or (None, None)))
 
 
 def select(
     snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
 ) -> Iterator[SpanView]:
     """The spans that all given conditions hold for, by table and start key; each is made when it is asked for."""
+    for _, view in select_positions(snapshot, capture=capture, stalled=stalled, table_id=table_id):
+        yield view
+
+
+def select_positions(
+    snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
+) -> Iterator[tuple[int, SpanView]]:
+    """The same, with their positions in the snapshot."""
     positions = _may_stall(snapshot) if stalled else np.arange(len(snapshot.roles.rows))
     if table_id is not None:
         positions = positions[snapshot.roles.spans.table_ids[positions] == table_id]
@@ -55,7 +67,14 @@ def select(
     for position in positions.tolist():
         view = span_view(snapshot, position)
         if not stalled or view.stall_reason is not None:
-            yield view
+            yield position, view
+
+
+def rates(snapshot: Snapshot, position: int) -> tuple[float, float] | None:
+    """rows/s and bytes/s of one span; None while no executor gave statistics."""
+    if snapshot.rates is None:
+        return None
+    return float(snapshot.rates[0, position]), float(snapshot.rates[1, position])
 
 
 def held(snapshot: Snapshot, capture: CaptureID) -> int:
@@ -68,7 +87,7 @@ def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
     return _reasons(snapshot, _touching(snapshot, capture))
 
 
-def table_row(view: SpanView, names: Mapping[TableID, str]) -> TableRow:
+def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, float] | None = None) -> TableRow:
     return TableRow(
         table_id=view.span.table_id,
         table=names.get(view.span.table_id, ""),
@@ -82,6 +101,8 @@ def table_row(view: SpanView, names: Mapping[TableID, str]) -> TableRow:
         state_age_ms=max(0, view.state_age_ms),
         stall_reason="" if view.stall_reason is None else view.stall_reason.value,
         error=view.error,
+        rows_per_s=None if rates is None else rates[0],
+        bytes_per_s=None if rates is None else rates[1],
     )
 
 

@@ -21,6 +21,8 @@ from owner.changefeeds import ChangefeedEvent, EtcdChangefeeds
 from owner.config import OwnerConfig
 from owner.election import Election, Leadership
 from owner.evictions import Evictions
+from owner.happenings import ToldPlacement, note_captures, note_changefeeds
+from owner.history import History
 from owner.loads import ClusterLoad
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun, Stored
@@ -76,6 +78,9 @@ class Term:
         self._hub = hub
         self._metrics = metrics
         self._registry = EtcdChangefeeds(session, config.cluster, election.guarded_write)
+        self.history = History(
+            session, config.cluster, election.guarded_write, owner_id, leadership.revision, config.history.events_max
+        )
         self._workers = dict(former_workers)
         self._scheduler_config = config.scheduler.for_core()
         self._runs: Mapping[ChangefeedID, ChangefeedRun] = MappingProxyType({})
@@ -130,13 +135,16 @@ class Term:
 
     def stop(self, reason: str) -> None:
         """Ends the term. Idempotent."""
-        self._stop_reason = self._stop_reason or reason
+        if not self._stop_reason:
+            self._stop_reason = reason
+            self.history.note("owner_stops_leading", subject=self._owner_id, why=reason)
         self._wake.set()
 
     def drain(self, capture: CaptureID) -> None:
         """Stores the target, then hands it over. NotLeaderError, EtcdError."""
         record = DrainRecord(capture_id=capture, requested_at=now())
         self._election.guarded_write([Put(etcd_keys.drain_key(self._config.cluster, capture), encode(record))])
+        self.history.note("drain_requested", subject=capture)
         with self._lock:
             self._drains |= {capture}
         self.poke()
@@ -155,6 +163,7 @@ class Term:
             if not self._load():
                 return self._doubt()
             self._hub.set_term(self.revision)
+            self.history.note("owner_leads", subject=self._owner_id, text=f"revision {self.revision}")
             run_thread("store", self._store)
             interval_s = self._config.tick.interval_ms / 1000
             while not (reason := self._doubt()):
@@ -175,6 +184,8 @@ class Term:
             self._ended.set()
             for run in self._runs.values():
                 run.close()
+            if self._stop_reason:
+                self.history.flush_last()
 
     def close(self) -> None:
         """After `run`: what may take a moment."""
@@ -272,6 +283,7 @@ class Term:
             owner_id=self._owner_id,
             owner_revision=self.revision,
             counters=self._metrics.facts,
+            tell=lambda log: ToldPlacement(log, self.history, info.changefeed, lambda: worker.view.table_names),
         )
         if former is not None and former.stored.info.created_at == info.created_at:
             run.continue_from(former)
@@ -289,10 +301,7 @@ class Term:
                 captures[record.id], leases[record.id] = record.info, item.lease
         self._leases = MappingProxyType(leases)
         before, self._captures = self._captures, MappingProxyType(captures)
-        for capture in sorted(captures.keys() - before.keys()):
-            _log.info("capture_joined", capture=capture, address=captures[capture].address)
-        for capture in sorted(before.keys() - captures.keys()):
-            _log.warning("capture_gone", capture=capture)
+        note_captures(self.history if self._loaded else None, before, captures)
         return True
 
     def _changefeeds_changed(self, state: PrefixState) -> bool:
@@ -319,6 +328,8 @@ class Term:
         self._statuses = MappingProxyType(statuses)
         if stored == before:
             return False  # a status alone, most likely our own
+        if self._loaded:
+            note_changefeeds(self.history, before, stored)
         self._stored = MappingProxyType(stored)
         return True
 
@@ -346,10 +357,11 @@ class Term:
                     self._store_run(run)
                 self._forget_drains()
                 self._evict_silent()
+                self.history.flush()
             except (NotLeaderError, ClosedError) as error:
                 self.stop(str(error))
                 return
-            except EtcdError as error:
+            except (EtcdError, ConflictError) as error:
                 _log.warning("cannot_store", reason=str(error))
 
     def _store_run(self, run: ChangefeedRun) -> None:
@@ -395,6 +407,9 @@ class Term:
             if lease:
                 self._session.revoke(lease)
             _log.error("capture_evicted", capture=capture, silent_ms=round((now_s - since) * 1000))
+            self.history.note(
+                "capture_evicted", subject=capture, why=f"silent for {now_s - since:.1f} s although its lease lives"
+            )
 
     def _is_unfenced(self, capture: CaptureID) -> bool:
         schedulers = (run.scheduler for run in self._runs.values())

@@ -16,6 +16,7 @@ from tablewire.types import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts, W
 
 if TYPE_CHECKING:
     from owner.election import Leadership
+    from owner.history import History
     from owner.scheduler import SchedulerAndInfo
     from tablewire.registry import ChangefeedInfo, LeaderRecord
 
@@ -108,6 +109,10 @@ class OwnerView(Protocol):
 
     def resign(self) -> None:
         """Gives leadership up and stays as a follower. Does nothing when not leading."""
+        ...
+
+    def history(self) -> History | None:
+        """What happened in the cluster; None while this process does not lead."""
         ...
 
     def owners(self) -> Sequence[LeaderRecord]:

@@ -35,6 +35,26 @@ on to the leader, by one hop.
   `--timeout-s` is exit code 1 with how it stands (the owner goes on with it).
 - **Completion**: `eval "$(_OWNER_COMPLETE=bash_source owner)"`; `zsh_source` and `fish_source` for the others.
 
+## Events
+
+`owner events` shows what the leader keeps in etcd, at most `history.events_max` events; passwords are hidden in them.
+
+| event | what happened |
+|---|---|
+| `owner_leads`, `owner_stops_leading` | an election was won; leadership was given up as asked (not after a crash) |
+| `capture_joined`, `capture_gone`, `capture_evicted` | a processor registered; it is gone; it was given up while silent |
+| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | its record changed; why: its error |
+| `changefeed_finished`, `_removing`, `_removed` | it reached its target; is being removed; nothing is left of it |
+| `changefeed_bootstrapped` | a new leader knows where every table is |
+| `span_moved` | a move by hand has ended |
+| `job_ended`, `jobs_ended` | another job (drain, rebalance), or a move that was refused or cancelled, has ended |
+| `spans_placed` | how many spans came to a place, by why: `add` (new, or after a failure), `drain`, `balance`, `move` |
+| `failover_began`, `failover_done` | captures that wrote spans are gone; all spans have a writer again |
+| `brake_on`, `brake_off` | many captures vanished at once, so nothing is placed anew for a while |
+| `two_writers`, `placement_trouble` | a span was reported to be written twice; counts of that, of orphans and of failed audits |
+| `drain_requested` | an operator, or a processor that is stopping, asked for it |
+| `events_dropped` | etcd did not take events in time |
+
 ## JSON
 
 `-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
@@ -57,6 +77,7 @@ numbers: read them with a parser that keeps whole numbers whole.
 | `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (only `--wait` waits for it) |
 | `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |
 | `table move`, `rebalance` | job |
+| `events` | `events`: list of event, oldest first; with `--follow` one event a line instead |
 | `version` | `version`, `python` |
 | `config check` | `ok`: true, `given`: number of keys that are not defaults |
 | `config show` | `keys`: list of `key`, `value`, `origin` |

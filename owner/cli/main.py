@@ -8,6 +8,7 @@ import click
 
 from owner.cli.changefeed import changefeed_group
 from owner.cli.cluster import capture_group, resign, status, version
+from owner.cli.events import events
 from owner.cli.options import shared_options
 from owner.cli.service import config_group, serve
 from owner.cli.table import rebalance, table_group
@@ -35,6 +36,7 @@ for command in (
     changefeed_group,
     table_group,
     rebalance,
+    events,
     resign,
     config_group,
     version,

@@ -134,6 +134,8 @@ TABLE = Shape(
         _plain("state_age_ms", "int", "how long it has been in this state"),
         _or_null("stall_reason", "string", "why it is not steady (docs/operations.md)"),
         _or_null("error", "string", "of the executor"),
+        _optional("rows_per_s", "number", "as its executor told last; null = executors give no statistics"),
+        _optional("bytes_per_s", "number", "the same"),
     ),
 )
 
@@ -176,10 +178,27 @@ CHANGEFEED = Shape(
         _counts("stalls", "number of spans that are not steady, by reason"),
         _nested("slowest", TABLE, "the span that holds the checkpoint back"),
         Field("jobs", "list of job", "manual jobs under way", lambda message: JOB.all_of(message.jobs)),
+        _optional("rows_per_s", "number", "over all spans; null = executors give no statistics"),
+        _optional("bytes_per_s", "number", "the same"),
     ),
 )
 
-SHAPES = (OWNER, STATUS, CAPTURE, DRAIN, TABLE, JOB, CHANGEFEED)
+EVENT = Shape(
+    "event",
+    (
+        _plain("sequence", "int", "grows with each event of the cluster"),
+        _plain("at", "string", "RFC 3339, UTC"),
+        _plain("kind", "string", "what happened, see Events"),
+        _plain("owner", "string", "the leader that saw or did it"),
+        _plain("owner_revision", "int", "its election"),
+        _or_null("changefeed", "string", "namespace/id; null = the whole cluster"),
+        _or_null("subject", "string", "the capture, table or owner that it is about"),
+        _or_null("text", "string", "more of it, for people"),
+        _or_null("why", "string", "the reason, where there is one"),
+    ),
+)
+
+SHAPES = (OWNER, STATUS, CAPTURE, DRAIN, TABLE, JOB, CHANGEFEED, EVENT)
 
 
 def captures(message: pb.ListCapturesResponse) -> Json:

@@ -5,7 +5,7 @@
     /tablewire/<cluster>/changefeeds/<ns>/<id>/info    ChangefeedInfo
     /tablewire/<cluster>/changefeeds/<ns>/<id>/status  ChangefeedStatus
     /tablewire/<cluster>/drains/<capture_id>           DrainRecord
-    /tablewire/<cluster>/events/<sequence>             placement history
+    /tablewire/<cluster>/events/<sequence>             EventRecord, a bounded number
 
 A name (cluster, namespace, changefeed, capture) is one path element: `check_name` says which are allowed, and every function
 here calls it, so that a name from a command line can never reach into another key. Pure; any thread.
@@ -118,6 +118,12 @@ def events_prefix(cluster: str) -> str:
 def event_key(cluster: str, sequence: int) -> str:
     """Keys in the order of their sequence (zero-padded, so that text order is number order)."""
     return f"{events_prefix(cluster)}{sequence:0{EVENT_SEQUENCE_DIGITS}d}"
+
+
+def event_sequence_of(cluster: str, key: str) -> int | None:
+    """The sequence of an event's key, None for any other key."""
+    element = _last_element(events_prefix(cluster), key)
+    return int(element) if element is not None and element.isascii() and element.isdigit() else None
 
 
 def _last_element(prefix: str, key: str) -> str | None:

@@ -131,6 +131,22 @@ class DrainRecord(Record, frozen=True, kw_only=True):
     requested_by: str = ""
 
 
+class EventRecord(Record, frozen=True, kw_only=True):
+    """One thing that happened in the cluster, for people. kind: a snake_case word. owner: the leader that saw or did it.
+
+    subject: a capture, a table, an owner, what it is about; changefeed: empty when it is about the whole cluster. No secrets.
+    """
+
+    at: Timestamp
+    kind: str
+    owner: str
+    owner_revision: int = 0
+    changefeed: str = ""
+    subject: str = ""
+    text: str = ""
+    why: str = ""
+
+
 _R = TypeVar("_R", bound=Record)
 
 

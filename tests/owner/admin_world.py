@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -16,10 +17,11 @@ from owner.answers import CreateRequest
 from owner.api import new_admin_server
 from owner.changefeeds import ChangefeedEvent, step
 from owner.election import Leadership
+from owner.history import Event
 from owner.scheduler import SchedulerAndInfo
 from owner.view import ChangefeedRuntime
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
-from tablewire.registry import ChangefeedInfo, ChangefeedState, LeaderRecord, now
+from tablewire.registry import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
 from tablewire.runtime.grpc import listen, open_channel
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.sections import PeerTlsSection
@@ -79,6 +81,27 @@ class MemoryRegistry:
         self.infos[changefeed] = step(self.get(changefeed), event)
 
 
+class MemoryHistory:
+    """Events in a list, as a reader of a History sees them."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._changed = threading.Condition()
+
+    def add(self, kind: str, **fields: Any) -> None:
+        record = EventRecord(at=now(), kind=kind, owner="owner-1", **fields)
+        with self._changed:
+            self._events.append(Event(len(self._events) + 1, 1, record))
+            self._changed.notify_all()
+
+    def events_after(self, sequence: int) -> Sequence[Event]:
+        return self._events[sequence:]
+
+    def wait_after(self, sequence: int, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._events) > sequence, timeout_s)
+
+
 class CheckedSource:
     """A source of which only `check` matters: it fails with what it is told."""
 
@@ -108,6 +131,7 @@ class AdminView:
         self.requests: list[SourceRequest] = []
         self.sources: list[CheckedSource] = []
         self.drains: list[CaptureID] = []
+        self.events = MemoryHistory()
         self.pokes = threading.Event()
         self.is_closed = False
 
@@ -163,6 +187,9 @@ class AdminView:
 
     def draining(self) -> Sequence[CaptureID]:
         return list(self.drains)
+
+    def history(self) -> MemoryHistory | None:
+        return self.events if self.leads else None
 
     def resign(self) -> None:
         self.records = [*self.records[1:], self.records[0]]

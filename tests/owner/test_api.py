@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from owner.api import CHUNK_ROWS, WAITERS_MAX, clip
+from owner.api import CHUNK_ROWS, FOLLOWERS_MAX, WAITERS_MAX, clip
 from owner.forwarding import FORWARDED_KEY, RETRY_KEY
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.registry import ChangefeedInfo, LeaderRecord
@@ -308,3 +308,28 @@ def test_a_silent_stream_outlasts_many_pings(view: AdminView, stack: ExitStack) 
     wait_ms = 5 * KEEPALIVE_INTERVAL_MS
     jobs = list(stub.MoveTable(pb.MoveTableRequest(table="1", target=target_of(view, 1), wait_ms=wait_ms), timeout=TIMEOUT_S))
     assert [job.state for job in jobs] == ["pending"]
+
+
+def test_followed_events_come_as_they_happen_and_end_with_the_term(view: AdminView, stub: Any) -> None:
+    """The first message at once, even an empty one; when the leader steps down the caller may ask again."""
+    call = stub.ListEvents(pb.ListEventsRequest(follow=True), timeout=TIMEOUT_S)
+    assert not next(call).events
+    view.events.add("capture_joined", subject="a")
+    assert [event.subject for event in next(call).events] == ["a"]
+    view.events.add("capture_gone", subject="a")
+    assert [(event.sequence, event.kind) for event in next(call).events] == [(2, "capture_gone")]
+    view.leads = False
+    assert has_retry_key(refused(lambda: next(call)))
+
+
+def test_followers_are_limited_and_leave_room_for_others(stub: Any) -> None:
+    """The limit names itself; who lists is served all the same."""
+    calls = [stub.ListEvents(pb.ListEventsRequest(follow=True), timeout=TIMEOUT_S) for _ in range(FOLLOWERS_MAX)]
+    for call in calls:
+        next(call)
+    error = refused(lambda: next(stub.ListEvents(pb.ListEventsRequest(follow=True), timeout=TIMEOUT_S)))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"{FOLLOWERS_MAX} calls that follow events" in error.details()
+    assert not next(stub.ListEvents(pb.ListEventsRequest(), timeout=TIMEOUT_S)).events
+    for call in calls:
+        call.cancel()

@@ -439,3 +439,28 @@ def test_many_tables_come_as_one_json_object(monkeypatch: pytest.MonkeyPatch) ->
         cut = run("table", "list")
     assert len(cut.stdout.splitlines()) == 1001
     assert "only the first 1000 rows" in cut.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Events
+
+
+def test_events_are_shown_oldest_first_and_limited(owner: Owner, view: AdminView) -> None:
+    """As a table, and as JSON."""
+    view.events.add("capture_joined", subject="a", text="registered")
+    view.events.add("span_moved", changefeed=FEED, subject="public.t1", text="from a to b", why="move")
+    assert [event["kind"] for event in answer(owner("events", "-o", "json"))["events"]] == ["capture_joined", "span_moved"]
+    (last,) = answer(owner("events", "-n", "1", "-o", "json"))["events"]
+    assert (last["sequence"], last["changefeed"], last["why"], last["at"][-1]) == (2, FEED, "move", "Z")
+    shown = owner("events").stdout.splitlines()
+    assert shown[0].split() == ["AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY"]
+    assert "public.t1" in shown[2]
+
+
+def test_events_of_an_owner_that_does_not_lead_are_the_leaders(owner: Owner, view: AdminView) -> None:
+    """A follower passes the call on."""
+    view.events.add("owner_leads", subject="owner-1")
+    other = AdminView(view.world, "owner-2")
+    other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
+    with serving(other) as address:
+        assert answer(owner("--endpoint", address, "events", "-o", "json"))["events"][0]["kind"] == "owner_leads"

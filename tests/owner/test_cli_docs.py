@@ -21,6 +21,7 @@ SAMPLES = {
     "table": (pb.TableRow(), answers.TableRow),
     "job": (pb.Job(), answers.JobRow),
     "changefeed": (pb.Changefeed(), answers.ChangefeedRow),
+    "event": (pb.Event(), answers.EventRow),
 }
 
 

@@ -146,7 +146,7 @@ class DrainCaptureResponse(_message.Message):
     def __init__(self, capture: _Optional[str] = ..., draining: bool = ..., remaining: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ..., gone: bool = ...) -> None: ...
 
 class CreateChangefeedRequest(_message.Message):
-    __slots__ = ("changefeed", "source_uri", "sink_uri", "tables", "skip_snapshot", "options", "dry_run")
+    __slots__ = ("changefeed", "source_uri", "sink_uri", "tables", "skip_snapshot", "options", "dry_run", "target_ts")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,7 @@ class CreateChangefeedRequest(_message.Message):
     SKIP_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TS_FIELD_NUMBER: _ClassVar[int]
     changefeed: str
     source_uri: str
     sink_uri: str
@@ -168,7 +169,27 @@ class CreateChangefeedRequest(_message.Message):
     skip_snapshot: bool
     options: _containers.ScalarMap[str, str]
     dry_run: bool
-    def __init__(self, changefeed: _Optional[str] = ..., source_uri: _Optional[str] = ..., sink_uri: _Optional[str] = ..., tables: _Optional[_Iterable[str]] = ..., skip_snapshot: bool = ..., options: _Optional[_Mapping[str, str]] = ..., dry_run: bool = ...) -> None: ...
+    target_ts: int
+    def __init__(self, changefeed: _Optional[str] = ..., source_uri: _Optional[str] = ..., sink_uri: _Optional[str] = ..., tables: _Optional[_Iterable[str]] = ..., skip_snapshot: bool = ..., options: _Optional[_Mapping[str, str]] = ..., dry_run: bool = ..., target_ts: _Optional[int] = ...) -> None: ...
+
+class UpdateChangefeedRequest(_message.Message):
+    __slots__ = ("changefeed", "tables", "options", "unset_options")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    UNSET_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    changefeed: str
+    tables: _containers.RepeatedScalarFieldContainer[str]
+    options: _containers.ScalarMap[str, str]
+    unset_options: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, changefeed: _Optional[str] = ..., tables: _Optional[_Iterable[str]] = ..., options: _Optional[_Mapping[str, str]] = ..., unset_options: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ChangefeedRequest(_message.Message):
     __slots__ = ("changefeed",)
@@ -193,7 +214,7 @@ class RemoveChangefeedResponse(_message.Message):
     def __init__(self, changefeed: _Optional[str] = ...) -> None: ...
 
 class Changefeed(_message.Message):
-    __slots__ = ("changefeed", "state", "error", "epoch", "source_uri", "sink_uri", "tables", "skip_snapshot", "start_ts", "target_ts", "options", "running", "initialized", "checkpoint_ts", "resolved_ts", "last_synced_ts", "source_ts", "lag", "retained_bytes", "spans", "spans_by_state", "stalls", "slowest", "jobs")
+    __slots__ = ("changefeed", "state", "error", "epoch", "source_uri", "sink_uri", "tables", "skip_snapshot", "start_ts", "target_ts", "options", "running", "initialized", "checkpoint_ts", "resolved_ts", "last_synced_ts", "source_ts", "lag", "retained_bytes", "spans", "spans_by_state", "stalls", "slowest", "jobs", "rows_per_s", "bytes_per_s")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +260,8 @@ class Changefeed(_message.Message):
     STALLS_FIELD_NUMBER: _ClassVar[int]
     SLOWEST_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     changefeed: str
     state: str
     error: str
@@ -263,7 +286,9 @@ class Changefeed(_message.Message):
     stalls: _containers.ScalarMap[str, int]
     slowest: TableRow
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
-    def __init__(self, changefeed: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., epoch: _Optional[int] = ..., source_uri: _Optional[str] = ..., sink_uri: _Optional[str] = ..., tables: _Optional[_Iterable[str]] = ..., skip_snapshot: bool = ..., start_ts: _Optional[int] = ..., target_ts: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., running: bool = ..., initialized: bool = ..., checkpoint_ts: _Optional[int] = ..., resolved_ts: _Optional[int] = ..., last_synced_ts: _Optional[int] = ..., source_ts: _Optional[int] = ..., lag: _Optional[int] = ..., retained_bytes: _Optional[int] = ..., spans: _Optional[int] = ..., spans_by_state: _Optional[_Mapping[str, int]] = ..., stalls: _Optional[_Mapping[str, int]] = ..., slowest: _Optional[_Union[TableRow, _Mapping]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+    rows_per_s: float
+    bytes_per_s: float
+    def __init__(self, changefeed: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., epoch: _Optional[int] = ..., source_uri: _Optional[str] = ..., sink_uri: _Optional[str] = ..., tables: _Optional[_Iterable[str]] = ..., skip_snapshot: bool = ..., start_ts: _Optional[int] = ..., target_ts: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., running: bool = ..., initialized: bool = ..., checkpoint_ts: _Optional[int] = ..., resolved_ts: _Optional[int] = ..., last_synced_ts: _Optional[int] = ..., source_ts: _Optional[int] = ..., lag: _Optional[int] = ..., retained_bytes: _Optional[int] = ..., spans: _Optional[int] = ..., spans_by_state: _Optional[_Mapping[str, int]] = ..., stalls: _Optional[_Mapping[str, int]] = ..., slowest: _Optional[_Union[TableRow, _Mapping]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., rows_per_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class ListTablesRequest(_message.Message):
     __slots__ = ("changefeed", "capture", "stalled", "table", "limit")
@@ -280,7 +305,7 @@ class ListTablesRequest(_message.Message):
     def __init__(self, changefeed: _Optional[str] = ..., capture: _Optional[str] = ..., stalled: bool = ..., table: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class TableRow(_message.Message):
-    __slots__ = ("table_id", "table", "start_key", "end_key", "state", "primary", "secondary", "checkpoint_ts", "resolved_ts", "state_age_ms", "stall_reason", "error")
+    __slots__ = ("table_id", "table", "start_key", "end_key", "state", "primary", "secondary", "checkpoint_ts", "resolved_ts", "state_age_ms", "stall_reason", "error", "rows_per_s", "bytes_per_s")
     TABLE_ID_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     START_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +318,8 @@ class TableRow(_message.Message):
     STATE_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     STALL_REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     table_id: int
     table: str
     start_key: bytes
@@ -305,7 +332,9 @@ class TableRow(_message.Message):
     state_age_ms: int
     stall_reason: str
     error: str
-    def __init__(self, table_id: _Optional[int] = ..., table: _Optional[str] = ..., start_key: _Optional[bytes] = ..., end_key: _Optional[bytes] = ..., state: _Optional[str] = ..., primary: _Optional[str] = ..., secondary: _Optional[str] = ..., checkpoint_ts: _Optional[int] = ..., resolved_ts: _Optional[int] = ..., state_age_ms: _Optional[int] = ..., stall_reason: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    rows_per_s: float
+    bytes_per_s: float
+    def __init__(self, table_id: _Optional[int] = ..., table: _Optional[str] = ..., start_key: _Optional[bytes] = ..., end_key: _Optional[bytes] = ..., state: _Optional[str] = ..., primary: _Optional[str] = ..., secondary: _Optional[str] = ..., checkpoint_ts: _Optional[int] = ..., resolved_ts: _Optional[int] = ..., state_age_ms: _Optional[int] = ..., stall_reason: _Optional[str] = ..., error: _Optional[str] = ..., rows_per_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class ListTablesResponse(_message.Message):
     __slots__ = ("changefeed", "tables", "truncated")
@@ -356,3 +385,41 @@ class Job(_message.Message):
     state: str
     reason: str
     def __init__(self, changefeed: _Optional[str] = ..., kind: _Optional[str] = ..., target: _Optional[str] = ..., capture: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListEventsRequest(_message.Message):
+    __slots__ = ("limit", "after", "follow")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    after: int
+    follow: bool
+    def __init__(self, limit: _Optional[int] = ..., after: _Optional[int] = ..., follow: bool = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("sequence", "at", "kind", "owner", "owner_revision", "changefeed", "subject", "text", "why")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    at: str
+    kind: str
+    owner: str
+    owner_revision: int
+    changefeed: str
+    subject: str
+    text: str
+    why: str
+    def __init__(self, sequence: _Optional[int] = ..., at: _Optional[str] = ..., kind: _Optional[str] = ..., owner: _Optional[str] = ..., owner_revision: _Optional[int] = ..., changefeed: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class ListEventsResponse(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...

@@ -84,6 +84,11 @@ class AdminStub(object):
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
                 response_deserializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
                 _registered_method=True)
+        self.UpdateChangefeed = channel.unary_unary(
+                '/tablewire.v1.Admin/UpdateChangefeed',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.UpdateChangefeedRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
+                _registered_method=True)
         self.RemoveChangefeed = channel.unary_unary(
                 '/tablewire.v1.Admin/RemoveChangefeed',
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
@@ -103,6 +108,11 @@ class AdminStub(object):
                 '/tablewire.v1.Admin/Rebalance',
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
                 response_deserializer=tablewire_dot_v1_dot_admin__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_stream(
+                '/tablewire.v1.Admin/ListEvents',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
 
 
@@ -174,6 +184,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateChangefeed(self, request, context):
+        """Of a paused one; every check is run first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveChangefeed(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -197,6 +214,13 @@ class AdminServicer(object):
 
     def Rebalance(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """What happened, oldest first. The first message comes at once, even if it is empty; with `follow` more come as they happen.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -254,6 +278,11 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.FromString,
                     response_serializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.SerializeToString,
             ),
+            'UpdateChangefeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateChangefeed,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.UpdateChangefeedRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.SerializeToString,
+            ),
             'RemoveChangefeed': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveChangefeed,
                     request_deserializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.FromString,
@@ -273,6 +302,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Rebalance,
                     request_deserializer=tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.FromString,
                     response_serializer=tablewire_dot_v1_dot_admin__pb2.Job.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.ListEventsRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.ListEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -556,6 +590,33 @@ class Admin(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateChangefeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tablewire.v1.Admin/UpdateChangefeed',
+            tablewire_dot_v1_dot_admin__pb2.UpdateChangefeedRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveChangefeed(request,
             target,
             options=(),
@@ -653,6 +714,33 @@ class Admin(object):
             '/tablewire.v1.Admin/Rebalance',
             tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
             tablewire_dot_v1_dot_admin__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tablewire.v1.Admin/ListEvents',
+            tablewire_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,93 @@
+"""The history and the statistics of a real cluster: real etcd, real services, and the CLI as an operator runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
+
+pytestmark = pytest.mark.integration
+
+NewWorld = Callable[..., CounterWorld]
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
+    """Starts a cluster; six tables, no changefeed yet."""
+    worlds: list[CounterWorld] = []
+
+    def start(**options: object) -> CounterWorld:
+        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
+        worlds.append(world)
+        world.set_tables(*(f"public.t{number}" for number in range(1, 7)))
+        world.cluster.start()
+        return world
+
+    yield start
+    for world in worlds:
+        world.close()
+
+
+def events(world: CounterWorld) -> list[Any]:
+    found: list[Any] = world.cluster.owner_json("events", "-n", "0")["events"]
+    return found
+
+
+def wait_event(world: CounterWorld, kind: str, **fields: str) -> Any:
+    """The newest event of this kind with these fields, once there is one."""
+
+    def newest() -> Any:
+        matching = [
+            event
+            for event in events(world)
+            if event["kind"] == kind and all(text in (event[name] or "") for name, text in fields.items())
+        ]
+        return matching[-1] if matching else None
+
+    world.cluster.wait(f"there is an event {kind} {fields}", lambda: newest() is not None, WAIT_S)
+    return newest()
+
+
+def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> None:
+    """A changefeed's life, a move by name, a failover with its counts, and both elections; whoever is asked."""
+    world = new_world(owners=2, processors=2)
+    world.create()
+    world.wait_steady(6)
+    captures = world.cluster.captures()
+    before = world.primaries()[1]
+    target = next(capture for capture in captures.values() if capture != before)
+    world.cluster.owner_json("table", "move", "public.t1", "--to", target, "--wait")
+    moved = wait_event(world, "span_moved")
+    assert (moved["subject"], moved["text"], moved["why"]) == ("public.t1", f"from {before} to {target}", "move")
+    assert moved["changefeed"] == "default/one"
+    world.cluster.owner_json("resign")
+    left = wait_event(world, "owner_stops_leading")
+    assert left["why"] == "it was asked to resign"
+    assert wait_event(world, "owner_leads")["owner"] != left["owner"]
+
+    world.cluster.kill("processor0")
+    wait_event(world, "capture_gone", subject=captures["processor0"])
+    wait_event(world, "failover_done")
+    assert captures["processor0"] in wait_event(world, "failover_began")["subject"]
+    wait_event(world, "spans_placed", why="add")
+
+    world.cluster.owner_json("changefeed", "pause", "one")
+    world.cluster.owner_json("changefeed", "resume", "one")
+    world.wait_steady(6)
+    world.cluster.owner_json("changefeed", "remove", "one", "--wait")
+    wait_event(world, "changefeed_removed", changefeed="default/one")
+    kinds = [event["kind"] for event in events(world)]
+    life = [kind for kind in kinds if kind.startswith("changefeed_") and kind != "changefeed_bootstrapped"]
+    assert life[:3] == ["changefeed_created", "changefeed_paused", "changefeed_resumed"]
+    assert life[-1] == "changefeed_removed"
+    assert [event["sequence"] for event in events(world)] == list(range(1, len(kinds) + 1))
+    assert len(kinds) < 40

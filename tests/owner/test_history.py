@@ -1,0 +1,260 @@
+"""The history of events in etcd: bounded, guarded, without secrets, and what happens in bulk is one event."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+import pytest
+import structlog
+
+from deploy.local.etcd import EtcdServer
+from owner.happenings import ToldPlacement, note_captures, note_changefeeds
+from owner.history import PENDING_MAX, History
+from owner.run import Stored
+from tablewire import etcd_keys
+from tablewire.errors import ConflictError, EtcdError, NotLeaderError
+from tablewire.registry import ChangefeedState, EventRecord, encode
+from tablewire.runtime.etcd import Compare, EtcdSession, EtcdUnavailableError, Put
+from tablewire.types import CaptureInfo, ChangefeedID
+from tests.owner.admin_world import feed
+
+pytestmark = pytest.mark.integration
+
+NewHistory = Callable[..., History]
+
+
+class Clock:
+    """Seconds, as told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Writer:
+    """A guarded write of a leader that may be gone, or whose answers may be lost after the write."""
+
+    def __init__(self, session: EtcdSession) -> None:
+        self.session = session
+        self.leads = True
+        self.answers = True
+        self.writes = 0
+
+    def __call__(self, puts: Sequence[Put], deletes: Sequence[str] = (), extra_compares: Sequence[Compare] = ()) -> int:
+        if not self.leads:
+            raise NotLeaderError("not the leader")
+        self.writes += 1
+        result = self.session.transact(extra_compares, puts, deletes)
+        if not self.answers:
+            raise EtcdUnavailableError("no answer")
+        if not result.applied:
+            raise ConflictError("lost a race")
+        return result.revision
+
+
+@pytest.fixture
+def session(etcd_server: EtcdServer) -> Iterator[EtcdSession]:
+    session = EtcdSession([etcd_server.endpoint])
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def cluster(etcd_prefix: str) -> str:
+    return etcd_prefix.strip("/").replace("/", "-")
+
+
+@pytest.fixture
+def writer(session: EtcdSession) -> Writer:
+    return Writer(session)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def new_history(session: EtcdSession, cluster: str, writer: Writer, clock: Clock) -> NewHistory:
+    return lambda events_max=100: History(session, cluster, writer, "owner-1", 7, events_max, clock)
+
+
+def records(history: History) -> list[EventRecord]:
+    return [event.record for event in history.events_after(0) or () if event.record is not None]
+
+
+def kinds(history: History) -> list[str]:
+    return [record.kind for record in records(history)]
+
+
+def test_events_stand_in_etcd_and_the_next_leader_goes_on(new_history: NewHistory) -> None:
+    """What one term stored the next one reads, and its own come behind."""
+    first = new_history()
+    assert first.events_after(0) is None
+    first.note("capture_joined", subject="a", text="registered")
+    first.flush()
+    second = new_history()
+    second.note("owner_leads", subject="owner-2")
+    second.flush()
+    assert kinds(second) == ["capture_joined", "owner_leads"]
+    assert [event.sequence for event in second.events_after(0) or ()] == [1, 2]
+    assert (records(second)[0].owner, records(second)[0].owner_revision) == ("owner-1", 7)
+
+
+def test_at_most_so_many_are_kept(new_history: NewHistory, session: EtcdSession, cluster: str, writer: Writer) -> None:
+    """The oldest go in the same write; a smaller limit is reached step by step."""
+    history = new_history(50)
+    for number in range(120):
+        history.note("n", text=str(number))
+    history.flush()
+    assert [record.text for record in records(history)] == [str(number) for number in range(70, 120)]
+    assert writer.writes == 4
+    smaller = new_history(10)
+    for number in range(3):
+        smaller.note("m", text=str(number))
+        smaller.flush()
+    items, _ = session.get_prefix(etcd_keys.events_prefix(cluster))
+    assert len(items) == len(records(smaller)) == 10
+
+
+def test_an_answer_that_is_lost_doubles_nothing(new_history: NewHistory, writer: Writer) -> None:
+    """After a write of which nobody knows, what is there is read first."""
+    history = new_history()
+    history.note("one")
+    history.flush()
+    history.note("two")
+    writer.answers = False
+    with pytest.raises(EtcdError):
+        history.flush()
+    writer.answers = True
+    history.note("three")
+    history.flush()
+    assert kinds(history) == kinds(new_history_of(history)) == ["one", "two", "three"]
+
+
+def new_history_of(history: History) -> History:
+    """Another reader of the same keys."""
+    other = History(history._session, history._cluster, history._write, "owner-2", 8, 100)
+    other.flush()
+    return other
+
+
+def test_a_sequence_that_somebody_took_is_not_overwritten(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
+    """The keys are pinned: ours come behind the foreign one."""
+    history = new_history()
+    history.flush()
+    foreign = EventRecord(at=feed().created_at, kind="foreign", owner="x")
+    session.put(etcd_keys.event_key(cluster, 1), encode(foreign))
+    history.note("ours")
+    history.flush()
+    assert kinds(history) == ["foreign", "ours"]
+
+
+def test_a_deposed_leader_writes_nothing(new_history: NewHistory, writer: Writer) -> None:
+    """The guard fails; what was noted waits, a bounded number, and the loss is told."""
+    history = new_history()
+    writer.leads = False
+    for _ in range(PENDING_MAX + 5):
+        history.note("n")
+    with pytest.raises(NotLeaderError):
+        history.flush()
+    history.flush_last()
+    writer.leads = True
+    history.flush()
+    assert records(history)[-1].kind == "events_dropped"
+    assert records(history)[-1].text.startswith("5 events")
+
+
+def test_no_secret_is_stored(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
+    """Whatever text an error had."""
+    history = new_history()
+    history.note(
+        "changefeed_failed", text="postgresql://me:hunter2@h/db", why="password=hunter2 was wrong\nsecond line" + "x" * 900
+    )
+    history.flush()
+    items, _ = session.get_prefix(etcd_keys.events_prefix(cluster))
+    assert b"hunter2" not in items[0].value
+    assert "\n" not in records(history)[0].why
+    assert len(records(history)[0].why) == 500
+
+
+def test_an_unreadable_event_is_passed_over(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
+    """It is in nobody's way, and goes when it is old."""
+    session.put(etcd_keys.event_key(cluster, 3), b"{nonsense")
+    history = new_history(10)
+    history.note("one")
+    history.flush()
+    assert kinds(history) == ["one"]
+    assert [event.sequence for event in history.events_after(0) or ()] == [3, 4]
+
+
+def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock: Clock) -> None:
+    """A drain's moves are counted while they go on; a move by hand is told by name."""
+    history = new_history()
+    told = ToldPlacement(structlog.get_logger(), history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
+    for number in range(100):
+        told.info("span_moved", span=str(number), source="a", target="b", why="drain")
+    told.info("spans_placed", add=1_000)
+    history.flush()
+    assert kinds(history) == []
+    clock.now += 3
+    told.info("span_moved", span="7", source="a", target="b", why="move")
+    told.info("job_ended", kind="move", subject="table 7", target="b", state="done", reason="")
+    told.warning("job_ended", kind="move", subject="table 8", target="b", state="refused", reason="capture b is draining")
+    history.flush()
+    moved, refused, placed = records(history)
+    assert (moved.subject, moved.text, moved.why) == ("public.t7", "from a to b", "move")
+    assert (refused.text, refused.why) == ("move to b: refused", "capture b is draining")
+    assert (placed.text, placed.why) == ("1100 spans began to replicate where they were placed", "add 1000, drain 100")
+
+
+def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory) -> None:
+    """Each change of state has its word; many captures at once are one event."""
+    history = new_history()
+    a = {"a": CaptureInfo("a", "a:1")}
+    note_captures(history, {}, a)
+    note_captures(history, a, {f"c{number}": CaptureInfo(f"c{number}", "x:1") for number in range(9)})
+    name = feed().changefeed
+    life = [
+        None,
+        feed(),
+        feed(state=ChangefeedState.STOPPED),
+        feed(epoch=2),
+        feed(epoch=2, state=ChangefeedState.FAILED, error="slot lost"),
+        feed(epoch=2, state=ChangefeedState.REMOVED),
+        None,
+    ]
+    created_at = feed().created_at
+    stored = [
+        {name: Stored(msgspec.structs.replace(info, created_at=created_at), at)} if info else {} for at, info in enumerate(life)
+    ]
+    for before, after in itertools.pairwise(stored):
+        note_changefeeds(history, before, after)
+    history.flush()
+    assert kinds(history) == [
+        "capture_joined",
+        "capture_joined",
+        "capture_gone",
+        "changefeed_created",
+        "changefeed_paused",
+        "changefeed_resumed",
+        "changefeed_failed",
+        "changefeed_removing",
+        "changefeed_removed",
+    ]
+    assert records(history)[6].why == "slot lost"
+
+
+def test_a_reader_waits_for_news(new_history: NewHistory) -> None:
+    """And is told when there are none."""
+    history = new_history()
+    history.flush()
+    assert not history.wait_after(0, 0.01)
+    history.note("one")
+    history.flush()
+    assert history.wait_after(0, 0.01)
+    assert not history.wait_after(1, 0.01)

@@ -18,7 +18,14 @@ from collections.abc import Iterator
 
 from processor.postgres.queues import Batch, TableQueue
 from processor.postgres.services import TableServices
-from processor.postgres.sinks import Fence, SinkSession, SinkTransaction, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.sinks import (
+    Fence,
+    ReloadNeededError,
+    SinkSession,
+    SinkUnavailableError,
+    WriteNotAllowedError,
+)
+from processor.postgres.writing import write_batch
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import SourceUnavailableError
@@ -241,6 +248,8 @@ class TableWork:
                 again = self._write(session)
             self._failing_since = None
             self._delay_s = RETRY_MIN_S
+        except ReloadNeededError as error:
+            self._copy_again(session, error)
         except WriteNotAllowedError:
             self._wait_before_retry(NOT_ALLOWED_RETRY_S)
         except (SinkUnavailableError, SourceUnavailableError) as error:
@@ -253,6 +262,26 @@ class TableWork:
             if self._is_removing:
                 session.forget(self.table_id)
         return again and self.error is None
+
+    def _copy_again(self, session: SinkSession, why: ReloadNeededError) -> None:
+        """Has the table copied anew, if this changefeed makes copies at all."""
+        schema, fence = self.schema, self._fence_held
+        assert schema is not None
+        assert fence is not None
+        try:
+            if not self._services.wants_snapshot:
+                raise OperatingError(f"{why}; the values of old rows are not known here: start the changefeed with a first copy")
+            session.request_copy(schema, fence)
+        except (WriteNotAllowedError, SinkUnavailableError) as error:
+            self.retry(error)
+        except OperatingError as error:
+            self.fail(error)
+        else:
+            session.forget(self.table_id)
+            with self._lock:
+                self._needs_snapshot = True
+                self.queue.is_writing = False
+            self._services.poke()
 
     def _end_work(self) -> None:
         with self._lock:
@@ -306,49 +335,20 @@ class TableWork:
         schema, fence = self.schema, self._fence_held
         assert schema is not None
         assert fence is not None
-        transaction = session.begin(schema, fence)
-        try:
-            rows = self._apply(transaction, batch)
-        except BaseException:
-            transaction.rollback()
-            raise
-        self.rows_written += rows
+        written = write_batch(self.queue, session.begin(schema, fence), batch, self._take_following)
+        self._last_synced_ts = written.end_ts
+        self.rows_written += written.rows
+        self.bytes_written += written.size
         return True
 
-    def _apply(self, transaction: SinkTransaction, batch: Batch) -> int:
-        """Writes the batch and commits; a batch that is only the beginning of a transaction is followed to its end."""
-        rows = 0
-        size = batch.size
-        held: Batch | None = batch
-        is_split = False
-        try:
-            rows += transaction.apply(batch.parts, batch.is_whole)
-            while not batch.is_whole:
-                self.queue.confirm(batch, is_written=False)
-                held, is_split = None, True
-                batch = held = self._next_piece(batch)
-                size += batch.size
-                rows += transaction.apply(batch.parts, batch.is_whole)
-            transaction.commit()
-        except BaseException:
-            if held is not None:
-                self.queue.give_back(held)
-            if is_split:
-                self.queue.lose_transaction()
-            raise
-        self.queue.confirm(batch)
-        self._last_synced_ts = batch.end_ts
-        self.bytes_written += size
-        return rows
-
-    def _next_piece(self, batch: Batch) -> Batch:
-        """What follows in a transaction that is larger than the queue; SinkUnavailableError when the stream broke inside it."""
+    def _take_following(self, batch: Batch) -> Batch | None:
+        """What follows a batch that is only the beginning of a transaction; None when nothing will."""
         while not self._is_removing and self.error is None and self.queue.is_current(batch):
             following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
             if following is not None:
                 return following
             self.queue.wait_for_parts(PART_WAIT_S)
-        raise SinkUnavailableError(f"table {self.table_id}: the stream ended inside a transaction")
+        return None
 
     # --- a copy's thread ---------------------------------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ class WorkerPool:
         session = self._new_session()
         self._sessions.append(session)
         try:
+            session.warm()
             while (table := self._next()) is not None:
                 self._end(table, table.step(session))
         except BaseException as error:

@@ -29,6 +29,10 @@ class WriteNotAllowedError(OperatingError):
     """may_write said no right before a commit: nothing was written."""
 
 
+class ReloadNeededError(OperatingError):
+    """What the table holds at the source cannot be followed by changes any more: it must be copied again."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Fence:
     """Who may write: compared as a whole, the greatest that a sink has seen wins. incarnation tells a changefeed from an
@@ -73,6 +77,14 @@ class SinkSession(Protocol):
         ...
 
     def begin(self, schema: TableSchema, fence: Fence) -> SinkTransaction: ...
+
+    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+        """Notes that the table must be copied again before anything else is written to it."""
+        ...
+
+    def warm(self) -> None:
+        """Does early what the first use would have to wait for; changes nothing at the sink, and fails silently."""
+        ...
 
     def forget(self, table_id: TableID) -> None:
         """The table is not written here any more: caches may go."""

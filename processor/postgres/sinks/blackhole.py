@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from processor.postgres.sinks import Fence, Resume, SinkContext, WriteNotAllowedError
 from processor.postgres.wire import Part
+from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.types import TableID, Ts
 
@@ -36,6 +37,12 @@ class BlackholeSession:
 
     def begin(self, schema: TableSchema, fence: Fence) -> BlackholeTransaction:
         return BlackholeTransaction(self._context)
+
+    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+        raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
+
+    def warm(self) -> None:
+        """Nothing to do."""
 
     def forget(self, table_id: TableID) -> None:
         """Nothing is kept."""

@@ -5,21 +5,18 @@ inserts only                    COPY into the table itself
 inserts, updates, deletes       folded by key; deletes by arrays of keys, rows by COPY into a staging table and one upsert
 without a key                   COPY for runs of inserts, single statements for the rest
 
-A COPY into the table finds out about a row that is there already (which happens only when a changefeed without a first copy meets
-rows of old) by an error that ends the transaction: RowExistsError tells the caller to do it again with upserts.
+What violates a unique constraint this way may be right in the next one (targets.Way): the caller does it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import psycopg
-
 from processor.postgres.sinks.changes import delete_statement, parameters, patch, statements, truncate_sql, update_sql
 from processor.postgres.sinks.connection import SinkConnection, Statement
 from processor.postgres.sinks.encoding import COPY_HEAD, COPY_TAIL, encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, Key, behind_truncate, fold_carefully, fold_quickly
-from processor.postgres.sinks.targets import TargetPlan
+from processor.postgres.sinks.targets import TargetPlan, Way
 from processor.postgres.wire import FRAME_HEADER, INSERT, read_change
 from tablewire.errors import InvariantError
 
@@ -29,10 +26,6 @@ BULK_MIN = 48
 """From so many changes on the bulk ways are quicker."""
 STAGES_MAX = 24
 """Staging tables that a connection keeps: each costs a little at every commit that used one."""
-
-
-class RowExistsError(Exception):
-    """COPY met a row that is there already; its transaction is over."""
 
 
 class Stages:
@@ -98,7 +91,7 @@ class BulkWriter:
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Writes changes of one shape, in order."""
-        if len(frames) < BULK_MIN:
+        if len(frames) < BULK_MIN or plan.way is Way.SINGLE:
             self._write_singly(plan, frames)
         elif plan.key:
             self._write_keyed(plan, frames)
@@ -143,56 +136,90 @@ class BulkWriter:
             self.add((truncate_sql(plan), ()))
         if not frames:
             return
-        if self._may_copy and not plan.is_copy_refused and all(frame[FRAME_HEADER] == INSERT for frame in frames):
+        if self._may_copy and plan.way is Way.COPY and all(frame[FRAME_HEADER] == INSERT for frame in frames):
             self._insert(plan, frames)
             return
         folded = fold_quickly(plan, frames)
-        rows = None
-        if folded is not None:
-            rows = encode_frames(folded.frames, len(plan.columns)) if folded.frames else b""
-        if folded is None or rows is None:
-            folded = fold_carefully(plan, frames)
-            if folded is None:
-                self._write_singly(plan, frames)
-                return
-            rows = encode_rows(folded.rows, len(plan.columns))
-        self._apply(plan, folded, rows)
+        if folded is None or not self._apply_quickly(plan, folded):
+            self._apply_carefully(plan, frames)
 
-    def _apply(self, plan: TargetPlan, folded: Folded, rows: bytes) -> None:
-        """Deletes first: see folding.py."""
-        if any(not plan.columns[at].wire.is_element for at in plan.key):
-            for key in folded.deletes:
-                self.add(delete_statement(plan, key))
-        elif folded.deletes:
-            self.add(_delete_statement(plan, folded.deletes))
+    def _apply_quickly(self, plan: TargetPlan, folded: Folded) -> bool:
+        """Updates what was there, copies what was not; False (and nothing done) when a row lacks an unchanged value."""
+        may_copy = self._may_copy and plan.is_direct and plan.way is Way.COPY
+        replaced = folded.frames if may_copy else folded.frames + folded.born
+        rows = encode_frames(replaced, len(plan.columns)) if replaced else b""
+        born = encode_frames(folded.born, len(plan.columns)) if may_copy and folded.born else b""
+        if rows is None or born is None:
+            return False
+        self._delete(plan, folded.deletes)
         if rows:
+            stage = self._fill_stage(plan, rows)
+            if may_copy:
+                self._replace(plan, stage, len(replaced))
+            else:
+                self.add((_upsert_sql(plan, stage), ()))
             self.flush()
-            stage = self._stages.find(self.connection, plan)
-            self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
+        if born:
+            self._copy(plan, born)
+        return True
+
+    def _apply_carefully(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
+        """With every value read; one by one when that is not enough."""
+        folded = fold_carefully(plan, frames)
+        if folded is None:
+            self._write_singly(plan, frames)
+            return
+        self._delete(plan, folded.deletes)
+        if folded.rows:
+            stage = self._fill_stage(plan, encode_rows(folded.rows, len(plan.columns)))
             self.add((_upsert_sql(plan, stage), ()))
             self.flush()
         for key, values in folded.partial:
             self.add(_partial_statement(plan, key, values))
+
+    def _delete(self, plan: TargetPlan, keys: Sequence[Key]) -> None:
+        """Before any row comes: see folding.py."""
+        if any(not plan.columns[at].wire.is_element for at in plan.key):
+            for key in keys:
+                self.add(delete_statement(plan, key))
+        elif keys:
+            self.add(_delete_statement(plan, keys))
+
+    def _fill_stage(self, plan: TargetPlan, rows: bytes) -> str:
+        """The plan's staging table with these rows in it, and everything before them done."""
+        self.flush()
+        stage = self._stages.find(self.connection, plan)
+        self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
+        return stage
+
+    def _replace(self, plan: TargetPlan, stage: str, count: int) -> None:
+        """Gives the rows that are there the values of the stage; rows that are not there (which happens only to a changefeed
+        without a first copy) come in too."""
+        if len(plan.key) < len(plan.columns):
+            result = self.connection.run([(_replace_sql(plan, stage), ())])[0]
+            if result.command_tuples == count:
+                return
+        self.add((_upsert_sql(plan, stage), ()))
 
     def _insert(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Rows that are new."""
         rows = None if plan.patches else encode_frames(frames, len(plan.columns))
         if rows is None:
             rows = encode_rows(_patched_rows(plan, frames), len(plan.columns))
-        self.flush()
-        if not plan.is_direct:
-            stage = self._stages.find(self.connection, plan)
-            self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
+        if plan.is_direct:
+            self.flush()
+            self._copy(plan, rows)
+        else:
+            stage = self._fill_stage(plan, rows)
             self.add((_upsert_sql(plan, stage), ()))
             self.flush()
-            return
+
+    def _copy(self, plan: TargetPlan, rows: bytes) -> None:
+        """Into the table itself."""
         if plan.key and not self._may_copy:
             raise InvariantError("a COPY of rows that may be there already", plan.quoted)
-        try:
-            self.connection.copy_in(f"COPY {plan.quoted} ({plan.names}) FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
-        except psycopg.errors.UniqueViolation:
-            plan.is_copy_refused = True
-            raise RowExistsError from None
+        self.flush()
+        self.connection.copy_in(f"COPY {plan.quoted} ({plan.names}) FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
 
 
 def _patched_rows(plan: TargetPlan, frames: Sequence[bytes]) -> list[list[bytes | None]]:
@@ -216,6 +243,16 @@ def _delete_statement(plan: TargetPlan, keys: Sequence[Key]) -> Statement:
         where = " AND ".join(f"t.{column.quoted} = {column.staged}" for column in columns)
         sql = plan.cache["delete many",] = f"DELETE FROM {plan.quoted} t USING unnest({arrays}) AS s ({names}) WHERE {where}"
     return sql, [encode_array([key[n] for key in keys], column.wire.oid) for n, column in enumerate(columns)]
+
+
+def _replace_sql(plan: TargetPlan, stage: str) -> str:
+    sql = plan.cache.get(("replace many", stage))
+    if sql is None:
+        others = [column for at, column in enumerate(plan.columns) if at not in plan.key]
+        sets = ", ".join(f"{column.quoted} = {column.staged}" for column in others)
+        where = " AND ".join(f"t.{plan.columns[at].quoted} = {plan.columns[at].staged}" for at in plan.key)
+        sql = plan.cache["replace many", stage] = f"UPDATE {plan.quoted} t SET {sets} FROM {stage} s WHERE {where}"
+    return sql
 
 
 def _upsert_sql(plan: TargetPlan, stage: str) -> str:

@@ -185,6 +185,12 @@ class FilesSession:
     def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
         return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))
 
+    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+        raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
+
+    def warm(self) -> None:
+        """Nothing to do."""
+
     def forget(self, table_id: TableID) -> None:
         self._sink.forget(table_id)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from processor.postgres.sinks.changes import key_of, old_key, patch
-from processor.postgres.sinks.targets import TargetPlan
-from processor.postgres.wire import DELETE, FRAME_HEADER, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
+from processor.postgres.sinks.targets import TargetPlan, Way
+from processor.postgres.wire import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
 
 Key: TypeAlias = "tuple[bytes, ...]"
 _MARKER_AT = FRAME_HEADER + 5
@@ -26,11 +26,12 @@ _FIRST_AT = FRAME_HEADER + 8
 
 @dataclass(slots=True)
 class Folded:
-    """What changes come to. frames: of whole new rows; rows: the same, read. partial: values to set in rows that are there, None
-    = stays. is_truncated: everything that was there before goes first."""
+    """What changes come to. deletes: keys whose rows were there before. born: frames of whole rows whose keys were not there
+    before; frames: of whole rows that replace one that was, or may have been; rows: the same, read. partial: values to set in
+    rows that are there, None = stays."""
 
-    is_truncated: bool = False
     deletes: list[Key] = field(default_factory=list)
+    born: list[bytes] = field(default_factory=list)
     frames: list[bytes] = field(default_factory=list)
     rows: list[list[Value]] = field(default_factory=list)
     partial: list[tuple[Key, list[Value]]] = field(default_factory=list)
@@ -50,6 +51,7 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
     if plan.key != tuple(range(count)) or plan.patches:
         return None
     last: dict[bytes, bytes] = {}
+    born: set[bytes] = set()
     from_bytes = int.from_bytes
     for frame in frames:
         if frame[FRAME_HEADER] == UPDATE and frame[_MARKER_AT] != NEW_ROW:
@@ -57,15 +59,19 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
         end = _FIRST_AT
         for _ in range(count):
             end += 5 + from_bytes(frame[end + 1 : end + 5], "big")
-        last[frame[_FIRST_AT:end]] = frame
+        key = frame[_FIRST_AT:end]
+        if frame[FRAME_HEADER] == INSERT and key not in last:
+            born.add(key)
+        last[key] = frame
     folded = Folded()
     for key, frame in last.items():
         if frame[FRAME_HEADER] == DELETE:
-            folded.deletes.append(_split(key, count))
+            if key not in born or plan.way is not Way.COPY:
+                folded.deletes.append(_split(key, count))
+        elif key in born:
+            folded.born.append(frame)
         else:
             folded.frames.append(frame)
-            if frame[FRAME_HEADER] == UPDATE:
-                continue
     return folded
 
 

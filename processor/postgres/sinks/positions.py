@@ -161,6 +161,14 @@ def holders(connection: SinkConnection, changefeed: str, table_name: str) -> lis
     return [int(result.get_value(row, 0) or b"0") for row in range(result.ntuples)]
 
 
+def reload_sql(changefeed: str, table_name: str) -> str:
+    """The table must be copied again."""
+    return (
+        f"UPDATE tablewire.positions SET snapshot = '{SNAPSHOT_RELOAD}', updated_at = clock_timestamp()"
+        f" WHERE changefeed = {quote_text(changefeed)} AND table_name = {quote_text(table_name)}"
+    )
+
+
 def snapshot_statement(changefeed: str, table_name: str, position: Ts) -> str:
     """The first copy is complete: changes go on behind `position`."""
     return (

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 import psycopg
 
 from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
-from processor.postgres.sinks.bulk import BulkWriter, RowExistsError, Stages
+from processor.postgres.sinks.bulk import BulkWriter, Stages
 from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, sink_error
 from processor.postgres.sinks.copying import copy_rows, make_room
-from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, create_table
+from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, Way, create_table
 from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.wire import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import parse_uri, server_name
+from tablewire.postgres.connections import error_text, parse_uri, server_name
 from tablewire.postgres.options import PostgresOptions
 from tablewire.types import TableID, Ts
 
@@ -63,12 +63,16 @@ class PostgresSession:
         self._planner = TargetPlanner(catalogue, options.binary)
         self._connection: SinkConnection | None = None
         self._stages = Stages()
+        self._has_positions = False
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
         with self._errors():
             while True:
                 connection = self._ready()
+                if not self._has_positions:
+                    positions.create(connection)
+                    self._has_positions = True
                 try:
                     return self._take_over(connection, schema, fence, granted_ts, wants_snapshot)
                 except psycopg.errors.LockNotAvailable:
@@ -80,6 +84,21 @@ class PostgresSession:
     def begin(self, schema: TableSchema, fence: Fence) -> PostgresTransaction:
         return PostgresTransaction(self, schema, fence)
 
+    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+        with self._errors():
+            connection = self._ready()
+            connection.execute("BEGIN")
+            if not connection.run([positions.lock_statement(self._changefeed, schema.full_name, fence)])[0].ntuples:
+                raise EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
+            connection.execute(positions.reload_sql(self._changefeed, schema.full_name))
+            self.commit(connection)
+
+    def warm(self) -> None:
+        try:
+            self._ready()
+        except OperatingError:
+            return  # the first use will say what is wrong
+
     def forget(self, table_id: TableID) -> None:
         self._planner.forget(table_id)
 
@@ -88,6 +107,7 @@ class PostgresSession:
             self._connection.close()
             self._connection = None
             self._stages = Stages()
+            self._has_positions = False
 
     def cancel(self) -> None:
         connection = self._connection
@@ -102,13 +122,7 @@ class PostgresSession:
         if self._connection is not None and self._connection.is_broken:
             self.reset()
         if self._connection is None:
-            connection = SinkConnection(self._uri, self._context.writer, self._options.statement_timeout_ms)
-            try:
-                positions.create(connection)
-            except psycopg.Error:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = SinkConnection(self._uri, self._context.writer, self._options.statement_timeout_ms)
         return self._connection
 
     def rollback(self) -> None:
@@ -177,6 +191,10 @@ class PostgresSession:
         self._stages.committed()
 
 
+class _AnotherWayError(Exception):
+    """The transaction is over; what it did may go well in another way."""
+
+
 def _text(fence: Fence) -> str:
     return f"changefeed_epoch {fence.changefeed_epoch}, assignment_epoch {fence.assignment_epoch}"
 
@@ -194,20 +212,43 @@ class PostgresTransaction:
         session = self._session
         with session._errors():
             if self._is_open:
-                self._write(self._open_connection(), parts, is_last, may_copy=False)
-            else:
-                connection = session._ready()
-                session._stages.trim(connection)
                 try:
-                    self._write(connection, parts, is_last, may_copy=is_last)
-                except RowExistsError:
-                    session.rollback()
-                    self._is_open = False
-                    self._write(session._ready(), parts, is_last, may_copy=False)
+                    self._write(self._open_connection(), parts, is_last, may_copy=False)
+                except _AnotherWayError as error:
+                    # What was applied before is lost with the transaction: all of it is read again.
+                    raise SinkUnavailableError(f"table {self._schema.full_name}: {error}") from None
+            else:
+                session._stages.trim(session._ready())
+                self._write_first(parts, is_last)
         return sum(len(part.frames) for part in parts)
 
+    def _write_first(self, parts: Sequence[Part], is_last: bool) -> None:
+        """Begins the transaction with these parts, again in another way if one is refused."""
+        while True:
+            try:
+                self._write(self._session._ready(), parts, is_last, may_copy=is_last)
+                return
+            except _AnotherWayError:
+                self._session.rollback()
+                self._is_open = False
+
     def _write(self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool) -> None:
-        """Writes the parts; begins the transaction if it is not open."""
+        """Writes the parts; begins the transaction if it is not open. _AnotherWayError: a constraint was violated, and the plans
+        have another way."""
+        plans: list[TargetPlan] = []
+        try:
+            self._write_parts(connection, parts, is_last, may_copy, plans)
+        except psycopg.IntegrityError as error:
+            others = [plan for plan in plans if plan.way is not Way.SINGLE]
+            if not others:
+                raise
+            for plan in others:
+                plan.way = Way(plan.way + 1)
+            raise _AnotherWayError(error_text(error)) from None
+
+    def _write_parts(
+        self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool, plans: list[TargetPlan]
+    ) -> None:
         writer = BulkWriter(connection, self._session._stages, may_copy)
         if not self._is_open:
             writer.add(("BEGIN", ()))
@@ -223,6 +264,7 @@ class PostgresTransaction:
             while end < len(parts) and parts[end].relation is relation:
                 end += 1
             plan = self._plan(writer, relation)
+            plans.append(plan)
             writer.write(plan, [frame for part in parts[at:end] for frame in part.frames])
             at = end
         writer.flush()

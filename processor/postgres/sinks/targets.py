@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
+from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.source_catalogue import COPY_TEXT, COPY_TEXT_ARRAY, SourceCatalogue, TypeInfo, base_of, copy_cast
 from processor.postgres.wire import Relation, RelationColumn
@@ -59,17 +61,26 @@ class TargetColumn:
         return f"s.{self.quoted}::{self.cast}" if self.cast else f"s.{self.quoted}"
 
 
+class Way(IntEnum):
+    """How many changes at once are written, quickest first. A unique constraint that is violated takes a plan to the next one:
+    rows may be there already (COPY), or swap values of another unique column (UPSERT); one by one is as the source did it."""
+
+    COPY = 0
+    UPSERT = 1
+    SINGLE = 2
+
+
 @dataclass(slots=True)
 class TargetPlan:
     """How rows of one relation are written. key: positions of the columns that tell rows apart, empty = only whole rows do.
-    is_copy_refused: a COPY met a row that was there. The plan is immutable but for that and for `cache`, SQL built once."""
+    The plan is immutable but for `way`, and for `cache`, SQL that was built once."""
 
     relation: Relation
     quoted: str
     columns: tuple[TargetColumn, ...]
     key: tuple[int, ...]
     is_referenced: bool
-    is_copy_refused: bool = False
+    way: Way = Way.COPY
     cache: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     @property
@@ -204,6 +215,12 @@ class TargetPlanner:
                     "add it at the sink to go on"
                 )
             statement = f"ALTER TABLE {schema.quoted} ADD COLUMN {quote_name(column.name)} {ddl_type(connection, schema, known)}"
+            if known.missing_text is None and known.has_default and not _is_empty(connection, schema):
+                # A default that differs from row to row (or one that was set later, which cannot be told from it) gave old rows
+                # values that no change has told of.
+                raise ReloadNeededError(
+                    f"table {schema.full_name}: column {column.name} was added with a default of its own in each row"
+                )
             if known.missing_text is not None:
                 # Rows from before the column have this value at the source without ever having been written.
                 statement += f" DEFAULT {quote_text(known.missing_text)}"
@@ -288,6 +305,10 @@ class TargetPlanner:
         if key:
             _require_unique(connection, schema, [relation.columns[at].name for at in key], target)
         return key
+
+
+def _is_empty(connection: SinkConnection, schema: TableSchema) -> bool:
+    return connection.execute(f"SELECT EXISTS (SELECT FROM {schema.quoted})")[-1].get_value(0, 0) != b"t"
 
 
 def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequence[str], target: TableSchema) -> None:

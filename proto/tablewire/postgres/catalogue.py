@@ -112,7 +112,8 @@ class Column:
     """One column that is replicated (not dropped, not generated).
 
     type_text: as in DDL, with its modifier. type_schema, type_name, type_kind: of pg_type (kind b, e, d, c, r, …).
-    has_binary: the type has a binary output. missing_text: the value that rows from before the column existed have, None if none.
+    has_binary: the type has a binary output. has_default: or is an identity. missing_text: the value that rows from before the
+    column existed have, None if none.
     """
 
     name: str
@@ -169,7 +170,7 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident,
 
 _COLUMNS = """
 SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.nspname, t.typname, t.typtype, t.typelem::bigint,
-       t.typsend <> 0, a.attnotnull, a.atthasdef, {missing}
+       t.typsend <> 0, a.attnotnull, a.atthasdef OR a.attidentity <> '', {missing}
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
  WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
  ORDER BY a.attnum

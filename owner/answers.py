@@ -25,7 +25,8 @@ class OwnerRow:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """leader_revision: 0 on an owner that does not lead. *_by_state: counts."""
+    """leader_revision: 0 on an owner that does not lead. *_by_state: counts. braked: changefeeds whose placement is held back
+    because many captures vanished at once."""
 
     cluster: str
     answered_by: str
@@ -35,12 +36,13 @@ class ClusterStatus:
     owners: Sequence[OwnerRow]
     captures_by_state: Mapping[str, int]
     changefeeds_by_state: Mapping[str, int]
+    braked: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureRow:
     """state: over all changefeeds the one that asks for attention first; "idle" while no changefeed runs.
-    spans: those that it writes."""
+    spans: those that it writes. remaining, reasons: of its drain, None and empty while it is not drained."""
 
     id: CaptureID
     address: str
@@ -50,17 +52,21 @@ class CaptureRow:
     draining: bool
     labels: Mapping[str, str] = field(default_factory=dict)
     spans_by_changefeed: Mapping[str, int] = field(default_factory=dict)
+    remaining: int | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DrainProgress:
-    """remaining: spans that still touch the capture in any role; 0 while draining = safe to stop. gone: it has left."""
+    """remaining: spans that still touch the capture in any role; 0 while draining = safe to stop. reasons: why they are still
+    there, by stall reason. gone: it has left. note: what holds everything up, and what to do; empty when it goes on."""
 
     capture: CaptureID
     draining: bool
     remaining: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     gone: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,33 @@ class JobRow:
     capture: CaptureID
     state: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMoveRow:
+    """What a dry run would do with one span. table: `schema.table`, empty when not known."""
+
+    changefeed: str
+    table_id: TableID
+    table: str
+    start_key: bytes
+    end_key: bytes
+    source: CaptureID
+    target: CaptureID
+    weight: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dry run. moves: in the order in which they would begin. load_*: over all changefeeds. note: why there are no (more)
+    moves; may be empty."""
+
+    changefeeds: Sequence[str]
+    moves: Sequence[PlannedMoveRow]
+    load_before: Mapping[CaptureID, float]
+    load_after: Mapping[CaptureID, float]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

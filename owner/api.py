@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from owner import cluster_operations, operations
+from owner import cluster_operations, operations, planning
 from owner.answers import (
     AlreadyExistsError,
     CaptureRow,
@@ -27,6 +27,8 @@ from owner.answers import (
     InvalidRequestError,
     JobRow,
     OwnerRow,
+    Plan,
+    PlannedMoveRow,
     RefusedError,
     TableFilter,
     TableRow,
@@ -34,7 +36,7 @@ from owner.answers import (
 )
 from owner.changefeeds import ChangefeedRefusedError
 from owner.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
-from owner.jobs import Job
+from owner.jobs import Job, follow
 from owner.view import OwnerView
 from tablewire.errors import (
     ClosedError,
@@ -130,6 +132,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 owners=map(_owner, status.owners),
                 captures_by_state=status.captures_by_state,
                 changefeeds_by_state=status.changefeeds_by_state,
+                braked=status.braked,
             )
 
     def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:
@@ -202,16 +205,28 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             yield chunk
 
     def MoveTable(self, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Job:
-            return operations.move_table(self._view, request.changefeed, request.table, request.target)
+        def ask() -> Sequence[Job]:
+            return [operations.move_table(self._view, request.changefeed, request.table, request.target)]
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
     def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Job:
+        def ask() -> Sequence[Job]:
             return operations.rebalance(self._view, request.changefeed)
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
+
+    def PlanMove(self, request: pb.PlanMoveRequest, context: Any) -> Iterator[pb.Plan]:
+        with _errors(context), self._waiting(context):
+            yield from _plan(planning.plan_move(self._view, request.changefeed, request.table, request.target))
+
+    def PlanDrain(self, request: pb.PlanDrainRequest, context: Any) -> Iterator[pb.Plan]:
+        with _errors(context), self._waiting(context):
+            yield from _plan(planning.plan_drain(self._view, request.capture))
+
+    def PlanRebalance(self, request: pb.PlanRebalanceRequest, context: Any) -> Iterator[pb.Plan]:
+        with _errors(context), self._waiting(context):
+            yield from _plan(planning.plan_rebalance(self._view, request.changefeed))
 
     def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
         with _errors(context), self._taking(self._followers if request.follow else self._waiters, context):
@@ -224,11 +239,11 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 for news in cluster_operations.follow_events(self._view, after, context.is_active):
                     yield pb.ListEventsResponse(events=map(_event, news))
 
-    def _follow(self, ask: Callable[[], Job], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
+    def _follow(self, ask: Callable[[], Sequence[Job]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
         timeout_s = (wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
         # The place among the waiters first: a call that finds none must not have started anything.
         with _errors(context), self._waiting(context):
-            for row in ask().follow(until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active):
+            for row in follow(ask(), until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active):
                 yield _job(row)
 
     def _waiting(self, context: Any) -> AbstractContextManager[None]:
@@ -293,12 +308,42 @@ def _capture(row: CaptureRow) -> pb.Capture:
         draining=row.draining,
         labels=row.labels,
         spans_by_changefeed=row.spans_by_changefeed,
+        remaining=row.remaining,
+        reasons=row.reasons,
     )
 
 
 def _drain(row: DrainProgress) -> pb.DrainCaptureResponse:
     return pb.DrainCaptureResponse(
-        capture=row.capture, draining=row.draining, remaining=row.remaining, reasons=row.reasons, gone=row.gone
+        capture=row.capture,
+        draining=row.draining,
+        remaining=row.remaining,
+        reasons=row.reasons,
+        gone=row.gone,
+        note=row.note,
+    )
+
+
+def _plan(plan: Plan) -> Iterator[pb.Plan]:
+    """In chunks, since a plan may name very many moves."""
+    chunk = pb.Plan(changefeeds=plan.changefeeds, load_before=plan.load_before, load_after=plan.load_after, note=plan.note)
+    for at in range(0, max(len(plan.moves), 1), CHUNK_ROWS):
+        chunk.moves.extend(map(_planned_move, plan.moves[at : at + CHUNK_ROWS]))
+        yield chunk
+        chunk = pb.Plan()
+
+
+def _planned_move(row: PlannedMoveRow) -> pb.PlannedMove:
+    return pb.PlannedMove(
+        changefeed=row.changefeed,
+        table_id=row.table_id,
+        table=row.table,
+        start_key=row.start_key,
+        end_key=row.end_key,
+        source=row.source,
+        target=row.target,
+        weight=row.weight,
+        reason=row.reason,
     )
 
 

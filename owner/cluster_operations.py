@@ -12,12 +12,13 @@ from owner.lookups import check_capture, current_state, schedulers, software_ver
 from owner.view import OwnerView
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.registry import EventRecord, LeaderRecord
-from tablewire.types import CaptureID, CaptureState
+from tablewire.types import CaptureID, CaptureState, StallReason
 
 if TYPE_CHECKING:
     from owner.history import History
     from owner.scheduler import SchedulerAndInfo
 
+NO_OTHER = "no other capture is ready to take them: start a processor, or cancel the drain"
 FOLLOW_POLL_S = 0.25
 UNKNOWN_STATE = "unknown"
 IDLE_STATE = "idle"
@@ -44,6 +45,7 @@ def cluster_status(view: OwnerView) -> ClusterStatus:
         owners=owners,
         captures_by_state=dict(captures),
         changefeeds_by_state=dict(changefeeds),
+        braked=[str(changefeed) for changefeed, scheduler in schedulers(view) if scheduler.snapshot().brake],
     )
 
 
@@ -75,6 +77,7 @@ def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
         seen = states.get(info.id, set())
         state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
         held = spans.get(info.id, {})
+        progress = drain_progress(view, info.id) if info.id in draining else None
         rows.append(
             CaptureRow(
                 id=info.id,
@@ -85,6 +88,8 @@ def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
                 draining=info.id in draining,
                 labels=dict(info.labels),
                 spans_by_changefeed=held,
+                remaining=None if progress is None else progress.remaining,
+                reasons={} if progress is None else progress.reasons,
             )
         )
     return rows
@@ -111,14 +116,21 @@ def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
     if capture not in view.captures():
         return DrainProgress(capture, draining=capture in view.draining(), remaining=0, gone=True)
     draining = capture in view.draining()
-    remaining, reasons = 0, Counter[str]()
-    for _, scheduler in schedulers(view):
-        snapshot = scheduler.snapshot()
-        held = _left(scheduler, capture) if draining else tables_view.held(snapshot, capture)
-        remaining += held
-        if held:
-            reasons.update(tables_view.reasons_at(snapshot, capture) or {tables_view.WAITING: held})
-    return DrainProgress(capture, draining, remaining, dict(reasons))
+    remaining, reasons, notes = 0, Counter[str](), []
+    for info in view.registry().list():
+        scheduler = view.scheduler(info.changefeed)
+        if scheduler is not None:
+            left, why = _left(scheduler, capture, draining)
+            remaining += left
+            reasons.update(why)
+            if StallReason.NO_CAPTURE in why:
+                notes.append(NO_OTHER)
+        elif draining and info.state.runs and info.start_ts:
+            # It runs on the captures all the same, and nobody knows yet what is where.
+            remaining += 1
+            reasons[StallReason.BOOTSTRAP.value] += 1
+            notes.append(f"changefeed {info.changefeed} is not scheduled yet, so nobody can tell what it has there")
+    return DrainProgress(capture, draining, remaining, dict(reasons), note="; ".join(dict.fromkeys(notes)))
 
 
 def list_events(view: OwnerView, after: int, limit: int) -> Sequence[EventRow]:
@@ -163,9 +175,26 @@ def _event_row(sequence: int, record: EventRecord) -> EventRow:
     )
 
 
-def _left(scheduler: SchedulerAndInfo, capture: CaptureID) -> int:
-    """Inbound moves and Undetermined count too, and it is at least 1 until a tick has taken the drain in."""
+def _left(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tuple[int, dict[str, int]]:
+    """How many spans of one changefeed still touch the capture, and why. While it is drained inbound moves and Undetermined count
+    too, and it is at least 1 until a tick has taken the drain in."""
+    snapshot = scheduler.snapshot()
+    reasons = dict(tables_view.reasons_at(snapshot, capture))
+    if not draining:
+        return sum(reasons.values()), reasons
     try:
-        return scheduler.drain_capture(capture)
+        left = scheduler.drain_capture(capture)
     except UnknownCaptureError:
-        return 1  # registered since the last tick: the next one takes it in
+        left = 1  # registered since the last tick: the next one takes it in
+    if not left:
+        return 0, {}
+    if not any(seen.id == capture and seen.draining for seen in snapshot.captures):
+        return left, {tables_view.WAITING: left}
+    steady = reasons.pop(tables_view.WAITING, 0)
+    if steady:
+        others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
+        reasons[StallReason.CONCURRENCY if others else StallReason.NO_CAPTURE] = steady
+    unseen = left - sum(reasons.values())
+    if unseen > 0:  # it may still hold spans in which it has no role any more
+        reasons[StallReason.UNDETERMINED] = reasons.get(StallReason.UNDETERMINED, 0) + unseen
+    return left, reasons

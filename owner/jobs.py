@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from owner.answers import JobRow, RefusedError
@@ -49,26 +49,49 @@ class Job:
         is_wanted: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> Iterator[JobRow]:
-        """The job at once and at each change, until it has ended (or, not until_done, is decided), timeout_s are over or
-        nobody wants to know. The job goes on whatever happens here. RefusedError when its scheduler stopped before that."""
-        deadline = clock() + min(timeout_s, JOB_WAIT_S_MAX)
-        goals = ENDED if until_done else ENDED | {QueryState.ACCEPTED}
-        last = self.row()
-        yield last
-        while last.state not in goals and is_wanted():
-            left_s = deadline - clock()
-            if left_s <= 0:
-                return
-            self._query.wait(min(left_s, JOB_POLL_S))
-            row = self.row()
-            if row != last:
-                last = row
+        """As `follow`, of this job alone."""
+        return follow([self], until_done=until_done, timeout_s=timeout_s, is_wanted=is_wanted, clock=clock)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it has ended, at most so long."""
+        self._query.wait(timeout_s)
+
+    def check_alive(self) -> None:
+        """RefusedError when its scheduler does not run here any more: nobody will ever end it."""
+        if self._view.scheduler(self._changefeed) is not self._scheduler:
+            last = self.row()
+            raise RefusedError(
+                f"{last.kind} of {last.target}: {last.state} when changefeed {self._changefeed} stopped running here "
+                "(it was paused or restarted, or another owner leads now); look where the table is, and ask again"
+            )
+
+
+def follow(
+    jobs: Sequence[Job],
+    *,
+    until_done: bool,
+    timeout_s: float,
+    is_wanted: Callable[[], bool] = lambda: True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[JobRow]:
+    """Each job at once and at each change, until all have ended (or, not until_done, are decided), timeout_s are over or nobody
+    wants to know. Jobs go on whatever happens here. RefusedError when the scheduler of one stopped before that."""
+    deadline = clock() + min(timeout_s, JOB_WAIT_S_MAX)
+    goals = ENDED if until_done else ENDED | {QueryState.ACCEPTED}
+    last = {job: job.row() for job in jobs}
+    yield from last.values()
+    while (open_jobs := [job for job, row in last.items() if row.state not in goals]) and is_wanted():
+        left_s = deadline - clock()
+        if left_s <= 0:
+            return
+        open_jobs[0].wait(min(left_s, JOB_POLL_S))
+        for job in open_jobs:
+            row = job.row()
+            if row != last[job]:
+                last[job] = row
                 yield row
-            elif self._view.scheduler(self._changefeed) is not self._scheduler:
-                raise RefusedError(
-                    f"{last.kind} of {last.target}: {last.state} when changefeed {self._changefeed} stopped running here "
-                    "(it was paused or restarted, or another owner leads now); look where the table is, and ask again"
-                )
+            else:
+                job.check_alive()
 
 
 def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> list[JobRow]:

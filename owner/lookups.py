@@ -4,13 +4,15 @@ but the registry's reads."""
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from owner.answers import RefusedError, UnknownTableError
 from owner.view import OwnerView
 from tablewire.errors import UnknownCaptureError
-from tablewire.registry import ChangefeedInfo, ChangefeedState
-from tablewire.types import CaptureID, ChangefeedID
+from tablewire.registry import ChangefeedInfo, ChangefeedState, redact_uri
+from tablewire.types import CaptureID, ChangefeedID, TableID
 
 if TYPE_CHECKING:
     from owner.scheduler import SchedulerAndInfo
@@ -49,3 +51,31 @@ def names_text(what: str, names: Sequence[str]) -> str:
         return f"{what}: none"
     more = f" and {len(names) - NAMES_IN_A_TEXT_MAX} more" if len(names) > NAMES_IN_A_TEXT_MAX else ""
     return f"{what}: {', '.join(names[:NAMES_IN_A_TEXT_MAX])}{more}"
+
+
+def running(view: OwnerView, info: ChangefeedInfo) -> SchedulerAndInfo:
+    """The changefeed's scheduler; RefusedError with the reason when it has none."""
+    scheduler = view.scheduler(info.changefeed)
+    if scheduler is None:
+        state = current_state(view, info)
+        why = f"is {state}" if not info.state.runs else f"is {state}, but does not run yet"
+        error = f": {redact_uri(info.error)}" if info.error else ""
+        raise RefusedError(f"changefeed {info.changefeed} {why}, so it has no tables now{error}")
+    return scheduler
+
+
+def table_names(view: OwnerView, info: ChangefeedInfo) -> Mapping[TableID, str]:
+    runtime = view.runtime(info.changefeed)
+    return runtime.table_names if runtime is not None else {}
+
+
+def table_id_of(info: ChangefeedInfo, names: Mapping[TableID, str], table: str) -> TableID:
+    """By id, or by the name as the source tells it."""
+    if re.fullmatch(r"-?[0-9]{1,19}", table):
+        return int(table)
+    found = [table_id for table_id, name in names.items() if name == table]
+    if not found:
+        raise UnknownTableError(
+            f"no table {table[:200]!r} in changefeed {info.changefeed}; {names_text('there', sorted(names.values()))}"
+        )
+    return found[0]

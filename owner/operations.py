@@ -9,7 +9,7 @@ tells the API its status code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from owner import tables_view
@@ -21,16 +21,15 @@ from owner.answers import (
     RefusedError,
     TableFilter,
     TableRow,
-    UnknownTableError,
 )
 from owner.jobs import Job, jobs_under_way
-from owner.lookups import check_capture, current_state, names_text, software_version
+from owner.lookups import check_capture, current_state, names_text, running, software_version, table_id_of, table_names
 from owner.sources import source_request
 from owner.view import ChangefeedRegistry, ChangefeedRuntime, OwnerView
 from tablewire.errors import OperatingError, UnknownChangefeedError
 from tablewire.etcd_keys import check_name
 from tablewire.registry import ChangefeedInfo, ChangefeedState, now, redact_uri
-from tablewire.types import CaptureID, ChangefeedID, TableID, Watermark
+from tablewire.types import CaptureID, ChangefeedID, Watermark
 
 if TYPE_CHECKING:
     from owner.scheduler import SchedulerAndInfo
@@ -223,9 +222,9 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
 def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, Iterator[TableRow]]:
     """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
     info = find_changefeed(view, text)
-    scheduler = _running(view, info)
-    names = _table_names(view, info)
-    table_id = _table_id(info, names, wanted.table) if wanted.table else None
+    scheduler = running(view, info)
+    names = table_names(view, info)
+    table_id = table_id_of(info, names, wanted.table) if wanted.table else None
     if wanted.capture:
         check_capture(view, wanted.capture)
     snapshot = scheduler.snapshot()
@@ -237,45 +236,31 @@ def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, I
 def move_table(view: OwnerView, text: str, table: str, target: CaptureID) -> Job:
     """Asks the scheduler; it decides by its next tick (see Job)."""
     info = find_changefeed(view, text)
-    scheduler = _running(view, info)
-    names = _table_names(view, info)
-    table_id = _table_id(info, names, table)
+    scheduler = running(view, info)
+    names = table_names(view, info)
+    table_id = table_id_of(info, names, table)
     check_capture(view, target)
     query = scheduler.move_table(table_id, target)
     view.poke()
     return Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
 
 
-def rebalance(view: OwnerView, text: str) -> Job:
-    info = find_changefeed(view, text)
-    scheduler = _running(view, info)
-    query = scheduler.rebalance()
+def rebalance(view: OwnerView, text: str) -> Sequence[Job]:
+    """One job for each changefeed that is named: text, or all that run. They see each other's loads and plans."""
+    jobs = []
+    for info, scheduler in rebalanced(view, text):
+        jobs.append(Job(view, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
     view.poke()
-    return Job(view, info.changefeed, scheduler, query, str(info.changefeed), "")
+    return jobs
 
 
-def _running(view: OwnerView, info: ChangefeedInfo) -> SchedulerAndInfo:
-    scheduler = view.scheduler(info.changefeed)
-    if scheduler is None:
-        state = current_state(view, info)
-        why = f"is {state}" if not info.state.runs else f"is {state}, but does not run yet"
-        error = f": {redact_uri(info.error)}" if info.error else ""
-        raise RefusedError(f"changefeed {info.changefeed} {why}, so it has no tables now{error}")
-    return scheduler
-
-
-def _table_names(view: OwnerView, info: ChangefeedInfo) -> Mapping[TableID, str]:
-    runtime = view.runtime(info.changefeed)
-    return runtime.table_names if runtime is not None else {}
-
-
-def _table_id(info: ChangefeedInfo, names: Mapping[TableID, str], table: str) -> TableID:
-    """By id, or by the name as the source tells it."""
-    if re.fullmatch(r"-?[0-9]{1,19}", table):
-        return int(table)
-    found = [table_id for table_id, name in names.items() if name == table]
+def rebalanced(view: OwnerView, text: str) -> Sequence[tuple[ChangefeedInfo, SchedulerAndInfo]]:
+    """The changefeeds that a rebalance is about, by name; RefusedError when none of them runs."""
+    infos = sorted(view.registry().list(), key=lambda info: info.changefeed)
+    if text or len(infos) < 2:
+        info = find_changefeed(view, text)
+        return [(info, running(view, info))]
+    found = [(info, scheduler) for info in infos if (scheduler := view.scheduler(info.changefeed)) is not None]
     if not found:
-        raise UnknownTableError(
-            f"no table {table[:200]!r} in changefeed {info.changefeed}; {names_text('there', sorted(names.values()))}"
-        )
-    return found[0]
+        raise RefusedError(f"none of the {len(infos)} changefeeds runs, so there is nothing to rebalance")
+    return found

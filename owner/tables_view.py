@@ -77,11 +77,6 @@ def rates(snapshot: Snapshot, position: int) -> tuple[float, float] | None:
     return float(snapshot.rates[0, position]), float(snapshot.rates[1, position])
 
 
-def held(snapshot: Snapshot, capture: CaptureID) -> int:
-    """How many spans have this capture as Primary or Secondary."""
-    return len(_touching(snapshot, capture))
-
-
 def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
     """Why spans are still at a capture: counts by stall reason, WAITING where there is none."""
     return _reasons(snapshot, _touching(snapshot, capture))

@@ -256,7 +256,7 @@ class Term:
             runs[changefeed] = self._new_run(stored[changefeed], self._runs.get(changefeed))
             changed = True
         if changed:
-            self._runs = MappingProxyType(runs)
+            self._runs = MappingProxyType(dict(sorted(runs.items())))
             self._workers = {name: worker for name, worker in self._workers.items() if name in runs or worker.alive}
         self._metrics.facts.keep_only(map(str, runs))
         self._hub.set_captures(self._captures)

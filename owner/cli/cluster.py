@@ -10,12 +10,14 @@ import click
 from owner.cli import shapes
 from owner.cli.options import Session, Settings, local, remote
 from owner.cli.output import Output, counts
+from owner.cli.plan import show_plan
 from owner.lookups import software_version
 from tablewire.v1 import admin_pb2 as pb
 
 POLL_INTERVAL_S = 0.25
 DRAIN_TIMEOUT_S = 600.0
 RESIGN_TIMEOUT_S = 30.0
+BRAKE_TEXT = "many captures vanished at once, so their tables wait for a while before they are placed anew"
 
 
 @click.command("version")
@@ -45,6 +47,7 @@ def status(session: Session) -> None:
             ("owners", len(answer.owners)),
             ("captures", counts(answer.captures_by_state) or "none"),
             ("changefeeds", counts(answer.changefeeds_by_state) or "none"),
+            *((("brake", f"on for {', '.join(answer.braked)}: {BRAKE_TEXT}"),) if answer.braked else ()),
             ("asked", f"{session.client.endpoint}, answered by {answer.answered_by} (tablewire {answer.version})"),
         )
     )
@@ -97,7 +100,7 @@ def list_(session: Session) -> None:
                 row.address,
                 row.state,
                 row.spans,
-                "yes" if row.draining else "",
+                _draining(row),
                 row.version,
                 " ".join(f"{name}={value}" for name, value in sorted(row.labels.items())),
             )
@@ -106,18 +109,31 @@ def list_(session: Session) -> None:
     )
 
 
+def _draining(row: pb.Capture) -> str:
+    if not row.draining:
+        return ""
+    if not row.HasField("remaining"):
+        return "yes"
+    return f"{row.remaining} left ({counts(row.reasons)})" if row.remaining else "safe to stop"
+
+
 @capture_group.command("drain")
 @remote
 @click.argument("capture", metavar="ID")
 @click.option("--wait", is_flag=True, help="Until nothing is left on it (safe to stop), or it has left.")
 @click.option("--cancel", is_flag=True, help="Take the drain back; what has moved stays where it is.")
-def drain(session: Session, capture: str, wait: bool, cancel: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Show what would move, and the loads before and after; change nothing.")
+def drain(session: Session, capture: str, wait: bool, cancel: bool, dry_run: bool) -> None:
     """Move everything away from a capture, and give it nothing new, until it has left or the drain is cancelled.
 
-    A drain outlives the owner that was asked. Asking again tells how it stands.
+    A drain outlives the owner that was asked. Asking again tells how it stands. While no other capture is ready,
+    nothing moves: the drain stands all the same, and says so.
     """
-    if wait and cancel:
-        raise click.UsageError("--wait and --cancel exclude each other")
+    if wait + cancel + dry_run > 1:
+        raise click.UsageError("--wait, --cancel and --dry-run exclude each other")
+    if dry_run:
+        show_plan(session, "PlanDrain", pb.PlanDrainRequest(capture=capture))
+        return
     answer = session.ask("DrainCapture", pb.DrainCaptureRequest(capture=capture, cancel=cancel))
     if wait:
         answer = _wait_until_empty(session, answer)
@@ -154,4 +170,5 @@ def _text(answer: pb.DrainCaptureResponse) -> str:
     if not answer.remaining:
         return f"capture {answer.capture} is drained: safe to stop"
     why = f" ({counts(answer.reasons)})" if answer.reasons else ""
-    return f"capture {answer.capture} is being drained; spans left: {answer.remaining}{why}"
+    note = f": {answer.note}" if answer.note else ""
+    return f"capture {answer.capture} is being drained; spans left: {answer.remaining}{why}{note}"

@@ -59,8 +59,8 @@ on to the leader, by one hop.
 
 `-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
 say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the
-`job` or the `drain` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that did not
-get where it should (`refused`, `pending`, `accepted`, `cancelled`),
+`job`, the `jobs` or the `drain` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that
+did not get where it should (`refused`, `pending`, `accepted`, `cancelled`),
 or `config`.
 
 Fields are never removed and never change their meaning; new ones may come at any time. Ts (`*_ts`) are unsigned 64-bit
@@ -76,7 +76,9 @@ numbers: read them with a parser that keeps whole numbers whole.
 | `changefeed create`, `query`, `pause`, `resume` | changefeed |
 | `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (only `--wait` waits for it) |
 | `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |
-| `table move`, `rebalance` | job |
+| `table move` | job |
+| `rebalance` | `jobs`: list of job, one for each changefeed; `state`: of the one that is furthest from done |
+| `table move`, `capture drain` and `rebalance` with `--dry-run` | plan |
 | `events` | `events`: list of event, oldest first; with `--follow` one event a line instead |
 | `version` | `version`, `python` |
 | `config check` | `ok`: true, `given`: number of keys that are not defaults |

@@ -92,6 +92,11 @@ def counts(by_name: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in ranked)
 
 
+def keys(row: Any) -> str:
+    """A span's range, in hex."""
+    return f"[{row.start_key.hex() or '-'}, {row.end_key.hex() or '-'})"
+
+
 def duration(milliseconds: int) -> str:
     seconds = milliseconds / 1000
     if seconds < 60:

@@ -59,6 +59,10 @@ def _counts(name: str, meaning: str) -> Field:
     return Field(name, "object of int", meaning, lambda message: dict(sorted(getattr(message, name).items())))
 
 
+def _numbers(name: str, meaning: str) -> Field:
+    return Field(name, "object of number", meaning, lambda message: dict(sorted(getattr(message, name).items())))
+
+
 def _texts(name: str, meaning: str) -> Field:
     return Field(name, "object of string", meaning, lambda message: dict(sorted(getattr(message, name).items())))
 
@@ -91,6 +95,7 @@ STATUS = Shape(
         Field("owners", "list of owner", "every owner process", lambda message: OWNER.all_of(message.owners)),
         _counts("captures_by_state", "number of captures in each state; `unknown` when no leader answered"),
         _counts("changefeeds_by_state", "number of changefeeds in each state"),
+        _list("braked", "changefeeds in which nothing is placed anew for a while, since many captures vanished at once"),
     ),
 )
 
@@ -105,6 +110,8 @@ CAPTURE = Shape(
         _plain("draining", "bool", "whether it is being drained"),
         _texts("labels", "as configured at the processor"),
         _counts("spans_by_changefeed", "those of each changefeed"),
+        _optional("remaining", "int", "while it is drained: spans that still touch it in any role; 0: safe to stop"),
+        _counts("reasons", "while it is drained: why, by stall reason, they are still there"),
     ),
 )
 
@@ -116,6 +123,7 @@ DRAIN = Shape(
         _plain("remaining", "int", "spans that still touch it in any role; 0 while draining: safe to stop"),
         _counts("reasons", "why, by stall reason, what is left is still there; `waiting`: no reason given"),
         _plain("gone", "bool", "the capture has left"),
+        _or_null("note", "string", "what holds everything up, and what to do"),
     ),
 )
 
@@ -183,6 +191,37 @@ CHANGEFEED = Shape(
     ),
 )
 
+PLANNED_MOVE = Shape(
+    "planned move",
+    (
+        _plain("changefeed", "string", "namespace/id"),
+        _plain("table_id", "int", "the table's number at the source"),
+        _or_null("table", "string", "schema.table"),
+        Field("start_key", "string or null", "hex; null = unbounded", lambda message: message.start_key.hex() or None),
+        Field("end_key", "string or null", "hex; null = unbounded", lambda message: message.end_key.hex() or None),
+        _or_null("source", "string", "the capture that writes it now"),
+        _plain("target", "string", "the capture that would"),
+        _plain("weight", "number", "1, and more for a table with many rows/s or bytes/s"),
+        _plain("reason", "string", "why it would move"),
+    ),
+)
+
+PLAN = Shape(
+    "plan",
+    (
+        _list("changefeeds", "those that were planned for"),
+        Field(
+            "moves",
+            "list of planned move",
+            "in the order in which they would begin",
+            lambda message: PLANNED_MOVE.all_of(message.moves),
+        ),
+        _numbers("load_before", "weight of all tables of all changefeeds on each capture, now"),
+        _numbers("load_after", "the same after the moves"),
+        _or_null("note", "string", "why there are no moves, or not more"),
+    ),
+)
+
 EVENT = Shape(
     "event",
     (
@@ -198,7 +237,7 @@ EVENT = Shape(
     ),
 )
 
-SHAPES = (OWNER, STATUS, CAPTURE, DRAIN, TABLE, JOB, CHANGEFEED, EVENT)
+SHAPES = (OWNER, STATUS, CAPTURE, DRAIN, TABLE, JOB, PLAN, PLANNED_MOVE, CHANGEFEED, EVENT)
 
 
 def captures(message: pb.ListCapturesResponse) -> Json:

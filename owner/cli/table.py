@@ -10,7 +10,8 @@ import click
 
 from owner.cli import shapes
 from owner.cli.options import Session, remote
-from owner.cli.output import duration, to_json
+from owner.cli.output import duration, keys, to_json
+from owner.cli.plan import show_plan
 from tablewire.v1 import admin_pb2 as pb
 
 LIST_TIMEOUT_S = 300.0
@@ -19,6 +20,8 @@ DONE_TIMEOUT_S = 600.0
 ANSWER_MARGIN_S = 5.0
 """How much longer than the owner the client waits, so that it is the owner that tells how the job stands."""
 ROWS_FOR_PEOPLE = 1_000
+ENDED = ("done", "refused", "cancelled")
+FURTHEST_FIRST = ("refused", "cancelled", "pending", "accepted", "done")
 
 
 @click.group("table")
@@ -28,6 +31,12 @@ def table_group() -> None:
 
 def changefeed_option(command: Any) -> Any:
     return click.option("--changefeed", default="", metavar="ID", help="May be left out while there is exactly one.")(command)
+
+
+def dry_run_option(command: Any) -> Any:
+    return click.option("--dry-run", is_flag=True, help="Show what would move, and the loads before and after; change nothing.")(
+        command
+    )
 
 
 def wait_option(command: Any) -> Any:
@@ -94,7 +103,7 @@ def _print_table(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> N
             (
                 row.table,
                 row.table_id,
-                *((_keys(row),) if split else ()),
+                *((keys(row),) if split else ()),
                 row.state,
                 row.primary,
                 row.secondary,
@@ -110,35 +119,54 @@ def _print_table(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> N
         session.output.note(f"only the first {len(rows)} rows are shown; --limit 0 shows all")
 
 
-def _keys(row: pb.TableRow) -> str:
-    return f"[{row.start_key.hex() or '-'}, {row.end_key.hex() or '-'})"
-
-
 @table_group.command("move")
 @remote
 @click.argument("table", metavar="TABLE")
 @click.option("--to", "target", required=True, metavar="CAPTURE", help="The capture that shall write it.")
 @changefeed_option
 @wait_option
-def move(session: Session, table: str, target: str, changefeed: str, wait: bool) -> None:
+@dry_run_option
+def move(session: Session, table: str, target: str, changefeed: str, wait: bool, dry_run: bool) -> None:
     """Move TABLE (schema.table or its id) to a capture, without a gap.
 
     Returns once the owner has accepted or refused it, with --wait once it is done. It is not taken back when the time is over.
     """
+    if dry_run:
+        _refuse_wait(wait)
+        show_plan(session, "PlanMove", pb.PlanMoveRequest(changefeed=changefeed, table=table, target=target))
+        return
     request = pb.MoveTableRequest(
         changefeed=changefeed, table=table, target=target, wait_done=wait, wait_ms=_wait_ms(session, wait)
     )
-    _follow(session, "MoveTable", request, wait)
+    (job,) = _follow(session, "MoveTable", request, wait)
+    if session.output.is_json:
+        session.output.json(shapes.JOB.of(job))
 
 
 @click.command("rebalance")
 @remote
-@changefeed_option
+@click.option("--changefeed", default="", metavar="ID", help="Move tables of this one alone; else of all that run.")
 @wait_option
-def rebalance(session: Session, changefeed: str, wait: bool) -> None:
-    """Spread the tables evenly over the captures, by the fewest moves."""
+@dry_run_option
+def rebalance(session: Session, changefeed: str, wait: bool, dry_run: bool) -> None:
+    """Even out the load of the captures, by the fewest moves.
+
+    The load is the weight of all tables of all changefeeds: 1 a table, and more for one with many rows/s or bytes/s. Tables that
+    were moved by hand may move again.
+    """
+    if dry_run:
+        _refuse_wait(wait)
+        show_plan(session, "PlanRebalance", pb.PlanRebalanceRequest(changefeed=changefeed))
+        return
     request = pb.RebalanceRequest(changefeed=changefeed, wait_done=wait, wait_ms=_wait_ms(session, wait))
-    _follow(session, "Rebalance", request, wait)
+    jobs = _follow(session, "Rebalance", request, wait)
+    if session.output.is_json:
+        session.output.json({"state": _least(jobs), "jobs": shapes.JOB.all_of(jobs)})
+
+
+def _refuse_wait(wait: bool) -> None:
+    if wait:
+        raise click.UsageError("--dry-run and --wait exclude each other")
 
 
 def _job_timeout_s(session: Session, wait: bool) -> float:
@@ -149,25 +177,37 @@ def _wait_ms(session: Session, wait: bool) -> int:
     return max(1, round(_job_timeout_s(session, wait) * 1000))
 
 
-def _follow(session: Session, method: str, request: Any, wait: bool) -> None:
-    """Shows each change on stderr, the end on stdout; anything but accepted (with --wait: done) is a failure."""
+def _follow(session: Session, method: str, request: Any, wait: bool) -> list[pb.Job]:
+    """Shows each change on stderr and the end on stdout (as text), and returns how the jobs stand, one a changefeed; anything
+    but accepted (with --wait: done) is a failure."""
     timeout_s = _job_timeout_s(session, wait)
-    jobs: Iterable[pb.Job] = session.client.stream(method, request, timeout_s + ANSWER_MARGIN_S)
-    last = pb.Job()
-    for job in jobs:
-        if (wait and last.state and job.state not in ("done", "refused", "cancelled")) or (wait and not last.state):
+    jobs: dict[str, pb.Job] = {}
+    for job in session.client.stream(method, request, timeout_s + ANSWER_MARGIN_S):
+        if wait and (job.changefeed not in jobs or job.state not in ENDED):
             session.output.note(_text(job))
-        last = job
+        jobs[job.changefeed] = job
     goals = ("done",) if wait else ("accepted", "done")
-    text, answer = _text(last), shapes.JOB.of(last)
-    if last.state not in goals:
-        if last.state in ("pending", "accepted"):
-            text = f"{text}: not {goals[0]} within {timeout_s:g} s; the owner goes on with it"
-        raise session.failure(text, last.state or "unknown", job=answer)
-    if session.output.is_json:
-        session.output.json(answer)
-    else:
-        session.output.line(text)
+    failed = [job for job in jobs.values() if job.state not in goals]
+    if failed or not jobs:
+        text = "; ".join(_failure(job, goals[0], timeout_s) for job in failed) or "the owner said nothing"
+        shown = shapes.JOB.all_of(jobs.values())
+        details = {"job": shown[0]} if method == "MoveTable" and shown else {"jobs": shown}
+        raise session.failure(text, _least(failed) or "unknown", **details)
+    if not session.output.is_json:
+        for job in jobs.values():
+            session.output.line(_text(job))
+    return list(jobs.values())
+
+
+def _least(jobs: Iterable[pb.Job]) -> str:
+    """The state of the job that is furthest from done."""
+    states = {job.state for job in jobs}
+    return next((state for state in (*FURTHEST_FIRST, *sorted(states)) if state in states), "")
+
+
+def _failure(job: pb.Job, goal: str, timeout_s: float) -> str:
+    late = f": not {goal} within {timeout_s:g} s; the owner goes on with it" if job.state not in ENDED else ""
+    return f"{_text(job)}{late}"
 
 
 def _text(job: pb.Job) -> str:

@@ -100,6 +100,9 @@ def test_an_error_in_json_is_an_object_on_stdout_and_a_line_on_stderr(owner: Own
         [*CREATE, "--source-option", "a=1", "--sink-option", "a=1"],
         ["table", "list", "--limit", "-1"],
         ["changefeed", "remove"],
+        ["rebalance", "--wait", "--dry-run"],
+        ["table", "move", "t", "--to", "a", "--wait", "--dry-run"],
+        ["capture", "drain", "a", "--cancel", "--dry-run"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(owner: Owner, arguments: list[str]) -> None:
@@ -216,6 +219,37 @@ def test_rebalance_with_even_loads_is_done(owner: Owner) -> None:
     """Nothing to move is no failure."""
     assert "rebalance of default/test: done" in owner("rebalance", "--wait").stdout
     assert answer(owner("rebalance", "--wait", "-o", "json"))["state"] == "done"
+
+
+def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view: AdminView) -> None:
+    """For people and as JSON; a drain, a move and a rebalance alike."""
+    source, target = view.world.primary(1), target_of(view, 1)
+    result = owner("table", "move", "public.t1", "--to", target, "--dry-run")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["TABLE", "ID", "FROM", "TO", "WEIGHT", "WHY"]
+    assert lines[1].split()[:5] == ["public.t1", "1", source, target, "1.0"]
+    assert [source, "1.0", "0.0"] in [line.split() for line in lines]
+    assert result.stderr == "1 would move; nothing was changed\n"
+    plan = answer(owner("capture", "drain", source, "--dry-run", "-o", "json"))
+    assert [(move["table"], move["source"]) for move in plan["moves"]] == [("public.t1", source)]
+    assert (plan["load_before"][source], plan["load_after"][source]) == (1.0, 0.0)
+    assert "nothing would move: a difference of up to 5 %" in owner("rebalance", "--dry-run").stderr
+    assert "is already the primary" in failure(owner("table", "move", "1", "--to", source, "--dry-run"))
+    assert not view.world.scheduler.queries()
+    assert view.draining() == []
+
+
+def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -> None:
+    """And ends when it is done."""
+    view.world.join("d")
+    view.world.tables.extend(range(4, 9))
+    view.world.until(view.world.steady)
+    assert answer(owner("table", "move", "1", "--to", target_of(view, 1), "--wait", "-o", "json"))["state"] == "done"
+    plan = answer(owner("rebalance", "--dry-run", "-o", "json"))
+    done = answer(owner("rebalance", "--wait", "-o", "json"))
+    assert (done["state"], [job["state"] for job in done["jobs"]]) == ("done", ["done"])
+    for move in plan["moves"]:
+        assert view.world.primary(move["table_id"]) == move["target"]
 
 
 def test_table_list_shows_every_span(owner: Owner) -> None:
@@ -337,7 +371,7 @@ def test_capture_list_and_drain(owner: Owner, view: AdminView) -> None:
     assert [(row["id"], row["state"], row["draining"]) for row in captures] == [(name, "ready", False) for name in "abc"]
     result = answer(owner("capture", "drain", "a", "--wait", "-o", "json"))
     assert (result["draining"], result["remaining"], result["gone"]) == (True, 0, False)
-    assert "yes" in owner("capture", "list").stdout.splitlines()[1]
+    assert "safe to stop" in owner("capture", "list").stdout.splitlines()[1]
     assert "is not being drained" in owner("capture", "drain", "a", "--cancel").stdout
     assert "capture a is not being drained, so there is nothing to cancel" in failure(owner("capture", "drain", "a", "--cancel"))
     assert "no capture 'z'" in failure(owner("capture", "drain", "z"))

@@ -21,6 +21,8 @@ SAMPLES = {
     "table": (pb.TableRow(), answers.TableRow),
     "job": (pb.Job(), answers.JobRow),
     "changefeed": (pb.Changefeed(), answers.ChangefeedRow),
+    "plan": (pb.Plan(), answers.Plan),
+    "planned move": (pb.PlannedMove(), answers.PlannedMoveRow),
     "event": (pb.Event(), answers.EventRow),
 }
 

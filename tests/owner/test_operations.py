@@ -118,7 +118,7 @@ def test_a_paused_changefeed_has_nothing_to_move(view: AdminView) -> None:
 
 def test_rebalance_with_nothing_to_move_is_done(view: AdminView) -> None:
     """One that finds even loads ends with the next tick."""
-    job = operations.rebalance(view, "")
+    (job,) = operations.rebalance(view, "")
     assert states(job, view)[-1] == "done"
 
 

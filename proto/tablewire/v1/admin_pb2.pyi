@@ -23,7 +23,7 @@ class Owner(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., leading: bool = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("cluster", "answered_by", "version", "leader", "leader_revision", "owners", "captures_by_state", "changefeeds_by_state")
+    __slots__ = ("cluster", "answered_by", "version", "leader", "leader_revision", "owners", "captures_by_state", "changefeeds_by_state", "braked")
     class CapturesByStateEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class GetStatusResponse(_message.Message):
     OWNERS_FIELD_NUMBER: _ClassVar[int]
     CAPTURES_BY_STATE_FIELD_NUMBER: _ClassVar[int]
     CHANGEFEEDS_BY_STATE_FIELD_NUMBER: _ClassVar[int]
+    BRAKED_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     answered_by: str
     version: str
@@ -54,7 +55,8 @@ class GetStatusResponse(_message.Message):
     owners: _containers.RepeatedCompositeFieldContainer[Owner]
     captures_by_state: _containers.ScalarMap[str, int]
     changefeeds_by_state: _containers.ScalarMap[str, int]
-    def __init__(self, cluster: _Optional[str] = ..., answered_by: _Optional[str] = ..., version: _Optional[str] = ..., leader: _Optional[_Union[Owner, _Mapping]] = ..., leader_revision: _Optional[int] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., captures_by_state: _Optional[_Mapping[str, int]] = ..., changefeeds_by_state: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    braked: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster: _Optional[str] = ..., answered_by: _Optional[str] = ..., version: _Optional[str] = ..., leader: _Optional[_Union[Owner, _Mapping]] = ..., leader_revision: _Optional[int] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., captures_by_state: _Optional[_Mapping[str, int]] = ..., changefeeds_by_state: _Optional[_Mapping[str, int]] = ..., braked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResignRequest(_message.Message):
     __slots__ = ()
@@ -71,7 +73,7 @@ class ListCapturesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Capture(_message.Message):
-    __slots__ = ("id", "address", "version", "state", "spans", "draining", "labels", "spans_by_changefeed")
+    __slots__ = ("id", "address", "version", "state", "spans", "draining", "labels", "spans_by_changefeed", "remaining", "reasons")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +88,13 @@ class Capture(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ReasonsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +103,8 @@ class Capture(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SPANS_BY_CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
     id: str
     address: str
     version: str
@@ -102,7 +113,9 @@ class Capture(_message.Message):
     draining: bool
     labels: _containers.ScalarMap[str, str]
     spans_by_changefeed: _containers.ScalarMap[str, int]
-    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., spans: _Optional[int] = ..., draining: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., spans_by_changefeed: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    remaining: int
+    reasons: _containers.ScalarMap[str, int]
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., spans: _Optional[int] = ..., draining: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., spans_by_changefeed: _Optional[_Mapping[str, int]] = ..., remaining: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ListCapturesResponse(_message.Message):
     __slots__ = ("captures",)
@@ -125,7 +138,7 @@ class GetDrainRequest(_message.Message):
     def __init__(self, capture: _Optional[str] = ...) -> None: ...
 
 class DrainCaptureResponse(_message.Message):
-    __slots__ = ("capture", "draining", "remaining", "reasons", "gone")
+    __slots__ = ("capture", "draining", "remaining", "reasons", "gone", "note")
     class ReasonsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -138,12 +151,14 @@ class DrainCaptureResponse(_message.Message):
     REMAINING_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     capture: str
     draining: bool
     remaining: int
     reasons: _containers.ScalarMap[str, int]
     gone: bool
-    def __init__(self, capture: _Optional[str] = ..., draining: bool = ..., remaining: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ..., gone: bool = ...) -> None: ...
+    note: str
+    def __init__(self, capture: _Optional[str] = ..., draining: bool = ..., remaining: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ..., gone: bool = ..., note: _Optional[str] = ...) -> None: ...
 
 class CreateChangefeedRequest(_message.Message):
     __slots__ = ("changefeed", "source_uri", "sink_uri", "tables", "skip_snapshot", "options", "dry_run", "target_ts")
@@ -385,6 +400,78 @@ class Job(_message.Message):
     state: str
     reason: str
     def __init__(self, changefeed: _Optional[str] = ..., kind: _Optional[str] = ..., target: _Optional[str] = ..., capture: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PlanMoveRequest(_message.Message):
+    __slots__ = ("changefeed", "table", "target")
+    CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    changefeed: str
+    table: str
+    target: str
+    def __init__(self, changefeed: _Optional[str] = ..., table: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class PlanDrainRequest(_message.Message):
+    __slots__ = ("capture",)
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    capture: str
+    def __init__(self, capture: _Optional[str] = ...) -> None: ...
+
+class PlanRebalanceRequest(_message.Message):
+    __slots__ = ("changefeed",)
+    CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    changefeed: str
+    def __init__(self, changefeed: _Optional[str] = ...) -> None: ...
+
+class PlannedMove(_message.Message):
+    __slots__ = ("changefeed", "table_id", "table", "start_key", "end_key", "source", "target", "weight", "reason")
+    CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_ID_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    START_KEY_FIELD_NUMBER: _ClassVar[int]
+    END_KEY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    changefeed: str
+    table_id: int
+    table: str
+    start_key: bytes
+    end_key: bytes
+    source: str
+    target: str
+    weight: float
+    reason: str
+    def __init__(self, changefeed: _Optional[str] = ..., table_id: _Optional[int] = ..., table: _Optional[str] = ..., start_key: _Optional[bytes] = ..., end_key: _Optional[bytes] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("changefeeds", "moves", "load_before", "load_after", "note")
+    class LoadBeforeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class LoadAfterEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    CHANGEFEEDS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_AFTER_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    changefeeds: _containers.RepeatedScalarFieldContainer[str]
+    moves: _containers.RepeatedCompositeFieldContainer[PlannedMove]
+    load_before: _containers.ScalarMap[str, float]
+    load_after: _containers.ScalarMap[str, float]
+    note: str
+    def __init__(self, changefeeds: _Optional[_Iterable[str]] = ..., moves: _Optional[_Iterable[_Union[PlannedMove, _Mapping]]] = ..., load_before: _Optional[_Mapping[str, float]] = ..., load_after: _Optional[_Mapping[str, float]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ListEventsRequest(_message.Message):
     __slots__ = ("limit", "after", "follow")

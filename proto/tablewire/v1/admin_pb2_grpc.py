@@ -109,6 +109,21 @@ class AdminStub(object):
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
                 response_deserializer=tablewire_dot_v1_dot_admin__pb2.Job.FromString,
                 _registered_method=True)
+        self.PlanMove = channel.unary_stream(
+                '/tablewire.v1.Admin/PlanMove',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.PlanMoveRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
+                _registered_method=True)
+        self.PlanDrain = channel.unary_stream(
+                '/tablewire.v1.Admin/PlanDrain',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.PlanDrainRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
+                _registered_method=True)
+        self.PlanRebalance = channel.unary_stream(
+                '/tablewire.v1.Admin/PlanRebalance',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.PlanRebalanceRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_stream(
                 '/tablewire.v1.Admin/ListEvents',
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
@@ -206,13 +221,33 @@ class AdminServicer(object):
 
     def MoveTable(self, request, context):
         """One message at each change of the job's state or reason, the first at once; ends with the state that was waited for,
-        or at wait_ms with the state as it is then (the job goes on).
+        or at wait_ms with the state as it is then (the job goes on). A rebalance is one job for each changefeed that runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rebalance(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanMove(self, request, context):
+        """What the same would do now; nothing is changed. Chunks of moves; the first one holds all the rest, and comes even if there
+        are no moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanDrain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRebalance(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -302,6 +337,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Rebalance,
                     request_deserializer=tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.FromString,
                     response_serializer=tablewire_dot_v1_dot_admin__pb2.Job.SerializeToString,
+            ),
+            'PlanMove': grpc.unary_stream_rpc_method_handler(
+                    servicer.PlanMove,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.PlanMoveRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.Plan.SerializeToString,
+            ),
+            'PlanDrain': grpc.unary_stream_rpc_method_handler(
+                    servicer.PlanDrain,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.PlanDrainRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.Plan.SerializeToString,
+            ),
+            'PlanRebalance': grpc.unary_stream_rpc_method_handler(
+                    servicer.PlanRebalance,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.PlanRebalanceRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.Plan.SerializeToString,
             ),
             'ListEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.ListEvents,
@@ -714,6 +764,87 @@ class Admin(object):
             '/tablewire.v1.Admin/Rebalance',
             tablewire_dot_v1_dot_admin__pb2.RebalanceRequest.SerializeToString,
             tablewire_dot_v1_dot_admin__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tablewire.v1.Admin/PlanMove',
+            tablewire_dot_v1_dot_admin__pb2.PlanMoveRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tablewire.v1.Admin/PlanDrain',
+            tablewire_dot_v1_dot_admin__pb2.PlanDrainRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tablewire.v1.Admin/PlanRebalance',
+            tablewire_dot_v1_dot_admin__pb2.PlanRebalanceRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.Plan.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,240 @@
+"""Dry runs: the moves, the loads before and after, and nothing changed. And drains, which say what is left and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from owner import cluster_operations, operations, planning
+from owner.answers import Plan, RefusedError, UnknownTableError
+from owner.jobs import follow
+from owner.scheduler import SchedulerAndInfo, SchedulerConfig
+from tablewire.errors import UnknownCaptureError, UnknownChangefeedError
+from tablewire.registry import ChangefeedState
+from tablewire.types import ChangefeedID
+from tests.owner.admin_world import FEED, AdminView, feed
+from tests.owner.world import CHANGEFEED, World
+
+OTHER = ChangefeedID("default", "other")
+
+
+class TwoFeeds(AdminView):
+    """A second changefeed beside the first, each with six tables, all on capture a; b has just joined."""
+
+    def __init__(self) -> None:
+        super().__init__(World(captures=("a",), tables=range(1, 7)))
+        self.second = World(captures=("a",), tables=range(1, 7))
+        self.store.create(feed("other"))
+        for world in (self.world, self.second):
+            world.settle()
+            world.join("b")
+            world.run(5)
+
+    def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
+        if changefeed == OTHER and self.store.infos[OTHER].state.runs:
+            return self.second.scheduler
+        return super().scheduler(changefeed)
+
+
+@pytest.fixture
+def view() -> AdminView:
+    """Three tables on three captures, then d joins: nothing to even out yet."""
+    view = AdminView()
+    view.world.settle()
+    return view
+
+
+@pytest.fixture
+def uneven() -> AdminView:
+    """Nine tables on capture a, and b and c have none."""
+    view = AdminView(World(captures=("a",), tables=range(1, 10)))
+    view.world.settle()
+    view.world.join("b")
+    view.world.join("c")
+    view.world.run(5)
+    return view
+
+
+def targets(plan: Plan) -> Counter[str]:
+    return Counter(move.target for move in plan.moves)
+
+
+def places(view: AdminView) -> dict[int, str]:
+    return {table: view.world.primary(table) for table in view.world.tables}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rebalance
+
+
+def test_a_plan_names_each_move_and_the_loads_and_changes_nothing(uneven: AdminView) -> None:
+    """By name, with source, target, weight and reason; a rebalance then does just that."""
+    before = places(uneven)
+    plan = planning.plan_rebalance(uneven, "")
+    assert plan.changefeeds == [FEED]
+    assert (plan.load_before, plan.load_after) == ({"a": 9, "b": 0, "c": 0}, {"a": 3, "b": 3, "c": 3})
+    assert targets(plan) == {"b": 3, "c": 3}
+    assert {move.source for move in plan.moves} == {"a"}
+    first = plan.moves[0]
+    assert (first.changefeed, first.table, first.weight) == (FEED, f"public.t{first.table_id}", 1.0)
+    assert "carries more than" in first.reason
+    uneven.world.run(5)
+    assert places(uneven) == before
+    assert not uneven.world.scheduler.queries()
+    (job,) = operations.rebalance(uneven, "")
+    rows = list(job.follow(until_done=True, timeout_s=30, is_wanted=lambda: bool(uneven.world.step())))
+    assert rows[-1].state == "done"
+    assert Counter(places(uneven).values()) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_plan_without_moves_says_why(view: AdminView) -> None:
+    """Near enough is good enough, and one capture alone has nobody to share with."""
+    plan = planning.plan_rebalance(view, "")
+    assert not plan.moves
+    assert "up to 5 % from the mean" in plan.note
+    alone = AdminView(World(captures=("a",), tables=(1, 2)))
+    alone.world.settle()
+    assert "1 of the captures may be given work" in planning.plan_rebalance(alone, "").note
+
+
+def test_scenario_26_a_rebalance_is_about_all_changefeeds() -> None:
+    """The plan evens out the sum, and does not let each changefeed move half of the same difference."""
+    view = TwoFeeds()
+    plan = planning.plan_rebalance(view, "")
+    assert plan.changefeeds == [str(OTHER), FEED]
+    assert (plan.load_before, plan.load_after) == ({"a": 12, "b": 0}, {"a": 6, "b": 6})
+    assert len(plan.moves) == 6
+    jobs = operations.rebalance(view, "")
+    assert [job.row().changefeed for job in jobs] == [str(OTHER), FEED]
+    only = planning.plan_rebalance(view, "other")
+    assert (only.changefeeds, {move.changefeed for move in only.moves}) == ([str(OTHER)], {str(OTHER)})
+
+
+def test_several_jobs_are_followed_together() -> None:
+    """Until the last one has ended."""
+    view = TwoFeeds()
+
+    def step() -> bool:
+        return bool(view.world.step()) and bool(view.second.step())
+
+    rows = list(follow(operations.rebalance(view, ""), until_done=True, timeout_s=30, is_wanted=step))
+    assert {row.changefeed: row.state for row in rows} == {FEED: "done", str(OTHER): "done"}
+
+
+def test_one_that_does_not_run_is_left_out_and_none_at_all_is_refused() -> None:
+    """What was asked for is what is listed."""
+    view = TwoFeeds()
+    view.store.pause(OTHER)
+    assert planning.plan_rebalance(view, "").changefeeds == [FEED]
+    with pytest.raises(RefusedError, match="default/other is stopped"):
+        planning.plan_rebalance(view, "other")
+    view.store.pause(CHANGEFEED)
+    with pytest.raises(RefusedError, match="none of the 2 changefeeds runs"):
+        operations.rebalance(view, "")
+    view.store.infos.clear()
+    with pytest.raises(UnknownChangefeedError):
+        planning.plan_rebalance(view, "")
+
+
+def test_while_a_new_owner_listens_nothing_can_be_planned(view: AdminView) -> None:
+    """Rather than a plan from half of the truth."""
+    view.world.elect()
+    with pytest.raises(RefusedError, match="default/test cannot be planned for yet"):
+        planning.plan_rebalance(view, "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drains and moves
+
+
+def test_a_drain_is_planned_over_all_changefeeds() -> None:
+    """Everything of the capture has a place to go, and it ends empty."""
+    plan = planning.plan_drain(TwoFeeds(), "a")
+    assert (plan.load_after, len(plan.moves), plan.note) == ({"a": 0, "b": 12}, 12, "")
+    assert {move.source for move in plan.moves} == {"a"}
+
+
+def test_a_drain_that_could_not_move_anything_is_planned_as_such() -> None:
+    """It says what is missing."""
+    alone = AdminView(World(captures=("a",), tables=(1, 2)))
+    alone.world.settle()
+    plan = planning.plan_drain(alone, "a")
+    assert (plan.moves, plan.load_before) == ([], plan.load_after)
+    assert "no other capture is ready" in plan.note
+    with pytest.raises(UnknownCaptureError):
+        planning.plan_drain(alone, "z")
+
+
+def test_a_move_is_planned_or_refused_as_the_scheduler_would(view: AdminView) -> None:
+    """The same reasons."""
+    source = view.world.primary(1)
+    target, third = (capture for capture in "abc" if capture != source)
+    plan = planning.plan_move(view, "", "public.t1", target)
+    (move,) = plan.moves
+    assert (move.source, move.target, move.reason) == (source, target, "asked for")
+    assert (plan.load_before[target], plan.load_after[target]) == (1, 2)
+    with pytest.raises(RefusedError, match=f"capture {source} is already the primary"):
+        planning.plan_move(view, "", "1", source)
+    with pytest.raises(UnknownTableError):
+        planning.plan_move(view, "", "77", target)
+    cluster_operations.drain(view, third)
+    view.world.run(2)
+    with pytest.raises(RefusedError, match=f"target capture {third} is being drained"):
+        planning.plan_move(view, "", "1", third)
+    view.world.paused.add(target)
+    view.world.run(40)
+    with pytest.raises(RefusedError, match=f"target capture {target} is silent"):
+        planning.plan_move(view, "", "1", target)
+
+
+def test_a_drain_with_nowhere_to_go_is_accepted_and_says_so() -> None:
+    """It stands, and goes on by itself when a capture joins."""
+    view = AdminView(World(captures=("a",), tables=(1, 2)))
+    view.world.settle()
+    assert cluster_operations.drain(view, "a").draining
+    view.world.run(3)
+    progress = cluster_operations.drain_progress(view, "a")
+    assert (progress.remaining, progress.reasons) == (2, {"no_capture": 2})
+    assert "start a processor, or cancel the drain" in progress.note
+    (row,) = cluster_operations.list_captures(view)
+    assert (row.draining, row.remaining, row.reasons) == (True, 2, {"no_capture": 2})
+    view.world.join("b")
+    view.world.until(lambda: cluster_operations.drain_progress(view, "a").remaining == 0, what="drained")
+    assert cluster_operations.drain_progress(view, "a").note == ""
+
+
+def test_what_waits_for_the_limit_of_moves_is_told_apart(uneven: AdminView) -> None:
+    """From what is being prepared."""
+    uneven.world.config = SchedulerConfig(max_task_concurrency=2)
+    uneven.world.elect()
+    uneven.world.settle()
+    for capture in "bc":
+        uneven.world.executors[capture].hang("prepare")
+    cluster_operations.drain(uneven, "a")
+    uneven.world.run(5)
+    progress = cluster_operations.drain_progress(uneven, "a")
+    assert (progress.remaining, progress.reasons, progress.note) == (9, {"preparing": 2, "concurrency": 7}, "")
+
+
+def test_scenario_23_a_changefeed_that_is_not_scheduled_yet_keeps_a_drain_from_being_done(view: AdminView) -> None:
+    """Its tables run on the captures, while the new leader does not know them yet: safe to stop would be a lie."""
+    view.store.create(feed("other", start_ts=100))
+    cluster_operations.drain(view, "a")
+    view.world.until(lambda: view.world.scheduler.drain_capture("a") == 0, what="drained")
+    progress = cluster_operations.drain_progress(view, "a")
+    assert (progress.remaining, progress.reasons) == (1, {"bootstrap": 1})
+    assert "default/other is not scheduled yet" in progress.note
+    view.store.infos[OTHER] = feed("other", start_ts=100, state=ChangefeedState.STOPPED)
+    assert cluster_operations.drain_progress(view, "a").remaining == 0
+
+
+def test_status_names_changefeeds_under_the_brake() -> None:
+    """As long as it holds."""
+    view = AdminView(World(captures="abcd", tables=range(1, 9)))
+    view.world.settle()
+    assert cluster_operations.cluster_status(view).braked == []
+    for capture in "abc":
+        view.world.die(capture)
+    view.world.run(2)
+    assert cluster_operations.cluster_status(view).braked == [FEED]

@@ -55,7 +55,7 @@ class CatchUpStream(ChangeStream):
         try:
             super()._run()
         finally:
-            for table in self._inboxes.values():
+            for table in list(self._inboxes.values()):
                 if not table.queue.is_caught_up:
                     table.queue.close_gap()
             self._ended(self, self._slow)
@@ -115,5 +115,6 @@ class CatchUpStream(ChangeStream):
 
 
 def _is_done(queue: TableQueue) -> bool:
-    """A writer has to reach the shared stream's part first: until then it may drop its oldest changes."""
-    return queue.is_joined or (not queue.is_writing and (queue.is_caught_up or not queue.is_covered))
+    """A writer has to reach the shared stream's part first: until then it may drop its oldest changes. A queue that is not
+    covered has given its gap up, and takes nothing more from this stream."""
+    return queue.is_joined or not queue.is_covered or (not queue.is_writing and queue.is_caught_up)

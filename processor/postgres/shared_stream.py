@@ -75,10 +75,12 @@ class SharedStream(ChangeStream):
             key = table_key(table.table_id)
             if is_attach:
                 self._inboxes[key] = table
+                self._delivered.pop(key, None)  # an earlier queue of this table got it, this one did not
                 table.queue.attach_live(self.position)
                 table.notify()
             elif self._inboxes.get(key) is table:
                 del self._inboxes[key]
+                self._delivered.pop(key, None)
         return True
 
     def _broke(self) -> None:
@@ -102,7 +104,7 @@ class SharedStream(ChangeStream):
                 queue.drop_live(parts[-1].end_ts)
                 break
             if self._budget.is_exhausted:
-                self._reclaim()
+                self._reclaim(parts[-1])
             queue.wait_for_space(SPACE_WAIT_S)
             self._stay_alive()
         else:
@@ -116,13 +118,15 @@ class SharedStream(ChangeStream):
         mark = table.queue.held_bytes // BUSY_SHARE
         return bool(others) and not any(queue.is_writing and queue.held_bytes >= mark for queue in others)
 
-    def _reclaim(self) -> None:
-        """Queues together hold too much: the largest one that nobody takes from is emptied."""
-        idle = [table.queue for table in self._inboxes.values() if not (table.queue.is_writing and table.queue.is_covered)]
-        largest = max(idle, key=lambda queue: queue.held_bytes, default=None)
-        if largest is not None and largest.held_bytes:
-            largest.close_gap()
-            largest.drop_live(self.position)
+    def _reclaim(self, delivering: Part) -> None:
+        """Queues together hold too much: the largest one that nobody takes from is emptied. The transaction that is being
+        delivered counts as given: it may be in that queue already, and `position` passes it when the delivery ends."""
+        idle = [table for table in self._inboxes.values() if not (table.queue.is_writing and table.queue.is_covered)]
+        largest = max(idle, key=lambda table: table.queue.held_bytes, default=None)
+        if largest is not None and largest.queue.held_bytes:
+            largest.queue.close_gap()
+            largest.queue.drop_live(delivering.end_ts)
+            self._delivered[table_key(largest.table_id)] = delivering.transaction.commit_ts
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
         if self._held(key) <= self._queue_max_bytes and not self._budget.is_exhausted:

@@ -111,6 +111,9 @@ class ChangeStream(ABC):
         self._parts: dict[bytes, list[Part]] = {}
         self._skipped: set[bytes] = set()
         self._handed_on: set[bytes] = set()
+        self._delivered: dict[bytes, Ts] = {}
+        """commit_ts of the last whole transaction that each table got. A connection may be lost between two tables of one
+        transaction; it is then given again from its beginning, and the first table must not get it twice."""
         self._open_bytes = 0
         self._spill_at = SPILL_BYTES
         self._confirmed_at = 0.0
@@ -305,12 +308,13 @@ class ChangeStream(ABC):
             self._parts[key] = [self._part(key, [])]  # nothing followed the last piece: this one says that it is complete
         for key, parts in self._parts.items():
             table = self._inboxes.get(key)
-            if table is None:
+            if table is None or self._delivered.get(key, -1) >= self._transaction.commit_ts:
                 continue
             for part in parts:
                 part.end_ts = end_ts
             parts[-1].is_last = True
             self._deliver(table, parts, sum(part.size for part in parts))
+            self._delivered[key] = self._transaction.commit_ts
         for key in self._skipped:
             if key in self._inboxes:
                 self._skip_at_commit(self._inboxes[key], end_ts)

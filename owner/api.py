@@ -33,6 +33,7 @@ from owner.answers import (
     TableFilter,
     TableRow,
     UnknownTableError,
+    UpdateRequest,
 )
 from owner.changefeeds import ChangefeedRefusedError
 from owner.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
@@ -161,6 +162,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             skip_snapshot=request.skip_snapshot,
             options=dict(request.options),
             dry_run=request.dry_run,
+            target_ts=request.target_ts,
         )
         with _errors(context), self._waiting(context):
             return _changefeed(operations.create_changefeed(self._view, wanted))
@@ -180,6 +182,11 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     def ResumeChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
             return _changefeed(operations.resume_changefeed(self._view, request.changefeed))
+
+    def UpdateChangefeed(self, request: pb.UpdateChangefeedRequest, context: Any) -> pb.Changefeed:
+        wanted = UpdateRequest(request.changefeed, tuple(request.tables), dict(request.options), tuple(request.unset_options))
+        with _errors(context), self._waiting(context):
+            return _changefeed(operations.update_changefeed(self._view, wanted))
 
     def RemoveChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.RemoveChangefeedResponse:
         with _errors(context):

@@ -142,6 +142,13 @@ def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revis
     return msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch)
 
 
+def replaced(info: ChangefeedInfo, checked: ChangefeedInfo, tables: Sequence[str], options: Mapping[str, str]) -> ChangefeedInfo:
+    """The record with another filter and options. ConflictError when it is not the one that was checked before. Pure."""
+    if info != checked or info.state is not ChangefeedState.STOPPED:
+        raise ConflictError(f"changefeed {info.changefeed} was changed meanwhile; nothing was changed: try again")
+    return msgspec.structs.replace(info, tables=list(tables), options=dict(options))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The registry
 
@@ -196,6 +203,16 @@ class EtcdChangefeeds:
 
     def resume(self, changefeed: ChangefeedID) -> None:
         self.apply(changefeed, ChangefeedEvent.RESUME)
+
+    def update(
+        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+    ) -> None:
+        """Stores another filter and options of a stopped one, if its record is still the one that was checked."""
+
+        def change(info: ChangefeedInfo, _revision: int) -> ChangefeedInfo:
+            return replaced(info, checked, tables, options)
+
+        self._change(changefeed, change)
 
     def remove(self, changefeed: ChangefeedID) -> None:
         """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""

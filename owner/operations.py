@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from owner import tables_view
 from owner.answers import (
     AlreadyExistsError,
@@ -21,6 +23,7 @@ from owner.answers import (
     RefusedError,
     TableFilter,
     TableRow,
+    UpdateRequest,
 )
 from owner.jobs import Job, jobs_under_way
 from owner.lookups import check_capture, current_state, names_text, running, software_version, table_id_of, table_names
@@ -29,7 +32,8 @@ from owner.view import ChangefeedRegistry, ChangefeedRuntime, OwnerView
 from tablewire.errors import OperatingError, UnknownChangefeedError
 from tablewire.etcd_keys import check_name
 from tablewire.registry import ChangefeedInfo, ChangefeedState, now, redact_uri
-from tablewire.types import CaptureID, ChangefeedID, Watermark
+from tablewire.source import CheckFailure
+from tablewire.types import TS_MAX, CaptureID, ChangefeedID, Watermark
 
 if TYPE_CHECKING:
     from owner.scheduler import SchedulerAndInfo
@@ -115,6 +119,7 @@ def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
         created_at=now(),
         initial_snapshot=not request.skip_snapshot,
         options=dict(request.options),
+        target_ts=request.target_ts,
     )
     _check_source(view, info)
     if not request.dry_run:
@@ -129,6 +134,25 @@ def pause_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
 
 def resume_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
     return _change(view, text, lambda registry, changefeed: registry.resume(changefeed))
+
+
+def update_changefeed(view: OwnerView, request: UpdateRequest) -> ChangefeedRow:
+    """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
+    if not (request.tables or request.options or request.unset_options):
+        raise InvalidRequestError("nothing to change: give tables or options")
+    info = find_changefeed(view, request.changefeed)
+    if info.state is not ChangefeedState.STOPPED:
+        state = current_state(view, info)
+        raise RefusedError(f"changefeed {info.changefeed} is {state}: only a paused one can be changed; nothing was changed")
+    if unknown := sorted(set(request.unset_options) - info.options.keys()):
+        raise InvalidRequestError(f"option {unknown[0]!r} is not set; {names_text('there', sorted(info.options))}")
+    _check_patterns(request.tables or info.tables, len(info.options) + len(request.options))
+    kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
+    tables, options = list(request.tables or info.tables), {**kept, **request.options}
+    _check_source(view, msgspec.structs.replace(info, tables=tables, options=options))
+    view.registry().update(info.changefeed, info, tables=tables, options=options)
+    view.poke()
+    return _changefeed_row(view, view.registry().get(info.changefeed))
 
 
 def remove_changefeed(view: OwnerView, text: str) -> str:
@@ -154,11 +178,17 @@ def _check_request(request: CreateRequest) -> None:
             raise InvalidRequestError(f"the {what} {redact_uri(uri)!r} is not a URI (scheme://...)")
         if len(uri) > URI_LENGTH_MAX:
             raise InvalidRequestError(f"the {what} URI is longer than {URI_LENGTH_MAX} characters")
+    if not 0 <= request.target_ts <= TS_MAX:
+        raise InvalidRequestError(f"the target {request.target_ts} is not a Ts")
     if not request.tables:
         raise InvalidRequestError("no tables: give at least one pattern, such as 'public.*'")
-    if len(request.tables) > PATTERNS_MAX or len(request.options) > OPTIONS_MAX:
+    _check_patterns(request.tables, len(request.options))
+
+
+def _check_patterns(tables: Sequence[str], options: int) -> None:
+    if len(tables) > PATTERNS_MAX or options > OPTIONS_MAX:
         raise InvalidRequestError(f"at most {PATTERNS_MAX} table patterns and {OPTIONS_MAX} options")
-    for pattern in request.tables:
+    for pattern in tables:
         if not pattern.strip() or pattern != pattern.strip():
             raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
 
@@ -166,7 +196,9 @@ def _check_request(request: CreateRequest) -> None:
 def _check_source(view: OwnerView, info: ChangefeedInfo) -> None:
     source = view.new_source(source_request(info))
     try:
-        failures = source.check()
+        failures = list(source.check())
+        if info.target_ts and not info.start_ts and not failures and (source_ts := source.current_ts()) > info.target_ts:
+            failures.append(CheckFailure("target_ts", f"the source is at {source_ts}, past the target {info.target_ts} already"))
     finally:
         source.close()
     if failures:

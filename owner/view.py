@@ -55,6 +55,13 @@ class ChangefeedRegistry(Protocol):
 
     def resume(self, changefeed: ChangefeedID) -> None: ...
 
+    def update(
+        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+    ) -> None:
+        """Stores another filter and options of a stopped one. checked: the record that was looked at before; ConflictError when
+        it is not the one that stands there any more."""
+        ...
+
     def remove(self, changefeed: ChangefeedID) -> None:
         """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""
         ...

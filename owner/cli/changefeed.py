@@ -1,7 +1,8 @@
-"""owner changefeed create | list | query | pause | resume | remove"""
+"""owner changefeed create | list | query | pause | resume | update | remove"""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from owner.cli import shapes
 from owner.cli.client import CallError
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
+from tablewire.types import TS_MAX
 from tablewire.v1 import admin_pb2 as pb
 
 CHECKS_TIMEOUT_S = 60.0
@@ -38,6 +40,26 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence
             raise click.BadParameter(f"{name!r} is given twice", param=parameter)
         pairs[name.strip()] = value
     return pairs
+
+
+def _patterns(given: Sequence[str]) -> list[str]:
+    return [pattern.strip() for text in given for pattern in text.split(",") if pattern.strip()]
+
+
+def _merged(source_options: Mapping[str, str], sink_options: Mapping[str, str]) -> dict[str, str]:
+    if twice := sorted(source_options.keys() & sink_options.keys()):
+        raise click.UsageError(f"{twice[0]!r} is given both as --source-option and as --sink-option")
+    return {**source_options, **sink_options}
+
+
+def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """A whole number, or a PostgreSQL LSN: two hexadecimal numbers, the higher one first. 0 when it is not given."""
+    text = (value or "0").strip()
+    if match := re.fullmatch(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", text):
+        return int(match.group(1), 16) << 32 | int(match.group(2), 16)
+    if re.fullmatch(r"[0-9]{1,20}", text) and int(text) <= TS_MAX:
+        return int(text)
+    raise click.BadParameter(f"{text!r} is neither a number nor an LSN such as 0/16B3748", param=parameter)
 
 
 @changefeed_group.command("create")
@@ -75,6 +97,12 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence
     metavar="NAME=VALUE",
     help="The same, where it reads better: both are one set of names.",
 )
+@click.option(
+    "--target-ts",
+    callback=_ts,
+    metavar="TS",
+    help="Stop exactly there (the state is then finished): a number, or an LSN such as 0/16B3748.",
+)
 @click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
 def create(
     session: Session,
@@ -85,19 +113,19 @@ def create(
     no_snapshot: bool,
     source_options: Mapping[str, str],
     sink_options: Mapping[str, str],
+    target_ts: int,
     dry_run: bool,
 ) -> None:
     """Check everything, and start to replicate. Nothing is stored unless all checks hold; every failed one is named."""
-    if twice := sorted(source_options.keys() & sink_options.keys()):
-        raise click.UsageError(f"{twice[0]!r} is given both as --source-option and as --sink-option")
     request = pb.CreateChangefeedRequest(
         changefeed=changefeed,
         source_uri=source,
         sink_uri=sink,
-        tables=[pattern.strip() for given in tables for pattern in given.split(",") if pattern.strip()],
+        tables=_patterns(tables),
         skip_snapshot=no_snapshot,
-        options={**source_options, **sink_options},
+        options=_merged(source_options, sink_options),
         dry_run=dry_run,
+        target_ts=target_ts,
     )
     answer = session.ask("CreateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
     if session.output.is_json:
@@ -162,6 +190,40 @@ def resume(session: Session, changefeed: str) -> None:
     _answer(session, session.ask("ResumeChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
 
 
+@changefeed_group.command("update")
+@remote
+@click.argument("changefeed", metavar="ID")
+@click.option("--tables", multiple=True, metavar="PATTERN", help="The new filter, as with `create`; it replaces the old one.")
+@click.option("--source-option", "source_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A new value.")
+@click.option("--sink-option", "sink_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="The same.")
+@click.option("--unset-option", "unset_options", multiple=True, metavar="NAME", help="Back to the default.")
+def update(
+    session: Session,
+    changefeed: str,
+    tables: Sequence[str],
+    source_options: Mapping[str, str],
+    sink_options: Mapping[str, str],
+    unset_options: Sequence[str],
+) -> None:
+    """Change a paused changefeed; it holds from `resume` on. All checks are run first, and nothing changes unless all hold.
+
+    Source and sink stay what they are: their data and positions belong together. For others, create another changefeed.
+    """
+    request = pb.UpdateChangefeedRequest(
+        changefeed=changefeed,
+        tables=_patterns(tables),
+        options=_merged(source_options, sink_options),
+        unset_options=unset_options,
+    )
+    if not (request.tables or request.options or request.unset_options):
+        raise click.UsageError("nothing to change: give --tables, --source-option, --sink-option or --unset-option")
+    answer = session.ask("UpdateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
+    if session.output.is_json:
+        session.output.json(shapes.CHANGEFEED.of(answer))
+    else:
+        session.output.line(f"changefeed {answer.changefeed} is changed; `owner changefeed resume` starts it")
+
+
 @changefeed_group.command("remove")
 @remote
 @click.argument("changefeed", metavar="ID")
@@ -212,6 +274,7 @@ def _show(output: Output, row: pb.Changefeed) -> None:
             ("source", row.source_uri),
             ("sink", row.sink_uri),
             ("tables", " ".join(row.tables)),
+            ("target", row.target_ts or None),
             ("checkpoint", row.checkpoint_ts or None),
             ("resolved", row.resolved_ts or None),
             ("lag", row.lag if row.HasField("lag") else None),

@@ -73,7 +73,8 @@ numbers: read them with a parser that keeps whole numbers whole.
 | `capture list` | `captures`: list of capture |
 | `capture drain` | drain |
 | `changefeed list` | `changefeeds`: list of changefeed |
-| `changefeed create`, `query`, `pause`, `resume` | changefeed |
+| `changefeed create`, `query`, `pause`, `resume`, `update` | changefeed |
+| `changefeed statistics` | fields of changefeed, and `tables`: fields of table, the busiest first, each with `lag`: int or null |
 | `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (only `--wait` waits for it) |
 | `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |
 | `table move` | job |

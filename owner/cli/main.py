@@ -11,6 +11,7 @@ from owner.cli.cluster import capture_group, resign, status, version
 from owner.cli.events import events
 from owner.cli.options import shared_options
 from owner.cli.service import config_group, serve
+from owner.cli.statistics import statistics
 from owner.cli.table import rebalance, table_group
 
 PROGRAM = "owner"
@@ -29,6 +30,7 @@ def cli(**_options: Any) -> None:
     """
 
 
+changefeed_group.add_command(statistics)
 for command in (
     serve,
     status,

@@ -15,7 +15,7 @@ import msgspec
 
 from owner.answers import CreateRequest
 from owner.api import new_admin_server
-from owner.changefeeds import ChangefeedEvent, step
+from owner.changefeeds import ChangefeedEvent, replaced, step
 from owner.election import Leadership
 from owner.history import Event
 from owner.scheduler import SchedulerAndInfo
@@ -74,6 +74,11 @@ class MemoryRegistry:
     def resume(self, changefeed: ChangefeedID) -> None:
         self._apply(changefeed, ChangefeedEvent.RESUME)
 
+    def update(
+        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+    ) -> None:
+        self.infos[changefeed] = replaced(self.get(changefeed), checked, tables, options)
+
     def remove(self, changefeed: ChangefeedID) -> None:
         self._apply(changefeed, ChangefeedEvent.REMOVE)
 
@@ -111,6 +116,9 @@ class CheckedSource:
 
     def check(self) -> Sequence[CheckFailure]:
         return self._failures
+
+    def current_ts(self) -> int:
+        return 1_000
 
     def close(self) -> None:
         self.closed = True

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from deploy.local.process import wait_until
 from owner.cli.docs import command_paths
 from owner.cli.main import cli
 from tablewire.registry import LeaderRecord
 from tablewire.source import CheckFailure
-from tablewire.types import Span
+from tablewire.types import Span, Stats
 from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
 from tests.owner.world import World
 
@@ -498,3 +499,74 @@ def test_events_of_an_owner_that_does_not_lead_are_the_leaders(owner: Owner, vie
     other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
     with serving(other) as address:
         assert answer(owner("--endpoint", address, "events", "-o", "json"))["events"][0]["kind"] == "owner_leads"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics, updates, targets
+
+
+def test_statistics_name_the_busiest_table_first_and_sum_up(view: AdminView, owner: Owner) -> None:
+    """Nothing is made up where executors tell nothing; the lag is known all the same."""
+    quiet = answer(owner("changefeed", "statistics", "-o", "json"))
+    assert (quiet["rows_per_s"], quiet["tables"][0]["rows_per_s"], quiet["spans"]) == (None, None, 3)
+    for table, rows_per_s in ((1, 5.0), (2, 20.0), (3, 0.0)):
+        executor = view.world.executors[view.world.primary(table)]
+        executor.set_stats(Span(table), Stats(rows_per_s=rows_per_s, bytes_per_s=rows_per_s * 1024))
+    wait_until("rates are told", lambda: answer(owner("changefeed", "query", "-o", "json"))["rows_per_s"] == 25.0, 20.0)
+    told = answer(owner("changefeed", "statistics", "-o", "json"))
+    assert [(row["table"], row["rows_per_s"]) for row in told["tables"]] == [
+        ("public.t2", 20.0),
+        ("public.t1", 5.0),
+        ("public.t3", 0.0),
+    ]
+    assert (told["bytes_per_s"], told["tables"][0]["bytes_per_s"]) == (25.0 * 1024, 20.0 * 1024)
+    assert all(row["lag"] >= 50 for row in told["tables"])
+    shown = owner("changefeed", "statistics", "--limit", "1").stdout
+    assert "25.0 KiB" in shown
+    assert "public.t2" in shown
+    assert "public.t1" not in shown
+
+
+def test_a_running_changefeed_is_not_changed(owner: Owner) -> None:
+    """The reason is named."""
+    text = failure(owner("changefeed", "update", "test", "--tables", "public.x"))
+    assert text == "Error: changefeed default/test is normal: only a paused one can be changed; nothing was changed\n"
+
+
+def test_a_paused_changefeed_gets_another_filter_and_options(
+    owner: Owner, view: AdminView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks are run with what is to be stored; a failed one changes nothing."""
+    monkeypatch.setenv("SINK_PASSWORD", "pw")
+    view.store.infos[paused().changefeed] = paused()
+    changed = answer(
+        owner("changefeed", "update", "other", "--tables", "public.a,public.b", "--sink-option", "x=1", "-o", "json")
+    )
+    assert (changed["tables"], changed["options"], changed["state"]) == (["public.a", "public.b"], {"x": "1"}, "stopped")
+    assert (list(view.requests[-1].tables), dict(view.requests[-1].options)) == (["public.a", "public.b"], {"x": "1"})
+    view.failures.append(CheckFailure("tables", "the filter matches nothing"))
+    assert "the filter matches nothing" in failure(owner("changefeed", "update", "other", "--tables", "nope.*"))
+    view.failures.clear()
+    assert answer(owner("changefeed", "query", "other", "-o", "json"))["tables"] == ["public.a", "public.b"]
+    assert answer(owner("changefeed", "update", "other", "--unset-option", "x", "-o", "json"))["options"] == {}
+    assert "option 'x' is not set" in failure(owner("changefeed", "update", "other", "--unset-option", "x"))
+    assert "nothing to change" in failure(owner("changefeed", "update", "other"), 2)
+
+
+@pytest.mark.parametrize(("text", "ts"), [("0/16B3748", 0x16B3748), ("1/2", (1 << 32) + 2), ("23804744", 23804744)])
+def test_a_target_is_an_lsn_or_a_number(owner: Owner, view: AdminView, text: str, ts: int) -> None:
+    """And is stored with the changefeed."""
+    assert answer(owner(*CREATE, "--target-ts", text, "-o", "json"))["target_ts"] == ts
+
+
+@pytest.mark.parametrize("text", ["0/", "x", "-1", "1/2/3", "18446744073709551616"])
+def test_a_target_that_cannot_be_one_is_wrong_usage(owner: Owner, text: str) -> None:
+    """Before anybody is asked."""
+    assert "neither a number nor an LSN" in failure(owner(*CREATE, "--target-ts", text), 2)
+
+
+def test_a_target_that_has_passed_is_refused(owner: Owner, view: AdminView) -> None:
+    """By name and with where the source is; nothing is stored."""
+    text = failure(owner(*CREATE, "--target-ts", "999"))
+    assert "target_ts: the source is at 1000, past the target 999 already" in text
+    assert len(view.store.infos) == 1

@@ -14,8 +14,10 @@ from pathlib import Path
 import click
 import pytest
 
+from owner import diagram
 from owner.cli.main import cli as owner_cli
 from owner.config import OwnerConfig
+from owner.core.transitions import cells, impossible, rule_for
 from processor.__main__ import cli as processor_cli
 from processor.config import ProcessorConfig
 from tablewire.runtime.config import Section, describe
@@ -112,6 +114,18 @@ def test_command_lines_exist(words: list[str]) -> None:
     with click.Context(command) as context:
         known = {option for parameter in command.get_params(context) for option in parameter.opts}
     assert not [word for word in rest if word.startswith("-") and word not in known]
+
+
+def test_the_rules_are_drawn_as_they_are() -> None:
+    """docs/transitions.md is what the table of rules says, and its diagram shows each change of state that a report can cause."""
+    page = (ROOT / "docs/transitions.md").read_text()
+    assert page == diagram.render(), "run `python -m owner.diagram --write docs/transitions.md`"
+    (drawn,) = blocks(ROOT / "docs/transitions.md", "mermaid")
+    shown = {(source.lower(), target.lower()) for source, target in re.findall(r"(\w+) --> (\w+) : \w.* reports", drawn)}
+    deciding = [
+        (cell.state, rule.then.state) for cell in cells() if not impossible(cell) and (rule := rule_for(cell)) is not None
+    ]
+    assert {(before, after) for before, after in deciding if after not in (None, before)} <= shown
 
 
 def test_every_verb_is_in_help() -> None:

@@ -19,6 +19,7 @@ from tablewire.types import Ts
 
 GROUP_PATIENCE_S = 0.5
 SPACE_WAIT_S = 0.02
+TELL_INTERVAL_S = 0.01
 
 
 class CatchUpStream(ChangeStream):
@@ -41,6 +42,8 @@ class CatchUpStream(ChangeStream):
         self._queue_max_bytes = queue_max_bytes
         self._ended = ended
         self._slow: list[StreamTable] = []
+        self._told_at = 0.0
+        self._told_ts: Ts = 0
         self.position = max(min(table.queue.cursor for table in tables), created_ts)
         for table in tables:
             self._inboxes[table_key(table.table_id)] = table
@@ -64,6 +67,7 @@ class CatchUpStream(ChangeStream):
         return self.position
 
     def _duties(self) -> bool:
+        self._tell_position()
         for key, table in list(self._inboxes.items()):
             queue = table.queue
             if _is_done(queue):
@@ -72,6 +76,15 @@ class CatchUpStream(ChangeStream):
         return bool(self._inboxes)
 
     def _moved(self) -> None:
+        if time.monotonic() - self._told_at >= TELL_INTERVAL_S:
+            self._tell_position()
+
+    def _tell_position(self) -> None:
+        """All tables of the group learn how far the stream is; not at every commit, since there may be many tables."""
+        self._told_at = time.monotonic()
+        if self.position == self._told_ts:
+            return
+        self._told_ts = self.position
         for table in list(self._inboxes.values()):
             table.queue.move_gap(self.position)
             table.notify()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -37,6 +38,7 @@ from tablewire.types import (
     Checkpoint,
     Span,
     StatusColumns,
+    TableID,
     TableState,
     TableStatus,
     Ts,
@@ -46,6 +48,9 @@ CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03
 """The shared stream starts this long after the first table, so that tables which come together need no catch-up."""
 DESCRIBE_RETRY_S = 0.5
+PUBLICATION_INTERVAL_S = 10.0
+"""How often tables are compared with what the publication lists."""
+JOIN_TIMEOUT_S = 2.0
 _WRITER_CHARS = 40
 
 _log = structlog.get_logger(__name__)
@@ -75,6 +80,7 @@ class PostgresExecutor:
         self._catch_ups: list[CatchUpStream] = []
         self._catch_up_lock = threading.Lock()
         self._describe_at = 0.0
+        self._look_at = 0.0
         self._describe_since: float | None = None
         self._is_fenced = threading.Event()
         self._is_closing = threading.Event()
@@ -180,7 +186,8 @@ class PostgresExecutor:
             for runner in self._snapshots:
                 runner.stop()
             if self._is_started:
-                self._control.join()
+                # It may wait for the source's catalogue; it starts nothing any more.
+                self._control.join(JOIN_TIMEOUT_S)
             streams = [*([self._shared] if self._shared is not None else []), *self._catch_ups]
             for stream in streams:
                 stream.stop()
@@ -189,7 +196,7 @@ class PostgresExecutor:
                 runner.join()
             for stream in streams:
                 if stream.thread.ident is not None:
-                    stream.thread.join()
+                    stream.thread.join(JOIN_TIMEOUT_S)  # it may be connecting; it writes nothing
             self._sink.close()
             self._catalogue.close()
             self._is_closed = True
@@ -256,6 +263,7 @@ class PostgresExecutor:
                 self._poked.wait(CONTROL_INTERVAL_S)
                 self._poked.clear()
                 self._describe_new()
+                self._look_at_publication()
                 self._start_catch_up()
                 if self._waiting_for_snapshot():
                     for runner in self._snapshots:
@@ -275,8 +283,9 @@ class PostgresExecutor:
                 publication = self._catalogue.publication()
                 self._created_ts = publication.created_ts
                 self._incarnation = publication.incarnation
+            published = self._catalogue.published()
             for table in new:
-                self._describe(table)
+                self._describe(table, published)
             self._describe_since = None
         except SourceUnavailableError as error:
             now = time.monotonic()
@@ -292,10 +301,10 @@ class PostgresExecutor:
         if self._shared is None:
             self._start_shared()
 
-    def _describe(self, table: TableWork) -> None:
+    def _describe(self, table: TableWork, published: Mapping[TableID, Ts]) -> None:
         try:
             schema = self._catalogue.describe(table.table_id)
-            if not self._catalogue.is_published(table.table_id):
+            if table.table_id not in published:
                 raise OperatingError(
                     f"table {schema.full_name} is not in publication {self._name}: it is added by its owner first"
                 )
@@ -304,10 +313,29 @@ class PostgresExecutor:
         except OperatingError as error:
             table.fail(error)
             return
-        table.schema = schema
+        table.schema = replace(schema, published_ts=published[table.table_id])
         table.is_attached = True
         if self._shared is not None:
             self._shared.attach(table)
+
+    def _look_at_publication(self) -> None:
+        """A table that left the publication, even if it is back, has missed changes: it fails, and is taken over anew."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + PUBLICATION_INTERVAL_S
+        followed = [table for table in list(self._tables.values()) if table.is_attached and table.error is None]
+        if not followed:
+            return
+        try:
+            published = self._catalogue.published()
+        except OperatingError as error:
+            _log.warning("postgres_publication_unreadable", reason=str(error))
+            return
+        for table in followed:
+            schema = table.schema
+            if schema is not None and published.get(table.table_id) != schema.published_ts:
+                table.fail(OperatingError(f"table {schema.full_name} left publication {self._name}: changes may be missing here"))
 
     def _start_shared(self) -> None:
         """Waits a moment for more tables, so that the first ones all begin where the stream begins."""
@@ -315,8 +343,9 @@ class PostgresExecutor:
             return
         late = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
         try:
+            published = self._catalogue.published() if late else {}
             for table in late:
-                self._describe(table)
+                self._describe(table, published)
         except SourceUnavailableError:
             self.poke()
         shared = SharedStream(

@@ -15,12 +15,13 @@ import psycopg
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
 from tablewire.postgres.connections import SourceUnavailableError, connect, error_text, is_connection_loss, server_name
-from tablewire.postgres.slots import PublicationInfo, read_publication
-from tablewire.types import TableID
+from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication
+from tablewire.types import TableID, Ts
 
 FIRST_USER_OID = 16384
 """Types below are the server's own and have the same id on every server."""
 STATEMENT_TIMEOUT_MS = 15_000
+CLOSE_TIMEOUT_S = 1.0
 
 _Answer = TypeVar("_Answer")
 _Connection = psycopg.Connection[tuple[object, ...]]
@@ -95,15 +96,12 @@ class SourceCatalogue:
             raise OperatingError(problem)
         return schema
 
-    def is_published(self, table_id: TableID) -> bool:
-        """Whether the publication lists the table already."""
-        query = (
-            "SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
-            " WHERE p.pubname = %s AND r.prrelid = %s::oid"
-        )
-        return (
-            self._run(lambda connection: connection.execute(query.encode(), (self._publication, table_id)).fetchone()) is not None
-        )
+    def published(self) -> Mapping[TableID, Ts]:
+        """The tables that the publication lists, each with the position at which it was added (0: from the beginning);
+        OperatingError when the publication is gone."""
+        added = self.publication().added
+        listed = self._run(lambda connection: published_tables(connection, self._publication))
+        return {table_id: added.get(table_id, 0) for table_id in listed}
 
     def types(self, oids: Sequence[int]) -> dict[int, TypeInfo]:
         """What these types are; OperatingError when one is gone."""
@@ -127,10 +125,15 @@ class SourceCatalogue:
         return found
 
     def close(self) -> None:
-        with self._lock:
+        """Waits a moment for a query that is under way; its thread's end closes the connection otherwise."""
+        if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+            return
+        try:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+        finally:
+            self._lock.release()
 
     def _run(self, work: Callable[[_Connection], _Answer]) -> _Answer:
         with self._lock:

@@ -180,6 +180,11 @@ class FilesSession:
         self._sink.require_allowed()
         with _errors(schema):
             position = self._sink.table(schema, fence).take_over(schema.table_id)
+        if position is not None and position < schema.published_ts:
+            raise OperatingError(
+                f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then is"
+                " not here: remove its folder to have it copied again"
+            )
         return Resume(position or 0, wants_snapshot and position is None)
 
     def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:

@@ -155,7 +155,7 @@ class PostgresSession:
         connection.execute(
             f"BEGIN; SET LOCAL lock_timeout = {self._options.takeover_wait_ms};"
             f" SET LOCAL idle_in_transaction_session_timeout = {TAKEOVER_IDLE_TIMEOUT_MS};"
-            + positions.insert_sql(self._changefeed, schema, fence, granted_ts, fresh, writer)
+            + positions.insert_sql(self._changefeed, schema, fence, max(granted_ts, schema.published_ts), fresh, writer)
         )
         row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=True)
         if row is None:
@@ -167,7 +167,17 @@ class PostgresSession:
         position, snapshot = row.position, row.snapshot
         if row.source_table_id != schema.table_id or row.fence.incarnation != fence.incarnation:
             # Another table of that name, or another life of the changefeed: what is there is of no use.
-            position, snapshot = granted_ts, positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
+            position = max(granted_ts, schema.published_ts)
+            snapshot = positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
+        elif position < schema.published_ts and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
+            # It left the publication and came back: what was written meanwhile will never arrive as changes.
+            if not wants_snapshot:
+                raise OperatingError(
+                    f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then"
+                    " is not at the sink: remove its row in tablewire.positions to go on without, or start a changefeed with a"
+                    " first copy"
+                )
+            snapshot = positions.SNAPSHOT_RELOAD
         connection.execute(positions.take_sql(self._changefeed, schema, fence, position, snapshot, writer))
         create_table(connection, schema)
         self.commit(connection)

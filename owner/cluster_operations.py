@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from owner import tables_view
 from owner.answers import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
 from owner.lookups import check_capture, current_state, schedulers, software_version
+from owner.spoken import FOREIGN_LABEL, FOREIGN_STATE
 from owner.view import OwnerView
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.registry import EventRecord, LeaderRecord
@@ -76,6 +77,8 @@ def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
     for info in sorted(view.captures().values(), key=lambda info: info.id):
         seen = states.get(info.id, set())
         state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
+        if FOREIGN_LABEL in info.labels:
+            state = FOREIGN_STATE
         held = spans.get(info.id, {})
         progress = drain_progress(view, info.id) if info.id in draining else None
         rows.append(

@@ -70,7 +70,8 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """What the status says of one capture. version: of the wire that is spoken with it.
+    """What the status says of one capture. version: of the wire that is spoken with it. exchange_s: spent in
+    all exchanges that have ended.
 
     failing_ms: since the first of the consecutive failures, None when the last call
     succeeded (or none was made). in_flight_ms: age of the call under way. last_error stays after a success, for the operator."""
@@ -80,6 +81,7 @@ class PeerView:
     version: int
     exchanges: int
     failures: int
+    exchange_s: float
     consecutive_failures: int
     failing_ms: int | None
     last_error: str
@@ -105,6 +107,7 @@ class PeerHost(Protocol):
 class _Counts:
     exchanges: int = 0
     failures: int = 0
+    exchange_s: float = 0.0
     consecutive_failures: int = 0
     failing_since: float | None = None
     last_error: str = ""
@@ -191,6 +194,7 @@ class Peer:
                 version=self.version,
                 exchanges=counts.exchanges,
                 failures=counts.failures,
+                exchange_s=counts.exchange_s,
                 consecutive_failures=counts.consecutive_failures,
                 failing_ms=_age_ms(counts.failing_since, now),
                 last_error=counts.last_error,
@@ -259,6 +263,8 @@ class Peer:
         finally:
             with self._condition:
                 self._call = None
+                if self._counts.in_flight_since is not None:
+                    self._counts.exchange_s += self._clock() - self._counts.in_flight_since
                 self._counts.in_flight_since = None
 
     def _fill(self, term: Term) -> bytes:

@@ -6,6 +6,7 @@ A run serves one epoch in one duty; pausing, resuming and removing a changefeed 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +15,7 @@ import structlog
 
 from owner.core.config import SchedulerConfig
 from owner.facts_log import FactCounters, FactsLog, PlacementLog
+from owner.lag import SourceLag
 from owner.loads import ClusterLoad, Loads
 from owner.scheduler import SchedulerAndInfo, new_scheduler
 from owner.view import ChangefeedRuntime
@@ -81,6 +83,7 @@ class ChangefeedRun:
         self.load: Loads = {}
         """What it brings, or will bring, to each capture, as its last tick left it."""
         self._elsewhere: Loads = {}
+        self._lag = SourceLag()
         self._facts_log = FactsLog(self.changefeed, counters, tell=tell)
 
     @property
@@ -119,6 +122,12 @@ class ChangefeedRun:
         """A former run of the same changefeed in this term may know more than was stored."""
         self.watermark = max(self.watermark, former.watermark, key=lambda watermark: watermark.checkpoint_ts)
 
+    def lag_s(self) -> float | None:
+        """How long ago the source was where the stored checkpoint is; None: not known. Any thread."""
+        if not self.worker.view.source_ts or not self.stored_watermark.checkpoint_ts:
+            return None
+        return self._lag.seconds(self.stored_watermark.checkpoint_ts, time.monotonic())
+
     def was_stored(self, watermark: Watermark) -> None:
         """By the thread that stores it."""
         self.stored_watermark = watermark
@@ -134,6 +143,7 @@ class ChangefeedRun:
     ) -> None:
         """One tick, once it is known where it starts and which tables there are. cluster: None while it is alone."""
         view = self.worker.view
+        self._lag.note(view.source_ts, self.stored_watermark.checkpoint_ts, time.monotonic())
         if self.active is None or view.table_ids is None:
             return
         if self.scheduler is None:

@@ -42,7 +42,7 @@ from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, run_thread
 from tablewire.runtime.tls import channel_credentials, etcd_credentials, interceptors, server_credentials
 from tablewire.source import Source, SourceRequest
-from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
+from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ChangefeedID, ProtocolVersions
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -57,8 +57,9 @@ _log = structlog.get_logger("owner.service")
 class OwnerService:
     """run: the main thread. All else: any thread."""
 
-    def __init__(self, config: OwnerConfig, shutdown: Shutdown) -> None:
-        """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`."""
+    def __init__(self, config: OwnerConfig, shutdown: Shutdown, *, protocols: ProtocolVersions = SPOKEN) -> None:
+        """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`. protocols: of the wire."""
+        self._protocols = protocols
         self._config = config
         self._shutdown = shutdown
         self._owner_id = config.id or f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -169,6 +170,7 @@ class OwnerService:
             hub=self._hub,
             metrics=self._metrics,
             former_workers=self._workers,
+            protocols=self._protocols,
         )
         if self._stopping:
             term.stop("this owner is leaving")
@@ -197,6 +199,10 @@ class OwnerService:
 
     def peers(self) -> Iterable[PeerView]:
         return self._hub.peers()
+
+    def margin_s(self) -> float | None:
+        leadership = self._election.leadership()
+        return leadership.deadline - lease_clock() if leadership is not None else None
 
     def _may_send(self) -> bool:
         """Under the hub's lock, right before each Exchange: the term that it speaks for is the one that leads now."""
@@ -289,12 +295,12 @@ class OwnerService:
         return term
 
 
-def serve(config: OwnerConfig) -> None:
+def serve(config: OwnerConfig, protocols: ProtocolVersions = SPOKEN) -> None:
     """Runs an owner until SIGTERM, and ends the process with its exit code. One line on stderr when it cannot start."""
     shutdown = Shutdown()
     shutdown.install()
     try:
-        service = OwnerService(config, shutdown)
+        service = OwnerService(config, shutdown, protocols=protocols)
         logs.configure(config.log.format, config.log.level, service="owner", owner=service.owner_id)
         code = service.run()
     except OperatingError as error:

@@ -27,6 +27,7 @@ from owner.loads import ClusterLoad
 from owner.metrics import OwnerMetrics
 from owner.run import ChangefeedRun, Stored
 from owner.sources import new_source, source_request
+from owner.spoken import Spoken
 from owner.transport import ExchangeHub
 from owner.worker import ChangefeedWorker, Duty
 from tablewire import etcd_keys
@@ -45,9 +46,10 @@ from tablewire.registry import (
 from tablewire.runtime.etcd import EtcdSession, KeyValue, PrefixState, PrefixWatch, Put
 from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
-from tablewire.types import CaptureID, CaptureInfo, CaptureState, ChangefeedID, Ts, Watermark
+from tablewire.types import SPOKEN, CaptureID, CaptureInfo, CaptureState, ChangefeedID, ProtocolVersions, Ts, Watermark
 
 LOAD_TIMEOUT_S = 5.0
+_UNHEARD = (CaptureState.SILENT, CaptureState.UNINITIALIZED)  # the latter: not once in this term
 
 _R = TypeVar("_R", bound=Record)
 
@@ -68,8 +70,9 @@ class Term:
         hub: ExchangeHub,
         metrics: OwnerMetrics,
         former_workers: Mapping[ChangefeedID, ChangefeedWorker],
+        protocols: ProtocolVersions = SPOKEN,
     ) -> None:
-        """former_workers: those of earlier terms whose thread may still be in a call."""
+        """former_workers: those of earlier terms whose thread may still be in a call. protocols: of the wire."""
         self.revision = leadership.revision
         self._owner_id = owner_id
         self._config = config
@@ -82,6 +85,7 @@ class Term:
             session, config.cluster, election.guarded_write, owner_id, leadership.revision, config.history.events_max
         )
         self._workers = dict(former_workers)
+        self._spoken = Spoken(protocols)
         self._scheduler_config = config.scheduler.for_core()
         self._runs: Mapping[ChangefeedID, ChangefeedRun] = MappingProxyType({})
         self._captures: Mapping[CaptureID, CaptureInfo] = MappingProxyType({})
@@ -115,7 +119,7 @@ class Term:
 
     @property
     def captures(self) -> Mapping[CaptureID, CaptureInfo]:
-        return self._captures
+        return {**self._captures, **self._spoken.foreign}
 
     @property
     def drains(self) -> Sequence[CaptureID]:
@@ -259,7 +263,7 @@ class Term:
             self._runs = MappingProxyType(dict(sorted(runs.items())))
             self._workers = {name: worker for name, worker in self._workers.items() if name in runs or worker.alive}
         self._metrics.facts.keep_only(map(str, runs))
-        self._hub.set_captures(self._captures)
+        self._hub.set_captures(self._spoken.reached(self._captures), self._spoken.versions)
         self._hub.set_active([active for run in self._runs.values() if (active := run.active) is not None])
 
     def _new_run(self, stored: Stored, former: ChangefeedRun | None) -> ChangefeedRun:
@@ -294,13 +298,10 @@ class Term:
     # -- the watches' threads (and once the tick's) -------------------------------------------------------------------
 
     def _captures_changed(self, state: PrefixState) -> bool:
-        captures, leases = {}, {}
-        for item in state.entries.values():
-            record = self._read(CaptureRecord, item)
-            if record is not None:
-                captures[record.id], leases[record.id] = record.info, item.lease
-        self._leases = MappingProxyType(leases)
-        before, self._captures = self._captures, MappingProxyType(captures)
+        read = [(self._read(CaptureRecord, item), item.lease) for item in state.entries.values()]
+        self._leases = MappingProxyType({record.id: lease for record, lease in read if record is not None})
+        captures = self._spoken.take(record for record, _ in read if record is not None)
+        before, self._captures = self._captures, captures
         note_captures(self.history if self._loaded else None, before, captures)
         return True
 
@@ -422,7 +423,7 @@ class Term:
         for run in self._runs.values():
             scheduler = run.scheduler
             for view in scheduler.snapshot().captures if scheduler is not None else ():
-                (silent if view.state is CaptureState.SILENT else heard).add(view.id)
+                (silent if view.state in _UNHEARD else heard).add(view.id)
         return (silent - heard) & self._captures.keys(), bool(heard)
 
 

@@ -14,6 +14,7 @@ from tablewire.errors import ConfigError, OperatingError
 from tablewire.runtime import config as configuration
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
+from tablewire.types import SPOKEN, ProtocolVersions
 
 
 def software_version() -> str:
@@ -66,13 +67,13 @@ def serve(files: tuple[str, ...], labels: tuple[str, ...], **flags: str | None) 
     sys.exit(run(config))
 
 
-def run(config: ProcessorConfig) -> int:
+def run(config: ProcessorConfig, protocols: ProtocolVersions = SPOKEN) -> int:
     """The exit code."""
     logs.configure(config.log.format, config.log.level, service="processor")
     shutdown = Shutdown()
     shutdown.install()
     try:
-        return ProcessorService(config, shutdown, version=software_version()).run()
+        return ProcessorService(config, shutdown, version=software_version(), protocols=protocols).run()
     except OperatingError as error:
         click.echo(f"Error: {error}", err=True)
         return EXIT_FAILED

@@ -38,7 +38,7 @@ from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
 from tablewire.runtime.tls import etcd_credentials, interceptors, server_credentials
-from tablewire.types import CaptureID, ChangefeedID, LivenessState
+from tablewire.types import SPOKEN, CaptureID, ChangefeedID, LivenessState, ProtocolVersions
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -67,7 +67,13 @@ class Capture:
     """One capture id, from its registration to its end. `start` and `close` belong to the main thread."""
 
     def __init__(
-        self, config: ProcessorConfig, session: EtcdSession, version: str, port: int, on_lost: Callable[[], None]
+        self,
+        config: ProcessorConfig,
+        session: EtcdSession,
+        version: str,
+        port: int,
+        on_lost: Callable[[], None],
+        protocols: ProtocolVersions = SPOKEN,
     ) -> None:
         """Binds the port (OperatingError when it cannot be had); serves and registers nothing yet."""
         self.id = new_capture_id(config.name)
@@ -82,6 +88,7 @@ class Capture:
             exchange_wait_ms=config.exchange.wait_ms,
             credentials=server_credentials(config.tls),
             interceptors=interceptors(config.tls),
+            versions=protocols,
             clock=lease_clock,
         )
         self.port = self.server.port
@@ -89,7 +96,15 @@ class Capture:
         self.registration = Registration(
             session,
             config.cluster,
-            CaptureRecord(id=self.id, address=self.address, version=version, labels=dict(config.labels), started_at=now()),
+            CaptureRecord(
+                id=self.id,
+                address=self.address,
+                version=version,
+                labels=dict(config.labels),
+                started_at=now(),
+                protocol_lowest=protocols.lowest,
+                protocol_highest=protocols.highest,
+            ),
             ttl_s=config.etcd.ttl_s,
             margin_s=config.etcd.margin_s,
             on_lost=self._lost,
@@ -151,7 +166,11 @@ class Capture:
 class ProcessorService:
     """run: the main thread. ready, healthy: any thread, never block."""
 
-    def __init__(self, config: ProcessorConfig, shutdown: Shutdown, *, version: str) -> None:
+    def __init__(
+        self, config: ProcessorConfig, shutdown: Shutdown, *, version: str, protocols: ProtocolVersions = SPOKEN
+    ) -> None:
+        """version: of the software. protocols: of the wire."""
+        self._protocols = protocols
         self._config = config
         self._shutdown = shutdown
         self._version = version
@@ -232,7 +251,7 @@ class ProcessorService:
         self._wake.clear()
         if self._shutdown.requested:
             return None
-        capture = self._capture = Capture(self._config, self._session, self._version, port, self._wake.set)
+        capture = self._capture = Capture(self._config, self._session, self._version, port, self._wake.set, self._protocols)
         capture.start()
         try:
             registered = self._register(capture)

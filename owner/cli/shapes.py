@@ -105,7 +105,11 @@ CAPTURE = Shape(
         _plain("id", "string", "new at every start of a processor"),
         _plain("address", "string", "host:port of its gRPC server"),
         _plain("version", "string", "of its software"),
-        _plain("state", "string", "silent, stopping, uninitialized, ready, or idle (no changefeed runs)"),
+        _plain(
+            "state",
+            "string",
+            "silent, stopping, uninitialized, ready, idle (no changefeed runs), or incompatible (see the label of that name)",
+        ),
         _plain("spans", "int", "spans that it writes, over all changefeeds"),
         _plain("draining", "bool", "whether it is being drained"),
         _texts("labels", "as configured at the processor"),

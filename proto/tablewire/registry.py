@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 
 from tablewire.errors import ConfigError, OperatingError
-from tablewire.types import TS_MAX, CaptureInfo, ChangefeedID, LivenessState
+from tablewire.types import TS_MAX, CaptureInfo, ChangefeedID, LivenessState, ProtocolVersions
 
 FORMAT = 1
 """Raised only by a change that a former version must not read as if it understood it."""
@@ -62,7 +62,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CaptureRecord(Record, frozen=True, kw_only=True):
-    """A processor process. address: host:port of its gRPC server; version: of its software."""
+    """A processor process. address: host:port of its gRPC server; version: of its software.
+    protocol_lowest, protocol_highest: the versions of the wire that it speaks."""
 
     id: str
     address: str
@@ -70,6 +71,12 @@ class CaptureRecord(Record, frozen=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     started_at: Timestamp
     liveness: LivenessState = LivenessState.ALIVE
+    protocol_lowest: Count = 1
+    protocol_highest: Count = 1
+
+    @property
+    def protocols(self) -> ProtocolVersions:
+        return ProtocolVersions(self.protocol_lowest, self.protocol_highest)
 
     @property
     def info(self) -> CaptureInfo:

@@ -1,0 +1,26 @@
+"""An owner or a processor of another release, as far as the wire goes: `... owner|processor LOWEST HIGHEST CONFIG`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from owner.config import OwnerConfig
+from owner.service import serve
+from processor.__main__ import run
+from processor.config import ProcessorConfig
+from tablewire.runtime import config as configuration
+from tablewire.types import ProtocolVersions
+
+
+def main() -> None:
+    kind, lowest, highest, file = sys.argv[1:]
+    protocols = ProtocolVersions(int(lowest), int(highest))
+    if kind == "owner":
+        serve(configuration.load(OwnerConfig, files=(file,), environ=os.environ, flags={}), protocols)
+    else:
+        sys.exit(run(configuration.load(ProcessorConfig, files=(file,), environ=os.environ, flags={}), protocols))
+
+
+if __name__ == "__main__":
+    main()

@@ -173,9 +173,9 @@ class PostgresSession:
             # It left the publication and came back: what was written meanwhile will never arrive as changes.
             if not wants_snapshot:
                 raise OperatingError(
-                    f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then"
-                    " is not at the sink: remove its row in tablewire.positions to go on without, or start a changefeed with a"
-                    " first copy"
+                    f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it"
+                    " then is not at the sink: remove its row in tablewire.positions to go on without, or start a changefeed"
+                    " with a first copy"
                 )
             snapshot = positions.SNAPSHOT_RELOAD
         connection.execute(positions.take_sql(self._changefeed, schema, fence, position, snapshot, writer))

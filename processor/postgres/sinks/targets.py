@@ -297,11 +297,8 @@ class TargetPlanner:
             at_by_name = {column.name: at for at, column in enumerate(relation.columns)}
             names = schema.identity if all(name in at_by_name for name in schema.identity) else ()
             key = tuple(at_by_name[name] for name in names)
-        if not key and relation.replica_identity != "f":
-            raise OperatingError(
-                f"table {schema.full_name} has no usable replica identity any more; add a primary key, "
-                "or set REPLICA IDENTITY FULL"
-            )
+        # Without a key and without whole old rows (the primary key was dropped) the source itself refuses updates and deletes
+        # of a published table, and inserts need no key: what comes can be written.
         if key:
             _require_unique(connection, schema, [relation.columns[at].name for at in key], target)
         return key

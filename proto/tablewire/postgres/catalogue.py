@@ -15,7 +15,7 @@ import psycopg
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.connections import quote_table
-from tablewire.types import TableID
+from tablewire.types import TableID, Ts
 
 OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
@@ -132,7 +132,9 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class TableSchema:
     """One table as a writer needs it. primary_key: its columns in key order. identity: the columns that old rows are told by
-    (those of the replica identity's index, or of the primary key); empty when only the whole row identifies it."""
+    (those of the replica identity's index, or of the primary key); empty when only the whole row identifies it. published_ts:
+    where it was added to the changefeed's publication; changes from before are not to be had. 0: it was there from the
+    beginning, or nobody asked."""
 
     table_id: TableID
     schema: str
@@ -142,6 +144,7 @@ class TableSchema:
     identity: tuple[str, ...]
     columns: tuple[Column, ...]
     usable_key: bool = True
+    published_ts: Ts = 0
 
     @property
     def full_name(self) -> str:

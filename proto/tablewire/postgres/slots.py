@@ -4,7 +4,9 @@ The publication lists its tables one by one, for two reasons: FOR ALL TABLES nee
 what is wanted. It needs CREATE on the database and ownership of each table. It is made before the slot, so that no position of
 the slot lies before it: at an older position the server knows no publication (an error up to PostgreSQL 17, a warning and
 skipped rows in 18). Its comment holds what the executor must know: the incarnation (the source's clock in µs when it was made;
-a changefeed that is removed and created again gets a larger one) and the position at which it existed for sure.
+a changefeed that is removed and created again gets a larger one), the position at which it existed for sure, and for each table
+that was added later the position at which it was: changes of that table from before may have gone by unpublished, so whoever
+holds less of it than that must copy it again.
 
 A new table is added under a lock that waits for its open writers, for at most LOCK_TIMEOUT_MS: servers before 17.5, 16.9,
 15.13, 14.18 and 13.21 lose changes of a table that is added while it is being written.
@@ -13,18 +15,20 @@ A new table is added under a lock that waits for its open writers, for at most L
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import psycopg
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import SourceTable
-from tablewire.postgres.connections import error_text, format_lsn, parse_lsn, quote_name, quote_text
+from tablewire.postgres.connections import error_text, format_lsn, parse_lsn, quote_name, quote_table, quote_text
 from tablewire.types import TableID, Ts
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 1_000
+ADD_TABLES_MAX = 100
+"""Tables added in one transaction: each one rewrites the comment."""
 _VERSIONS_WITHOUT_LOSS = {13: 130021, 14: 140018, 15: 150013, 16: 160009, 17: 170005}
 
 _Connection = psycopg.Connection[tuple[object, ...]]
@@ -44,11 +48,13 @@ class SlotInfo:
 
 @dataclass(frozen=True, slots=True)
 class PublicationInfo:
-    """The publication and what its comment says."""
+    """The publication and what its comment says. added: where each table that it has not listed from the beginning was added
+    (for the last time)."""
 
     name: str
     incarnation: int
     created_ts: Ts
+    added: Mapping[TableID, Ts]
 
 
 def read_slot(connection: _Connection, name: str) -> SlotInfo | None:
@@ -74,8 +80,9 @@ def read_publication(connection: _Connection, name: str) -> PublicationInfo | No
         return None
     try:
         comment = json.loads(str(row[0]))
-        return PublicationInfo(name, int(comment["incarnation"]), parse_lsn(comment["created_lsn"]))
-    except (ValueError, KeyError, TypeError):
+        added = {int(table_id): parse_lsn(lsn) for table_id, lsn in comment.get("added", {}).items()}
+        return PublicationInfo(name, int(comment["incarnation"]), parse_lsn(comment["created_lsn"]), added)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise OperatingError(
             f"publication {name} exists at the source, but Tablewire did not make it: drop or rename it"
         ) from None
@@ -90,9 +97,8 @@ def create_publication(connection: _Connection, name: str, tables: Sequence[Sour
                 "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_current_wal_insert_lsn()::text"
             ).fetchone()
             assert row is not None
-            comment = json.dumps({"tablewire": 1, "incarnation": row[0], "created_lsn": row[1]})
             connection.execute(f"CREATE PUBLICATION {quote_name(name)}{' FOR ' + targets if targets else ''}".encode())
-            connection.execute(f"COMMENT ON PUBLICATION {quote_name(name)} IS {quote_text(comment)}".encode())
+            _comment(connection, PublicationInfo(name, int(str(row[0])), parse_lsn(str(row[1])), {}))
     except psycopg.errors.DuplicateObject:
         pass  # another owner was faster: what it made is read below
     except psycopg.Error as error:
@@ -124,39 +130,80 @@ def create_slot(connection: _Connection, name: str) -> SlotInfo:
     return made
 
 
-def sync_publication(connection: _Connection, name: str, tables: Sequence[SourceTable]) -> None:
-    """Makes the publication list exactly these tables. OperatingError names the first table that it could not add or drop.
-
-    A table without a usable replica identity must not be among them: publishing it would make the source refuse updates.
-    """
+def published_tables(connection: _Connection, name: str) -> dict[TableID, str]:
+    """The tables that the publication lists, each with its quoted name."""
     rows = connection.execute(
         "SELECT r.prrelid::bigint, n.nspname, c.relname FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
         " JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
         (name,),
     ).fetchall()
-    listed: dict[TableID, str] = {int(str(row[0])): f"{quote_name(str(row[1]))}.{quote_name(str(row[2]))}" for row in rows}
-    wanted = {table.table_id: table for table in tables}
+    return {int(str(row[0])): quote_table(str(row[1]), str(row[2])) for row in rows}
+
+
+def sync_publication(connection: _Connection, name: str, tables: Sequence[SourceTable]) -> None:
+    """Makes the publication list these tables. OperatingError names the first table that it could not add or drop.
+
+    A table without a usable replica identity is not added: publishing it would make the source refuse updates. One that is listed
+    already stays, for what is written while it is not listed would be lost.
+    """
+    listed = published_tables(connection, name)
+    wanted = {table.table_id for table in tables}
     for table_id, quoted in listed.items():
         if table_id not in wanted:
             _alter(connection, f"ALTER PUBLICATION {quote_name(name)} DROP TABLE ONLY {quoted}", quoted)
-    for table in tables:
-        if table.table_id not in listed:
-            _add_table(connection, name, table)
-
-
-def _add_table(connection: _Connection, name: str, table: SourceTable) -> None:
+    missing = [table for table in tables if table.table_id not in listed and not table.why_unusable()]
     version = connection.info.server_version
     lock = version < _VERSIONS_WITHOUT_LOSS.get(version // 10_000, 0)
+    step = 1 if lock else ADD_TABLES_MAX
+    for at in range(0, len(missing), step):
+        group = missing[at : at + step]
+        try:
+            _add_tables(connection, name, group, lock)
+        except psycopg.Error:
+            for table in group:
+                _add_table(connection, name, table, lock)
+
+
+def _add_table(connection: _Connection, name: str, table: SourceTable, lock: bool) -> None:
     try:
-        with connection.transaction():
-            connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
-            if lock:
-                connection.execute(f"LOCK TABLE ONLY {table.quoted} IN SHARE ROW EXCLUSIVE MODE".encode())
-            connection.execute(f"ALTER PUBLICATION {quote_name(name)} ADD TABLE ONLY {table.quoted}".encode())
+        _add_tables(connection, name, [table], lock)
     except (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedTable):
         return  # another owner added it, or it is gone again: the next call sees what is true
     except psycopg.Error as error:
         raise OperatingError(f"cannot add table {table.full_name} to publication {name}: {error_text(error)}") from None
+
+
+def _add_tables(connection: _Connection, name: str, tables: Sequence[SourceTable], lock: bool) -> None:
+    """Adds all or none, and notes in the same transaction where that was."""
+    with connection.transaction():
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
+        connection.execute(b"SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))  # one writer of the comment at a time
+        if lock:
+            for table in tables:
+                connection.execute(f"LOCK TABLE ONLY {table.quoted} IN SHARE ROW EXCLUSIVE MODE".encode())
+        targets = ", ".join(f"TABLE ONLY {table.quoted}" if not i else f"ONLY {table.quoted}" for i, table in enumerate(tables))
+        connection.execute(f"ALTER PUBLICATION {quote_name(name)} ADD {targets}".encode())
+        publication = read_publication(connection, name)
+        row = connection.execute(b"SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        assert publication is not None
+        assert row is not None
+        listed = published_tables(connection, name)
+        added = {table_id: ts for table_id, ts in publication.added.items() if table_id in listed}
+        added.update((table.table_id, parse_lsn(str(row[0]))) for table in tables)
+        _comment(connection, replace(publication, added=added))
+
+
+def _comment(connection: _Connection, publication: PublicationInfo) -> None:
+    """Writes what `read_publication` reads."""
+    comment: dict[str, object] = {
+        "tablewire": 1,
+        "incarnation": publication.incarnation,
+        "created_lsn": format_lsn(publication.created_ts),
+    }
+    if publication.added:
+        comment["added"] = {str(table_id): format_lsn(ts) for table_id, ts in publication.added.items()}
+    text = quote_text(json.dumps(comment))
+    connection.execute(f"COMMENT ON PUBLICATION {quote_name(publication.name)} IS {text}".encode())
 
 
 def _alter(connection: _Connection, statement: str, what: str) -> None:

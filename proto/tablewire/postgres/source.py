@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import psycopg
+import structlog
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import SourceTable, TableFilter, matching_tables
@@ -44,6 +45,7 @@ STATEMENT_TIMEOUT_MS = 30_000
 
 _Connection = psycopg.Connection[tuple[object, ...]]
 _Answer = TypeVar("_Answer")
+_log = structlog.get_logger(__name__)
 
 
 class PostgresSource:
@@ -58,6 +60,7 @@ class PostgresSource:
         self._name = slot_name(request.changefeed)
         self._connection: _Connection | None = None
         self._advanced: tuple[Ts, float] = (0, 0.0)
+        self._warned: frozenset[TableID] = frozenset()
 
     def check(self) -> Sequence[CheckFailure]:
         """All that `create` promises; changes nothing. Uses connections of its own."""
@@ -134,8 +137,16 @@ class PostgresSource:
     def _tables(self, connection: _Connection) -> Mapping[TableID, str]:
         found = matching_tables(connection, self._filter)
         if read_publication(connection, self._name) is not None:
-            sync_publication(connection, self._name, _usable(found))
+            sync_publication(connection, self._name, found)
+        self._warn(found)
         return {table.table_id: table.full_name for table in found}
+
+    def _warn(self, tables: Sequence[SourceTable]) -> None:
+        """Says once of each table why its changes cannot be told apart, and again when that comes back."""
+        problems = {table.table_id: problem for table in tables if (problem := table.why_unusable())}
+        for table_id in problems.keys() - self._warned:
+            _log.warning("source_table_unusable", changefeed=str(self._request.changefeed), reason=problems[table_id])
+        self._warned = frozenset(problems)
 
     def _advance(self, connection: _Connection, checkpoint_ts: Ts) -> None:
         slot = read_slot(connection, self._name)

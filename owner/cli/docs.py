@@ -81,6 +81,8 @@ numbers: read them with a parser that keeps whole numbers whole.
 | `rebalance` | `jobs`: list of job, one for each changefeed; `state`: of the one that is furthest from done |
 | `table move`, `capture drain` and `rebalance` with `--dry-run` | plan |
 | `events` | `events`: list of event, oldest first; with `--follow` one event a line instead |
+| `top` | one object a line for each look: `at`, `error` (why there is no answer, or null), `status`, `captures`, |
+| | `changefeeds`, `stalled` (tables, each with its `changefeed`), `events` |
 | `version` | `version`, `python` |
 | `config check` | `ok`: true, `given`: number of keys that are not defaults |
 | `config show` | `keys`: list of `key`, `value`, `origin` |

@@ -13,6 +13,7 @@ from owner.cli.options import shared_options
 from owner.cli.service import config_group, serve
 from owner.cli.statistics import statistics
 from owner.cli.table import rebalance, table_group
+from owner.cli.top import top
 
 PROGRAM = "owner"
 
@@ -38,6 +39,7 @@ for command in (
     changefeed_group,
     table_group,
     rebalance,
+    top,
     events,
     resign,
     config_group,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 import click
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -40,14 +40,8 @@ class Output:
         click.echo(printable(text), err=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Headings that begin with '#' are numbers, set to the right."""
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for heading in headings:
-            is_number = heading.startswith("#")
-            table.add_column(heading.lstrip("#"), justify="right" if is_number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(cell, row))
-        self._print(table)
+        """See `new_table`."""
+        self._print(new_table(headings, rows))
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -58,6 +52,14 @@ class Output:
     def line(self, text: str) -> None:
         self.raw(printable(text) + "\n")
 
+    @property
+    def is_terminal(self) -> bool:
+        return self._stdout.isatty()
+
+    def console(self) -> Console:
+        """For a live view on stdout."""
+        return _console(self._stdout)
+
     def _print(self, table: Table) -> None:
         """On a terminal as wide as it is; elsewhere nothing is cut or wrapped, and no line ends in spaces."""
         if self._stdout.isatty():
@@ -66,6 +68,17 @@ class Output:
         text = io.StringIO()
         _console(text, width=WIDE).print(table)
         self.raw("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+
+
+def new_table(headings: Sequence[str], rows: Iterable[Sequence[object]], overflow: OverflowMethod = "fold") -> Table:
+    """Headings that begin with '#' are numbers, set to the right. overflow: of a cell that does not fit the terminal."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        is_number = heading.startswith("#")
+        table.add_column(heading.lstrip("#"), justify="right" if is_number else "left", overflow=overflow)
+    for row in rows:
+        table.add_row(*map(cell, row))
+    return table
 
 
 def _console(file: TextIO, width: int | None = None) -> Console:

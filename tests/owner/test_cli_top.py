@@ -1,0 +1,98 @@
+"""`owner top`: one look after the other where there is no terminal, and a live view, left by q, where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from click.testing import CliRunner
+
+from deploy.local.process import wait_until
+from owner.cli.main import cli
+from tablewire.types import Span, Stats
+from tests.owner.admin_world import FEED, AdminView, serving, ticking
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def view(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdminView]:
+    """Three captures, three tables, served and ticked."""
+    view = AdminView()
+    view.world.settle()
+    with ExitStack() as stack:
+        monkeypatch.setenv("TABLEWIRE_ENDPOINTS", stack.enter_context(serving(view)))
+        stack.enter_context(ticking(view))
+        yield view
+
+
+def top(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, ("top", "--count", "1", *arguments), prog_name="owner")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_look_shows_all_that_is_to_be_seen(view: AdminView) -> None:
+    """Captures, changefeeds with rates and lag, what stands still with its reason, and what happened."""
+    for capture in "abc":
+        for table in (1, 2, 3):
+            if view.world.primary(table) == capture:
+                view.world.executors[capture].set_stats(Span(table), Stats(rows_per_s=1_000.0, bytes_per_s=2_048.0))
+    view.events.add("capture_joined", subject="a", text="registered")
+    wait_until("rates are told", lambda: "3,000" in top(), WAIT_S)
+    shown = top("--plain")
+    assert "owner-1 leads | 1 owners | captures: ready 3 | changefeeds: normal 1" in shown
+    assert "6.0 KiB" in shown
+    assert "capture_joined" in shown
+    assert "STALLED SPAN" not in shown
+    # Two captures fall silent: what they hold stands still, and says why.
+    view.world.paused |= {"a", "b"}
+    wait_until("it is seen", lambda: "silent_capture" in top(), WAIT_S)
+    assert "silent 2" in top()
+
+
+def test_a_look_as_json_is_a_line(view: AdminView) -> None:
+    """Each with everything, in the shapes of the other commands."""
+    lines = top("--count", "2", "--interval-s", "0.1", "-o", "json").splitlines()
+    looks = [json.loads(line) for line in lines]
+    assert len(looks) == 2
+    assert [row["changefeed"] for row in looks[1]["changefeeds"]] == [FEED]
+    assert [row["id"] for row in looks[1]["captures"]] == ["a", "b", "c"]
+    assert looks[1]["error"] is None
+
+
+def test_without_any_owner_it_fails_at_once(free_port: int) -> None:
+    """With exit code 1 and the reason."""
+    result = CliRunner().invoke(cli, ("top", "--endpoint", f"127.0.0.1:{free_port}"), prog_name="owner")
+    assert result.exit_code == 1
+    assert "no owner answers" in result.stderr
+
+
+def test_on_a_terminal_it_is_live_until_q(view: AdminView) -> None:
+    """The view is redrawn, and q ends it with exit code 0 and a terminal as it was."""
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "owner", "top", "--interval-s", "0.2"],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+    )
+    os.close(end)
+    seen = b""
+    try:
+        while seen.count(b"q leaves") < 2:
+            seen += os.read(terminal, 65_536)
+        assert b"CHANGEFEED" in seen
+        os.write(terminal, b"q")
+        assert process.wait(WAIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)

@@ -91,6 +91,15 @@ def test_every_stall_reason_is_explained() -> None:
     assert rows == [reason.value for reason in StallReason]
 
 
+def test_metrics_that_are_named_exist() -> None:
+    """docs/operations.md tells what to alert on by names that /metrics has."""
+    source = "".join((ROOT / file).read_text() for file in ("owner/metrics.py", "owner/facts_log.py"))
+    known = set(re.findall(r"""(?:_PREFIX}_|(?:counter|gauge|histogram)\(\s*")(\w+)""", source))
+    named = re.findall(r"`tablewire_owner_(\w+?)(?:_total)?`", (ROOT / "docs/operations.md").read_text())
+    assert len(named) > 5
+    assert not set(named) - known
+
+
 def test_every_configuration_key_is_documented() -> None:
     """docs/configuration.md has the keys, defaults and bounds of the code."""
     text = CONFIGURATION.read_text()

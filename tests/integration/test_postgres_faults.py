@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -466,3 +471,53 @@ def test_many_tables_share_few_connections(source_db: str, sink_db: str) -> None
             " WHERE datname = current_database() AND application_name LIKE 'tablewire capture%'"
         )
         assert int(str(kit.at_sink(mine)[0][0])) <= 5
+
+
+def test_scenario_12_stopped_process_is_replaced_and_changes_nothing_when_it_wakes(source_db: str, sink_db: str) -> None:
+    """SIGSTOP of a real writer under load, takeover within two seconds, SIGCONT: every row once; again with SIGKILL."""
+    with Kit(source_db, sink_db) as kit:
+        create(kit, "t", "u")
+        kit.run("CREATE TABLE log (id bigint GENERATED ALWAYS AS IDENTITY, v text)")
+        kit.run("ALTER TABLE log REPLICA IDENTITY FULL")
+        start_ts = kit.start()
+        spans = [kit.span(name) for name in ("t", "u", "log")]
+        for turn, stop_signal in enumerate((signal.SIGSTOP, signal.SIGKILL)):
+            given = {
+                "source_uri": source_db,
+                "sink_uri": sink_db,
+                "namespace": kit.changefeed.namespace,
+                "id": kit.changefeed.id,
+                "start_ts": start_ts,
+                "epoch": 100 + 10 * turn,
+                "table_ids": [span.table_id for span in spans],
+            }
+            command = [sys.executable, "-m", "tests.processor.postgres.writer_process", json.dumps(given)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ".:proto"})
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "writing\n"
+                with load(kit, "t", "u") as count:
+                    before = count()
+                    wait_until(lambda before=before: count() > before + 30, "load")  # type: ignore[misc]
+                    kit.run("INSERT INTO log (v) SELECT 'x' FROM generate_series(1, 50)")
+                    process.send_signal(stop_signal)
+                    executor = kit.executor(f"next{turn}")
+                    for span in spans:
+                        prepare(executor, span, start_ts)
+                    for span in spans:
+                        started = time.monotonic()
+                        promote(executor, span, start_ts, epoch=101 + 10 * turn)
+                        assert time.monotonic() - started < 5.0  # 0.3 s of waiting, and what a busy machine adds
+                    if stop_signal == signal.SIGSTOP:
+                        process.send_signal(signal.SIGCONT)
+                    before = count()
+                    wait_until(lambda before=before: count() > before + 30, "more load")  # type: ignore[misc]
+                kit.wait_equal("t", "u", "log")
+            finally:
+                process.kill()
+                process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
+            for span in spans:
+                stop(executor, span)
+        assert kit.at_sink("SELECT count(*) FROM log") == [(100,)]

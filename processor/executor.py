@@ -82,6 +82,25 @@ class ClosableTableExecutor(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutorMeter:
+    """What an executor shows at /metrics. rows_written, bytes_written: since it was made, never less than before.
+    queue_bytes: read and not written yet, queue_bytes_max: its limit. read_ts: how far the source has been read."""
+
+    rows_written: int = 0
+    bytes_written: int = 0
+    queue_bytes: int = 0
+    queue_bytes_max: int = 0
+    read_ts: Ts = 0
+
+
+@runtime_checkable
+class MeteredTableExecutor(Protocol):
+    """Optional: figures for /metrics, asked for about once a second; does no I/O."""
+
+    def meter(self) -> ExecutorMeter: ...
+
+
 def _nothing() -> None:
     pass
 

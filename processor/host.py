@@ -26,7 +26,8 @@ import structlog
 
 from processor.agent import Agent, AgentConfig, new_agent
 from processor.exchange import AgentTransport, ExchangeServer, PendingExchange
-from processor.executor import TableExecutor
+from processor.executor import ExecutorMeter, TableExecutor
+from processor.plugins import meter_of
 from tablewire.errors import OperatingError
 from tablewire.liveness import Liveness
 from tablewire.runtime.shutdown import run_thread
@@ -34,6 +35,7 @@ from tablewire.types import CaptureID, ChangefeedID, Message, TableState
 
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 10.0
+METER_INTERVAL_S = 1.0
 MAX_OPEN_EXCHANGES = 64
 """Turns that the loop may hold at a time; the handlers give up by themselves after exchange_wait_ms."""
 
@@ -59,6 +61,7 @@ class SlotView:
     phase: SlotPhase
     error: str
     spans: Mapping[TableState, int] = field(default_factory=lambda: MappingProxyType({}))
+    meter: ExecutorMeter | None = None
 
 
 class _SlotTransport:
@@ -88,6 +91,8 @@ class _Slot:
     phase: SlotPhase = SlotPhase.IDLE
     agent: Agent | None = None
     transport: _SlotTransport | None = None
+    executor: TableExecutor | None = None
+    meter: ExecutorMeter | None = None
     failures: int = 0
     retry_at: float = 0.0
     error: str = ""
@@ -147,6 +152,7 @@ class AgentHost:
         self._closing = False
         self._round_at = clock()
         self._views: tuple[SlotView, ...] = ()
+        self._meter_at = 0.0
         self._jitter = random.Random()
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -235,6 +241,10 @@ class AgentHost:
         self._turns = waiting[-MAX_OPEN_EXCHANGES:]
 
     def _publish(self) -> None:
+        if self._clock() >= self._meter_at:
+            self._meter_at = self._clock() + METER_INTERVAL_S
+            for slot in self._slots.values():
+                slot.meter = meter_of(slot.executor) if slot.executor is not None else None
         self._views = tuple(
             SlotView(
                 slot.changefeed,
@@ -242,6 +252,7 @@ class AgentHost:
                 slot.phase,
                 slot.error,
                 slot.agent.counts() if slot.agent is not None and slot.phase is SlotPhase.RUNNING else MappingProxyType({}),
+                slot.meter,
             )
             for _, slot in sorted(self._slots.items())
         )
@@ -272,7 +283,7 @@ class AgentHost:
             self._failed(slot, error)
             return
         slot.failures, slot.error, slot.phase = 0, "", SlotPhase.RUNNING
-        slot.transport = _SlotTransport(self._server.transport(slot.changefeed, slot.epoch))
+        slot.transport, slot.executor = _SlotTransport(self._server.transport(slot.changefeed, slot.epoch)), executor
         slot.agent = new_agent(
             capture_id=self._capture_id,
             changefeed_id=slot.changefeed,
@@ -297,7 +308,7 @@ class AgentHost:
         assert agent is not None
         assert transport is not None
         transport.inner.close()
-        slot.phase, slot.agent, slot.transport = SlotPhase.CLOSING, None, None
+        slot.phase, slot.agent, slot.transport, slot.executor, slot.meter = SlotPhase.CLOSING, None, None, None, None
         run_thread(f"close {slot.changefeed}", lambda: self._close(slot, agent))
 
     # -- the threads of a slot ----------------------------------------------------------------------------------------

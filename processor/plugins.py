@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from processor.executor import ClosableTableExecutor, ExecutorRequest, TableExecutor
+from processor.executor import ClosableTableExecutor, ExecutorMeter, ExecutorRequest, MeteredTableExecutor, TableExecutor
 from tablewire.errors import OperatingError
 from tablewire.registry import ChangefeedInfo, redact_uri, resolve_uri
 from tablewire.runtime.plugins import EXECUTORS, find_factory
@@ -62,3 +62,13 @@ def close_executor(executor: TableExecutor) -> str:
     except Exception as error:  # noqa: BLE001 - the border to a user's code
         return redact_uri(f"{type(error).__name__}: {error}")
     return ""
+
+
+def meter_of(executor: TableExecutor) -> ExecutorMeter | None:
+    """None: it has no figures, or cannot tell them now."""
+    if not isinstance(executor, MeteredTableExecutor):
+        return None
+    try:
+        return executor.meter()
+    except Exception:  # noqa: BLE001 - the border to a user's executor: what it cannot count is no reason to stop it
+        return None

@@ -45,6 +45,7 @@ BORDERS = {
     ("processor/driver.py", "Driver.close"): "calls a user's executor",
     ("processor/driver.py", "Driver.set_barrier"): "calls a user's executor",
     ("processor/plugins.py", "close_executor"): "calls a user's executor",
+    ("processor/plugins.py", "meter_of"): "calls a user's executor",
     ("processor/plugins.py", "new_executor"): "calls a user's factory",
     ("proto/tablewire/runtime/plugins.py", "_load"): "imports a user's module",
     ("proto/tablewire/runtime/shutdown.py", "run_thread.top"): "the top of a thread: logs, and ends the process",

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import structlog
 
-from processor.executor import ExecutorRequest
+from processor.executor import ExecutorMeter, ExecutorRequest
 from processor.postgres.catch_up import CatchUpStream
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import ReplicationConnection
@@ -72,6 +72,9 @@ class PostgresExecutor:
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
+        self._rows_left = 0
+        """Written by tables that are no longer here; so are the bytes."""
+        self._bytes_left = 0
         self._barrier = Barrier(TS_MAX)
         self._barriers: dict[int, Ts] = {}
         self._incarnation: int | None = None
@@ -147,6 +150,8 @@ class PostgresExecutor:
         if table.state is not TableState.STOPPED:
             return 0, False
         del self._tables[span]
+        self._rows_left += table.rows_written
+        self._bytes_left += table.bytes_written
         return table.checkpoint().checkpoint_ts, True
 
     def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
@@ -175,6 +180,16 @@ class PostgresExecutor:
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
         self._require_alive()
         return status_columns(self._tables, spans)
+
+    def meter(self) -> ExecutorMeter:
+        tables = self._tables.values()
+        return ExecutorMeter(
+            rows_written=self._rows_left + sum(table.rows_written for table in tables),
+            bytes_written=self._bytes_left + sum(table.bytes_written for table in tables),
+            queue_bytes=self._budget.held_bytes,
+            queue_bytes_max=self._budget.max_bytes,
+            read_ts=self.shared_position(),
+        )
 
     def close(self) -> None:
         """Stops everything; returns when no write can follow. Idempotent."""

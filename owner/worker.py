@@ -22,10 +22,10 @@ import numpy as np
 import structlog
 
 from owner.config import SourceSection
-from tablewire.errors import NotLeaderError, TablewireError
+from tablewire.errors import InvariantError, NotLeaderError, TablewireError
 from tablewire.registry import ChangefeedInfo, redact_uri
 from tablewire.runtime.shutdown import run_thread
-from tablewire.source import Source
+from tablewire.source import Source, StartedSource
 from tablewire.types import I64, TableID, Ts
 
 FORMER_WAIT_S = 1.0
@@ -140,6 +140,8 @@ class ChangefeedWorker:
                 return
             except NotLeaderError:
                 return
+            except InvariantError:
+                raise
             except Exception as error:  # noqa: BLE001 - the border to a user's source
                 failures = 0 if self._served else failures
                 self._failed(error)
@@ -186,7 +188,7 @@ class ChangefeedWorker:
             source.close()
 
     def _start(self, source: Source) -> None:
-        start_ts = source.start()
+        start_ts = _start_ts(source, self.info.start_ts)
         if not self.info.start_ts:
             self._host.started(self.info, start_ts)
             self.info = msgspec.structs.replace(self.info, start_ts=start_ts)
@@ -229,3 +231,10 @@ class ChangefeedWorker:
         self._wake.wait(seconds)
         if not self._stop.is_set():
             self._wake.clear()
+
+
+def _start_ts(source: Source, known: Ts) -> Ts:
+    """Where replication starts: what the source says when it makes what it needs, else where it is at the first start."""
+    if isinstance(source, StartedSource):
+        return source.start()
+    return known or source.current_ts()

@@ -111,7 +111,7 @@ def _always() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorRequest:
-    """What a processor knows when it starts a changefeed's executor. start_ts: what Source.start returned.
+    """What a processor knows when it starts a changefeed's executor. start_ts: where the changefeed started at its source.
     tables: the filter, as in SourceRequest. table_names: names of tables by id as far as the owner knows them (may be empty).
     wake: call it (any thread) when a span's state has changed, so that the agent reports at once and not at its next tick.
     may_write: ask it (any thread) right before each commit or flush at the sink; False = this processor's lease is in doubt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tablewire.types import ChangefeedID, TableID, Ts
 
@@ -26,7 +26,8 @@ class CheckFailure:
 class SourceRequest:
     """What a changefeed says of its source. tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes.
 
-    start_ts: 0 before the first start, then what `Source.start` returned. options: from --source-option, checked by the plug-in.
+    start_ts: 0 before the first start, then where it started (`StartedSource.start`, or `current_ts` then).
+    options: from --source-option, checked by the plug-in.
     """
 
     changefeed: ChangefeedID
@@ -45,11 +46,6 @@ class Source(Protocol):
         """All that `create` promises, each failure named; empty = fine. Changes nothing."""
         ...
 
-    def start(self) -> Ts:
-        """Makes what must exist at the source (publication, slot) if it is not there; the Ts where replication starts.
-        Idempotent: a second call finds what is there and returns the same or a later position."""
-        ...
-
     def tables(self) -> Mapping[TableID, str]:
         """What the filter matches now: id -> name."""
         ...
@@ -65,7 +61,18 @@ class Source(Protocol):
         ...
 
     def drop(self) -> None:
-        """Removes what `start` made; idempotent."""
+        """Removes what was made at the source for this changefeed; idempotent."""
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class StartedSource(Protocol):
+    """Optional, beside Source: something has to be made at the source before replication can start. A source without it starts
+    where it is (`current_ts`) when its changefeed is first run."""
+
+    def start(self) -> Ts:
+        """Makes what must exist at the source (publication, slot) if it is not there; the Ts where replication starts.
+        Idempotent: a second call finds what is there and returns the same or a later position. Blocking."""
+        ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 
 from deploy.local.cluster import CliError, Cluster
+from deploy.local.postgres import PostgresServer
 
 pytestmark = pytest.mark.integration
 
@@ -35,9 +37,9 @@ class Line:
         """Where the source's WAL ends."""
         return int(str(self.run("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0]))
 
-    def create(self, *more: str, tables: str = "public.a") -> Any:
-        uris = ("--source", self.source, "--sink", self.sink)
-        return self.cluster.owner_json("changefeed", "create", "--id", "one", *uris, "--tables", tables, *more)
+    def create(self, *more: str, name: str = "one", tables: str = "public.a", sink: str = "") -> Any:
+        uris = ("--source", self.source, "--sink", sink or self.sink)
+        return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, "--tables", tables, *more)
 
     def changefeed(self) -> Any:
         return self.cluster.admin.changefeed("one")
@@ -144,3 +146,35 @@ def test_scenario_34_what_a_pause_and_a_removal_leave_at_the_source_is_told(line
     line.wait("it is forgotten", lambda: not line.cluster.admin.changefeeds())
     assert line.run("SELECT 1 FROM pg_replication_slots WHERE slot_name = 'tablewire_one'") == []
     assert line.run("SELECT 1 FROM pg_publication WHERE pubname = 'tablewire_one'") == []
+
+
+def test_scenario_19_a_sink_that_hangs_delays_no_other_changefeed(
+    line: Line, new_postgres: Callable[..., PostgresServer]
+) -> None:
+    """Its server is stopped in the middle: the other changefeed of the same owner and processor goes on as before; the hung one
+    is stuck alone, and goes on by itself when its server does."""
+    slow = new_postgres(name="slow")
+    line.create(tables="public.a")
+    line.create(name="two", tables="public.b", sink=slow.create_database("sink"))
+    line.wait("the first copies are there", lambda: len(line.ids()) == 100 and copied(slow) == 50)
+    slow.pause()
+    line.run("INSERT INTO b SELECT i FROM generate_series(51, 5000) i")
+    for number in range(101, 106):
+        began = time.monotonic()
+        line.run(f"INSERT INTO a VALUES ({number})")
+        line.wait("it is replicated", lambda number=number: number in line.ids())
+        position = line.position()
+        line.cluster.wait_checkpoint(position, "one", WAIT_S)
+        assert time.monotonic() - began < 5.0
+    stuck = line.cluster.admin.changefeed("two")
+    assert stuck["checkpoint_ts"] < line.changefeed()["checkpoint_ts"]
+    assert line.changefeed()["state"] == "normal"
+    slow.resume()
+    line.wait("the hung one goes on", lambda: copied(slow) == 5_000)
+
+
+def copied(server: PostgresServer) -> int:
+    """Rows of `b` at this server."""
+    if server.execute("SELECT to_regclass('public.b')", "sink") == [(None,)]:
+        return 0
+    return int(str(server.execute("SELECT count(*) FROM b", "sink")[0][0]))

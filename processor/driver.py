@@ -56,6 +56,8 @@ class Driver:
 
     def drive(self) -> None:
         """Makes every call that is due, once, and the calls that these make due. Removals first: others may wait for them."""
+        if self._holdings.is_settled():
+            return
         self._remove()
         self._add()
         self._raise_epochs()

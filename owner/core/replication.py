@@ -241,6 +241,8 @@ def _change_role(tables: Tables, capture: int, change: RoleChange, reports: Repo
     clear_primary(tables, rows[primary])
     clear_secondary(tables, rows[secondary])
     tables.clear_undetermined(rows[undetermined].tolist(), capture)
+    if change in (RoleChange.TO_PRIMARY, RoleChange.TO_SECONDARY):
+        tables.scheduled[rows] = True  # somebody has it, although not by an Add of this term
     if change is RoleChange.TO_PRIMARY:
         tables.primary[rows] = capture
         tables.primary_reported[rows] = reports.states

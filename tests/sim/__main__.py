@@ -11,9 +11,8 @@ from collections import Counter
 
 import structlog
 
-from tests.sim.simulation import TICK_S, Simulation
-
-TICKS = 600
+from tests.sim.nodes import TICK_S
+from tests.sim.simulation import Simulation
 
 
 def main() -> int:
@@ -32,7 +31,7 @@ def main() -> int:
     for seed in range(given.first, given.first + seeds):
         if time.monotonic() > deadline or len(violations) >= 10:
             break
-        result = Simulation(seed).run(TICKS)
+        result = Simulation(seed).run()
         ran, ticks = ran + 1, ticks + result.ticks
         faults += result.faults
         slowest = max(slowest, result.settle_ticks)

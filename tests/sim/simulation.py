@@ -1,68 +1,38 @@
 """The real core and the real agents in one thread, under one seed and virtual time, with everything that can go wrong.
 
-A seed determines everything: messages are dropped, doubled, delayed and reordered; processes pause beyond their lease, crash
-and come back; agents restart in their slot; owners crash, pause and are deposed; executors are slow, fail, lose spans and hang;
-tables come and go; operators move and drain. After every step:
-
-- at most one effective writer a span, by the sink's own fencing;
-- the watermark never falls, is never past what the sink holds of any current table, and never past the barrier;
-- the limits of planned moves hold, and the columns keep their row invariant.
-
-After the faults stop, everything replicates within a bounded number of ticks.
+A seed determines everything. It draws a world (how many tables and processes, which limits, a sink that fences or not) and then
+storms, each with its own weather and its own choice of faults; after each storm it is calm until all is well, within a bounded
+number of ticks. What must hold all the time is in oracle.py, what can go wrong in faults.py.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from owner.scheduler import SchedulerAndInfo, SchedulerConfig, new_scheduler
-from processor.agent import Agent, new_agent
+import numpy as np
+
+from owner.core.splitter import HashRanges, Splitter, WholeTables
+from owner.scheduler import SchedulerConfig, new_scheduler
+from processor.agent import AgentConfig, new_agent
 from tablewire.liveness import Liveness
-from tablewire.testing import Deliver, FakeSink, FakeTableExecutor, LoopbackNetwork
-from tablewire.types import (
-    TS_MAX,
-    Barrier,
-    BarrierWithMinTs,
-    CaptureInfo,
-    ChangefeedID,
-    Message,
-    ReplicationState,
-    Span,
-    Watermark,
-)
+from tablewire.queries import ENDED
+from tablewire.types import Barrier, BarrierWithMinTs, ChangefeedID, LivenessState, QueryState, Span, Watermark
+from tests.sim.faults import Faults
+from tests.sim.network import SimNetwork, Weather
+from tests.sim.nodes import FENCE_MARGIN_S, LEASE_S, TICK_S, Lease, Owner, Process
+from tests.sim.oracle import Oracle
+from tests.sim.sink import SimSink, new_executor
 
 CHANGEFEED = ChangefeedID("default", "sim")
-TICK_S = 0.1
-LEASE_S = 2.0
-SETTLE_TICKS = 400
+STORMS = 4
+SETTLE_TICKS = 150
+MOVE_TICKS = 40
+"""What one move takes at the most, with the slowest executors; all spans may have to move, one after the other."""
 START_TS = 100
-
-
-@dataclass(slots=True)
-class Process:
-    """One processor: an agent while it runs, a lease while etcd thinks so."""
-
-    id: str
-    agent: Agent | None
-    executor: FakeTableExecutor
-    liveness: Liveness
-    lease_until: float
-    paused_until: float = 0.0
-    is_cut_off: bool = False  # from etcd: it cannot renew its lease, and its clock tells it so
-    is_zombie: bool = False  # it does not notice that its lease is over; the sink alone stops it
-
-
-@dataclass(slots=True)
-class Weather:
-    """How bad it is; shares of messages, and chances a tick."""
-
-    drop: float
-    duplicate: float
-    hold: float
-    release: float
-    fault: float
+SOURCE_TS_PER_TICK = 10
+PROCESSES_MAX = 5
 
 
 @dataclass(slots=True)
@@ -71,382 +41,321 @@ class Result:
     ticks: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
-    settle_ticks: int = 0
+    settle_ticks: int = 0  # the longest
 
 
 class Simulation:
-    def __init__(self, seed: int, tables: int = 12, processes: int = 4) -> None:
+    """One seed's world. `run` runs all of it; `trace`, when set, is told of what happens in words."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
-        self.result = Result(seed)
-        self.network = LoopbackNetwork(seed, codec=False)
-        self.network.hook = self._hook
-        draw = self.random.random
-        self.weather = Weather(0.2 * draw(), 0.1 * draw(), 0.2 * draw(), 0.3, 0.02 + 0.2 * draw())
-        self.calm = False
+        draw = self.random
+        self.fenced = bool(seed % 2)
+        self.ticks = 0
         self.now = 1000.0
-        self.sink = FakeSink()
-        self.tables = set(range(1, tables + 1))
-        self.next_table = tables + 1
-        self.next_capture = 0
-        self.processes: dict[str, Process] = {}
-        for _ in range(processes):
-            self._start_process()
+        self.calm = False
+        self.faults = Faults(self)
+        self.network = SimNetwork(draw, lambda: self.now)
+        self.oracle = Oracle(self)
+        self.network.on_send = self.oracle.sent
+        self.sink = SimSink()
+        self.source_ts = self.checkpoint_ts = START_TS
+        self.barrier_ts = self.sink.barrier_ts = START_TS + 30
+        self.parts = draw.choice((1, 1, 1, 2))
+        self.tables: set[int] = set()
+        self.former_tables: set[int] = set()
+        for table in range(1, 1 + draw.choice((1, 2, 3, 4, 8))):
+            self.add_table(table)
         self.config = SchedulerConfig(
-            bootstrap_timeout_ms=3_000,
-            max_task_concurrency=4,
-            max_task_concurrency_per_capture=2,
+            heartbeat_interval_ms=draw.choice((100, 200, 300)),
+            bootstrap_timeout_ms=draw.choice((1_000, 2_000)),
+            capture_silent_ms=draw.choice((800, 1_500)),
             error_backoff_initial_ms=200,
-            error_backoff_max_ms=2_000,
+            error_backoff_max_ms=1_000,
+            prepare_timeout_ms=2_500,
+            spans_per_message=draw.choice((1, 2, 1_000)),
+            add_batch_spans=draw.choice((1, 4, 1_000)),
+            balance_interval_ms=draw.choice((0, 1_500)),
+            move_cooldown_ms=2_000,
+            audit_interval_ms=1,
+            brake_window_ms=1_000,
+            brake_hold_ms=2_000,
         )
-        self.revision = 10
-        self.deposed: list[SchedulerAndInfo] = []
-        self.checkpoint_ts = START_TS
-        self.watermark = Watermark(0, 0)
-        self.barrier = BarrierWithMinTs(Barrier(TS_MAX), TS_MAX)
-        self.source_ts = START_TS
-        self.owner_paused_until = 0.0
+        self.agent_config = AgentConfig(
+            stats_interval_ms=500, max_reports_per_message=draw.choice((1, 2, 1_000)), max_stats_per_tick=draw.choice((1, 100))
+        )
+        self.leases: dict[str, Lease] = {}
+        self.processes: dict[str, Process] = {}
+        self.next_process = 0
+        self.changefeed_epoch = 1
         self.drained: set[str] = set()
-        self.scheduler = self._new_scheduler()
+        self.doubtful: set[str] = set()  # processes that an owner may have taken for dead while they were not
+        for _ in range(draw.randrange(2, 5)):
+            self.start_process()
+        self.owners: list[Owner] = []
+        self.last_revision = 10
+        self.elect(self.last_revision)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, ticks: int) -> Result:
-        """So many ticks with faults, then calm until all is well."""
-        for _ in range(ticks):
-            if self.random.random() < self.weather.fault:
-                self._fault()
-            self._step()
-            if self.result.violations:
-                return self.result
-        self._calm_down()
-        for taken in range(SETTLE_TICKS):
-            self._step()
-            if self.result.violations:
-                return self.result
-            if self._is_settled():
-                self.result.settle_ticks = taken
-                return self.result
-        stuck = [view for view in self.scheduler.snapshot().spans if view.state is not ReplicationState.REPLICATING]
-        self.result.violations.append(f"not settled after {SETTLE_TICKS} calm ticks: {stuck[:3]} {self._missing()}")
-        return self.result
+    def run(self, storms: int = STORMS) -> Result:
+        result = Result(self.seed, faults=self.faults.counts, violations=self.oracle.violations)
+        for _ in range(storms):
+            self.storm()
+            result.settle_ticks = max(result.settle_ticks, self.settle())
+            result.ticks = self.ticks
+            if self.oracle.violations:
+                break
+        return result
 
-    def _step(self) -> None:
+    def storm(self) -> None:
+        """Faults and weather, for a while."""
+        self.calm = False
+        self.network.weather = Weather.draw(self.random)
+        self.faults.draw_kinds()
+        chance = self.random.choice((0.1, 0.3, 0.8))
+        for _ in range(self.random.randrange(30, 120)):
+            if self.random.random() < chance:
+                self.faults.strike()
+            self.step()
+            if self.oracle.violations:
+                return
+
+    def settle(self) -> int:
+        """Calm until all is well; how many ticks it took."""
+        if self.oracle.violations:
+            return 0
+        self.faults.calm_down()
+        goal = self.source_ts
+        bound = SETTLE_TICKS + MOVE_TICKS * len(self.spans()) // self.owner.config.max_task_concurrency_per_capture
+        for taken in range(bound):
+            if self.oracle.violations:
+                return taken
+            if taken and self.trouble(goal) is None:
+                return taken
+            self.step()
+        self.oracle.complain(f"not settled within {bound} calm ticks: {self.trouble(goal)}")
+        return bound
+
+    def step(self) -> None:
+        """A tenth of a second: everybody acts once, in any order."""
+        self.ticks += 1
         self.now += TICK_S
-        self.source_ts += 10
+        self.source_ts += SOURCE_TS_PER_TICK
+        if self.calm or self.random.random() < 0.3:
+            self.barrier_ts = self.sink.barrier_ts = self.source_ts + 3 * SOURCE_TS_PER_TICK
+        self.network.deliver()
+        self.faults.pass_by()
         self._expire_leases()
-        if self.now >= self.owner_paused_until:
-            self._tick_owner()
-        for scheduler in self.deposed:  # an owner that does not know yet that it is deposed
-            if self.random.random() < 0.3:
-                self._tick(scheduler)
-        for process in list(self.processes.values()):
-            self._run_process(process)
-        if not self.calm and self.random.random() < self.weather.release:
-            self.network.release()
-        self.result.ticks += 1
-        self._check()
+        actors: list[Process | Owner] = [*self.processes.values(), *self.owners]
+        self.random.shuffle(actors)
+        for actor in actors:
+            if isinstance(actor, Process):
+                self._run_process(actor)
+            else:
+                self._run_owner(actor)
+        self.oracle.stepped()
 
-    def _tick_owner(self) -> None:
-        watermark = self._tick(self.scheduler)
-        if watermark.checkpoint_ts:
-            self._check_watermark(watermark)
-            self.watermark = watermark
-            self.checkpoint_ts = max(self.checkpoint_ts, watermark.checkpoint_ts)
+    # -- owners -------------------------------------------------------------------------------------------------------
 
-    def _tick(self, scheduler: SchedulerAndInfo) -> Watermark:
-        alive = {id: CaptureInfo(id, f"{id}:1") for id, process in self.processes.items() if process.lease_until > self.now}
-        return scheduler.tick(self.checkpoint_ts, sorted(self.tables), alive, self.barrier)
+    @property
+    def owner(self) -> Owner:
+        """The one that was elected last."""
+        return self.owners[-1]
 
-    def _run_process(self, process: Process) -> None:
-        if self.now < process.paused_until:
-            return
-        if not process.is_cut_off and process.lease_until > self.now:
-            process.lease_until = self.now + LEASE_S
-        if process.lease_until - 3 * TICK_S <= self.now and not process.is_zombie:
-            # It fences itself before the lease can be over, and starts again under a new id.
-            self.result.faults["fenced"] += 1
-            self._end_process(process)
-            self._start_process()
-            return
-        if process.lease_until + 20 * TICK_S <= self.now:
-            self._end_process(process)
-            self._start_process()
-            return
-        if process.agent is None:
-            return
-        process.agent.tick()
-        if self.random.random() < 0.8:
-            process.executor.advance(self.source_ts - self.random.randrange(10))
-
-    # -- faults -------------------------------------------------------------------------------------------------------
-
-    def _fault(self) -> None:
-        fault = self.random.choice(
-            [
-                self._crash_process,
-                self._pause_process,
-                self._cut_off_process,
-                self._make_zombie,
-                self._restart_agent,
-                self._crash_owner,
-                self._pause_owner,
-                self._depose_owner,
-                self._fail_span,
-                self._lose_span,
-                self._hang,
-                self._drop_table,
-                self._new_table,
-                self._move,
-                self._move,
-                self._cancel,
-                self._drain,
-                self._cancel_drain,
-                self._stop_process,
-                self._start_process,
-            ]
-        )
-        self.result.faults[fault.__name__.strip("_")] += 1
-        fault()
-
-    def _any_process(self) -> Process:
-        return self.processes[self.random.choice(sorted(self.processes))]
-
-    def _start_process(self) -> None:
-        if len(self.processes) >= 6:
-            return
-        self.next_capture += 1
-        id = f"p{self.next_capture}"
-        random = self.random
-        executor = FakeTableExecutor(
-            self.sink,
-            name=id,
-            changefeed_epoch=1,
-            prepare_polls=random.randrange(3),
-            write_polls=random.randrange(2),
-            stop_polls=random.randrange(3),
-            record_calls=False,
-        )
-        process = Process(id, None, executor, Liveness(), self.now + LEASE_S)
-        self.processes[id] = process
-        self._start_agent(process)
-
-    def _start_agent(self, process: Process) -> None:
-        process.agent = new_agent(
-            capture_id=process.id,
-            changefeed_id=CHANGEFEED,
-            changefeed_epoch=1,
-            transport=self.network.transport(process.id),
-            executor=process.executor,
-            liveness=process.liveness,
-            clock=lambda: self.now,
-        )
-
-    def _end_process(self, process: Process) -> None:
-        """It stops acting now; its lease goes on until it expires, unless it is over."""
-        process.executor.close()
-        self.drained.discard(process.id)
-        del self.processes[process.id]
-        if process.lease_until > self.now:
-            ghost = Process(f"{process.id}", None, process.executor, process.liveness, process.lease_until)
-            ghost.is_cut_off = True
-            ghost.is_zombie = True
-            ghost.paused_until = process.lease_until
-            self.processes[process.id] = ghost
-
-    def _expire_leases(self) -> None:
-        for process in list(self.processes.values()):
-            if process.agent is None and process.lease_until <= self.now:
-                del self.processes[process.id]
-
-    def _crash_process(self) -> None:
-        process = self._any_process()
-        if process.agent is None:
-            return
-        self._end_process(process)
-        self._start_process()
-
-    def _pause_process(self) -> None:
-        self._any_process().paused_until = self.now + self.random.uniform(0.2, 2 * LEASE_S)
-
-    def _cut_off_process(self) -> None:
-        self._any_process().is_cut_off = True
-
-    def _make_zombie(self) -> None:
-        process = self._any_process()
-        process.is_cut_off = process.is_zombie = True
-
-    def _restart_agent(self) -> None:
-        process = self._any_process()
-        if process.agent is None:
-            return
-        process.executor.close()
-        process.executor = FakeTableExecutor(self.sink, name=process.id, changefeed_epoch=1, record_calls=False)
-        self._start_agent(process)
-
-    def _new_scheduler(self) -> SchedulerAndInfo:
-        owner_id = f"owner{self.revision}"
+    def elect(self, revision: int) -> None:
+        """A new owner; the caller has seen to the former one. Limits differ from term to term."""
+        id, draw = f"owner{revision}", self.random
+        limit = draw.choice((1, 2, 8))
+        config = replace(self.config, max_task_concurrency=limit, max_task_concurrency_per_capture=draw.choice((1, limit, limit)))
+        splitter: Splitter = WholeTables() if self.parts == 1 else HashRanges(self.parts)
         scheduler = new_scheduler(
-            owner_id=owner_id,
+            owner_id=id,
             changefeed_id=CHANGEFEED,
-            owner_revision=self.revision,
-            changefeed_epoch=1,
-            transport=self.network.transport(owner_id),
-            config=self.config,
+            owner_revision=revision,
+            changefeed_epoch=self.changefeed_epoch,
+            transport=self.network.transport(id),
+            config=config,
             clock=lambda: self.now,
+            splitter=splitter,
         )
+        self.owners.append(Owner(id, revision, self.changefeed_epoch, scheduler, config))
         for target in sorted(self.drained):
             scheduler.drain_capture(target)
-        return scheduler
+        self.watch()
 
-    def _crash_owner(self) -> None:
-        self.revision += self.random.randrange(1, 5)
-        self.scheduler = self._new_scheduler()
+    def _run_owner(self, owner: Owner) -> None:
+        if self.now < owner.paused_until:
+            return
+        is_leader = owner is self.owner
+        if not is_leader and self.random.random() < 0.5:
+            return
+        tables = sorted(self.tables) if is_leader or owner.frozen_tables is None else owner.frozen_tables
+        checkpoint_ts = self.checkpoint_ts if is_leader else owner.frozen_checkpoint_ts
+        alive = owner.sees(self.leases, self.now, self.random)
+        barrier = BarrierWithMinTs(Barrier(self.barrier_ts), self.barrier_ts)
+        watermark: Watermark = owner.scheduler.tick(checkpoint_ts, tables, alive, barrier)
+        self.oracle.ticked(owner, watermark)
+        if is_leader:
+            self.checkpoint_ts = max(self.checkpoint_ts, watermark.checkpoint_ts)
 
-    def _depose_owner(self) -> None:
-        """The old one goes on ticking for a while beside the new one."""
-        self.deposed = [self.scheduler]
-        self._crash_owner()
+    def watch(self) -> None:
+        """The oracle waits for the end of every job of the present owner."""
+        known = {id(query) for query, _, _ in self.oracle.watched}
+        for query in self.owner.scheduler.queries():
+            if id(query) not in known and query.state is QueryState.PENDING:
+                table = int(query.subject.split()[-1]) if query.subject.startswith("table ") else None
+                spans = tuple(span for span in self.spans() if span.table_id == table)
+                self.oracle.watched.append((query, self.owner, spans))
 
-    def _pause_owner(self) -> None:
-        self.owner_paused_until = self.now + self.random.uniform(0.2, 3.0)
+    # -- processes ----------------------------------------------------------------------------------------------------
 
-    def _fail_span(self) -> None:
-        process = self._any_process()
-        spans = process.executor.spans()
-        if spans and process.agent is not None:
-            process.executor.fail(self.random.choice(spans), "scripted")
+    def start_process(self) -> None:
+        if len(self.processes) >= PROCESSES_MAX:
+            return
+        self.next_process += 1
+        id = f"p{self.next_process}"
+        self.leases[id] = Lease(self.now, self.now + LEASE_S)
+        self.start_agent(id, Liveness(), 0)
 
-    def _lose_span(self) -> None:
-        process = self._any_process()
-        spans = process.executor.spans()
-        if spans and process.agent is not None:
-            process.executor.lose(self.random.choice(spans))
-
-    def _hang(self) -> None:
-        process = self._any_process()
-        step = self.random.choice(["prepare", "write", "stop"])
-        process.executor.hang(step, Span(self.random.choice(sorted(self.tables))) if self.tables else None)
-
-    def _drop_table(self) -> None:
-        if len(self.tables) > 4:
-            self.tables.discard(self.random.choice(sorted(self.tables)))
-
-    def _new_table(self) -> None:
-        if len(self.tables) < 20:
-            back = self.random.randrange(1, self.next_table)  # one that was there before, perhaps
-            self.tables.add(back if back not in self.tables else self.next_table)
-            self.next_table = max(self.next_table, max(self.tables) + 1)
-
-    def _move(self) -> None:
-        if self.tables:
-            self.scheduler.move_table(self.random.choice(sorted(self.tables)), self._any_process().id)
-
-    def _cancel(self) -> None:
-        queries = self.scheduler.queries()
-        if queries:
-            self.random.choice(queries).cancel()
-
-    def _drain(self) -> None:
-        if len(self.drained) < 2:
-            target = self._any_process().id
-            if target in {view.id for view in self.scheduler.snapshot().captures}:
-                self.scheduler.drain_capture(target)
-                self.drained.add(target)
-
-    def _cancel_drain(self) -> None:
-        for target in sorted(self.drained):
-            self.scheduler.cancel_drain(target)
-        self.drained.clear()
-
-    def _stop_process(self) -> None:
-        if len(self.processes) > 3:
-            process = self._any_process()
-            process.liveness.stop()
-
-    def _hook(self, _sender: str, _receiver: str, _message: Message) -> Deliver:
-        if self.calm:
-            return Deliver.DELIVER
-        draw = self.random.random()
-        for share, what in (
-            (self.weather.drop, Deliver.DROP),
-            (self.weather.duplicate, Deliver.DUPLICATE),
-            (self.weather.hold, Deliver.HOLD),
-        ):
-            if draw < share:
-                return what
-            draw -= share
-        return Deliver.DELIVER
-
-    def _calm_down(self) -> None:
-        """No fault any more: who hangs is let go, who stands apart comes back, drains end, and one process is fresh."""
-        self.calm = True
-        self.network.release()
-        self.deposed = []
-        self.owner_paused_until = 0.0
-        self._cancel_drain()
-        for process in self.processes.values():
-            if process.agent is not None:
-                process.paused_until = 0.0
-                process.is_cut_off = process.is_zombie = False
-            for step in ("prepare", "write", "stop"):
-                process.executor.let_go(step)
-                for table in range(1, self.next_table + 1):
-                    process.executor.let_go(step, Span(table))
-        if all(process.liveness.state == "stopping" or process.agent is None for process in self.processes.values()):
-            self.result.faults["fresh"] += 1
-            for process in list(self.processes.values()):
-                if process.agent is not None:
-                    self._end_process(process)
-            self._start_process()
-            self._start_process()
-
-    # -- what must hold -----------------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        found = self.result.violations
-        found.extend(self.sink.violations)
-        for scheduler in (self.scheduler, *self.deposed):
-            found.extend(scheduler._core.tables.check())  # type: ignore[attr-defined]
-        self._check_limits()
-        if found:
-            found[:] = [f"seed {self.result.seed} tick {self.result.ticks}: {text}" for text in found[:5]]
-
-    def _check_limits(self) -> None:
-        moves = [
-            view
-            for view in self.scheduler.snapshot().spans
-            if view.state is ReplicationState.PREPARE and view.primary and view.secondary
-        ]
-        # A move that a new owner found under way counts as one, but was not started by it.
-        inherited = self.result.faults["crash_owner"] + self.result.faults["depose_owner"]
-        if len(moves) > self.config.max_task_concurrency and not inherited:
-            self.result.violations.append(f"{len(moves)} moves at a time")
-
-    def _check_watermark(self, watermark: Watermark) -> None:
-        found = self.result.violations
-        if watermark.checkpoint_ts < self.watermark.checkpoint_ts:
-            found.append(f"the watermark fell from {self.watermark} to {watermark}")
-        if watermark.resolved_ts < watermark.checkpoint_ts:
-            found.append(f"resolved is below the checkpoint: {watermark}")
-        for table in self.tables:
-            durable = max(self.checkpoint_ts, self.sink.position(Span(table)))
-            if watermark.checkpoint_ts > durable:
-                found.append(f"the watermark {watermark.checkpoint_ts} is past table {table}, which is durable to {durable}")
-
-    def _is_settled(self) -> bool:
-        snapshot = self.scheduler.snapshot()
-        return (
-            snapshot.initialized
-            and {view.span.table_id for view in snapshot.spans} == self.tables
-            and all(view.state is ReplicationState.REPLICATING and view.stall_reason is None for view in snapshot.spans)
-            and not self._missing()
+    def start_agent(self, id: str, liveness: Liveness, revision_floor: int) -> None:
+        """A new agent and a new executor in a process, which exists or comes to exist."""
+        executor = new_executor(self.random, self.sink, id, self.changefeed_epoch, self.fenced)
+        transport = self.network.transport(id)
+        transport.revision_floor = transport.seen_revision = revision_floor
+        agent = new_agent(
+            capture_id=id,
+            changefeed_id=CHANGEFEED,
+            changefeed_epoch=self.changefeed_epoch,
+            transport=transport,
+            executor=executor,
+            liveness=liveness,
+            config=self.agent_config,
+            clock=lambda: self.now,
         )
+        former = self.processes.get(id)
+        process = Process(id, agent, transport, executor, liveness, self.changefeed_epoch)
+        process.lags = self.random.choice((0.0, 0.2, 0.6))
+        if former is not None:
+            process.paused_until, process.cut_off_until = former.paused_until, former.cut_off_until
+            process.hung_until = former.hung_until
+            process.is_zombie = former.is_zombie
+        self.processes[id] = process
 
-    def _missing(self) -> list[int]:
-        """Tables that nobody, or somebody beside its Primary, has."""
-        return [
-            table
-            for table in sorted(self.tables)
-            if len(self.sink.writers(Span(table))) != 1
-            or sum(Span(table) in process.executor.spans() for process in self.processes.values()) != 1
-        ]
+    def restart_agent(self, process: Process) -> None:
+        """The former one is closed first, so that it can write no more."""
+        process.agent.close()
+        self.start_agent(process.id, process.liveness, process.transport.seen_revision)
+
+    def end_process(self, process: Process, lease_too: bool = False) -> None:
+        """It can write no more from here on. Its lease goes on until it is over, unless it is given back."""
+        process.executor.close()
+        process.transport.close()
+        del self.processes[process.id]
+        if lease_too:
+            self.leases[process.id].ended_at = self.now
+        self.drained.discard(process.id)
+
+    def _run_process(self, process: Process) -> None:
+        if self.processes.get(process.id) is not process:
+            return
+        lease = self.leases[process.id]
+        paused = self.now < process.paused_until
+        if not paused and self.now >= process.cut_off_until and lease.ended_at is None:
+            lease.until = self.now + LEASE_S
+        if lease.until - FENCE_MARGIN_S <= self.now and not process.is_zombie and (not paused or not self.fenced):
+            # It fences itself before the lease can be over, and starts again under a new id. While it is paused it can write
+            # nothing, and it looks at its clock before it does anything else: an unfenced world counts it as ended at once.
+            self.faults.counts["fenced itself"] += 1
+            self.end_process(process)
+            self.start_process()
+            return
+        if paused:
+            return
+        if process.is_zombie and lease.ended_at is not None and lease.ended_at + 2.0 <= self.now:
+            self.end_process(process)
+            self.start_process()
+            return
+        if process.changefeed_epoch != self.changefeed_epoch and self.now >= max(process.restarts_at, process.hung_until):
+            self.restart_agent(process)
+            return
+        agent, executor = process.agent, process.executor
+        # With nothing to take in and nothing to do a tick would change nothing.
+        if self.now >= process.hung_until and not (process.transport.is_empty and agent.is_settled):
+            agent.tick()
+        if self.random.random() >= process.lags or self.calm:
+            executor.advance(self.source_ts - (0 if self.calm else self.random.randrange(20)))
+        self._leave_if_empty(process)
+
+    def _leave_if_empty(self, process: Process) -> None:
+        """A stopping process goes when the owner has found it empty three times."""
+        if process.liveness.state is not LivenessState.STOPPING:
+            return
+        capture = self.owner.core.captures.get(process.id)
+        if capture is None or capture.liveness is not LivenessState.STOPPING or not self.owner.scheduler.is_initialized():
+            return
+        core = self.owner.core
+        left = len(core.tables.rows_touching(capture.index)) + (capture.index in core.replication.everywhere)
+        process.found_empty = 0 if left else process.found_empty + 1
+        if process.found_empty >= 3:
+            self.faults.counts["left"] += 1
+            self.oracle.empty(process.id)
+            self.end_process(process, lease_too=True)
+            if len(self.processes) < 2:
+                self.start_process()
+
+    def _expire_leases(self) -> None:
+        for id, lease in list(self.leases.items()):
+            if lease.ended_at is None and lease.until <= self.now:
+                lease.ended_at = lease.until
+            elif lease.ended_at is not None and id not in self.processes and lease.ended_at + 10.0 < self.now:
+                del self.leases[id]
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+
+    def spans(self) -> list[Span]:
+        """What there should be."""
+        if self.parts == 1:
+            return [Span(table) for table in sorted(self.tables)]
+        return list(HashRanges(self.parts).split(np.array(sorted(self.tables), np.int64)))
+
+    def add_table(self, table: int) -> None:
+        self.tables.add(table)
+        self.former_tables.add(table)
+        for span in self.spans():
+            if span.table_id == table:
+                self.sink.begin(span, self.checkpoint_ts)
+
+    # -- all is well --------------------------------------------------------------------------------------------------
+
+    def trouble(self, goal: int) -> str | None:
+        """Why it is not settled yet; None when it is."""
+        core, scheduler = self.owner.core, self.owner.scheduler
+        if not scheduler.is_initialized():
+            return "not initialized"
+        tables = core.tables
+        wanted = set(self.spans())
+        rows = tables.all_rows()
+        if not tables.steady[rows].all() or {tables.span(row) for row in rows.tolist()} != wanted:
+            views = {view.span: view for view in scheduler.snapshot().spans}
+            for row in rows.tolist():
+                if not tables.steady[row]:
+                    return f"{tables.row(row)} {views[tables.span(row)]}"
+            return f"the owner knows {sorted(map(str, views))} instead of {sorted(map(str, wanted))}"
+        for span in sorted(wanted):
+            holders = [process.id for process in self.processes.values() if span in process.executor.spans()]
+            if len(self.sink.writers(span)) != 1 or len(holders) != 1:
+                return f"span {span} is held by {holders} and written by {self.sink.writers(span)}"
+        if sum(len(process.executor.spans()) for process in self.processes.values()) != len(wanted):
+            return f"more is held than there is: {[process.executor.spans() for process in self.processes.values()]}"
+        open_jobs = [str(query) for query in scheduler.queries() if query.kind != "drain" and query.state not in ENDED]
+        if open_jobs:
+            return f"jobs have not ended: {open_jobs}"
+        for target in sorted(self.drained):
+            if scheduler.drain_capture(target):
+                return f"{target} is not drained"
+            self.oracle.empty(target)
+        if core.watermark.checkpoint_ts < goal:
+            return f"the watermark is {core.watermark}, short of {goal}"
+        return None

@@ -56,6 +56,7 @@ def _reconcile(core: Core) -> None:
         else:
             fresh = SpanBlock(spans.table_ids[missing])
         rows[missing] = tables.add(fresh, core.now_ms)
+        raise_progress(tables, rows[missing], core.checkpoint_ts)  # the global checkpoint holds for every span
     tables.wanted[rows] = True
 
 

@@ -1,0 +1,95 @@
+"""What the simulation (or a reader) found in the core and the agents, each reduced to the few steps that show it."""
+
+from __future__ import annotations
+
+from owner.scheduler import SchedulerConfig
+from tablewire.testing import Deliver
+from tablewire.types import Heartbeat, Message, ReplicationState, TableState
+from tests.owner.world import World
+
+
+def audited() -> World:
+    """A world in which each answer of a capture is compared with what its owner knows."""
+    world = World(captures=["a", "b"], tables=[1])
+    world.config = SchedulerConfig(audit_interval_ms=1)
+    world.elect()
+    world.settle()
+    return world
+
+
+def test_the_watermark_goes_on_when_a_silent_writer_speaks() -> None:
+    """A span whose writer was silent while a new owner started counts as scheduled once it has spoken."""
+    world = World(captures=["a"], tables=[1])
+    world.config = SchedulerConfig(bootstrap_timeout_ms=1_000)
+    world.settle()
+    world.paused.add("a")
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    world.run(3)
+    assert world.view(1).state is ReplicationState.ABSENT
+    world.paused.discard("a")
+    world.settle()
+    world.advance(500)
+    world.run(5)
+    assert world.watermark.checkpoint_ts == 500
+
+
+def test_a_silent_prepared_one_is_granted_the_global_checkpoint() -> None:
+    """A span that is only prepared at a capture that was silent is written from the global checkpoint on, never from 0."""
+    world = World(captures=["a"], tables=[1])
+    world.config = SchedulerConfig(bootstrap_timeout_ms=1_000)
+    world.executors["a"].hang("prepare")
+    world.elect()
+    world.until(lambda: world.executors["a"].state(world.view(1).span) is TableState.PREPARING if world.snapshot.spans else False)
+    world.paused.add("a")
+    world.executors["a"].let_go("prepare")
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    world.paused.discard("a")
+    world.step()
+    row = world.scheduler._core.tables.row(0)  # type: ignore[attr-defined]
+    assert row.checkpoint_ts == 100
+    world.settle()
+    assert world.watermark.checkpoint_ts == 100
+
+
+def test_what_a_restarted_agent_leaves_out_is_known_though_too_old_to_count() -> None:
+    """The whole truth of a new agent whose echo is older than the last dispatch is noted: audits find nothing amiss."""
+    world = audited()
+    source = world.primary(1)
+    target = "b" if source == "a" else "a"
+    world.executors[target].hang("write")
+    world.scheduler.move_table(1, target)
+    world.until(lambda: world.view(1).primary == target)
+    world.network.hook = lambda sender, *_: Deliver.HOLD if sender == target else Deliver.DELIVER
+    world.step()  # its last report
+    world.network.hook = lambda _sender, receiver, _message: Deliver.HOLD if receiver == target else Deliver.DELIVER
+    world.step()  # a heartbeat to it
+    world.restart_agent(target)
+    world.network.release()
+    world.network.hook = lambda _sender, receiver, _message: Deliver.DROP if receiver == target else Deliver.DELIVER
+    world.step()  # the report has the permission sent again, behind the heartbeat that the new agent answers
+    world.network.hook = lambda *_: Deliver.DELIVER
+    world.settle()
+    assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]
+
+
+def test_a_number_that_was_lost_is_given_again() -> None:
+    """When the heartbeat that numbers a span is lost and the span stands still, the audit has it numbered, and blames nobody."""
+    world = audited()
+    dropped: list[Message] = []
+
+    def drop(_sender: str, _receiver: str, message: Message) -> Deliver:
+        if isinstance(message.body, Heartbeat) and len(message.body.numbers) and not dropped:
+            dropped.append(message)
+            return Deliver.DROP
+        return Deliver.DELIVER
+
+    world.network.hook = drop
+    world.elect("owner2")
+    world.settle()
+    world.run(5)
+    assert dropped
+    holdings = world.agents[world.primary(1)]._holdings  # type: ignore[attr-defined]
+    assert holdings.number[: holdings.size].tolist() == [1]
+    assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]

@@ -1,0 +1,384 @@
+"""What can go wrong. Each storm has its own choice of these, so that a seed may be all about one or two of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from tablewire.types import LivenessState, Span
+from tests.sim.network import FINE
+from tests.sim.nodes import LEASE_S, Process
+
+if TYPE_CHECKING:
+    from tests.sim.simulation import Simulation
+
+Kind: TypeAlias = "Callable[[Simulation], bool]"
+"""Strikes, if it can; whether it did."""
+
+CALLS = (
+    "add_table_span",
+    "is_add_table_span_finished",
+    "remove_table_span",
+    "is_remove_table_span_finished",
+    "get_table_span_status",
+    "set_assignment_epoch",
+)
+
+
+class Faults:
+    """Strikes at a simulation; `counts` says how often with what."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.counts: Counter[str] = Counter()
+        self._kinds: list[Kind] = []
+        self._hangs: list[tuple[float, Process, str, Span | None]] = []
+
+    def draw_kinds(self) -> None:
+        """Which faults this storm has, and how often each."""
+        draw, sim = self.sim.random, self.sim
+        kinds = [*CLUSTER, *EXECUTORS, *(FENCED if sim.fenced else ())]
+        self._kinds = []
+        for kind in draw.sample(kinds, draw.randrange(1, 7)):
+            self._kinds += [kind] * draw.choice((1, 3))
+        for kind in draw.sample(OPERATORS, draw.randrange(1, 4)):
+            self._kinds += [kind] * draw.choice((1, 4))
+        self._kinds += [move] * draw.choice((1, 4))
+
+    def strike(self) -> None:
+        kind = self.sim.random.choice(self._kinds)
+        if kind(self.sim):
+            self.counts[kind.__name__] += 1
+
+    def hang(self, process: Process, step: str, span: Span | None, seconds: float) -> None:
+        process.executor.hang(step, span)
+        self._hangs.append((self.sim.now + seconds, process, step, span))
+
+    def pass_by(self) -> None:
+        """Hangs that are over."""
+        if self._hangs:
+            for until, process, step, span in self._hangs:
+                if until <= self.sim.now:
+                    process.executor.let_go(step, span)
+            self._hangs = [hang for hang in self._hangs if hang[0] > self.sim.now]
+
+    def calm_down(self) -> None:
+        """No fault any more: who hangs is let go, who stands apart comes back, who is deposed knows it."""
+        sim = self.sim
+        sim.calm = True
+        sim.network.weather = FINE
+        sim.network.flush()
+        self._hangs = [(0.0, *hang[1:]) for hang in self._hangs]
+        self.pass_by()
+        for owner in sim.owners[:-1]:
+            owner.scheduler.close()
+        sim.owners = sim.owners[-1:]
+        sim.owner.paused_until = 0.0
+        sim.owner.blind_until.clear()
+        for process in sim.processes.values():
+            process.paused_until = process.cut_off_until = process.hung_until = 0.0
+            process.is_zombie = False
+        staying = [
+            id
+            for id, process in sim.processes.items()
+            if process.liveness.state is LivenessState.ALIVE and sim.leases[id].ended_at is None and id not in sim.drained
+        ]
+        if not staying:
+            sim.start_process()
+            if sim.processes[f"p{sim.next_process}"].liveness.state is not LivenessState.ALIVE:
+                cancel_drains(sim)
+        if len(sim.processes) >= 5 and not staying:
+            cancel_drains(sim)
+            for process in list(sim.processes.values())[:2]:
+                sim.end_process(process)
+            sim.start_process()
+        sim.watch()
+
+
+def any_process(sim: Simulation) -> Process | None:
+    return sim.processes[sim.random.choice(sorted(sim.processes))] if sim.processes else None
+
+
+def any_held(sim: Simulation) -> tuple[Process, Span] | None:
+    process = any_process(sim)
+    spans = process.executor.spans() if process is not None else ()
+    return (process, sim.random.choice(spans)) if process is not None and spans else None
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def crash_process(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is None:
+        return False
+    sim.end_process(process)
+    if sim.random.random() < 0.8 or len(sim.processes) < 2:
+        sim.start_process()
+    return True
+
+
+def pause_process(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is not None:
+        process.paused_until = sim.now + sim.random.choice((0.5, 1.0, 2 * LEASE_S)) * sim.random.random()
+    return process is not None
+
+
+def cut_off_from_etcd(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is not None:
+        process.cut_off_until = sim.now + 2 * LEASE_S * sim.random.random()
+    return process is not None
+
+
+def hang_process(sim: Simulation) -> bool:
+    """The agent does nothing, while the lease is kept."""
+    process = any_process(sim)
+    if process is not None:
+        process.hung_until = sim.now + sim.random.choice((1.0, 5.0)) * sim.random.random()
+    return process is not None
+
+
+def start_hung_process(sim: Simulation) -> bool:
+    """One that joins and does not answer."""
+    started = start_process(sim)
+    if started:
+        sim.processes[f"p{sim.next_process}"].hung_until = sim.now + 5.0
+    return started
+
+
+def restart_agent(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is not None and sim.now >= max(process.paused_until, process.hung_until):
+        sim.restart_agent(process)
+        return True
+    return False
+
+
+def start_process(sim: Simulation) -> bool:
+    before = sim.next_process
+    sim.start_process()
+    return sim.next_process > before
+
+
+def stop_process(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is None or len(sim.processes) < 3:
+        return False
+    process.liveness.stop()
+    return True
+
+
+def make_zombie(sim: Simulation) -> bool:
+    """Cut off from etcd, and it does not notice."""
+    process = any_process(sim)
+    if process is None:
+        return False
+    process.cut_off_until = sim.now + 3 * LEASE_S
+    process.is_zombie = True
+    sim.doubtful.add(process.id)
+    return True
+
+
+def overlook_capture(sim: Simulation) -> bool:
+    """A stale read of etcd: one living capture is not there for a while."""
+    process = any_process(sim)
+    if process is None:
+        return False
+    sim.random.choice(sim.owners).blind_until[process.id] = sim.now + 2 * sim.random.random()
+    sim.doubtful.add(process.id)
+    return True
+
+
+# -- owners -----------------------------------------------------------------------------------------------------------
+
+
+def crash_owner(sim: Simulation) -> bool:
+    sim.owners = []
+    sim.elect(_next_revision(sim))
+    return True
+
+
+def _next_revision(sim: Simulation) -> int:
+    sim.last_revision += sim.random.randrange(1, 5)
+    return sim.last_revision
+
+
+def depose_owner(sim: Simulation) -> bool:
+    """The old one does not know it and goes on beside the new one, with the tables and the captures of that moment."""
+    for owner in sim.owners:
+        if owner.frozen_at is None:
+            owner.frozen_at, owner.frozen_tables, owner.frozen_checkpoint_ts = sim.now, sorted(sim.tables), sim.checkpoint_ts
+    sim.owners = sim.owners[-2:]
+    sim.elect(_next_revision(sim))
+    return True
+
+
+def pause_owner(sim: Simulation) -> bool:
+    sim.owner.paused_until = sim.now + 2 * sim.random.random()
+    return True
+
+
+def restart_changefeed(sim: Simulation) -> bool:
+    """Under a new changefeed_epoch, in the same term; each process notices it in its own time."""
+    sim.owner.scheduler.close()
+    sim.owners = []
+    sim.changefeed_epoch += 1
+    for process in sim.processes.values():
+        process.restarts_at = sim.now + sim.random.random()
+    sim.elect(sim.last_revision)
+    return True
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+def cut_link(sim: Simulation) -> bool:
+    """Between an owner and a process, or of a process with everybody; in one direction or both."""
+    process = any_process(sim)
+    if process is None:
+        return False
+    until = sim.now + 2 * sim.random.random()
+    owner = sim.random.choice((sim.random.choice(sim.owners).id, "*"))
+    links = [(owner, process.id), (process.id, owner)]
+    for link in links if sim.random.random() < 0.4 else [sim.random.choice(links)]:
+        sim.network.cuts[link] = until
+    return True
+
+
+# -- executors --------------------------------------------------------------------------------------------------------
+
+
+def fail_span(sim: Simulation) -> bool:
+    held = any_held(sim)
+    if held is not None:
+        held[0].executor.fail(held[1], "scripted")
+    return held is not None
+
+
+def lose_span(sim: Simulation) -> bool:
+    held = any_held(sim)
+    if held is not None:
+        held[0].executor.lose(held[1])
+    return held is not None
+
+
+def raise_at(sim: Simulation) -> bool:
+    process = any_process(sim)
+    call = sim.random.choice(CALLS)
+    if process is None or not hasattr(process.executor, call):
+        return False
+    process.executor.raise_at(call)
+    return True
+
+
+def hang(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is None:
+        return False
+    step = sim.random.choice(("prepare", "write", "stop", "stop"))
+    span = sim.random.choice([None, *sim.spans()])
+    sim.faults.hang(process, step, span, sim.random.choice((0.5, 3.0)) * sim.random.random())
+    return True
+
+
+# -- tables and operators ---------------------------------------------------------------------------------------------
+
+
+def drop_table(sim: Simulation) -> bool:
+    if len(sim.tables) < 2:
+        return False
+    sim.tables.discard(sim.random.choice(sorted(sim.tables)))
+    for owner in sim.owners:
+        owner.proceeding = False
+    return True
+
+
+def new_table(sim: Simulation) -> bool:
+    """One that was there before, perhaps."""
+    if len(sim.tables) >= 10:
+        return False
+    gone = sorted(sim.former_tables - sim.tables)
+    sim.add_table(sim.random.choice([*gone, max(sim.former_tables) + 1]))
+    for owner in sim.owners:
+        owner.proceeding = False
+    return True
+
+
+def move(sim: Simulation) -> bool:
+    process = any_process(sim)
+    if process is None or not sim.tables:
+        return False
+    if sim.random.random() < 0.2:
+        sim.owner.scheduler.move_span(sim.random.choice(sim.spans()), process.id)
+    else:
+        sim.owner.scheduler.move_table(sim.random.choice(sorted(sim.tables)), process.id)
+    sim.watch()
+    return True
+
+
+def move_all(sim: Simulation) -> bool:
+    """Each table somewhere."""
+    for table in sorted(sim.tables):
+        process = any_process(sim)
+        if process is not None:
+            sim.owner.scheduler.move_table(table, process.id)
+    sim.watch()
+    return True
+
+
+def rebalance(sim: Simulation) -> bool:
+    sim.owner.scheduler.rebalance()
+    sim.watch()
+    return True
+
+
+def cancel(sim: Simulation) -> bool:
+    queries = [query for query in sim.owner.scheduler.queries() if query.kind != "drain"]
+    if queries:
+        sim.random.choice(queries[-5:]).cancel()
+    return bool(queries)
+
+
+def drain(sim: Simulation) -> bool:
+    process = any_process(sim)
+    known = {view.id for view in sim.owner.scheduler.snapshot().captures}
+    if process is None or process.id not in known or len(sim.drained) >= max(1, len(sim.processes) - 2):
+        return False
+    if sim.owner.scheduler.drain_capture(process.id) == 0:
+        sim.oracle.empty(process.id)
+    sim.drained.add(process.id)
+    sim.watch()
+    return True
+
+
+def cancel_drains(sim: Simulation) -> bool:
+    for target in sorted(sim.drained):
+        sim.owner.scheduler.cancel_drain(target)
+    sim.drained.clear()
+    return True
+
+
+CLUSTER: tuple[Kind, ...] = (
+    crash_process,
+    pause_process,
+    cut_off_from_etcd,
+    hang_process,
+    restart_agent,
+    start_process,
+    start_hung_process,
+    stop_process,
+    crash_owner,
+    crash_owner,
+    depose_owner,
+    pause_owner,
+    restart_changefeed,
+    cut_link,
+)
+EXECUTORS: tuple[Kind, ...] = (fail_span, lose_span, raise_at, hang, hang)
+OPERATORS: tuple[Kind, ...] = (drop_table, new_table, move_all, rebalance, cancel, drain, cancel_drains)
+
+FENCED: tuple[Kind, ...] = (make_zombie, overlook_capture)
+"""What only a sink that fences can bear."""

@@ -1,0 +1,363 @@
+"""Bugs to plant, one at a time, into the real modules: what the simulation must find.
+
+A bug is an edit of a function's source (the text that it replaces must be there once, so that a bug never silently stops being
+planted), or other rules in the table. Every reference to the function sees it, and afterwards all is as it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FunctionType
+
+from owner.core import replication, transitions
+from owner.core.transitions import (
+    GONE,
+    Condition,
+    Dispatch,
+    Note,
+    Outcome,
+    Role,
+    RoleChange,
+    Rule,
+    compile_rules,
+)
+from tablewire.types import ReplicationState as S
+from tablewire.types import TableState as T
+
+Rules = tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In `function` ("module:name" or "module:Class.name"), `old` becomes `new`."""
+
+    function: str
+    old: str
+    new: str
+
+    def resolve(self) -> FunctionType:
+        module, _, path = self.function.partition(":")
+        found: object = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert isinstance(found, FunctionType), f"{self.function} is no function"
+        return found
+
+    def planted(self, function: FunctionType) -> FunctionType:
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.old) == 1, f"{self.function}: {self.old!r} is there {source.count(self.old)} times"
+        scope: dict[str, object] = {}
+        code = compile(
+            "from __future__ import annotations\n" + source.replace(self.old, self.new), inspect.getfile(function), "exec"
+        )
+        exec(code, function.__globals__, scope)
+        result = scope[function.__name__]
+        assert isinstance(result, FunctionType)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """seed: the first that finds it; others are tried if it does not any more."""
+
+    name: str
+    seed: int = 1
+    edits: tuple[Edit, ...] = ()
+    rules: Callable[[Rules], Rules] | None = None
+
+    @contextmanager
+    def plant(self) -> Iterator[None]:
+        former = [(edit, function := edit.resolve(), function.__code__) for edit in self.edits]
+        rules, compiled = transitions.RULES, replication.COMPILED
+        try:
+            for edit, function, _ in former:
+                function.__code__ = edit.planted(function).__code__
+            if self.rules is not None:
+                transitions.RULES = self.rules(rules)
+                replication.COMPILED = compile_rules()
+            yield
+        finally:
+            for _, function, code in former:
+                function.__code__ = code
+            transitions.RULES, replication.COMPILED = rules, compiled
+
+
+def _first(*rules: Rule) -> Callable[[Rules], Rules]:
+    return lambda former: (*rules, *former)
+
+
+def _instead(which: Callable[[Rule], bool], then: Outcome | None) -> Callable[[Rules], Rules]:
+    """Those rules have another outcome; None: they are not there."""
+
+    def change(rules: Rules) -> Rules:
+        assert any(which(rule) for rule in rules)
+        return tuple(replace(rule, then=then) if which(rule) and then else rule for rule in rules if then or not which(rule))
+
+    return change
+
+
+def _edit(function: str, old: str, new: str) -> tuple[Edit, ...]:
+    return (Edit(function, old, new),)
+
+
+GRANT = Outcome(S.COMMIT, dispatch=Dispatch.GRANT)
+GRANT_AFTER = Outcome(None, RoleChange.CLEAR, Dispatch.GRANT, checkpoint=True)
+ALONE = Condition(primary=False)
+WITH_SECONDARY = Condition(secondary=True)
+INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processor.agent"
+
+DEMANDED = (
+    Bug(
+        "promotion beside an Undetermined: the Secondary is prepared",
+        rules=_first(Rule((S.PREPARE, S.COMMIT), Role.SECONDARY, (T.PREPARED,), ALONE, GRANT, "planted")),
+    ),
+    Bug(
+        "promotion beside an Undetermined: the Primary has stopped",
+        rules=_first(Rule((S.COMMIT,), Role.PRIMARY, GONE, WITH_SECONDARY, GRANT_AFTER, "planted")),
+    ),
+    Bug(
+        "an orphan is told to go and gets no role",
+        rules=_instead(lambda rule: rule.role is Role.NONE, Outcome(dispatch=Dispatch.REMOVE_REPORTER, note=Note.ORPHAN)),
+    ),
+    Bug("an orphan is ignored", rules=_instead(lambda rule: rule.role is Role.NONE, None)),
+    Bug(
+        "the agent obeys an older owner",
+        edits=_edit(
+            f"{AGENT}:_Agent._listen_to", "message.owner_revision > owner.revision", "message.owner_revision != owner.revision"
+        ),
+    ),
+    Bug(
+        "the agent applies an older dispatch",
+        edits=_edit(
+            f"{AGENT}:_Agent._take",
+            "if owner is None or message.number <= owner.received:",
+            "if owner is None or isinstance(message.body, Heartbeat) and message.number <= owner.received:",
+        ),
+    ),
+    Bug(
+        "the owner applies an older report",
+        edits=_edit(f"{INBOX}:_take", "elif message.number <= capture.received:", "elif message.number < 0:"),
+    ),
+    Bug(
+        "the processor epoch is ignored",
+        edits=_edit(
+            f"{INBOX}:_take", "if message.processor_epoch != capture.processor_epoch:", "if not capture.processor_epoch:"
+        ),
+    ),
+    Bug(
+        "any other processor epoch is believed",
+        edits=_edit(f"{INBOX}:_take", "capture.processor_epoch and message.echo <= capture.echoed", "False"),
+    ),
+    Bug(
+        "a checkpoint goes back",
+        edits=_edit(
+            "owner.core.replication:take_checkpoints",
+            "np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)",
+            "reports.checkpoint_ts.copy()",
+        ),
+    ),
+    Bug(
+        "the limit is compared with ==",
+        edits=_edit(f"{TASKS}:Slots.free_from", "self.free > 0", "self.free != 0"),
+    ),
+    Bug(
+        "the limit of a capture is compared with ==",
+        edits=(
+            Edit(f"{TASKS}:Slots.free_from", "< self.limit", "!= self.limit"),
+            Edit(f"{TASKS}:Slots.full", ">= self.limit", "== self.limit"),
+        ),
+    ),
+    Bug(
+        "bootstrap is not waited for",
+        edits=_edit("owner.core.bootstrap:try_open_gate", "{capture.index for capture in core.captures.alive()}", "set()"),
+    ),
+    Bug(
+        "a capture's death is ignored in Removing",
+        edits=_edit(
+            "owner.core.replication:stopped_for_good",
+            "rows = replication.tables.rows_touching(capture)",
+            "rows = replication.tables.rows_touching(capture)\n    rows = rows[replication.tables.state[rows] != REMOVING]",
+        ),
+    ),
+    Bug(
+        "drain counts primaries alone",
+        edits=_edit(
+            "owner.core.policies.drain:settle_drains",
+            "len(core.tables.rows_touching(capture.index))",
+            "int((core.tables.primary == capture.index).sum())",
+        ),
+    ),
+    Bug(
+        "a late joiner closes the gate",
+        edits=_edit(
+            "owner.core.tick:tick",
+            "bootstrapped = try_open_gate(core)",
+            "bootstrapped = try_open_gate(core)\n"
+            "    core.bootstrap.done = core.bootstrap.done and all(c.heard_ms is not None for c in core.captures.alive())",
+        ),
+    ),
+    Bug(
+        "a late joiner stops the policies",
+        edits=_edit(
+            "owner.core.tick:tick",
+            "    if core.bootstrap.done:\n        _run_policies",
+            "    if core.bootstrap.done and all(c.heard_ms is not None for c in core.captures.alive()):\n        _run_policies",
+        ),
+    ),
+)
+"""What the simulation was built to find."""
+
+MORE = (
+    Bug(
+        "a report counts although it is older than the last dispatch",
+        edits=_edit("owner.core.replication:counted", "return mask", "return np.ones(len(rows), np.bool_)"),
+    ),
+    Bug(
+        "a permission keeps its number",
+        edits=_edit(
+            "owner.core.replication:grant",
+            "tables.grants[rows] = np.maximum(tables.grants[rows], replication.grants_floor) + 1",
+            "tables.grants[rows] = 1",
+        ),
+    ),
+    Bug(
+        "the grants of a dropped table begin again",
+        edits=_edit(
+            "owner.core.replication:drop_removed",
+            "replication.grants_floor = max(replication.grants_floor, int(tables.grants[rows].max()))",
+            "pass",
+        ),
+    ),
+    Bug(
+        "a Secondary whose prepare was undone is forgotten",
+        edits=_edit(f"{TASKS}:undo_prepare", "tables.add_undetermined((row,), holder, state, dispatch)", "pass"),
+    ),
+    Bug(
+        "a capture that never spoke holds nothing",
+        edits=_edit("owner.core.replication:apply_reports", "if replication.everywhere - {capture}:", "if False:"),
+    ),
+    Bug(
+        "a row is dropped while somebody may hold it",
+        edits=_edit(
+            "owner.core.replication:drop_removed", "mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)", "pass"
+        ),
+    ),
+    Bug(
+        "a span is added where somebody may still hold it",
+        edits=_edit("owner.core.policies.basic:add_missing", "never=set(tables.undetermined.get(row, ())),", "never=set(),"),
+    ),
+    Bug(
+        "a report is applied on a base that was never applied",
+        edits=_edit(f"{INBOX}:_take", "if report.base > capture.acked or", "if"),
+    ),
+    Bug(
+        "what a report leaves out is not told again",
+        edits=_edit(f"{INBOX}:apply_span_reports", "elif restate:", "elif False:"),
+    ),
+    Bug(
+        "a whole report says nothing of what it leaves out",
+        edits=_edit(f"{INBOX}:apply_span_reports", "    if whole_truth:\n", "    if False:\n"),
+    ),
+    Bug(
+        "a capture that came back is believed by number",
+        edits=_edit(
+            "owner.core.captures:Captures.update",
+            "capture.acked, capture.wants_names, capture.heartbeat_ms = 0, True, None",
+            "capture.heartbeat_ms = None",
+        ),
+    ),
+    Bug(
+        "of two writers the older permission stays",
+        edits=_edit(
+            "owner.core.replication:_two_writers",
+            "if epoch > int(tables.assignment_epoch[row]):",
+            "if epoch < int(tables.assignment_epoch[row]):",
+        ),
+    ),
+    Bug(
+        "of two writers at the start of a term the older permission stays",
+        edits=_edit(
+            "owner.core.bootstrap:_seat_writers",
+            "(epochs > tables.assignment_epoch[at])",
+            "(epochs < tables.assignment_epoch[at])",
+        ),
+    ),
+    Bug(
+        "who is Stopping at the start of a term is forgotten",
+        edits=_edit(
+            "owner.core.bootstrap:_seat_rest",
+            "core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)",
+            "pass",
+        ),
+    ),
+    Bug(
+        "a second prepared one at the start of a term is forgotten",
+        edits=_edit("owner.core.bootstrap:_seat_prepared", "tables.add_undetermined((row,), capture.index, wanted)", "pass"),
+    ),
+    Bug(
+        "a move is done when its target is prepared",
+        edits=_edit(
+            "owner.core.policies.move:_at_target",
+            "core.tables.primary[row] == target and core.tables.state[row] == REPLICATING",
+            "target in (core.tables.primary[row], core.tables.secondary[row])",
+        ),
+    ),
+    Bug(
+        "a cancelled move goes on",
+        edits=_edit("owner.core.policies.move:_cancel", "_undo(core, job)\n", "return\n"),
+    ),
+    Bug(
+        "a drain waits for a prepare towards its target",
+        edits=_edit("owner.core.policies.drain:_turn_inbound_away", "undo_prepare(core, with_writer)", "return"),
+    ),
+    Bug(
+        "the watermark takes resolved for the checkpoint",
+        edits=_edit(
+            "owner.core.watermark:compute",
+            "checkpoints = tables.checkpoint_ts[:size] if everything else tables.checkpoint_ts[:size][wanted]",
+            "checkpoints = tables.resolved_ts[:size] if everything else tables.resolved_ts[:size][wanted]",
+        ),
+    ),
+    Bug(
+        "the watermark forgets the barrier",
+        edits=_edit(
+            "owner.core.watermark:compute", "min(int(checkpoints[slowest]), checkpoint_bound)", "int(checkpoints[slowest])"
+        ),
+    ),
+    Bug(
+        "an uncounted report of another life moves the Primary",
+        edits=_edit(
+            f"{AGENT}:_Agent._take_heartbeat", "heartbeat.acked if knows_us and not heartbeat.by_name else 0", "heartbeat.acked"
+        ),
+    ),
+    Bug(
+        "the agent takes a dispatch that was meant for its predecessor",
+        edits=_edit(f"{AGENT}:_Agent._take", "if message.processor_epoch == self._processor_epoch:\n", "if True:\n"),
+    ),
+    Bug(
+        "a new owner is not told everything",
+        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._holdings.tell_everything(new_owner=True)", "pass"),
+    ),
+    Bug(
+        "a Remove leaves the kept permission behind",
+        edits=_edit("processor.core.holdings:Holdings._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
+    ),
+    Bug(
+        "a permission from before the prepare point is taken",
+        edits=_edit("processor.driver:Driver._write", "if doubtful:", "if False:"),
+    ),
+    Bug(
+        "an error that is raised by a removal counts as Stopped",
+        edits=_edit(
+            "processor.driver:Driver._remove",
+            "ended = self._ask(stopping,",
+            "ended = stopping if self.last_error else self._ask(stopping,",
+        ),
+    ),
+)
+"""Others, to see how sharp it is."""

@@ -1,0 +1,205 @@
+"""What must hold, by a model that knows nothing of the rules: who holds what, how far it is durable, what was promised.
+
+Two kinds of worlds. *Unfenced*: the sink lets everybody write, and a capture leaves etcd only when its executor can write no
+more; then the protocol alone must keep writers apart. *Fenced*: clocks, leases and views of etcd may all be wrong, and the sink
+refuses old permissions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from owner.core.policies.tasks import PLANNED
+from owner.core.splitter import overlaps
+from owner.core.tables import ABSENT, COMMIT, PREPARE, REPLICATING
+from tablewire.queries import ENDED, Query
+from tablewire.types import DispatchAction, DispatchTableRequest, Message, QueryKind, QueryState, Span, Watermark
+from tests.sim.nodes import Owner
+
+if TYPE_CHECKING:
+    from tests.sim.simulation import Simulation
+
+
+HOLDS = (REPLICATING, PREPARE)
+"""The Primary of such a row writes; something else may want it elsewhere in the very tick in which a move has ended."""
+
+
+IDLE_TICKS_MAX = 20
+"""As many spans may wait for each other where one is added a tick."""
+
+
+class Oracle:
+    """Looks at everything that is sent, at every tick of an owner, and at the world after every step."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.violations: list[str] = []
+        self.watched: list[tuple[Query, Owner, tuple[Span, ...]]] = []
+        self._permissions: dict[tuple[int, Span, int], str] = {}
+
+    def complain(self, text: str) -> None:
+        self.violations.append(f"seed {self.sim.seed} tick {self.sim.ticks}: {text}")
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def sent(self, message: Message) -> None:
+        """A permission is given once, and never while somebody else may still hold the span."""
+        body = message.body
+        if not isinstance(body, DispatchTableRequest):
+            return
+        for place in np.flatnonzero(body.actions == DispatchAction.ADD_WRITE).tolist():
+            span, epoch = body.spans[place], int(body.assignment_epochs[place])
+            key = message.changefeed_epoch, span, epoch
+            former = self._permissions.setdefault(key, message.receiver)
+            if former != message.receiver:
+                self.complain(f"the permission {epoch} for span {span} was given to {former} and to {message.receiver}")
+            elif message.owner_revision == self.sim.owner.revision:
+                self._alone(span, message.receiver)
+
+    def _alone(self, span: Span, receiver: str) -> None:
+        for process in self.sim.processes.values():
+            if process.id == receiver or self._is_doubtful(process.id):
+                continue
+            for held in process.executor.spans():
+                if held.table_id == span.table_id and overlaps(held.start_key, held.end_key, span.start_key, span.end_key):
+                    state = process.executor.state(held)
+                    self.complain(f"{receiver} may write span {span} while {process.id} holds {held}, {state}")
+
+    # -- ticks --------------------------------------------------------------------------------------------------------
+
+    def ticked(self, owner: Owner, watermark: Watermark) -> None:
+        """What one owner knows and does."""
+        core = owner.core
+        for text in core.tables.check():
+            self.complain(f"{owner.id}: {text}")
+        if core.audits_failed:
+            self.complain(f"{owner.id} did not know what a capture holds")
+        initialized = owner.scheduler.is_initialized()
+        if owner.was_initialized and not initialized:
+            self.complain(f"{owner.id} is not initialized any more")
+        self._check_progress(owner)
+        self._check_limits(owner, begins=initialized and not owner.was_initialized)
+        owner.was_initialized = initialized
+        if owner is self.sim.owner:
+            self._check_watermark(owner, watermark)
+            self._check_queries()
+            self._check_idle(owner)
+
+    def _check_idle(self, owner: Owner) -> None:
+        """What nobody has is added soon, if there is anybody to take it."""
+        core, tables = owner.core, owner.core.tables
+        size = tables.size
+        rows = np.flatnonzero(tables.wanted[:size] & (tables.state[:size] == ABSENT) & (tables.undetermined_count[:size] == 0))
+        if not len(rows) or not core.bootstrap.done or core.brake.is_on or not core.ready_captures():
+            owner.waiting.clear()
+            return
+        waiting = {}
+        for row in rows.tolist():
+            trouble = tables.trouble.get(row)
+            if trouble is None or trouble.retry_at_ms <= core.now_ms:
+                number = int(tables.number[row])
+                waiting[number] = owner.waiting.get(number, 0) + 1
+                if waiting[number] == IDLE_TICKS_MAX:
+                    self.complain(f"{owner.id}: span {tables.span(row)} could be added for {IDLE_TICKS_MAX} ticks")
+        owner.waiting = waiting
+
+    def _check_progress(self, owner: Owner) -> None:
+        """How far a span is never goes back."""
+        tables = owner.core.tables
+        numbers, checkpoints = tables.number[: tables.size].copy(), tables.checkpoint_ts[: tables.size].copy()
+        size = len(owner.numbers)
+        fell = (owner.numbers == numbers[:size]) & (owner.checkpoints > checkpoints[:size])
+        for row in np.flatnonzero(fell).tolist():
+            self.complain(f"{owner.id}: span {tables.span(row)} fell from {owner.checkpoints[row]} to {checkpoints[row]}")
+        owner.numbers, owner.checkpoints = numbers, checkpoints
+
+    def _check_limits(self, owner: Owner, begins: bool) -> None:
+        """A move begins only within the limits. What a new owner finds under way counts, although it did not begin it."""
+        tables = owner.core.tables
+        size = tables.size
+        moving = (tables.primary[:size] >= 0) & (tables.secondary[:size] >= 0)
+        if not moving.any():
+            owner.planned = frozenset()
+            return
+        rows = np.flatnonzero(moving)
+        rows = rows[np.isin(tables.task[rows], PLANNED) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
+        planned = frozenset(tables.number[rows].tolist())
+        begun = planned - owner.planned
+        owner.planned = planned
+        if not begun or begins:
+            return
+        limit, each = owner.config.max_task_concurrency, owner.config.max_task_concurrency_per_capture
+        if len(rows) > limit:
+            self.complain(f"{owner.id} began a move beside {len(rows) - 1} others; the limit is {limit}")
+        for row in rows[np.isin(tables.number[rows], list(begun))].tolist():
+            for capture in (int(tables.primary[row]), int(tables.secondary[row])):
+                touching = int(np.count_nonzero((tables.primary[rows] == capture) | (tables.secondary[rows] == capture)))
+                if touching > each:
+                    self.complain(f"{owner.id} began a move at {owner.core.captures[capture].id}, which has {touching}")
+
+    def _check_watermark(self, owner: Owner, watermark: Watermark) -> None:
+        sim = self.sim
+        if not watermark.checkpoint_ts:
+            if owner.proceeding:
+                self.complain(f"{owner.id} cannot proceed any more, and no table has come or gone")
+            return
+        owner.proceeding = True
+        if watermark.checkpoint_ts < sim.checkpoint_ts:
+            self.complain(f"the watermark fell from {sim.checkpoint_ts} to {watermark}")
+        if watermark.resolved_ts < watermark.checkpoint_ts:
+            self.complain(f"resolved is below the checkpoint: {watermark}")
+        if watermark.checkpoint_ts > max(sim.checkpoint_ts, sim.barrier_ts):
+            self.complain(f"the watermark {watermark.checkpoint_ts} is past the barrier {sim.barrier_ts}")
+        for span in sim.spans():
+            if watermark.checkpoint_ts > sim.sink.position(span):
+                at = sim.sink.position(span)
+                self.complain(f"the watermark {watermark.checkpoint_ts} is past span {span}, which is durable to {at}")
+
+    def _check_queries(self) -> None:
+        still = []
+        for query, owner, spans in self.watched:
+            if query.state not in ENDED:
+                still.append((query, owner, spans))
+            elif query.state is not QueryState.DONE:
+                if not query.reason:
+                    self.complain(f"{query} without a reason")
+            elif owner is self.sim.owner:
+                self._check_done(query, owner, spans)
+        self.watched = still
+
+    def _check_done(self, query: Query, owner: Owner, spans: tuple[Span, ...]) -> None:
+        """What a job says of its end is true at that moment."""
+        tables = owner.core.tables
+        if query.kind is QueryKind.MOVE:
+            for span in spans:
+                row = tables.row_of(span)
+                primary = int(tables.primary[row]) if row >= 0 else -1
+                if primary < 0 or owner.core.captures[primary].id != query.target or tables.state[row] not in HOLDS:
+                    self.complain(f"{query}, but the owner knows {tables.row(row)}")
+        elif query.kind is QueryKind.REBALANCE:
+            moves = owner.scheduler.plan_rebalance()
+            if moves:
+                self.complain(f"{query}, but {len(moves)} moves are left")
+        elif query.kind is QueryKind.DRAIN and query.target is not None:
+            self.empty(query.target)
+
+    def empty(self, capture: str) -> None:
+        """It was said that nothing is left at this capture. (An owner that overlooked it for a while cannot know.)"""
+        process = self.sim.processes.get(capture)
+        if process is not None and process.executor.spans() and not self._is_doubtful(capture):
+            self.complain(f"{capture} was said to be empty, but it holds {process.executor.spans()}")
+
+    def _is_doubtful(self, capture: str) -> bool:
+        """It was taken for dead, rightly as far as etcd knew, and goes on: only in a fenced world."""
+        lease = self.sim.leases.get(capture)
+        return self.sim.fenced and (capture in self.sim.doubtful or lease is None or lease.ended_at is not None)
+
+    # -- the world ----------------------------------------------------------------------------------------------------
+
+    def stepped(self) -> None:
+        if self.sim.sink.violations:
+            for text in self.sim.sink.violations:
+                self.complain(text)
+            self.sim.sink.violations.clear()

@@ -1,0 +1,100 @@
+"""The sink and the executors of the simulation: the fakes of tablewire.testing with sharper eyes and worse manners."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from owner.core.splitter import overlaps
+from processor.executor import StatusColumns
+from tablewire.testing import FakeSink, FakeTableExecutor, UnfencedFakeTableExecutor
+from tablewire.types import Span, Ts
+
+
+class SimSink(FakeSink):
+    """Beside what FakeSink sees: a permission that leaves a gap behind what is durable, a write past the barrier, and two writers
+    of spans that overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.barrier_ts: Ts = 0  # the highest so far
+        self._spans_of: dict[int, set[Span]] = {}
+
+    def begin(self, span: Span, checkpoint_ts: Ts) -> None:
+        """The span is wanted from here on: what lies before is somebody else's."""
+        self._row(span).position = max(self.position(span), checkpoint_ts)
+
+    def take_over(self, span: Span, writer: str, fence: tuple[int, int] | None, granted: Ts) -> Ts:
+        position = self.position(span)
+        if granted > position:
+            self.violations.append(f"span {span}: {writer} was told to start at {granted}, but it is durable to {position} only")
+        start = super().take_over(span, writer, fence, granted)
+        for other in sorted(self._spans_of.setdefault(span.table_id, set())):
+            if other != span and overlaps(span.start_key, span.end_key, other.start_key, other.end_key):
+                writers = set(self.writers(other)) - {writer}
+                if writers:
+                    self.violations.append(f"span {span} of {writer} overlaps span {other}, which {sorted(writers)} write")
+        self._spans_of[span.table_id].add(span)
+        return start
+
+    def write(self, span: Span, writer: str, checkpoint_ts: Ts) -> None:
+        if checkpoint_ts > max(self.barrier_ts, self.position(span)):
+            self.violations.append(f"span {span}: {writer} wrote to {checkpoint_ts}, past the barrier {self.barrier_ts}")
+        super().write(span, writer, checkpoint_ts)
+
+    def _row(self, span: Span):  # type: ignore[no-untyped-def]
+        from tablewire.fake_sink import _SinkRow
+
+        return self._rows.setdefault(span, _SinkRow())
+
+
+class _BadManners:
+    """Says now and then that a span is behind where it was, and does not remember where a span that it stopped had got to."""
+
+    random: random.Random
+    forgetful: float = 0.0
+
+    def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
+        columns: StatusColumns = super().get_table_span_statuses(spans)  # type: ignore[misc]
+        if self.forgetful and self.random.random() < self.forgetful:
+            back = np.minimum(columns.checkpoint_ts, np.uint64(self.random.randrange(50)))
+            return StatusColumns(
+                columns.states, columns.checkpoint_ts - back, columns.resolved_ts - back, columns.last_synced_ts, columns.errors
+            )
+        return columns
+
+    def is_remove_table_span_finished(self, span: Span) -> tuple[Ts, bool]:
+        checkpoint_ts, finished = super().is_remove_table_span_finished(span)  # type: ignore[misc]
+        if self.forgetful and self.random.random() < self.forgetful:
+            return 0, finished
+        return checkpoint_ts, finished
+
+
+class SimExecutor(_BadManners, FakeTableExecutor):
+    """With a sink that fences."""
+
+
+class UnfencedSimExecutor(_BadManners, UnfencedFakeTableExecutor):
+    """With a sink that lets everybody write: the protocol alone keeps writers apart."""
+
+
+def new_executor(
+    source: random.Random, sink: FakeSink, name: str, changefeed_epoch: int, fenced: bool
+) -> SimExecutor | UnfencedSimExecutor:
+    """One of random speed and manners."""
+    kind: Callable[..., SimExecutor | UnfencedSimExecutor] = SimExecutor if fenced else UnfencedSimExecutor
+    executor = kind(
+        sink,
+        name=name,
+        changefeed_epoch=changefeed_epoch,
+        prepare_polls=source.choice((0, 0, 2, 10)),
+        write_polls=source.choice((0, 0, 1, 5)),
+        stop_polls=source.choice((0, 0, 2, 10)),
+        refusals=source.choice((0, 0, 0, 2)),
+        record_calls=False,
+    )
+    executor.random = source
+    executor.forgetful = source.choice((0.0, 0.0, 0.1))
+    return executor

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.local.node import ROOT, service_environment
 from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
 
 pytestmark = pytest.mark.integration
@@ -91,3 +97,40 @@ def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> No
     assert life[-1] == "changefeed_removed"
     assert [event["sequence"] for event in events(world)] == list(range(1, len(kinds) + 1))
     assert len(kinds) < 40
+
+
+def test_a_follower_of_events_sees_each_once_over_a_change_of_the_leader(new_world: NewWorld) -> None:
+    """It goes on with the next leader where it was, and Ctrl-C ends it with exit code 0."""
+    world = new_world(owners=2, processors=1)
+    environment = {**service_environment({}), "TABLEWIRE_ENDPOINTS": ",".join(world.cluster.admin_endpoints)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "owner", "events", "--follow", "-n", "0", "-o", "json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    seen: list[Any] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: seen.extend(map(json.loads, process.stdout)))  # type: ignore[arg-type]
+    reader.start()
+    try:
+        world.create()
+        world.cluster.wait("the first ones are seen", lambda: "changefeed_created" in kinds_of(seen), WAIT_S)
+        leader = world.cluster.wait_for_leader()
+        world.cluster.kill(leader)
+        world.cluster.wait_for_leader(other_than=leader)
+        world.cluster.owner_json("changefeed", "pause", "one")
+        world.cluster.wait("the later ones are seen", lambda: "changefeed_paused" in kinds_of(seen), WAIT_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        reader.join(WAIT_S)
+    sequences = [event["sequence"] for event in seen]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+def kinds_of(events: list[Any]) -> set[str]:
+    return {event["kind"] for event in events}

@@ -50,6 +50,7 @@ from tablewire.errors import (
     UnknownChangefeedError,
 )
 from tablewire.runtime.grpc import open_channel, server_options
+from tablewire.runtime.rates import RateLimit
 from tablewire.v1 import admin_pb2 as pb
 from tablewire.v1 import admin_pb2_grpc
 
@@ -57,6 +58,8 @@ WORKERS = 16
 WAITERS_MAX = 10
 FOLLOWERS_MAX = 4
 CONCURRENT_CALLS_MAX = 64
+CALLS_PER_S_MAX = 2_000
+CALLS_BURST_MAX = 4_000
 REQUEST_BYTES_MAX = 1 << 20
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 1 << 20
@@ -101,7 +104,7 @@ def new_admin_server(
     forwarder = ForwardToLeader(view, open_channel)
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
-        interceptors=(*interceptors, forwarder),
+        interceptors=(RateLimit(CALLS_PER_S_MAX, CALLS_BURST_MAX), *interceptors, forwarder),
         options=list({**dict(server_options()), "grpc.max_receive_message_length": REQUEST_BYTES_MAX}.items()),
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )

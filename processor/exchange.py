@@ -33,6 +33,7 @@ from tablewire.errors import ClosedError, CodecError
 from tablewire.runtime.grpc import add_health_and_reflection, listen, new_server
 from tablewire.runtime.lanes import Lanes
 from tablewire.runtime.mailbox import Mailbox
+from tablewire.runtime.rates import RateLimit
 from tablewire.types import SPOKEN, Batch, CaptureID, ChangefeedID, HeartbeatResponse, Message, ProtocolVersions
 
 MAX_PENDING_EXCHANGES: Final = 16
@@ -43,6 +44,9 @@ would never arrive whole: no less than what the owner joins."""
 MAX_QUEUED_ROWS: Final = 2**22
 MAX_REASON_CHARS: Final = 1_000
 MAX_WORKERS: Final = 8
+CALLS_PER_S_MAX: Final = 1_000
+CALLS_BURST_MAX: Final = 2_000
+"""One owner makes tens a second; what is more is a loop gone wild."""
 SPARE_RPCS: Final = 64
 """Calls (health, reflection, an owner's next one) that may wait for a worker."""
 
@@ -173,7 +177,7 @@ class ExchangeServer:
             max_workers=max_workers,
             max_concurrent_rpcs=max_workers + SPARE_RPCS,
             thread_name="exchange",
-            interceptors=interceptors,
+            interceptors=(RateLimit(CALLS_PER_S_MAX, CALLS_BURST_MAX), *interceptors),
         )
         # Bytes in and out: our decoder, not gRPC's, says what is wrong with a request.
         handler = grpc.method_handlers_generic_handler(

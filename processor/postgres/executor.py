@@ -201,8 +201,10 @@ class PostgresExecutor:
             for runner in self._snapshots:
                 runner.stop()
             if self._is_started:
-                # It may wait for the source's catalogue; it starts nothing any more.
                 self._control.join(JOIN_TIMEOUT_S)
+            self._catalogue.close()  # cuts off who still waits for the source, the control thread or a worker
+            if self._is_started:
+                self._control.join(JOIN_TIMEOUT_S)  # it may be connecting; it starts nothing any more
             streams = [*([self._shared] if self._shared is not None else []), *self._catch_ups]
             for stream in streams:
                 stream.stop()
@@ -213,7 +215,6 @@ class PostgresExecutor:
                 if stream.thread.ident is not None:
                     stream.thread.join(JOIN_TIMEOUT_S)  # it may be connecting; it writes nothing
             self._sink.close()
-            self._catalogue.close()
             self._is_closed = True
 
     def fence(self) -> None:
@@ -372,6 +373,8 @@ class PostgresExecutor:
             self._options.queue_max_bytes,
             self._created_ts,
         )
+        if self._is_closing.is_set():
+            return
         for table in list(self._tables.values()):
             if table.is_attached:
                 shared.attach(table)

@@ -130,6 +130,8 @@ class ReplicationConnection:
         try:
             self._pgconn.put_copy_data(status_update(position, position, time.time_ns() // 1000))
             while self._pgconn.flush():
+                if self._aborted:
+                    raise StreamLostError("given up")
                 writable = select.poll()
                 writable.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
                 for _, event in writable.poll(1000):

@@ -22,6 +22,7 @@ from tablewire.postgres.catalogue import TableSchema, describe_table
 from tablewire.postgres.connections import (
     SourceUnavailableError,
     connect,
+    cut,
     error_text,
     is_connection_loss,
     quote_name,
@@ -61,6 +62,7 @@ class SnapshotRunner:
         self._stopping = threading.Event()
         self._poked = threading.Event()
         self._replication: ReplicationConnection | None = None
+        self._source: _Connection | None = None
         self.thread = threading.Thread(target=self._run, name="postgres-snapshot", daemon=True)
 
     def poke(self) -> None:
@@ -76,13 +78,21 @@ class SnapshotRunner:
             replication.abort()
 
     def join(self) -> None:
-        """After `stop`: returns when the thread can write no more; a copy that waits at the sink is cancelled."""
+        """After `stop`: returns when the thread can write no more; a copy that waits for one of the servers is cut off."""
         if self.thread.ident is None:
             return
         self.thread.join(CANCEL_AFTER_S)
         if self.thread.is_alive():
             self._session.cancel()
-            self.thread.join()
+            self.thread.join(CANCEL_AFTER_S)
+        while self.thread.is_alive():
+            self._session.cut()
+            source, replication = self._source, self._replication
+            if source is not None:
+                cut(source)
+            if replication is not None:
+                replication.abort()
+            self.thread.join(CANCEL_AFTER_S)
 
     def _run(self) -> None:
         try:
@@ -102,6 +112,7 @@ class SnapshotRunner:
     def _copy_group(self, tables: Sequence[TableWork]) -> None:
         try:
             with connect(self._uri, application_name="tablewire snapshot") as source:
+                self._source = source
                 position = self._take_snapshot(source)
                 for table in tables:
                     # A copy that broke leaves the source's transaction broken: the others wait for the next snapshot.
@@ -114,6 +125,8 @@ class SnapshotRunner:
             self._retry(tables, error)
         except psycopg.Error as error:
             self._retry(tables, SinkUnavailableError(f"snapshot of the source: {error_text(error)}"))
+        finally:
+            self._source = None
 
     def _take_snapshot(self, source: _Connection) -> Ts:
         """Puts the connection into a new snapshot; its position. The slot that came with it is of no more use then."""

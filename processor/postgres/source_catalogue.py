@@ -14,13 +14,23 @@ import psycopg
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
-from tablewire.postgres.connections import SourceUnavailableError, connect, error_text, is_connection_loss, server_name
+from tablewire.postgres.connections import (
+    SourceUnavailableError,
+    connect,
+    cut,
+    error_text,
+    is_connection_loss,
+    server_name,
+    time_limit,
+)
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication
 from tablewire.types import TableID, Ts
 
 FIRST_USER_OID = 16384
 """Types below are the server's own and have the same id on every server."""
 STATEMENT_TIMEOUT_MS = 15_000
+CLIENT_TIMEOUT_S = 20.0
+"""Longer than the server's own limit: only a server that does not keep it is given up by this."""
 CLOSE_TIMEOUT_S = 1.0
 
 _Answer = TypeVar("_Answer")
@@ -77,6 +87,7 @@ class SourceCatalogue:
         self._publication = publication
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
+        self._is_closed = threading.Event()
         self._types: dict[int, TypeInfo] = {}
 
     def publication(self) -> PublicationInfo:
@@ -125,13 +136,16 @@ class SourceCatalogue:
         return found
 
     def close(self) -> None:
-        """Waits a moment for a query that is under way; its thread's end closes the connection otherwise."""
+        """For good. A query that is under way is cut off after a moment; a thread that is just connecting ends by itself."""
+        self._is_closed.set()
         if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
-            return
+            connection = self._connection
+            if connection is not None:
+                cut(connection)
+            if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+                return
         try:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._give_up()
         finally:
             self._lock.release()
 
@@ -139,26 +153,33 @@ class SourceCatalogue:
         with self._lock:
             for attempt in (1, 2):
                 is_fresh = self._connection is None
-                connection = self._connection or self._connect()
-                self._connection = connection
+                if self._connection is None and not self._is_closed.is_set():
+                    self._connection = connect(self._uri, application_name="tablewire catalogue")
+                connection = self._connection
+                if connection is None or self._is_closed.is_set():
+                    self._give_up()
+                    raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
                 try:
-                    return work(connection)
+                    with time_limit(connection, CLIENT_TIMEOUT_S):
+                        if is_fresh:
+                            # With an empty path, format_type qualifies every type that is not the server's own.
+                            setting = f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
+                            connection.execute(setting.encode())
+                        return work(connection)
                 except psycopg.Error as error:
                     is_lost = connection.closed or is_connection_loss(error)
-                    if is_lost:
-                        connection.close()
-                        self._connection = None
-                        if not is_fresh and attempt == 1:
-                            continue
+                    if is_lost or is_fresh:
+                        self._give_up()
+                    if is_lost and not is_fresh and attempt == 1:
+                        continue
                     kind = SourceUnavailableError if is_lost else OperatingError
                     raise kind(f"{server_name(self._uri)}: cannot read the catalogue: {error_text(error)}") from None
             raise AssertionError("unreachable")
 
-    def _connect(self) -> _Connection:
-        connection = connect(self._uri, application_name="tablewire catalogue")
-        # With an empty path, format_type qualifies every type that is not the server's own.
-        connection.execute(f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode())
-        return connection
+    def _give_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _read_types(connection: _Connection, oids: Sequence[int]) -> list[TypeInfo]:

@@ -131,7 +131,9 @@ class ChangeStream(ABC):
     def stop(self) -> None:
         """Ends the stream soon. Any thread; join `thread` to wait."""
         self._stopping.set()
-        self.interrupt()
+        connection = self._connection
+        if connection is not None:
+            connection.abort()
 
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
@@ -208,10 +210,12 @@ class ChangeStream(ABC):
             table.fail(error)
 
     def _receive(self, connection: ReplicationConnection) -> None:
+        self._connection = connection  # from here on `stop` ends what waits for the server
+        if self._stopping.is_set():
+            return
         start_ts = self._start_ts(connection)
         connection.start(self._publication, start_ts, self._binary)
         self.position = max(self.position, start_ts)
-        self._connection = connection
         if self.lost_since is not None:
             _log.info("postgres_stream_again", stream=self._purpose)
         self.lost_since = None

@@ -70,8 +70,13 @@ class WorkerPool:
         for session in list(self._sessions):
             if any(thread.is_alive() for thread in self._threads):
                 session.cancel()
+        deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        while alive := [thread for thread in self._threads if thread.is_alive()]:
+            for session in list(self._sessions):
+                session.cut()  # the server does not even cancel: nothing more is to be had from it
+            alive[0].join(CLOSE_CANCEL_AFTER_S)
 
     def _run(self) -> None:
         session = self._new_session()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from deploy.local.postgres import PostgresServer
+from processor.postgres import PostgresExecutor
 from tablewire.errors import OperatingError
 from tablewire.postgres import new_source
 from tablewire.source import SourceRequest
@@ -11,6 +18,7 @@ from tablewire.types import Checkpoint
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, stop, wait_until
 
 pytestmark = pytest.mark.integration
+_numbers = itertools.count(1)
 
 
 def list_tables(kit: Kit, *patterns: str) -> None:
@@ -138,3 +146,59 @@ def test_running_table_that_left_the_publication_says_so(source_db: str, sink_db
         executor.add_table_span(span, Checkpoint(start_ts, start_ts), True)
         begin(executor, [span], current(kit))
         kit.wait_equal("a")
+
+
+@pytest.fixture
+def other_server(server_folder: Path) -> Iterator[PostgresServer]:
+    """A server that a test may stop for a while."""
+    with PostgresServer(server_folder, name=f"hangs_{next(_numbers)}") as server:
+        yield server
+
+
+def assert_closes(executor: PostgresExecutor, server: PostgresServer) -> None:
+    """close() returns soon although the server hangs; its sockets are still acknowledged by the kernel."""
+    closer = threading.Thread(target=executor.close, daemon=True)
+    try:
+        closer.start()
+        closer.join(15.0)
+        assert not closer.is_alive(), "close() hangs"
+    finally:
+        server.resume()
+        closer.join(30.0)
+
+
+@pytest.mark.parametrize("moment", ["describing", "copying"])
+def test_close_returns_while_the_source_hangs(other_server: PostgresServer, sink_db: str, moment: str) -> None:
+    """The source is stopped while it is asked for the shape of a table, or while a table is copied out of it."""
+    with Kit(other_server.create_database("hanging_source"), sink_db) as kit:
+        kit.run("CREATE TABLE a (id int PRIMARY KEY)")
+        kit.run("CREATE TABLE b (id int PRIMARY KEY, v text)")
+        kit.run("INSERT INTO b SELECT g, repeat(md5(g::text), 300) FROM generate_series(1, 30000) g")
+        start_ts = kit.start()
+        executor = kit.executor()
+        first, second = kit.span("a"), kit.span("b")
+        begin(executor, [first], start_ts)
+        if moment == "copying":
+            begin(executor, [second], start_ts)
+            wait_until(lambda: executor._tables[second].snapshot_rows, "the copy is under way")
+            other_server.pause()
+        else:
+            other_server.pause()
+            executor.add_table_span(second, Checkpoint(start_ts, start_ts), True)
+            wait_until(lambda: executor._catalogue._lock.locked(), "the catalogue is asked")
+        assert_closes(executor, other_server)
+
+
+def test_close_returns_while_the_sink_hangs(source_db: str, other_server: PostgresServer) -> None:
+    """The sink is stopped while rows are written to it: not even a cancel request is answered."""
+    with Kit(source_db, other_server.create_database("hanging_sink")) as kit:
+        kit.run("CREATE TABLE a (id int PRIMARY KEY)")
+        start_ts = kit.start()
+        executor = kit.executor()
+        begin(executor, kit.spans(), start_ts)
+        kit.run("INSERT INTO a VALUES (1)")
+        kit.wait_equal("a")
+        other_server.pause()
+        kit.run("INSERT INTO a VALUES (2)")
+        wait_until(lambda: executor._tables[kit.span("a")]._is_busy, "a worker waits for the sink")
+        assert_closes(executor, other_server)

@@ -95,7 +95,12 @@ class SinkSession(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Ends what the session waits for at the sink. Any thread."""
+        """Asks the sink to end what the session waits for; `cut` if it cannot be asked. Any thread; waits for at most seconds."""
+        ...
+
+    def cut(self) -> None:
+        """Ends the connection under the session's thread, which gets an error at once, even from a sink that hangs. Any
+        thread."""
         ...
 
     def close(self) -> None: ...

@@ -53,6 +53,9 @@ class BlackholeSession:
     def cancel(self) -> None:
         """Nothing waits."""
 
+    def cut(self) -> None:
+        """There is no connection."""
+
     def close(self) -> None:
         """Nothing is held."""
 

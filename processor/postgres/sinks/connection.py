@@ -16,12 +16,16 @@ from psycopg import pq
 
 from processor.postgres.sinks import SinkUnavailableError
 from tablewire.errors import OperatingError
-from tablewire.postgres.connections import connect, error_text, is_connection_loss
+from tablewire.postgres.catalogue import TableSchema, describe_named_table
+from tablewire.postgres.connections import connect, cut, error_text, is_connection_loss, time_limit
 
 CLIENT_TIMEOUT_S = 120.0
 """Longer than the server's own limits: only a server that does not keep them is given up by this."""
 COPY_TIMEOUT_S = 24 * 3600.0
 """The same for the first copy of a table, whose statements have no limit at the server."""
+SETUP_TIMEOUT_S = 10.0
+"""For the settings of a new connection."""
+CANCEL_TIMEOUT_S = 2.0
 PREPARED_MAX = 500
 IDLE_TRANSACTION_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 10_000
@@ -69,6 +73,10 @@ class SinkConnection:
         self._poll_write.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
         self._prepared: dict[str, bytes] = {}
         self._names = 0
+        with time_limit(self.connection, SETUP_TIMEOUT_S):
+            self._set_up(statement_timeout_ms)
+
+    def _set_up(self, statement_timeout_ms: int) -> None:
         self.connection.execute(
             (
                 f"SET search_path = ''; SET statement_timeout = {statement_timeout_ms};"
@@ -176,9 +184,18 @@ class SinkConnection:
         return [*results, *self._results()]
 
     def cancel(self) -> None:
-        """Ends the statement that is running, if there is one. Any thread."""
-        if not self.connection.closed:
-            self.connection.cancel_safe(timeout=2.0)
+        """Ends the statement that is running, if there is one; a server that cannot be asked loses the connection. Any thread."""
+        if self.connection.closed:
+            return
+        try:
+            self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+        except psycopg.Error:
+            cut(self.connection)
+
+    def describe(self, schema: str, name: str) -> TableSchema | None:
+        """The table of this name here, None when there is none."""
+        with time_limit(self.connection, self.patience_s):
+            return describe_named_table(self.connection, schema, name)
 
     def close(self) -> None:
         self.connection.close()

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.targets import TargetPlanner, ddl_type, is_referenced
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import TableSchema, describe_named_table
+from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import quote_name, quote_table
 
 
 def make_room(connection: SinkConnection, schema: TableSchema, may_empty: bool) -> None:
     """Brings the sink's table to the source's columns, and makes sure that it is empty. may_empty: rows that are there are of an
     earlier life of this changefeed, or the operator said that they may go; else OperatingError."""
-    target = describe_named_table(connection.connection, schema.schema, schema.name)
+    target = connection.describe(schema.schema, schema.name)
     if target is None:
         raise OperatingError(f"table {schema.full_name} does not exist at the sink any more")
     for column in schema.columns:
@@ -35,7 +35,7 @@ def make_room(connection: SinkConnection, schema: TableSchema, may_empty: bool) 
 def copy_rows(connection: SinkConnection, planner: TargetPlanner, schema: TableSchema, rows: Iterable[bytes]) -> None:
     """Fills the table; through a temporary one where columns must be cast."""
     wires = planner.copy_types(connection, schema)
-    target = describe_named_table(connection.connection, schema.schema, schema.name)
+    target = connection.describe(schema.schema, schema.name)
     values: list[str] = []
     is_direct = True
     for column in schema.columns:

@@ -205,6 +205,9 @@ class FilesSession:
     def cancel(self) -> None:
         """Nothing waits for long."""
 
+    def cut(self) -> None:
+        """There is no connection."""
+
     def close(self) -> None:
         """The sink holds the files."""
 

@@ -23,7 +23,7 @@ from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.wire import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import error_text, parse_uri, server_name
+from tablewire.postgres.connections import cut, error_text, parse_uri, server_name
 from tablewire.postgres.options import PostgresOptions
 from tablewire.types import TableID, Ts
 
@@ -113,6 +113,11 @@ class PostgresSession:
         connection = self._connection
         if connection is not None:
             connection.cancel()
+
+    def cut(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            cut(connection.connection)
 
     def close(self) -> None:
         self.reset()

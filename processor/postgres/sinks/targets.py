@@ -19,7 +19,7 @@ from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.source_catalogue import COPY_TEXT, COPY_TEXT_ARRAY, SourceCatalogue, TypeInfo, base_of, copy_cast
 from processor.postgres.wire import Relation, RelationColumn
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import Column, TableSchema, describe_named_table
+from tablewire.postgres.catalogue import Column, TableSchema
 from tablewire.postgres.connections import quote_name, quote_table, quote_text
 
 TEXT_OID = 25
@@ -119,7 +119,7 @@ class TargetPlan:
 
 def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     """Makes the table (and its schema) if there is none of its name; OperatingError when a type is missing at the sink."""
-    if describe_named_table(connection.connection, schema.schema, schema.name) is not None:
+    if connection.describe(schema.schema, schema.name) is not None:
         return
     if not schema.columns:
         raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")
@@ -168,7 +168,7 @@ class TargetPlanner:
         """Extends the sink's table where it must, and plans. known_columns: of the source's table when it was last written.
         OperatingError for a change of shape that cannot be followed. Inside a transaction."""
         full_name = schema.full_name
-        target = describe_named_table(connection.connection, schema.schema, schema.name)
+        target = connection.describe(schema.schema, schema.name)
         if target is None:
             raise OperatingError(f"table {full_name} does not exist at the sink any more; create it, or start the table anew")
         names = {column.name for column in relation.columns}
@@ -180,7 +180,7 @@ class TargetPlanner:
         missing = [column for column in relation.columns if target.column(column.name) is None]
         if missing:
             self._add_columns(connection, schema, missing)
-            target = describe_named_table(connection.connection, schema.schema, schema.name)
+            target = connection.describe(schema.schema, schema.name)
             assert target is not None
         types = self._catalogue.types_with_parts([column.type_oid for column in relation.columns])
         columns = tuple(

@@ -6,6 +6,12 @@ service file. Blocking; any thread; a connection belongs to the thread that uses
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 from psycopg import conninfo
 
@@ -67,6 +73,38 @@ def connect(uri: str, *, application_name: str, replication: bool = False) -> ps
         return psycopg.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
     except psycopg.Error as error:
         raise SourceUnavailableError(f"{server_name(uri)}: {error_text(error)}") from None
+
+
+def cut(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Ends the connection under whoever waits on it: they get an OperationalError at once, even if the server never answers. Any
+    thread; the connection must still be closed by its own."""
+    try:
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        return  # it is closed already
+
+
+@contextmanager
+def time_limit(connection: psycopg.Connection[tuple[object, ...]], limit_s: float) -> Iterator[None]:
+    """Cuts the connection when the block takes longer. A server that hangs keeps none of the limits that it was given itself."""
+    lock = threading.Lock()
+    is_over = False
+
+    def end() -> None:
+        with lock:
+            if not is_over:
+                cut(connection)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            is_over = True
 
 
 def error_text(error: psycopg.Error) -> str:

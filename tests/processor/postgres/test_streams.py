@@ -184,5 +184,5 @@ def test_catch_up_ends_for_a_writer_whose_gap_was_given_up() -> None:
 
     stream = CatchUpStream(refuse, "p", True, 15.0, [table], 5_000, 0, ended)  # type: ignore[arg-type]
     assert stream._duties()
-    table.queue.lose_transaction()
+    table.queue.close_gap()
     assert not stream._duties()

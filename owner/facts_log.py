@@ -85,10 +85,12 @@ class FactsLog:
         counters: FactCounters,
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[PlacementLog], PlacementLog] = lambda log: log,
+        owner_revision: int = 0,
     ) -> None:
-        """tell: makes of the log one that passes on to others too what is logged."""
+        """owner_revision: joins the lines with those of the processors.
+        tell: makes of the log one that passes on to others too what is logged."""
         self._name = str(changefeed)
-        self._log = tell(_log.bind(changefeed=self._name))
+        self._log = tell(_log.bind(changefeed=self._name, owner_revision=owner_revision))
         self._counters = counters
         self._clock = clock
         self._held: dict[CaptureID, int] = {}  # spans that each capture wrote after the last tick

@@ -84,7 +84,7 @@ class ChangefeedRun:
         """What it brings, or will bring, to each capture, as its last tick left it."""
         self._elsewhere: Loads = {}
         self._lag = SourceLag()
-        self._facts_log = FactsLog(self.changefeed, counters, tell=tell)
+        self._facts_log = FactsLog(self.changefeed, counters, tell=tell, owner_revision=owner_revision)
 
     @property
     def changefeed(self) -> ChangefeedID:

@@ -27,6 +27,7 @@ import structlog
 from processor.agent import Agent, AgentConfig, new_agent
 from processor.exchange import AgentTransport, ExchangeServer, PendingExchange
 from processor.executor import ExecutorMeter, TableExecutor
+from processor.orders_log import OrdersLog
 from processor.plugins import meter_of
 from tablewire.errors import OperatingError
 from tablewire.liveness import Liveness
@@ -153,6 +154,7 @@ class AgentHost:
         self._round_at = clock()
         self._views: tuple[SlotView, ...] = ()
         self._meter_at = 0.0
+        self._orders = OrdersLog(capture_id)
         self._jitter = random.Random()
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -216,6 +218,7 @@ class AgentHost:
         for changefeed, epoch in active.items():
             if changefeed not in self._slots:
                 self._slots[changefeed] = _Slot(changefeed, epoch)
+        self._orders.note(batch)
         self._server.deliver(batch)
         self._turns.append(_Turn(pending))
 

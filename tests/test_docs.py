@@ -120,8 +120,7 @@ def test_command_lines_exist(words: list[str]) -> None:
     rest = words[1:]
     while isinstance(command, click.Group):
         command = command.commands[rest.pop(0)]
-    with click.Context(command) as context:
-        known = {option for parameter in command.get_params(context) for option in parameter.opts}
+    known = {option for parameter in command.params for option in parameter.opts}
     assert not [word for word in rest if word.startswith("-") and word not in known]
 
 

@@ -47,6 +47,8 @@ def ask_everything(world: TlsWorld) -> None:
     for output in ("table", "json"):
         for command in (("status",), ("changefeed", "list"), ("table", "list", "--changefeed", "literal"), ("capture", "list")):
             world.cli(*command, "-o", output)
+        for command in (("events",), ("changefeed", "statistics", "literal")):
+            world.cli(*command, "-o", output)
         for name in ("literal", "variable", "none"):
             world.cli("changefeed", "query", name, "-o", output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def rows(world: TlsWorld, table: str) -> list[tuple[object, ...]]:
     return world.postgres.execute(f"SELECT id, v FROM {table} ORDER BY id", "sink")
 
 
+def counted(world: TlsWorld) -> float:
+    """Rows that the processors say they have written."""
+    text = "\n".join(node.metrics() for node in world.nodes.values())
+    return sum(map(float, re.findall(r"^tablewire_processor_sink_rows_total{.*} ([0-9.e+]+)$", text, re.M)))
+
+
 def exchange(world: TlsWorld, section: PeerTlsSection) -> grpc.RpcError:
     """What a processor answers to an Exchange of nonsense by this identity."""
     channel = open_channel(world.nodes["processor0"].address, tls.channel_credentials(section))
@@ -72,6 +79,7 @@ def test_a_cluster_replicates_by_tls_alone(world: TlsWorld) -> None:
     wait_until("the change is there", lambda: rows(world, "t1")[-1] == (1, "after the move"), WAIT_S)
     plain = "SELECT ssl, count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = '%s' GROUP BY ssl"
     assert [ssl for ssl, _ in world.postgres.execute(plain % USER)] == [True]
+    wait_until("the processors count what they write", lambda: counted(world) > TABLES, WAIT_S)
     for owner in world.owners:
         assert world.ask("--endpoint", owner, "status")["captures_by_state"] == {"ready": 2}
 

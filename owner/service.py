@@ -40,7 +40,7 @@ from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, list
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, run_thread
-from tablewire.runtime.tls import channel_credentials, etcd_credentials, interceptors, server_credentials
+from tablewire.runtime.tls import channel_credentials, etcd_credentials, interceptors, server_credentials, warn_of_roles
 from tablewire.source import Source, SourceRequest
 from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ChangefeedID, ProtocolVersions
 
@@ -120,6 +120,7 @@ class OwnerService:
         self._admin.server.start()
         self._health.set_serving(True)
         tick = run_thread("tick", self._run)
+        warn_of_roles(self._config.tls)
         _log.info(
             "owner_ready",
             address=self.address,

@@ -37,7 +37,7 @@ from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
-from tablewire.runtime.tls import etcd_credentials, interceptors, server_credentials
+from tablewire.runtime.tls import etcd_credentials, interceptors, server_credentials, warn_of_roles
 from tablewire.types import SPOKEN, CaptureID, ChangefeedID, LivenessState, ProtocolVersions
 
 EXIT_DONE = 0
@@ -226,6 +226,7 @@ class ProcessorService:
 
     def run(self) -> int:
         """Until asked to stop; the exit code."""
+        warn_of_roles(self._config.tls)
         if self._http is not None:
             self._http.start()
         port = self._config.exchange.port

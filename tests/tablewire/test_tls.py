@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from deploy.local.etcd import etcd_binary
 from deploy.local.net import free_port
@@ -82,6 +83,15 @@ def test_plain_text_is_the_default() -> None:
     assert tls.channel_credentials(PeerTlsSection()) is None
     assert tls.etcd_credentials(ClientTlsSection()) is None
     assert tls.interceptors(PeerTlsSection()) == ()
+
+
+def test_roles_that_are_not_told_apart_are_a_warning() -> None:
+    """TLS without a list lets every certificate of the authority call everything: the log says so, and only then."""
+    with capture_logs() as lines:
+        tls.warn_of_roles(peer("server"))
+        tls.warn_of_roles(peer("server", allowed_common_names=("client",)))
+        tls.warn_of_roles(PeerTlsSection())
+    assert [(line["event"], line["log_level"]) for line in lines] == [("any_certificate_may_call", "warning")]
 
 
 def test_wrong_files_are_told_at_start(tmp_path: Path) -> None:

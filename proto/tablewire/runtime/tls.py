@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 
 from tablewire.errors import ConfigError
 from tablewire.runtime.etcd import Credentials
 from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection, TlsSection
 
 PEM_BYTES_MAX = 1024 * 1024
+
+_log = structlog.get_logger("tablewire.tls")
 
 
 def etcd_credentials(section: ClientTlsSection) -> Credentials | None:
@@ -51,6 +54,12 @@ def channel_credentials(section: PeerTlsSection | ClientTlsSection) -> grpc.Chan
 def interceptors(section: PeerTlsSection) -> tuple[grpc.ServerInterceptor, ...]:
     """For the servers: the check of allowed_common_names, if there are any."""
     return (CommonNames(section.allowed_common_names),) if section.enabled and section.allowed_common_names else ()
+
+
+def warn_of_roles(section: PeerTlsSection) -> None:
+    """Logs it when every certificate of the authority may call, whatever its role. Once, at the start."""
+    if section.enabled and not section.allowed_common_names:
+        _log.warning("any_certificate_may_call", key="tls.allowed_common_names", reason="it is empty: roles are not told apart")
 
 
 class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]

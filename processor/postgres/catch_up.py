@@ -42,6 +42,8 @@ class CatchUpStream(ChangeStream):
         self._queue_max_bytes = queue_max_bytes
         self._ended = ended
         self._slow: list[StreamTable] = []
+        self.serves_preparing = False
+        """It was begun for tables that only prepare; the executor's word."""
         self._told_at = 0.0
         self._told_ts: Ts = 0
         self.position = max(min(table.queue.cursor for table in tables), created_ts)
@@ -116,8 +118,7 @@ class CatchUpStream(ChangeStream):
         if not self._is_solo:
             if self._held(key) <= self._queue_max_bytes:
                 return False
-            self._skipped.add(key)
-            self._set_aside(table)
+            self._give_up(key, table)
             return True
         self._close_part(key)
         parts = self._parts.pop(key, [])
@@ -125,6 +126,10 @@ class CatchUpStream(ChangeStream):
             self._handed_on.add(key)
             self._deliver(table, parts, sum(part.size for part in parts))
         return True
+
+    def _give_up(self, key: bytes, table: StreamTable) -> None:
+        self._skipped.add(key)
+        self._set_aside(table)
 
 
 def _is_done(queue: TableQueue) -> bool:

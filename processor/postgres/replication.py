@@ -44,6 +44,15 @@ RETRY_CODES = frozenset(
 """Trouble of the moment at the source: worth another try."""
 
 
+SKIPPED_CODES = frozenset(
+    {
+        "55000",  # the publication was skipped, as it does not exist at this point of the WAL
+        "42704",  # an object does not exist
+    }
+)
+"""PostgreSQL 18 warns with these and leaves changes out, where earlier versions raise an error."""
+
+
 class StreamLostError(SourceUnavailableError):
     """The stream ended; what it gave up to the last commit is valid."""
 
@@ -108,9 +117,12 @@ class ReplicationConnection:
                 self._pgconn.consume_input()
             except psycopg.Error as error:
                 raise StreamLostError(f"the replication stream broke: {error_text(error)}") from None
-            if self._warnings:
-                # PostgreSQL 18 warns and skips rows where earlier ones raise an error: never go on.
-                raise OperatingError(f"the source cannot give all changes: {self._warnings[0]}")
+            self.raise_warnings()
+
+    def raise_warnings(self) -> None:
+        """OperatingError when the source has warned that it leaves changes out: never go on."""
+        if self._warnings:
+            raise OperatingError(f"the source cannot give all changes: {self._warnings[0]}")
 
     def interrupt(self) -> None:
         """Ends a `wait` of the owning thread. Any thread."""
@@ -193,8 +205,9 @@ class ReplicationConnection:
         raise OperatingError(f"the source refused the replication stream: {text}")
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING" and "publication" in (diagnostic.message_primary or ""):
-            self._warnings.append(diagnostic.message_primary or "")
+        # By codes: the texts come in the server's language.
+        if diagnostic.severity_nonlocalized == "WARNING" and diagnostic.sqlstate in SKIPPED_CODES:
+            self._warnings.append(redact_uri(diagnostic.message_primary or ""))
 
     def _drain_interrupts(self) -> None:
         try:

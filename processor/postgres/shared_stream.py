@@ -131,8 +131,11 @@ class SharedStream(ChangeStream):
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
         if self._held(key) <= self._queue_max_bytes and not self._budget.is_exhausted:
             return False
-        self._skipped.add(key)
+        self._give_up(key, table)
         return True
+
+    def _give_up(self, key: bytes, table: StreamTable) -> None:
+        self._skipped.add(key)
 
     def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:
         table.queue.drop_live(end_ts)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from processor.postgres.queues import TableQueue
+from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import ReplicationConnection, StreamLostError
 from processor.postgres.wire import (
     BEGIN,
@@ -102,6 +102,8 @@ class ChangeStream(ABC):
         self._error_after_s = error_after_s
         self.crashed: Callable[[BaseException], None] | None = None
         """Told when the thread ends by a bug of ours; set before the thread starts."""
+        self.budget: Budget | None = None
+        """What the open transaction may take together with all queues; set before the thread starts."""
         self._stopping = threading.Event()
         self._connection: ReplicationConnection | None = None
         self._inboxes: dict[bytes, StreamTable] = {}
@@ -148,6 +150,10 @@ class ChangeStream(ABC):
     @abstractmethod
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
         """The open transaction is large in this table. True = its parts so far were dealt with and are dropped here."""
+
+    @abstractmethod
+    def _give_up(self, key: bytes, table: StreamTable) -> None:
+        """The table gets nothing of the open transaction, and must be read again."""
 
     @abstractmethod
     def _duties(self) -> bool:
@@ -303,6 +309,7 @@ class ChangeStream(ABC):
         if self._transaction.commit_ts < self.position:
             self._end_transaction()  # from before our start: the server skips those, so this is only for safety
             return
+        self._raise_warnings()
         if self._parts:
             for key in list(self._parts):
                 self._close_part(key)
@@ -326,12 +333,19 @@ class ChangeStream(ABC):
         self.position = max(self.position, end_ts)
         self._moved()
 
+    def _raise_warnings(self) -> None:
+        """Before the position moves: a source that has warned of missing changes must not be followed."""
+        connection = self._connection
+        if connection is not None:
+            connection.raise_warnings()
+
     def _moved(self) -> None:  # noqa: B027 - only some streams care
         """The position has moved, at a transaction boundary."""
 
     def _keepalive(self, connection: ReplicationConnection, frame: bytes) -> None:
         end_ts, wants_answer = read_keepalive(frame)
         if not self._is_inside and end_ts > self.position:
+            self._raise_warnings()
             self.position = end_ts
             self._moved()
             wants_answer = True  # the walsender speaks on only after it knows that this arrived
@@ -346,7 +360,23 @@ class ChangeStream(ABC):
                 self._frames.pop(key, None)
                 self._parts.pop(key, None)
         self._open_bytes = sum(self._held(key) for key in self._frames.keys() | self._parts.keys())
+        budget = self.budget
+        if budget is not None and self._open_bytes + budget.held_bytes > budget.max_bytes:
+            self._shrink(budget.max_bytes // 2)
         self._spill_at = self._open_bytes + SPILL_BYTES
+
+    def _shrink(self, max_bytes: int) -> None:
+        """A transaction over many tables can be too large although none of them is: gives up the largest ones until at most
+        max_bytes of it wait here."""
+        for held, key in sorted(((self._held(key), key) for key in self._frames.keys() | self._parts.keys()), reverse=True):
+            if self._open_bytes <= max_bytes:
+                return
+            table = self._inboxes.get(key)
+            if table is not None:
+                self._give_up(key, table)
+            self._frames.pop(key, None)
+            self._parts.pop(key, None)
+            self._open_bytes -= held
 
     def _held(self, key: bytes) -> int:
         """Bytes of the open transaction that wait here for this table."""

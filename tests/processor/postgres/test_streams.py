@@ -13,6 +13,7 @@ from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import StreamLostError
 from processor.postgres.shared_stream import SharedStream
 from processor.postgres.stream import ChangeStream, StreamTable
+from tablewire.errors import OperatingError
 from tablewire.types import TS_MAX, Ts
 from tests.processor.postgres.replication_kit import wait_until
 
@@ -41,6 +42,7 @@ class Connection:
     def __init__(self, frames: Iterable[bytes], is_lost_at_confirm: bool = False) -> None:
         self.frames = list(frames)
         self.is_lost_at_confirm = is_lost_at_confirm
+        self.warning = ""
 
     def get_copy_data(self, _: int) -> tuple[int, memoryview]:
         if not self.frames:
@@ -50,6 +52,10 @@ class Connection:
     def confirm(self, _: Ts) -> None:
         if self.is_lost_at_confirm:
             raise StreamLostError("the network is cut")
+
+    def raise_warnings(self) -> None:
+        if self.warning:
+            raise OperatingError(self.warning)
 
     def interrupt(self) -> None:
         return
@@ -186,3 +192,33 @@ def test_catch_up_ends_for_a_writer_whose_gap_was_given_up() -> None:
     assert stream._duties()
     table.queue.close_gap()
     assert not stream._duties()
+
+
+def test_wide_transaction_stays_within_the_budget() -> None:
+    """Many tables, none of them large: the largest are given up, and read again by streams of their own."""
+    budget = Budget(16 << 20)
+    tables = [Table(number, TableQueue(8 << 20, budget, 100), True) for number in range(1, 33)]
+    stream = shared_stream(budget, 8 << 20, tables)
+    stream.budget = budget
+    sizes = {table.table_id: (1 << 20) + table.table_id for table in tables}
+    read(stream, Connection([*map(relation, sizes), *transaction(130, 140, sizes)]))
+    assert budget.held_bytes <= 16 << 20
+    given_up = [table for table in tables if not table.queue.is_covered]
+    kept = [table for table in tables if table.queue.is_covered]
+    assert given_up
+    assert kept
+    assert all(table.queue.live_floor == 140 and not commits(table.queue) for table in given_up)
+    assert all(commits(table.queue) == [130] for table in kept)
+
+
+def test_position_stays_when_the_source_warned() -> None:
+    """The warning may come with the frames themselves: nothing behind it counts as read."""
+    budget = Budget(1 << 30)
+    table = Table(1, TableQueue(1 << 20, budget, 100), True)
+    stream = shared_stream(budget, 1 << 20, [table])
+    connection = Connection([relation(1), *transaction(130, 140, {1: 4})])
+    connection.warning = "a publication was skipped"
+    with pytest.raises(OperatingError, match="skipped"):
+        read(stream, connection)
+    assert stream.position == 100
+    assert not commits(table.queue)

@@ -32,6 +32,7 @@ from tablewire.errors import ClosedError, InvariantError, OperatingError
 from tablewire.postgres.connections import SourceUnavailableError, parse_uri
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
+from tablewire.runtime.shutdown import EXIT_BUG, end_process
 from tablewire.types import (
     TS_MAX,
     Barrier,
@@ -379,6 +380,7 @@ class PostgresExecutor:
             if table.is_attached:
                 shared.attach(table)
         self._shared = shared
+        shared.budget = self._budget
         shared.crashed = self._crashed
         shared.start()
 
@@ -386,8 +388,10 @@ class PostgresExecutor:
         with self._catch_up_lock:
             served = {id(table) for stream in self._catch_ups for table in stream.tables}
             waiting = [t for t in list(self._tables.values()) if id(t) not in served and t.waits_for_catch_up]
-            while waiting and len(self._catch_ups) < self._options.catch_up_streams and not self._is_closing.is_set():
-                group = [table for table in waiting if not table.needs_solo] or waiting[:1]
+            while waiting and not self._is_closing.is_set():
+                group = self._next_group(waiting)
+                if not group:
+                    return
                 waiting = [table for table in waiting if table not in group]
                 stream = CatchUpStream(
                     self._connect_replication,
@@ -399,9 +403,20 @@ class PostgresExecutor:
                     self._created_ts,
                     self._catch_up_ended,
                 )
+                stream.serves_preparing = all(table.is_preparing for table in group)
                 self._catch_ups.append(stream)
+                stream.budget = self._budget
                 stream.crashed = self._crashed
                 stream.start()
+
+    def _next_group(self, waiting: Sequence[TableWork]) -> Sequence[TableWork]:
+        """The tables of the next catch-up stream; none when all places are taken. One more place is there for tables that
+        prepare: a move must not wait until somebody's long backlog is through."""
+        if len(self._catch_ups) < self._options.catch_up_streams:
+            return [table for table in waiting if not table.needs_solo] or waiting[:1]
+        if any(stream.serves_preparing for stream in self._catch_ups):
+            return ()
+        return [table for table in waiting if table.is_preparing]
 
     def _catch_up_ended(self, stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
         with self._catch_up_lock:
@@ -421,11 +436,12 @@ class PostgresExecutor:
         return min(self._barrier.global_barrier_ts, self._barriers.get(span.table_id, TS_MAX))
 
     def _crashed(self, error: BaseException) -> None:
-        """A thread of ours met a bug: nothing is written any more, and every call says so."""
-        _log.error("postgres_executor_crashed", error=f"{type(error).__name__}: {error}")
+        """At the top of a thread of ours that met a bug: nothing is written any more, and the process ends. Its tables go
+        to others, or to its own next life; a process that lived on would be given the same tables again and refuse them."""
         self._crash = error
         self.fence()
-        self._request.wake()
+        _log.critical("postgres_executor_crashed", thread=threading.current_thread().name, exc_info=error)
+        end_process(EXIT_BUG)
 
     def _require_alive(self) -> None:
         if self._crash is not None:

@@ -13,6 +13,7 @@ from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
 from tablewire.errors import OperatingError
 from tablewire.postgres import new_source
+from tablewire.runtime.shutdown import EXIT_BUG
 from tablewire.source import SourceRequest
 from tablewire.types import Checkpoint
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, stop, wait_until
@@ -202,3 +203,67 @@ def test_close_returns_while_the_sink_hangs(source_db: str, other_server: Postgr
         kit.run("INSERT INTO a VALUES (2)")
         wait_until(lambda: executor._tables[kit.span("a")]._is_busy, "a worker waits for the sink")
         assert_closes(executor, other_server)
+
+
+def test_warning_of_skipped_changes_is_known_by_its_code(source_db: str, sink_db: str) -> None:
+    """The text comes in the server's language (lc_messages), the code does not."""
+    with Kit(source_db, sink_db) as kit:
+        kit.start()
+        connection = kit.executor()._connect_replication("test")
+        try:
+            warn = "DO $$ BEGIN RAISE WARNING 'X' USING ERRCODE = '%s'; END $$"
+            connection._execute(warn % "01000")
+            connection.raise_warnings()
+
+            def meet() -> None:
+                connection._execute(warn % "55000")
+                connection.raise_warnings()
+
+            with pytest.raises(OperatingError, match="cannot give all changes: X"):
+                meet()
+        finally:
+            connection.close()
+
+
+def test_tables_prepare_beside_a_long_backlog(source_db: str, sink_db: str) -> None:
+    """The only catch-up stream serves a table that does not get on; another one is prepared all the same."""
+    with Kit(source_db, sink_db, options={"catch_up_streams": "1"}) as kit:
+        for name in ("a", "b", "c"):
+            kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+        start_ts = kit.start()
+        executor = kit.executor()
+        begin(executor, [kit.span("c")], start_ts)
+        kit.run("INSERT INTO a VALUES (1)")
+        kit.run("INSERT INTO b VALUES (1)")
+        kit.run("INSERT INTO c VALUES (1)")
+        kit.wait_equal("c")  # the shared stream is behind the start of the others now
+        with executor._catch_up_lock:
+            executor._catch_ups.append(Endless())  # type: ignore[arg-type]
+        try:
+            begin(executor, [kit.span("a")], start_ts)
+            kit.wait_equal("a")
+        finally:
+            with executor._catch_up_lock:
+                executor._catch_ups[:] = [stream for stream in executor._catch_ups if not isinstance(stream, Endless)]
+
+
+class Endless:
+    """A catch-up stream that never gets through."""
+
+    tables: tuple[()] = ()
+    serves_preparing = False
+
+    def release(self, table: object) -> None:
+        return
+
+
+def test_bug_in_a_thread_ends_the_process(source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An executor that is fenced for good must not stay among those that are given tables."""
+    codes: list[int] = []
+    monkeypatch.setattr("processor.postgres.executor.end_process", codes.append)
+    with Kit(source_db, sink_db) as kit:
+        kit.start()
+        executor = kit.executor()
+        executor._crashed(RuntimeError("a bug"))
+        assert codes == [EXIT_BUG]
+        assert not executor.may_write()

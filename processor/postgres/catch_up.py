@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from processor.postgres.queues import TableQueue
-from processor.postgres.replication import ReplicationConnection
 from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
 from processor.postgres.wire import Part
+from tablewire.errors import OperatingError
+from tablewire.postgres.connections import format_lsn
 from tablewire.types import Ts
 
 GROUP_PATIENCE_S = 0.5
@@ -65,8 +66,21 @@ class CatchUpStream(ChangeStream):
                     table.queue.close_gap()
             self._ended(self, self._slow)
 
-    def _start_ts(self, connection: ReplicationConnection) -> Ts:
+    def _start_ts(self) -> Ts:
         return self.position
+
+    def _started(self, start_ts: Ts) -> None:
+        """No writer may need what the changefeed's slot has let go of; a table that prepares may be granted a later start."""
+        for key, table in list(self._inboxes.items()):
+            queue = table.queue
+            if queue.cursor >= start_ts or queue.gap_position >= start_ts:
+                continue
+            self._inboxes.pop(key, None)
+            if queue.is_writing:
+                text = f"the source has kept changes only from {format_lsn(start_ts)} on, and this table needs them from"
+                table.fail(OperatingError(f"table {table.table_id}: {text} {format_lsn(queue.cursor)} on; copy it again"))
+            queue.lose_transaction()
+            table.notify()
 
     def _duties(self) -> bool:
         self._tell_position()

@@ -278,7 +278,7 @@ class TableQueue:
         self._budget.add(-batch.size)
 
     def lose_transaction(self) -> None:
-        """The beginning of a transaction was confirmed as unwritten and then rolled back: the gap must be read again."""
+        """What is in the gap does not follow on the cursor (the beginning of a transaction was rolled back): it is given up."""
         with self._lock:
             self.overflows += 1
             self._clear_gap()

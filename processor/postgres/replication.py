@@ -77,9 +77,11 @@ class ReplicationConnection:
         self._poll.register(self._interrupt_read, select.POLLIN)
         self.get_copy_data = self._pgconn.get_copy_data
 
-    def start(self, publication: str, start_ts: Ts, binary: bool) -> None:
-        """Copies the changefeed's slot and starts the stream behind start_ts (0: where the changefeed's slot stands)."""
+    def start(self, publication: str, start_ts: Ts, binary: bool) -> Ts:
+        """Copies the changefeed's slot and starts the stream behind start_ts, or where the copy stands if that is later: the
+        server has nothing from before. Gives where it really starts."""
         self._query(f"SELECT pg_copy_logical_replication_slot({quote_text(self._base)}, {quote_text(self.slot)}, true)")
+        start_ts = max(start_ts, self._confirmed_ts(self.slot))
         options = f"proto_version '1', publication_names {quote_text(chr(34) + publication + chr(34))}"
         if binary:
             options += ", binary 'true'"
@@ -87,6 +89,7 @@ class ReplicationConnection:
         result = self._execute(statement)
         if result.status != pq.ExecStatus.COPY_BOTH:
             self._raise(result)
+        return start_ts
 
     def create_snapshot_slot(self) -> tuple[Ts, str]:
         """Makes a slot of its own with an exported snapshot: (the position behind which its changes begin, the snapshot's name).
@@ -96,13 +99,10 @@ class ReplicationConnection:
         high, _, low = position.partition("/")
         return int(high, 16) << 32 | int(low, 16), name
 
-    def confirmed_ts(self) -> Ts:
-        """Where the changefeed's slot stands; OperatingError when it is gone."""
-        rows = self._query(
-            f"SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {quote_text(self._base)}"
-        )
+    def _confirmed_ts(self, slot: str) -> Ts:
+        rows = self._query(f"SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {quote_text(slot)}")
         if not rows:
-            raise OperatingError(f"slot {self._base} does not exist at the source")
+            raise OperatingError(f"slot {slot} does not exist at the source")
         high, _, low = rows[0].partition("/")
         return int(high, 16) << 32 | int(low, 16)
 

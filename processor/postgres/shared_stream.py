@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 
 from processor.postgres.queues import Budget
-from processor.postgres.replication import ReplicationConnection
 from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
@@ -60,8 +59,15 @@ class SharedStream(ChangeStream):
             self._requests.append((False, table))
         self.interrupt()
 
-    def _start_ts(self, connection: ReplicationConnection) -> Ts:
-        return max(self.position or connection.confirmed_ts(), self._created_ts)
+    def _start_ts(self) -> Ts:
+        return max(self.position, self._created_ts)
+
+    def _started(self, start_ts: Ts) -> None:
+        """After a long loss the changefeed's slot may have passed us: tables that we served are behind (none may need those
+        changes, and the catch-up stream says so if one does)."""
+        if start_ts > self.position:
+            for table in self._inboxes.values():
+                table.queue.drop_live(start_ts)
 
     def _fail_all(self, error: OperatingError) -> None:
         if self.has_failed:

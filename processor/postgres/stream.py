@@ -140,8 +140,12 @@ class ChangeStream(ABC):
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _start_ts(self, connection: ReplicationConnection) -> Ts:
+    def _start_ts(self) -> Ts:
         """Where to start (again)."""
+
+    @abstractmethod
+    def _started(self, start_ts: Ts) -> None:
+        """The stream gives what lies behind start_ts, which may be later than it was asked for."""
 
     @abstractmethod
     def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
@@ -219,8 +223,8 @@ class ChangeStream(ABC):
         self._connection = connection  # from here on `stop` ends what waits for the server
         if self._stopping.is_set():
             return
-        start_ts = self._start_ts(connection)
-        connection.start(self._publication, start_ts, self._binary)
+        start_ts = connection.start(self._publication, self._start_ts(), self._binary)
+        self._started(start_ts)
         self.position = max(self.position, start_ts)
         if self.lost_since is not None:
             _log.info("postgres_stream_again", stream=self._purpose)

@@ -521,3 +521,19 @@ def test_scenario_12_stopped_process_is_replaced_and_changes_nothing_when_it_wak
             for span in spans:
                 stop(executor, span)
         assert kit.at_sink("SELECT count(*) FROM log") == [(100,)]
+
+
+def test_changes_that_the_source_let_go_of_are_an_error(source_db: str, sink_db: str) -> None:
+    """A table whose checkpoint lies before what the slot keeps says so, and never skips them in silence."""
+    with Kit(source_db, sink_db, initial_snapshot=False) as kit:
+        create(kit, "t")
+        start_ts = kit.start()
+        kit.run("INSERT INTO t (v) VALUES ('lost')")
+        assert kit.source is not None
+        kit.source.advance(current(kit))
+        executor = kit.executor()
+        span = kit.span("t")
+        prepare(executor, span, start_ts)
+        promote(executor, span, start_ts)
+        with pytest.raises(OperatingError, match="has kept changes only from"):
+            wait_until(lambda: executor.get_table_span_status(span, False) is None, "the error shows")

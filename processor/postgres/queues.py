@@ -77,6 +77,7 @@ class TableQueue:
         self._live_bytes = 0
         self._gap_bytes = 0
         self._taken_bytes = 0
+        self._is_inside = False  # the beginning of a transaction was taken and confirmed, its end was not taken yet
         self._live_generation = 0
         self._gap_generation = 0
         self._is_closed = False
@@ -213,12 +214,17 @@ class TableQueue:
 
     # --- the writer --------------------------------------------------------------------------------------------------
 
-    def take(self, barrier_ts: Ts, max_bytes: int) -> Batch | None:
+    def take(self, barrier_ts: Ts, max_bytes: int, continuing: Batch | None = None) -> Batch | None:
         """The next transactions that end at or before barrier_ts, whole ones up to about max_bytes, or the next parts of one that
-        is larger than the queue. None = nothing to write now. The batch must be confirmed or given back before the next take."""
+        is larger than the queue. None = nothing to write now. The batch must be confirmed or given back before the next take.
+        continuing: the beginning of a transaction that is still open at the sink; what follows comes from the same lane."""
         with self._lock:
-            self._advance_over_gap()
-            from_gap = not self.is_joined
+            if continuing is None:
+                self._is_inside = False
+                self._advance_over_gap()
+            elif not self.is_current(continuing):
+                return None
+            from_gap = not self.is_joined if continuing is None else continuing.from_gap
             lane = self._gap if from_gap else self._live
             parts: list[Part] = []
             size, whole, whole_size = 0, 0, 0
@@ -257,6 +263,7 @@ class TableQueue:
         with self._lock:
             if is_written:
                 self.cursor = max(self.cursor, batch.end_ts)
+            self._is_inside = not is_written
             self._taken_bytes = 0
             self._space.notify_all()
         self._budget.add(-batch.size)
@@ -280,8 +287,15 @@ class TableQueue:
     def lose_transaction(self) -> None:
         """What is in the gap does not follow on the cursor (the beginning of a transaction was rolled back): it is given up."""
         with self._lock:
+            self._is_inside = False
             self.overflows += 1
             self._clear_gap()
+
+    def skip_to(self, position: Ts) -> None:
+        """What ends at or before position is at the sink already: it is not taken (again)."""
+        with self._lock:
+            self.cursor = max(self.cursor, position)
+            self._advance_over_gap()
 
     def is_current(self, batch: Batch) -> bool:
         """Whether the lane that the batch came from still goes on behind it."""
@@ -314,6 +328,8 @@ class TableQueue:
         if floor is None or self.cursor >= floor:
             if self.gap_floor != TS_MAX:
                 self._clear_gap()
+        elif self._is_inside:
+            return  # the rest of the transaction comes from the gap, or nowhere
         elif self.cursor >= self.gap_floor and not self._gap and not self._taken_bytes and self.gap_position >= floor:
             self.cursor = max(self.cursor, self.gap_position)
             self._clear_gap()

@@ -68,6 +68,7 @@ class TableWork:
         self._last_synced_ts: Ts = 0
         self._retry_at = 0.0
         self._failing_since: float | None = None
+        self._is_unsure = False  # a commit may have happened without an answer
         self._delay_s = RETRY_MIN_S
         self._rates = (time.monotonic(), 0, 0)
 
@@ -245,6 +246,8 @@ class TableWork:
                 self._take_over(session)
                 again = True
             elif not self._needs_snapshot:
+                if self._is_unsure:
+                    self._look_up(session)
                 again = self._write(session)
             self._failing_since = None
             self._delay_s = RETRY_MIN_S
@@ -253,6 +256,7 @@ class TableWork:
         except WriteNotAllowedError:
             self._wait_before_retry(NOT_ALLOWED_RETRY_S)
         except (SinkUnavailableError, SourceUnavailableError) as error:
+            self._is_unsure = True
             self.retry(error)
         except OperatingError as error:
             session.forget(self.table_id)
@@ -341,10 +345,18 @@ class TableWork:
         self.bytes_written += written.size
         return True
 
+    def _look_up(self, session: SinkSession) -> None:
+        """After a connection broke, a commit may have happened although nobody heard of it: asks how far the table is."""
+        schema, fence = self.schema, self._fence_held
+        assert schema is not None
+        assert fence is not None
+        self.queue.skip_to(session.position(schema, fence))
+        self._is_unsure = False
+
     def _take_following(self, batch: Batch) -> Batch | None:
         """What follows a batch that is only the beginning of a transaction; None when nothing will."""
         while not self._is_removing and self.error is None and self.queue.is_current(batch):
-            following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
+            following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes, continuing=batch)
             if following is not None:
                 return following
             self.queue.wait_for_parts(PART_WAIT_S)

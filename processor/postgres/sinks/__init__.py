@@ -78,6 +78,11 @@ class SinkSession(Protocol):
 
     def begin(self, schema: TableSchema, fence: Fence) -> SinkTransaction: ...
 
+    def position(self, schema: TableSchema, fence: Fence) -> Ts:
+        """How far the table is at the sink, for a writer whose last commit may or may not have happened: it waits for the
+        end of what is still under way there. 0: the sink does not know. EpochRefusedError: another one has taken over."""
+        ...
+
     def request_copy(self, schema: TableSchema, fence: Fence) -> None:
         """Notes that the table must be copied again before anything else is written to it."""
         ...

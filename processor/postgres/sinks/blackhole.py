@@ -38,6 +38,9 @@ class BlackholeSession:
     def begin(self, schema: TableSchema, fence: Fence) -> BlackholeTransaction:
         return BlackholeTransaction(self._context)
 
+    def position(self, schema: TableSchema, fence: Fence) -> Ts:
+        return 0
+
     def request_copy(self, schema: TableSchema, fence: Fence) -> None:
         raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
 

@@ -190,6 +190,9 @@ class FilesSession:
     def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
         return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))
 
+    def position(self, schema: TableSchema, fence: Fence) -> Ts:
+        return 0  # at least once: what may have been written is written again
+
     def request_copy(self, schema: TableSchema, fence: Fence) -> None:
         raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
 

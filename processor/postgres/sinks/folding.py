@@ -105,9 +105,13 @@ def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
             gone[key] = None
             continue
         assert new is not None
-        is_whole = None not in new
         if kind == UPDATE:
             before = _as_key(old_key(plan, old, new))
+            for at, value in zip(plan.key, before, strict=True):
+                if new[at] is None:  # a long key value that did not change is sent in the old tuple alone
+                    new[at] = value
+        is_whole = None not in new
+        if kind == UPDATE:
             key = _as_key(key_of(plan, new))
             if before != key:
                 if not is_whole:

@@ -189,6 +189,17 @@ class PostgresSession:
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
         return Resume(0 if needs_snapshot else position, needs_snapshot)
 
+    def position(self, schema: TableSchema, fence: Fence) -> Ts:
+        connection = self._ready()
+        with self._errors():
+            # FOR UPDATE waits for the backend of a connection that broke: it may be in the middle of its COMMIT.
+            connection.execute(f"BEGIN; SET LOCAL lock_timeout = {self._options.takeover_wait_ms}")
+            row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=True)
+            connection.execute("ROLLBACK")
+        if row is None or row.fence != fence:
+            raise EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
+        return row.position
+
     def _end_holders(self, schema: TableSchema, fence: Fence) -> None:
         """Ends the backends that hold the table's row, unless a newer writer holds it."""
         connection = self._ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from processor.postgres.sinks.connection import SinkConnection
@@ -63,3 +64,15 @@ def test_long_keys_that_do_not_change(source_db: str, sink_db: str) -> None:
             )
             kit.run("UPDATE a SET v = v + 100")
         kit.wait_equal("a")
+
+
+def test_commits_are_durable_whatever_the_role_says(source_db: str, sink_db: str) -> None:
+    """A role or database with synchronous_commit = off does not make the checkpoint run ahead of the disk."""
+    with psycopg.connect(sink_db, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(psycopg.sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(psycopg.sql.Identifier(name)))
+    session = SinkConnection(sink_db, "test", 10_000)
+    try:
+        assert session.execute("SHOW synchronous_commit")[-1].get_value(0, 0) == b"on"
+    finally:
+        session.connection.close()

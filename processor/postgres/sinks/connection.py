@@ -87,6 +87,10 @@ class SinkConnection:
                 " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan"
             ).encode()
         )
+        # A position that the sink has confirmed must be durable; a stronger setting than "on" is left alone.
+        self.connection.execute(
+            b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
         self._become_replica()
 
     def _become_replica(self) -> None:

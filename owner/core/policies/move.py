@@ -133,6 +133,8 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
     holders = tables.undetermined.get(row, {})
     if target in holders:
         return f"the target has not let go of span {tables.span(row)} yet"
+    if holders:
+        return f"{', '.join(sorted(core.captures[holder].id for holder in holders))} may still hold span {tables.span(row)}"
     if not tables.steady[row]:
         state = core.tables.row(row).state
         return f"span {tables.span(row)} has a task under way ({state})"

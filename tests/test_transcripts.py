@@ -13,7 +13,7 @@ STORIES = sorted(FOLDER.glob("*.txt"))
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_story(path: Path) -> None:
-    """It goes as it is told. If it should go another way now: `python -m tests.transcripts.player --rewrite`, and read the diff."""
+    """It goes as it is told; `python -m tests.transcripts.player --rewrite` tells it anew, and the diff is to be read."""
     text = path.read_text()
     assert play(text) == text
 

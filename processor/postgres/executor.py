@@ -33,17 +33,7 @@ from tablewire.postgres.connections import SourceUnavailableError, parse_uri
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.runtime.shutdown import EXIT_BUG, end_process
-from tablewire.types import (
-    TS_MAX,
-    Barrier,
-    Checkpoint,
-    Span,
-    StatusColumns,
-    TableID,
-    TableState,
-    TableStatus,
-    Ts,
-)
+from tablewire.types import TS_MAX, Barrier, Checkpoint, Span, StatusColumns, TableID, TableState, TableStatus, Ts
 
 CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03
@@ -282,6 +272,7 @@ class PostgresExecutor:
                 self._describe_new()
                 self._look_at_publication()
                 self._start_catch_up()
+                self._pool.look(list(self._tables.values()))
                 if self._waiting_for_snapshot():
                     for runner in self._snapshots:
                         runner.poke()

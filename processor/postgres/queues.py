@@ -118,6 +118,12 @@ class TableQueue:
                     self.cursor = max(self.cursor, done)
             return self.cursor
 
+    @property
+    def has_next(self) -> bool:
+        """Something waits in the lane that the writer takes from."""
+        with self._lock:
+            return bool(self._live) if self.is_joined else bool(self._gap)
+
     # --- streams -----------------------------------------------------------------------------------------------------
 
     def attach_live(self, position: Ts) -> None:
@@ -221,6 +227,7 @@ class TableQueue:
         with self._lock:
             if continuing is None:
                 self._is_inside = False
+                self._skip_written()
                 self._advance_over_gap()
             elif not self.is_current(continuing):
                 return None
@@ -322,6 +329,11 @@ class TableQueue:
         """Whether a lane that holds lane_bytes has no room for more; with a gap open, each lane has half of the queue."""
         max_bytes = self._max_bytes if self.gap_floor == TS_MAX else self._max_bytes // 2
         return lane_bytes + self._taken_bytes + size > max_bytes or self._budget.is_exhausted
+
+    def _skip_written(self) -> None:
+        """A gap that holds nothing behind the cursor is as good as empty: only then can it be left."""
+        while self._gap and self._gap[0].transaction.commit_ts < self.cursor:
+            self._release(self._gap.popleft(), from_gap=True)
 
     def _advance_over_gap(self) -> None:
         floor = self.live_floor

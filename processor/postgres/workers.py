@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from processor.postgres.sinks import SinkSession
 from processor.postgres.table import TableWork
@@ -56,6 +56,12 @@ class WorkerPool:
         with self._condition:
             heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), table))
             self._condition.notify()
+
+    def look(self, tables: Sequence[TableWork]) -> None:
+        """Work that waits gets a worker, whoever should have said so."""
+        for table in tables:
+            if table.queue.is_writing and not table.is_scheduled and table.queue.has_next:
+                self.submit(table)
 
     def close(self) -> None:
         """Returns when no worker can write any more."""

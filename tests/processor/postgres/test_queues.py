@@ -79,6 +79,19 @@ def test_gap_is_closed_and_left() -> None:
     assert queue.is_joined
 
 
+def test_gap_of_what_was_written_before_is_left() -> None:
+    """A writer that starts behind all that the gap holds goes on with live at once, without another push."""
+    queue = new_queue(cursor=100, attached=300)
+    queue.open_gap(100)
+    for end_ts in (200, 290):
+        queue.push_gap(parts_at(end_ts), 100)
+    queue.move_gap(300)
+    queue.push_live(parts_at(500), 100)
+    queue.start_at(290)
+    queue.is_writing = True
+    assert taken(queue) == [500]
+
+
 def test_empty_gap_moves_the_cursor() -> None:
     """A gap without transactions of the table is closed by the stream's position alone."""
     queue = new_queue(cursor=100, attached=300)

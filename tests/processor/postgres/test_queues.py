@@ -167,3 +167,21 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
             assert all(end_ts in written for end_ts in range(100, position + 1, 100))
         assert written == list(range(100, 100 * len(written) + 1, 100))
         assert budget.held_bytes == queue.held_bytes
+    # Whatever has happened: with the gap filled, everything arrives without another push.
+    if batch is not None:
+        written += [part.end_ts for part in batch.parts if part.is_last]
+        queue.confirm(batch)
+    queue.is_writing = True
+    for _ in range(1000):
+        if not queue.is_covered:
+            gap_end = queue.cursor // 100 * 100
+            queue.open_gap(gap_end)
+        found = taken(queue)
+        written += found
+        if not found and queue.is_joined:
+            break
+        if gap_end < live_end and queue.push_gap(parts_at(gap_end + 100), 100):
+            gap_end += 100
+            queue.move_gap(gap_end)
+    assert written == list(range(100, live_end + 1, 100))
+    assert budget.held_bytes == queue.held_bytes == 0

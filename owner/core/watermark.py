@@ -19,7 +19,10 @@ def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
     """The watermark of this tick; leaves the row that holds it back in `core.slowest_row` (-1: none)."""
     tables, size = core.tables, core.tables.size
     core.slowest_row = -1
-    if not core.bootstrap.done or not core.reconciled or core.uncovered:
+    if not core.bootstrap.done or not core.reconciled:
+        return CANNOT_PROCEED
+    if core.uncovered:
+        core.slowest_row = next(iter(tables.rows_of_table(min(core.uncovered))), -1)
         return CANNOT_PROCEED
     checkpoint_bound = min(barrier.barrier.global_barrier_ts, barrier.min_table_barrier_ts)
     resolved_bound = barrier.barrier.global_barrier_ts

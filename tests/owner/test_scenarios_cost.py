@@ -1,0 +1,110 @@
+"""What grew with the tables in schedulers like this one: the cost of the first scheduling, heartbeats, and who is named."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from owner.core.splitter import HashRanges
+from tablewire.testing import Deliver
+from tablewire.types import I64, DispatchTableResponse, HeartbeatResponse, Message, SpanBlock, StallReason, Watermark
+from tests.owner.world import World
+
+
+class HoleIn:
+    """A splitter that forgets a part of one table."""
+
+    def __init__(self, table: int) -> None:
+        self.table = table
+
+    def split(self, table_ids: I64) -> SpanBlock:
+        spans = HashRanges(2).split(table_ids)
+        return SpanBlock.of([span for span in spans if span.table_id != self.table or span.end_key])
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_scenario_09_whichever_table_is_missing_is_named(missing: int) -> None:
+    """A part that nothing covers stops the watermark and is named, be it the first table, one in the middle or the last."""
+    world = World(tables=[1, 2, 3])
+    world.splitter = HoleIn(missing)
+    world.scheduler = world.new_scheduler()
+    world.run(6)
+    assert world.watermark == Watermark(0, 0, 0, 0)
+    slowest = world.snapshot.slowest
+    assert slowest is not None
+    assert slowest.table_id == missing
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_scenario_09_whichever_span_waits_says_why(missing: int) -> None:
+    """A table that its executor cannot prepare is the one with a reason, whichever it is."""
+    world = World(tables=[1, 2, 3])
+    world.run(2)
+    for executor in world.executors.values():
+        executor.hang("prepare")
+    world.tables = [1, 2, 3, 3 + missing]
+    world.run(6)
+    reasons = {view.span.table_id: view.stall_reason for view in world.snapshot.spans}
+    assert reasons.pop(3 + missing) is StallReason.PREPARING
+
+
+def calls_of_bring_up(tables: int) -> tuple[int, int]:
+    """(Python calls of the owner's ticks, ticks) until all of them replicate: a measure that no machine's speed changes."""
+    world = World(tables=range(1, tables + 1))
+    calls: Counter[str] = Counter()
+
+    def count(_frame: FrameType, event: str, _argument: Any) -> None:
+        calls[event] += 1
+
+    tick = world.scheduler.tick
+
+    def counted_tick(*arguments: Any) -> Watermark:
+        sys.setprofile(count)
+        try:
+            return tick(*arguments)
+        finally:
+            sys.setprofile(None)
+
+    world.scheduler.tick = counted_tick  # type: ignore[method-assign]
+    for ticks in range(1, 30):
+        world.step()
+        roles = world.snapshot.roles
+        if len(roles.rows) == tables and np.all(roles.steady):
+            return calls["call"] + calls["c_call"], ticks
+    raise AssertionError(f"{tables} tables were not up after {ticks} ticks")
+
+
+def test_scenario_28_first_scheduling_is_not_quadratic() -> None:
+    """Sixteen times the tables: the same number of ticks, and by far less than sixteen times the owner's calls."""
+    calls_of_bring_up(64)  # what is imported and compiled at first use is no part of it
+    few, ticks_few = calls_of_bring_up(256)
+    many, ticks_many = calls_of_bring_up(4096)
+    assert ticks_many == ticks_few
+    assert many < 16 * few
+
+
+def test_scenario_29_a_heartbeat_does_not_list_what_has_not_changed() -> None:
+    """A thousand tables at rest are not mentioned; one that moved is mentioned alone."""
+    world = World(tables=range(1, 1001))
+    world.settle()
+    world.run(3)
+    told = [0]
+
+    def hook(_sender: str, _receiver: str, message: Message) -> Deliver:
+        if isinstance(message.body, HeartbeatResponse | DispatchTableResponse):
+            told[0] += len(message.body.reports)
+        return Deliver.DELIVER
+
+    world.network.hook = hook
+    world.run(5)
+    assert told == [0]
+    span = world.snapshot.spans[500]
+    assert span.primary is not None
+    world.executors[span.primary].advance(900, span.span)
+    world.run(5)
+    assert told == [1]

@@ -8,7 +8,7 @@ import grpc
 import msgspec
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from owner.api import AdminServicer
@@ -57,12 +57,17 @@ def call(channel: grpc.Channel, name: str, data: bytes) -> tuple[grpc.StatusCode
     return grpc.StatusCode.OK, ""
 
 
+def is_request(name: str, data: bytes) -> bool:
+    try:
+        METHODS[name].input_type._concrete_class().ParseFromString(data)
+    except DecodeError:
+        return False
+    return True
+
+
 def allowed(name: str, data: bytes, code: grpc.StatusCode, text: str) -> bool:
     """Whether that is a proper end of a call with these bytes."""
-    request = METHODS[name].input_type._concrete_class()
-    try:
-        request.ParseFromString(data)
-    except DecodeError:
+    if not is_request(name, data):
         return code is grpc.StatusCode.INTERNAL and UNPARSABLE in text
     return (
         code is grpc.StatusCode.OK
@@ -77,13 +82,18 @@ words = st.text(max_size=40)
 
 @FUZZ
 @given(names, st.binary(max_size=120))
+@example("PauseChangefeed", b"")
 def test_random_bytes_change_nothing(served: tuple[AdminView, grpc.Channel], name: str, data: bytes) -> None:
-    """Whatever arrives, the registry is as before, and the next caller is answered."""
+    """Whatever arrives, the registry is as before, but for what a good request asks; the next caller is answered."""
     view, channel = served
     before = dict(view.store.infos)
     code, text = call(channel, name, data)
     assert allowed(name, data, code, text), (code, text)
-    assert view.store.infos == before
+    if view.store.infos != before:
+        # A request without a name is a good one while there is one changefeed, and no bytes at all are such a request.
+        assert name in ("PauseChangefeed", "ResumeChangefeed")
+        assert is_request(name, data)
+        view.store.infos = before
     assert call(channel, "GetStatus", b"")[0] is grpc.StatusCode.OK
 
 

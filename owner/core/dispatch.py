@@ -41,8 +41,12 @@ class DispatchBook:
             _, last = np.unique(rows[::-1], return_index=True)
             keep = np.sort(len(rows) - 1 - last)
             rows, actions = rows[keep], actions[keep]
-        alive = tables.live[rows]
-        rows, actions = rows[alive], actions[alive]
+        # What one report led to may be void by the next one of the same tick: only who has the role is asked.
+        due = actions == DispatchAction.REMOVE
+        due |= (actions == DispatchAction.ADD_PREPARE) & (tables.secondary[rows] == capture.index)
+        due |= (actions == DispatchAction.ADD_WRITE) & (tables.primary[rows] == capture.index)
+        due &= tables.live[rows]
+        rows, actions = rows[due], actions[due]
         return [
             _request(tables, rows[start : start + chunk], actions[start : start + chunk]) for start in range(0, len(rows), chunk)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from owner.scheduler import SchedulerConfig
 from tablewire.testing import Deliver
-from tablewire.types import Heartbeat, Message, ReplicationState, TableState
+from tablewire.types import DispatchTableRequest, Heartbeat, Message, ReplicationState, Span, TableState
 from tests.owner.world import World
 
 
@@ -93,3 +93,30 @@ def test_a_number_that_was_lost_is_given_again() -> None:
     holdings = world.agents[world.primary(1)]._holdings  # type: ignore[attr-defined]
     assert holdings.number[: holdings.size].tolist() == [1]
     assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]
+
+
+def test_nobody_without_a_role_is_asked_to_write() -> None:
+    """Two reports of one capture come in one tick, Prepared and Stopped: the permission that the first asks for again is void."""
+    world = audited()
+    target = "b" if world.primary(1) == "a" else "a"
+    world.executors[target].hang("write")
+    world.scheduler.move_table(1, target)
+    world.until(lambda: world.view(1).primary == target)
+    world.network.hook = lambda sender, *_: Deliver.HOLD if sender == target else Deliver.DELIVER
+    world.step()
+    world.executors[target].fail(Span(1))
+    world.run(2)
+    world.network.release()
+    asked: list[int] = []
+
+    def listen(_sender: str, receiver: str, message: Message) -> Deliver:
+        if receiver == target and isinstance(message.body, DispatchTableRequest):
+            asked.extend(message.body.actions.tolist())
+        return Deliver.DELIVER
+
+    world.network.hook = listen
+    world.step()
+    assert world.view(1).primary is None
+    assert asked == []
+    world.executors[target].let_go("write")
+    world.settle()

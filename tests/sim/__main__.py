@@ -1,18 +1,22 @@
-"""`python -m tests.sim --seeds N [--first SEED] [--seconds S]`: runs that many seeds, or that long; prints one JSON object."""
+"""`python -m tests.sim`: many seeds, or as many as fit into a time, and one JSON object about them.
+
+--seeds N [--first SEED] [--seconds S]    so many seeds, or so long; what fails replays with --first SEED --seeds 1
+--bugs N                                  plants each bug of mutations.py and says which of N seeds finds it first
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections import Counter
 
-import structlog
-
+from tests.sim.mutations import DEMANDED, MORE
 from tests.sim.nodes import TICK_S
-from tests.sim.simulation import Simulation
+from tests.sim.simulation import Simulation, quietly
+
+VIOLATIONS_MAX = 10
 
 
 def main() -> int:
@@ -20,16 +24,20 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=0, help="how many seeds (0: as many as fit)")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long at the most (0: no limit)")
+    parser.add_argument("--bugs", type=int, default=0, metavar="N", help="find the planted bugs with N seeds each")
     given = parser.parse_args()
-    # Executors fail on purpose here, thousands of times.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    seeds = given.seeds or (10**9 if given.seconds else 20)
-    deadline = time.monotonic() + given.seconds if given.seconds else float("inf")
+    with quietly():
+        return find_bugs(given.bugs) if given.bugs else simulate(given.seeds, given.first, given.seconds)
+
+
+def simulate(seeds: int, first: int, seconds: float) -> int:
+    seeds = seeds or (10**9 if seconds else 20)
+    started = time.monotonic()
     faults: Counter[str] = Counter()
     ran = ticks = slowest = 0
     violations: list[str] = []
-    for seed in range(given.first, given.first + seeds):
-        if time.monotonic() > deadline or len(violations) >= 10:
+    for seed in range(first, first + seeds):
+        if (seconds and time.monotonic() - started > seconds) or len(violations) >= VIOLATIONS_MAX:
             break
         result = Simulation(seed).run()
         ran, ticks = ran + 1, ticks + result.ticks
@@ -37,12 +45,14 @@ def main() -> int:
         slowest = max(slowest, result.settle_ticks)
         if result.violations:
             violations += result.violations[:1]
-            print(f"seed {seed}: {result.violations[0]}", file=sys.stderr)
+            print(result.violations[0], file=sys.stderr)
+    took = time.monotonic() - started
     print(
         json.dumps(
             {
                 "seeds": ran,
                 "simulated_seconds": round(ticks * TICK_S),
+                "simulated_seconds_per_second": round(ticks * TICK_S / took, 1),
                 "faults": dict(sorted(faults.items())),
                 "slowest_settle_ticks": slowest,
                 "violations": violations,
@@ -50,6 +60,15 @@ def main() -> int:
         )
     )
     return 1 if violations else 0
+
+
+def find_bugs(seeds: int) -> int:
+    missed = 0
+    for bug in (*DEMANDED, *MORE):
+        found = bug.find(range(1, seeds + 1))
+        missed += found is None
+        print(f"{bug.name:70} {found or 'not found'}", flush=True)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

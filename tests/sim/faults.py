@@ -137,7 +137,7 @@ def hang_process(sim: Simulation) -> bool:
     """The agent does nothing, while the lease is kept."""
     process = any_process(sim)
     if process is not None:
-        process.hung_until = sim.now + sim.random.choice((1.0, 5.0)) * sim.random.random()
+        process.hung_until = sim.now + sim.random.choice((1.0, 8.0)) * sim.random.random()
     return process is not None
 
 
@@ -192,13 +192,49 @@ def overlook_capture(sim: Simulation) -> bool:
     return True
 
 
+def overlook_stalled(sim: Simulation) -> bool:
+    """One that is overlooked, and writes nothing meanwhile: it takes itself for the writer when it is seen again."""
+    process = any_process(sim)
+    if process is None:
+        return False
+    for owner in sim.owners:
+        owner.blind_until[process.id] = sim.now + 1 + sim.random.random()
+    process.stalled_until = sim.now + 5.0
+    sim.doubtful.add(process.id)
+    return True
+
+
 # -- owners -----------------------------------------------------------------------------------------------------------
 
 
 def crash_owner(sim: Simulation) -> bool:
     sim.owners = []
     sim.elect(_next_revision(sim))
+    _ask_again(sim)
     return True
+
+
+def crash_owner_beside_a_silent_one(sim: Simulation) -> bool:
+    """The next one has to begin without hearing of one process, which may hold anything."""
+    process = any_process(sim)
+    if process is not None:
+        process.hung_until = sim.now + sim.config.bootstrap_timeout_ms / 1000 + 4 * sim.random.random()
+    return crash_owner(sim)
+
+
+def crash_owner_amid_moves(sim: Simulation) -> bool:
+    """The next one finds more under way than it would begin itself, and is asked for more."""
+    tables = sim.owner.core.tables
+    moving = (tables.primary[: tables.size] >= 0) & (tables.secondary[: tables.size] >= 0)
+    if int(moving.sum()) >= 2:
+        crash_owner(sim)
+    return move_all(sim)
+
+
+def _ask_again(sim: Simulation) -> None:
+    """A new owner knows no jobs: operators may ask for them again at once, while what was begun is still under way."""
+    if sim.random.random() < 0.4:
+        move_all(sim)
 
 
 def _next_revision(sim: Simulation) -> int:
@@ -213,6 +249,7 @@ def depose_owner(sim: Simulation) -> bool:
             owner.frozen_at, owner.frozen_tables, owner.frozen_checkpoint_ts = sim.now, sorted(sim.tables), sim.checkpoint_ts
     sim.owners = sim.owners[-2:]
     sim.elect(_next_revision(sim))
+    _ask_again(sim)
     return True
 
 
@@ -272,6 +309,14 @@ def raise_at(sim: Simulation) -> bool:
         return False
     process.executor.raise_at(call)
     return True
+
+
+def stall_executor(sim: Simulation) -> bool:
+    """It writes nothing for a while, so that it does not see either that its permission is over."""
+    process = any_process(sim)
+    if process is not None:
+        process.stalled_until = sim.now + 5 * sim.random.random()
+    return process is not None
 
 
 def hang(sim: Simulation) -> bool:
@@ -371,14 +416,15 @@ CLUSTER: tuple[Kind, ...] = (
     start_hung_process,
     stop_process,
     crash_owner,
-    crash_owner,
+    crash_owner_beside_a_silent_one,
+    crash_owner_amid_moves,
     depose_owner,
     pause_owner,
     restart_changefeed,
     cut_link,
 )
-EXECUTORS: tuple[Kind, ...] = (fail_span, lose_span, raise_at, hang, hang)
+EXECUTORS: tuple[Kind, ...] = (fail_span, lose_span, raise_at, stall_executor, hang, hang)
 OPERATORS: tuple[Kind, ...] = (drop_table, new_table, move_all, rebalance, cancel, drain, cancel_drains)
 
-FENCED: tuple[Kind, ...] = (make_zombie, overlook_capture)
+FENCED: tuple[Kind, ...] = (make_zombie, overlook_capture, overlook_capture, overlook_stalled)
 """What only a sink that fences can bear."""

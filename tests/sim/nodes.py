@@ -11,7 +11,7 @@ from owner.core.state import Core
 from owner.scheduler import SchedulerAndInfo, SchedulerConfig
 from processor.agent import Agent
 from tablewire.liveness import Liveness
-from tablewire.types import CaptureInfo, Ts
+from tablewire.types import CaptureInfo, Span, Ts
 from tests.sim.network import SimTransport
 from tests.sim.sink import SimExecutor, UnfencedSimExecutor
 
@@ -34,6 +34,7 @@ class Process:
     paused_until: float = 0.0
     cut_off_until: float = 0.0  # from etcd: it cannot renew its lease, and its clock tells it so
     hung_until: float = 0.0  # its agent does nothing; its lease and its executor go on
+    stalled_until: float = 0.0  # its executor writes nothing
     is_zombie: bool = False  # it does not notice that its lease is over; the sink alone stops it
     restarts_at: float = 0.0  # when it notices that the changefeed was started again
     lags: float = 0.0  # how much slower than the source it writes
@@ -69,6 +70,7 @@ class Owner:
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     checkpoints: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     planned: frozenset[int] = frozenset()  # numbers of the rows that are being moved
+    adds: dict[tuple[str, Span], int] = field(default_factory=dict)  # number of the last Add, while it may still be taken in
     waiting: dict[int, int] = field(default_factory=dict)  # number of a row that could be added -> ticks
     proceeding: bool = False  # the watermark was there, for the tables as they are
 

@@ -26,8 +26,8 @@ HOLDS = (REPLICATING, PREPARE)
 """The Primary of such a row writes; something else may want it elsewhere in the very tick in which a move has ended."""
 
 
-IDLE_TICKS_MAX = 20
-"""As many spans may wait for each other where one is added a tick."""
+IDLE_TICKS_MAX = 40
+"""Twice as many as spans may wait for each other where one is added a tick."""
 
 
 class Oracle:
@@ -38,6 +38,7 @@ class Oracle:
         self.violations: list[str] = []
         self.watched: list[tuple[Query, Owner, tuple[Span, ...]]] = []
         self._permissions: dict[tuple[int, Span, int], str] = {}
+        self._checked: set[tuple[int, Span, int]] = set()
 
     def complain(self, text: str) -> None:
         self.violations.append(f"seed {self.sim.seed} tick {self.sim.ticks}: {text}")
@@ -49,6 +50,10 @@ class Oracle:
         body = message.body
         if not isinstance(body, DispatchTableRequest):
             return
+        sender = next((owner for owner in self.sim.owners if owner.id == message.sender), None)
+        if sender is not None:
+            for place in np.flatnonzero(body.actions != DispatchAction.REMOVE).tolist():
+                sender.adds[message.receiver, body.spans[place]] = message.number
         for place in np.flatnonzero(body.actions == DispatchAction.ADD_WRITE).tolist():
             span, epoch = body.spans[place], int(body.assignment_epochs[place])
             key = message.changefeed_epoch, span, epoch
@@ -57,6 +62,19 @@ class Oracle:
                 self.complain(f"the permission {epoch} for span {span} was given to {former} and to {message.receiver}")
             elif message.owner_revision == self.sim.owner.revision:
                 self._alone(span, message.receiver)
+            if former == message.receiver and key not in self._checked:
+                self._checked.add(key)
+                self._known_alone(span, message)
+
+    def _known_alone(self, span: Span, message: Message) -> None:
+        """Whoever gives a permission knows of nobody else who may hold the span."""
+        for owner in self.sim.owners:
+            if owner.id != message.sender or owner.changefeed_epoch != message.changefeed_epoch:
+                continue
+            silent = owner.core.replication.everywhere - {_index_of(owner, message.receiver)}
+            row = owner.core.tables.row(owner.core.tables.row_of(span))
+            if silent or (row.undetermined and not self.sim.fenced):
+                self.complain(f"{owner.id}: {message.receiver} may write {row} beside {len(silent)} that never spoke")
 
     def _alone(self, span: Span, receiver: str) -> None:
         for process in self.sim.processes.values():
@@ -79,6 +97,7 @@ class Oracle:
         initialized = owner.scheduler.is_initialized()
         if owner.was_initialized and not initialized:
             self.complain(f"{owner.id} is not initialized any more")
+        self._check_memory(owner)
         self._check_progress(owner)
         self._check_limits(owner, begins=initialized and not owner.was_initialized)
         owner.was_initialized = initialized
@@ -86,6 +105,20 @@ class Oracle:
             self._check_watermark(owner, watermark)
             self._check_queries()
             self._check_idle(owner)
+            self._check_two_writers(owner)
+
+    def _check_two_writers(self, owner: Owner) -> None:
+        """The newest permission stays, whether it is in force at the sink already or under way."""
+        facts = owner.scheduler.facts()
+        for both in facts.two_writers if facts is not None else ():
+            changefeed_epoch, epoch = self.sim.sink.fence(both.span)
+            newer = [
+                capture
+                for (run, span, given), capture in self._permissions.items()
+                if span == both.span and run == changefeed_epoch and given > epoch
+            ]
+            if self.sim.sink.writers(both.span) == (both.goes,) and both.stays not in newer:
+                self.complain(f"{both}, but the sink takes writes of {both.goes} alone")
 
     def _check_idle(self, owner: Owner) -> None:
         """What nobody has is added soon, if there is anybody to take it."""
@@ -104,6 +137,21 @@ class Oracle:
                 if waiting[number] == IDLE_TICKS_MAX:
                     self.complain(f"{owner.id}: span {tables.span(row)} could be added for {IDLE_TICKS_MAX} ticks")
         owner.waiting = waiting
+
+    def _check_memory(self, owner: Owner) -> None:
+        """Whoever may still take in an Add has a role in that row."""
+        core, tables = owner.core, owner.core.tables
+        for (id, span), number in list(owner.adds.items()):
+            capture = core.captures.get(id)
+            if capture is None or capture.echoed >= number:
+                del owner.adds[id, span]
+                continue
+            row = tables.row_of(span)
+            roles = (
+                {int(tables.primary[row]), int(tables.secondary[row]), *tables.undetermined.get(row, ())} if row >= 0 else set()
+            )
+            if capture.index not in roles:
+                self.complain(f"{owner.id} forgot {id} for span {span}, to which Add {number} is under way")
 
     def _check_progress(self, owner: Owner) -> None:
         """How far a span is never goes back."""
@@ -203,3 +251,8 @@ class Oracle:
             for text in self.sim.sink.violations:
                 self.complain(text)
             self.sim.sink.violations.clear()
+
+
+def _index_of(owner: Owner, capture: str) -> int:
+    found = owner.core.captures.get(capture)
+    return -1 if found is None else found.index

@@ -10,7 +10,7 @@ import numpy as np
 from owner.core.splitter import overlaps
 from processor.executor import StatusColumns
 from tablewire.testing import FakeSink, FakeTableExecutor, UnfencedFakeTableExecutor
-from tablewire.types import Span, Ts
+from tablewire.types import Checkpoint, Span, Ts
 
 
 class SimSink(FakeSink):
@@ -20,6 +20,7 @@ class SimSink(FakeSink):
     def __init__(self) -> None:
         super().__init__()
         self.barrier_ts: Ts = 0  # the highest so far
+        self.heeds_barrier = True
         self._spans_of: dict[int, set[Span]] = {}
 
     def begin(self, span: Span, checkpoint_ts: Ts) -> None:
@@ -40,7 +41,7 @@ class SimSink(FakeSink):
         return start
 
     def write(self, span: Span, writer: str, checkpoint_ts: Ts) -> None:
-        if checkpoint_ts > max(self.barrier_ts, self.position(span)):
+        if self.heeds_barrier and checkpoint_ts > max(self.barrier_ts, self.position(span)):
             self.violations.append(f"span {span}: {writer} wrote to {checkpoint_ts}, past the barrier {self.barrier_ts}")
         super().write(span, writer, checkpoint_ts)
 
@@ -51,10 +52,28 @@ class SimSink(FakeSink):
 
 
 class _BadManners:
-    """Says now and then that a span is behind where it was, and does not remember where a span that it stopped had got to."""
+    """Says now and then that a span is behind where it was, and does not remember where a span that it stopped had got to. It has
+    received what follows the point that it was told to prepare from: a permission from before that leaves a hole."""
 
     random: random.Random
     forgetful: float = 0.0
+    prepared_from: dict[Span, Ts]
+
+    def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
+        is_new = span not in self._row_of  # type: ignore[attr-defined]
+        taken: bool = super().add_table_span(span, checkpoint, is_prepare)  # type: ignore[misc]
+        if is_prepare and is_new and taken:
+            self.prepared_from[span] = checkpoint.checkpoint_ts
+        elif not is_prepare:
+            self._check_hole(span, checkpoint.checkpoint_ts)
+        return taken
+
+    def _check_hole(self, span: Span, granted: Ts) -> None:
+        sink: SimSink = self.sink  # type: ignore[attr-defined]
+        if max(granted, sink.position(span)) < self.prepared_from[span]:
+            sink.violations.append(
+                f"span {span} is prepared from {self.prepared_from[span]} on, but to be written from {granted} on"
+            )
 
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
         columns: StatusColumns = super().get_table_span_statuses(spans)  # type: ignore[misc]
@@ -76,25 +95,32 @@ class SimExecutor(_BadManners, FakeTableExecutor):
     """With a sink that fences."""
 
 
+class FreeSimExecutor(SimExecutor):
+    """It knows no barriers."""
+
+    set_barrier = None
+
+
 class UnfencedSimExecutor(_BadManners, UnfencedFakeTableExecutor):
     """With a sink that lets everybody write: the protocol alone keeps writers apart."""
 
 
 def new_executor(
-    source: random.Random, sink: FakeSink, name: str, changefeed_epoch: int, fenced: bool
+    source: random.Random, sink: SimSink, name: str, changefeed_epoch: int, fenced: bool, pace: int
 ) -> SimExecutor | UnfencedSimExecutor:
-    """One of random speed and manners."""
-    kind: Callable[..., SimExecutor | UnfencedSimExecutor] = SimExecutor if fenced else UnfencedSimExecutor
+    """One of random manners. pace: how many polls the steps take where they are slow."""
+    kind: Callable[..., SimExecutor | UnfencedSimExecutor]
+    kind = UnfencedSimExecutor if not fenced else SimExecutor if sink.heeds_barrier else FreeSimExecutor
     executor = kind(
         sink,
         name=name,
         changefeed_epoch=changefeed_epoch,
-        prepare_polls=source.choice((0, 0, 2, 10)),
-        write_polls=source.choice((0, 0, 1, 5)),
-        stop_polls=source.choice((0, 0, 2, 10)),
+        prepare_polls=source.choice((0, pace, pace)),
+        write_polls=source.choice((0, 0, 1, pace // 3)),
+        stop_polls=source.choice((0, pace // 2, pace)),
         refusals=source.choice((0, 0, 0, 2)),
         record_calls=False,
     )
-    executor.random = source
+    executor.random, executor.prepared_from = source, {}
     executor.forgetful = source.choice((0.0, 0.0, 0.1))
     return executor

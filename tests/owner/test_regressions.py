@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from owner.scheduler import SchedulerConfig
+from owner.scheduler import HashRanges, SchedulerConfig
 from tablewire.testing import Deliver
-from tablewire.types import DispatchTableRequest, Heartbeat, Message, ReplicationState, Span, TableState
+from tablewire.types import DispatchTableRequest, Heartbeat, Message, QueryState, ReplicationState, Span, TableState
 from tests.owner.world import World
 
 
@@ -120,3 +120,26 @@ def test_nobody_without_a_role_is_asked_to_write() -> None:
     assert asked == []
     world.executors[target].let_go("write")
     world.settle()
+
+
+def test_a_table_that_came_back_is_moved_whole() -> None:
+    """A move that is asked for while a part of the table is still being removed from its former life waits, and takes all."""
+    world = World(captures=["a", "b"], tables=[1])
+    world.splitter = HashRanges(2)
+    world.elect()
+    world.until(lambda: len(world.snapshot.spans) == 2 and world.steady())
+    first, second = (view.span for view in world.snapshot.spans)
+    holder = next(view.primary for view in world.snapshot.spans if view.span == first)
+    assert holder is not None
+    world.executors[holder].hang("stop", first)
+    world.tables = []
+    world.until(lambda: [view.span for view in world.snapshot.spans] == [first])
+    world.tables = [1]
+    world.until(lambda: any(view.span == second and view.primary for view in world.snapshot.spans))
+    query = world.scheduler.move_table(1, "a")
+    world.run(3)
+    assert query.state is QueryState.PENDING
+    assert "still being removed" in query.reason
+    world.executors[holder].let_go("stop", first)
+    world.until(lambda: query.state in (QueryState.DONE, QueryState.REFUSED))
+    assert [view.primary for view in world.snapshot.spans] == ["a", "a"]

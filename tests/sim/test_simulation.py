@@ -17,7 +17,7 @@ SEEDS = range(1, 9)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seed(seed: int) -> None:
-    """Storms and calm under one seed break nothing. (`make sim` has more seeds.)"""
+    """Storms and calm under one seed break nothing; `make sim` has more seeds."""
     with quietly():
         assert Simulation(seed).run().violations == []
 

@@ -51,12 +51,15 @@ def _decide(core: Core, job: MoveJob) -> None:
     tables = core.tables
     capture, why_not = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
-    rows = [row for row in rows if row != NO_ROW and tables.wanted[row] and tables.state[row] != REMOVING]
+    rows = [row for row in rows if row != NO_ROW and tables.wanted[row]]
+    leaving = [row for row in rows if tables.state[row] == REMOVING]
     if not rows:
         what = f"table {job.table_id}" if job.span is None else f"span {job.span}"
         job.end(QueryState.REFUSED, f"{what} is unknown")
     elif capture is None:
         job.end(QueryState.REFUSED, why_not)
+    elif leaving:
+        job.reason = f"span {tables.span(leaving[0])} was dropped and is there again: it is still being removed"
     elif all(_at_target(core, row, capture.index) for row in rows):
         job.end(QueryState.REFUSED, f"capture {job.target} is already the primary")
     else:

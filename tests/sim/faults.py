@@ -119,6 +119,17 @@ def crash_process(sim: Simulation) -> bool:
     return True
 
 
+def crash_while_removing(sim: Simulation) -> bool:
+    """A table is dropped, and a process goes while it still holds it."""
+    drop_table(sim)
+    held = any_held(sim)
+    if held is None or held[1].table_id in sim.tables:
+        return False
+    sim.end_process(held[0])
+    sim.start_process()
+    return True
+
+
 def pause_process(sim: Simulation) -> bool:
     process = any_process(sim)
     if process is not None:
@@ -408,6 +419,7 @@ def cancel_drains(sim: Simulation) -> bool:
 
 CLUSTER: tuple[Kind, ...] = (
     crash_process,
+    crash_while_removing,
     pause_process,
     cut_off_from_etcd,
     hang_process,

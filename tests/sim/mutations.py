@@ -128,25 +128,30 @@ INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processo
 DEMANDED = (
     Bug(
         "promotion beside an Undetermined: the Secondary is prepared",
+        seed=2,
         rules=_first(Rule((S.PREPARE, S.COMMIT), Role.SECONDARY, (T.PREPARED,), ALONE, GRANT, "planted")),
     ),
     Bug(
         "promotion beside an Undetermined: the Primary has stopped",
+        seed=12,
         rules=_first(Rule((S.COMMIT,), Role.PRIMARY, GONE, WITH_SECONDARY, GRANT_AFTER, "planted")),
     ),
     Bug(
         "an orphan is told to go and gets no role",
+        seed=5,
         rules=_instead(lambda rule: rule.role is Role.NONE, Outcome(dispatch=Dispatch.REMOVE_REPORTER, note=Note.ORPHAN)),
     ),
-    Bug("an orphan is ignored", rules=_instead(lambda rule: rule.role is Role.NONE, None)),
+    Bug("an orphan is ignored", seed=5, rules=_instead(lambda rule: rule.role is Role.NONE, None)),
     Bug(
         "the agent obeys an older owner",
+        seed=1,
         edits=_edit(
             f"{AGENT}:_Agent._listen_to", "message.owner_revision > owner.revision", "message.owner_revision != owner.revision"
         ),
     ),
     Bug(
         "the agent applies an older dispatch",
+        seed=3,
         edits=_edit(
             f"{AGENT}:_Agent._take",
             "if owner is None or message.number <= owner.received:",
@@ -155,16 +160,19 @@ DEMANDED = (
     ),
     Bug(
         "the owner applies an older report",
+        seed=3,
         edits=_edit(f"{INBOX}:_take", "elif message.number <= capture.received:", "elif message.number < 0:"),
     ),
     Bug(
         "the processor epoch is ignored",
+        seed=2,
         edits=_edit(
             f"{INBOX}:_take", "if message.processor_epoch != capture.processor_epoch:", "if not capture.processor_epoch:"
         ),
     ),
     Bug(
         "a checkpoint goes back",
+        seed=1,
         edits=_edit(
             "owner.core.replication:take_checkpoints",
             "np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)",
@@ -173,10 +181,12 @@ DEMANDED = (
     ),
     Bug(
         "the limit is compared with ==",
+        seed=82,
         edits=_edit(f"{TASKS}:Slots.free_from", "self.free > 0", "self.free != 0"),
     ),
     Bug(
         "the limit of a capture is compared with ==",
+        seed=27,
         edits=(
             Edit(f"{TASKS}:Slots.free_from", "< self.limit", "!= self.limit"),
             Edit(f"{TASKS}:Slots.full", ">= self.limit", "== self.limit"),
@@ -184,10 +194,12 @@ DEMANDED = (
     ),
     Bug(
         "bootstrap is not waited for",
+        seed=2,
         edits=_edit("owner.core.bootstrap:try_open_gate", "{capture.index for capture in core.captures.alive()}", "set()"),
     ),
     Bug(
         "a capture's death is ignored in Removing",
+        seed=7,
         edits=_edit(
             "owner.core.replication:stopped_for_good",
             "rows = replication.tables.rows_touching(capture)",
@@ -196,6 +208,7 @@ DEMANDED = (
     ),
     Bug(
         "drain counts primaries alone",
+        seed=1,
         edits=_edit(
             "owner.core.policies.drain:settle_drains",
             "len(core.tables.rows_touching(capture.index))",
@@ -204,6 +217,7 @@ DEMANDED = (
     ),
     Bug(
         "a late joiner closes the gate",
+        seed=2,
         edits=_edit(
             "owner.core.tick:tick",
             "bootstrapped = try_open_gate(core)",
@@ -213,6 +227,7 @@ DEMANDED = (
     ),
     Bug(
         "a late joiner stops the policies",
+        seed=2,
         edits=_edit(
             "owner.core.tick:tick",
             "    if core.bootstrap.done:\n        _run_policies",
@@ -225,10 +240,12 @@ DEMANDED = (
 MORE = (
     Bug(
         "a report counts although it is older than the last dispatch",
+        seed=163,
         edits=_edit("owner.core.replication:counted", "return mask", "return np.ones(len(rows), np.bool_)"),
     ),
     Bug(
         "a permission keeps its number",
+        seed=2,
         edits=_edit(
             "owner.core.replication:grant",
             "tables.grants[rows] = np.maximum(tables.grants[rows], replication.grants_floor) + 1",
@@ -237,6 +254,7 @@ MORE = (
     ),
     Bug(
         "the grants of a dropped table begin again",
+        seed=3,
         edits=_edit(
             "owner.core.replication:drop_removed",
             "replication.grants_floor = max(replication.grants_floor, int(tables.grants[rows].max()))",
@@ -245,36 +263,44 @@ MORE = (
     ),
     Bug(
         "a Secondary whose prepare was undone is forgotten",
+        seed=1,
         edits=_edit(f"{TASKS}:undo_prepare", "tables.add_undetermined((row,), holder, state, dispatch)", "pass"),
     ),
     Bug(
         "a capture that never spoke holds nothing",
+        seed=2,
         edits=_edit("owner.core.replication:apply_reports", "if replication.everywhere - {capture}:", "if False:"),
     ),
     Bug(
         "a row is dropped while somebody may hold it",
+        seed=16,
         edits=_edit(
             "owner.core.replication:drop_removed", "mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)", "pass"
         ),
     ),
     Bug(
         "a span is added where somebody may still hold it",
+        seed=1,
         edits=_edit("owner.core.policies.basic:add_missing", "never=set(tables.undetermined.get(row, ())),", "never=set(),"),
     ),
     Bug(
         "a report is applied on a base that was never applied",
+        seed=5,
         edits=_edit(f"{INBOX}:_take", "if report.base > capture.acked or", "if"),
     ),
     Bug(
         "what a report leaves out is not told again",
+        seed=8,
         edits=_edit(f"{INBOX}:apply_span_reports", "elif restate:", "elif False:"),
     ),
     Bug(
         "a whole report says nothing of what it leaves out",
+        seed=4,
         edits=_edit(f"{INBOX}:apply_span_reports", "    if whole_truth:\n", "    if False:\n"),
     ),
     Bug(
         "a capture that came back is believed by number",
+        seed=7,
         edits=_edit(
             "owner.core.captures:Captures.update",
             "capture.acked, capture.wants_names, capture.heartbeat_ms = 0, True, None",
@@ -282,15 +308,8 @@ MORE = (
         ),
     ),
     Bug(
-        "of two writers the older permission stays",
-        edits=_edit(
-            "owner.core.replication:_two_writers",
-            "if epoch > int(tables.assignment_epoch[row]):",
-            "if epoch < int(tables.assignment_epoch[row]):",
-        ),
-    ),
-    Bug(
         "who is Stopping at the start of a term is forgotten",
+        seed=8,
         edits=_edit(
             "owner.core.bootstrap:_seat_rest",
             "core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)",
@@ -299,10 +318,12 @@ MORE = (
     ),
     Bug(
         "a second prepared one at the start of a term is forgotten",
+        seed=33,
         edits=_edit("owner.core.bootstrap:_seat_prepared", "tables.add_undetermined((row,), capture.index, wanted)", "pass"),
     ),
     Bug(
         "a move is done when its target is prepared",
+        seed=1,
         edits=_edit(
             "owner.core.policies.move:_at_target",
             "core.tables.primary[row] == target and core.tables.state[row] == REPLICATING",
@@ -311,10 +332,12 @@ MORE = (
     ),
     Bug(
         "a cancelled move goes on",
+        seed=6,
         edits=_edit("owner.core.policies.move:_cancel", "_undo(core, job)\n", "return\n"),
     ),
     Bug(
         "the watermark takes resolved for the checkpoint",
+        seed=1,
         edits=_edit(
             "owner.core.watermark:compute",
             "checkpoints = tables.checkpoint_ts[:size] if everything else tables.checkpoint_ts[:size][wanted]",
@@ -323,10 +346,12 @@ MORE = (
     ),
     Bug(
         "a new owner is not told everything",
+        seed=1,
         edits=_edit(f"{AGENT}:_Agent._listen_to", "self._holdings.tell_everything(new_owner=True)", "pass"),
     ),
     Bug(
         "an error that is raised by a removal counts as Stopped",
+        seed=3,
         edits=_edit(
             "processor.driver:Driver._remove",
             "ended = self._ask(stopping,",

@@ -15,7 +15,17 @@ from owner.core.policies.tasks import PLANNED
 from owner.core.splitter import overlaps
 from owner.core.tables import ABSENT, COMMIT, PREPARE, REPLICATING
 from tablewire.queries import ENDED, Query
-from tablewire.types import DispatchAction, DispatchTableRequest, Message, QueryKind, QueryState, Span, Watermark
+from tablewire.types import (
+    DispatchAction,
+    DispatchTableRequest,
+    DispatchTableResponse,
+    HeartbeatResponse,
+    Message,
+    QueryKind,
+    QueryState,
+    Span,
+    Watermark,
+)
 from tests.sim.nodes import Owner
 
 if TYPE_CHECKING:
@@ -38,6 +48,7 @@ class Oracle:
         self.violations: list[str] = []
         self.watched: list[tuple[Query, Owner, tuple[Span, ...]]] = []
         self._permissions: dict[tuple[int, Span, int], str] = {}
+        self._answers: dict[tuple[str, int], tuple[int, int]] = {}
         self._checked: set[tuple[int, Span, int]] = set()
 
     def complain(self, text: str) -> None:
@@ -48,6 +59,8 @@ class Oracle:
     def sent(self, message: Message) -> None:
         """A permission is given once, and never while somebody else may still hold the span."""
         body = message.body
+        if isinstance(body, HeartbeatResponse | DispatchTableResponse):
+            self._answered(message)
         if not isinstance(body, DispatchTableRequest):
             return
         sender = next((owner for owner in self.sim.owners if owner.id == message.sender), None)
@@ -65,6 +78,13 @@ class Oracle:
             if former == message.receiver and key not in self._checked:
                 self._checked.add(key)
                 self._known_alone(span, message)
+
+    def _answered(self, message: Message) -> None:
+        """An agent never turns back: not to an older owner, not to an older message of the same."""
+        key, said = (message.sender, message.processor_epoch), (message.owner_revision, message.echo)
+        if said < self._answers.get(key, said):
+            self.complain(f"{message.sender} answers {said} (owner_revision, n) after {self._answers[key]}")
+        self._answers[key] = said
 
     def _known_alone(self, span: Span, message: Message) -> None:
         """Whoever gives a permission knows of nobody else who may hold the span."""

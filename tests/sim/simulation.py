@@ -109,7 +109,7 @@ class Simulation:
         self.changefeed_epoch = 1
         self.drained: set[str] = set()
         self.doubtful: set[str] = set()  # processes that an owner may have taken for dead while they were not
-        for _ in range(draw.randrange(2, 5)):
+        for _ in range(draw.choice((2, 3, 4, 5))):
             self.start_process()
         self.owners: list[Owner] = []
         self.last_revision = 10
@@ -189,7 +189,7 @@ class Simulation:
         """A new owner; the caller has seen to the former one. Limits differ from term to term."""
         id, draw = f"owner{revision}", self.random
         limit = draw.choice((1, 2, 8, 8))
-        config = replace(self.config, max_task_concurrency=limit, max_task_concurrency_per_capture=draw.choice((1, 1, 8)))
+        config = replace(self.config, max_task_concurrency=limit, max_task_concurrency_per_capture=draw.choice((1, 8)))
         splitter: Splitter = WholeTables() if self.parts == 1 else HashRanges(self.parts)
         scheduler = new_scheduler(
             owner_id=id,

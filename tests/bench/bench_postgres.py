@@ -3,8 +3,10 @@
     python -m tests.bench.bench_postgres [--rows N] [--seconds S] [--only PART]
 
 Prints one JSON object on one line. Throughput is the rate at which a backlog is worked off (the load is written first), so that
-neither the generator nor its commits count; source and sink share the machine with the executor. Latency is taken for every
-source transaction from its commit time to the return of the COMMIT at the sink, with one clock.
+neither the generator nor its commits count; source and sink share the machine with the executor. The same backlog is worked off
+by the servers' own logical replication too (native.py), into another database of the same sink: `ratio` is our rate divided by
+the native one. Latency is taken for every source transaction from its commit time to the return of the COMMIT at the sink, with
+one clock.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +31,13 @@ from processor.postgres.queues import Batch, TableQueue
 from tablewire.postgres import new_source
 from tablewire.source import SourceRequest
 from tablewire.types import ChangefeedID, Checkpoint, Span, Ts
+from tests.bench.native import NativeLine, describe_native
 
 TABLES = 8
 ROWS_PER_TRANSACTION = 100
 WAIT_S = 600.0
+NATIVE_FIRST = frozenset({"mixed"})
+"""The loads that native replication works off first, so that no side always has the source's WAL freshly read."""
 _COLUMNS = "id bigint PRIMARY KEY, account int NOT NULL, amount numeric(12, 2), note text, at timestamptz NOT NULL"
 _VALUES = "i, (i % 1000)::int, (i % 10000) / 100.0, 'note ' || i || repeat('x', 40), now()"
 
@@ -80,6 +85,9 @@ class Line:
         self.start_ts = self.source.start()
         self.executor: PostgresExecutor | None = None
         self.spans = [Span(table_id) for table_id in self.source.tables()]
+        self.native = NativeLine(
+            pair, name, self.source_uri, [f"CREATE TABLE t{number} ({_COLUMNS})" for number in range(TABLES)]
+        )
 
     def start(self) -> None:
         """All tables write; their first copies are left out."""
@@ -109,17 +117,22 @@ class Line:
                 lambda span=span: executor.get_table_span_status(span, False).checkpoint.checkpoint_ts >= target  # type: ignore[misc]
             )
 
-    def close(self) -> None:
+    def stop(self) -> None:
         if self.executor is not None:
             self.executor.close()
+            self.executor = None
+
+    def close(self) -> None:
+        self.stop()
+        self.native.close()
         self.source.drop()
         self.source.close()
         self.connection.close()
 
-    def require_equal(self) -> None:
-        """Source = sink, by a digest over every row's text."""
+    def require_equal(self, sink_uri: str = "") -> None:
+        """Source = sink (or the sink of this URI), by a digest over every row's text."""
         digest = "SELECT count(*), sum(hashtextextended(t::text, 0)::numeric) FROM {} t"
-        with psycopg.connect(self.sink_uri) as sink:
+        with psycopg.connect(sink_uri or self.sink_uri) as sink:
             for number in range(TABLES):
                 query = digest.format(f"t{number}").encode()
                 if self.connection.execute(query).fetchone() != sink.execute(query).fetchone():
@@ -151,6 +164,7 @@ def _write_backlog(line: Line, transaction: Sequence[str], transactions: int) ->
         )
         line.connection.execute(f"DO $$ DECLARE lo bigint; hi bigint; BEGIN {part} END $$".encode())
     line.connection.execute(b"SET synchronous_commit = on")
+    line.native.mark()
     line.connection.execute(b"SELECT pg_logical_emit_message(true, 'bench', 'end')")
 
 
@@ -169,15 +183,12 @@ def measure_inserts(pair: Pair, rows: int) -> dict[str, object]:
         transactions = rows // TABLES // ROWS_PER_TRANSACTION
         _write_backlog(line, [_INSERT], transactions)
         count = transactions * TABLES * ROWS_PER_TRANSACTION
-        effort = _work_off(line)
         width = line.connection.execute(b"SELECT avg(pg_column_size(t.*))::int FROM t0 t").fetchone()
-        line.require_equal()
+        figures = _compare(line, "inserts", "rows", count)
     finally:
         line.close()
     return {
-        "rows": count,
-        "rows_per_s": round(count / float(str(effort["seconds"]))),
-        **effort,
+        **figures,
         "row_bytes": width[0] if width else None,
         "rows_per_transaction": ROWS_PER_TRANSACTION,
         "tables": TABLES,
@@ -191,16 +202,10 @@ def measure_mixed(pair: Pair, rows: int) -> dict[str, object]:
         transactions = max(20, rows // TABLES // (ROWS_PER_TRANSACTION * 5 // 2))
         _write_backlog(line, _MIXED, transactions)
         count = transactions * TABLES * ROWS_PER_TRANSACTION * 5 // 2
-        effort = _work_off(line)
-        line.require_equal()
+        figures = _compare(line, "mixed", "changes", count)
     finally:
         line.close()
-    return {
-        "changes": count,
-        "changes_per_s": round(count / float(str(effort["seconds"]))),
-        **effort,
-        "changes_per_transaction": ROWS_PER_TRANSACTION * 5 // 2,
-    }
+    return {**figures, "changes_per_transaction": ROWS_PER_TRANSACTION * 5 // 2}
 
 
 def measure_spread(pair: Pair, rows: int) -> dict[str, object]:
@@ -211,38 +216,67 @@ def measure_spread(pair: Pair, rows: int) -> dict[str, object]:
         _write_backlog(line, [_INSERT], transactions)
         line.start()
         line.wait_for(line.source.current_ts())
-        assert line.executor is not None
-        line.executor.close()
+        line.stop()
+        line.native.work_off()
         statements = (
             "UPDATE {table} SET amount = amount + 1 WHERE id BETWEEN lo AND lo + 39",
             "DELETE FROM {table} WHERE id BETWEEN lo + 40 AND lo + 59",
             f"INSERT INTO {{table}} SELECT {_VALUES} FROM generate_series(lo + 10000000, lo + 10000039) i",
         )
         _write_backlog(line, statements, transactions)
-        count = transactions * TABLES * 100
-        effort = _work_off(line)
-        line.require_equal()
+        figures = _compare(line, "spread", "changes", transactions * TABLES * 100)
     finally:
         line.close()
+    return {**figures, "of_100": "40 updates, 20 deletes, 40 inserts"}
+
+
+def _compare(line: Line, name: str, unit: str, count: int) -> dict[str, object]:
+    """The backlog, worked off by us and by native replication, one after the other; each verified, and its sink dropped before
+    the other begins."""
+    target = line.source.current_ts()
+
+    def ours() -> None:
+        line.start()
+        line.wait_for(target)
+
+    def measure_ours() -> dict[str, object]:
+        effort = _measure(line.pair, ours)
+        line.stop()
+        line.require_equal()
+        line.pair.sink.drop_database(name)
+        return effort
+
+    def measure_native() -> dict[str, object]:
+        effort = _measure(line.pair, line.native.work_off)
+        line.require_equal(line.native.sink_uri)
+        line.native.close()
+        del effort["executor_cpu_s"]  # there is none: it waits
+        return effort
+
+    if name in NATIVE_FIRST:
+        native, own = measure_native(), measure_ours()
+    else:
+        own, native = measure_ours(), measure_native()
+    seconds, native_seconds = float(str(own["seconds"])), float(str(native["seconds"]))
     return {
-        "changes": count,
-        "changes_per_s": round(count / float(str(effort["seconds"]))),
-        **effort,
-        "of_100": "40 updates, 20 deletes, 40 inserts",
+        unit: count,
+        f"{unit}_per_s": round(count / seconds),
+        **own,
+        "native": {f"{unit}_per_s": round(count / native_seconds), **native, "is_first": name in NATIVE_FIRST},
+        "ratio": round(native_seconds / seconds, 2),
     }
 
 
-def _work_off(line: Line) -> dict[str, object]:
-    """Seconds, and seconds of CPU of this process and of the two servers, until everything written so far is at the sink."""
-    target = line.source.current_ts()
-    line.connection.execute(b"CHECKPOINT")
-    started, cpu_started, servers_started = time.monotonic(), time.process_time(), _servers_cpu_s(line.pair)
-    line.start()
-    line.wait_for(target)
+def _measure(pair: Pair, work: Callable[[], None]) -> dict[str, object]:
+    """Seconds, and seconds of CPU of this process and of the two servers, that the work takes, its start included."""
+    for server in (pair.source, pair.sink):
+        server.execute("CHECKPOINT")
+    started, cpu_started, servers_started = time.monotonic(), time.process_time(), _servers_cpu_s(pair)
+    work()
     return {
         "seconds": round(time.monotonic() - started, 2),
         "executor_cpu_s": round(time.process_time() - cpu_started, 2),
-        "servers_cpu_s": round(_servers_cpu_s(line.pair) - servers_started, 2),
+        "servers_cpu_s": round(_servers_cpu_s(pair) - servers_started, 2),
     }
 
 
@@ -332,11 +366,12 @@ def run() -> dict[str, object]:
     return measure()
 
 
-def measure(rows: int = 800_000, seconds: float = 10.0) -> dict[str, object]:
+def measure(rows: int = 600_000, seconds: float = 8.0) -> dict[str, object]:
     """All figures, with what they depend on."""
     with servers() as pair:
         return {
             "settings": describe_servers(pair),
+            "native": describe_native(),
             "inserts": measure_inserts(pair, rows),
             "mixed": measure_mixed(pair, rows),
             "spread": measure_spread(pair, rows // 2),
@@ -346,8 +381,8 @@ def measure(rows: int = 800_000, seconds: float = 10.0) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=800_000)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rows", type=int, default=600_000)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--only", choices=["inserts", "mixed", "spread", "latency"])
     chosen = parser.parse_args()
     if chosen.only is None:

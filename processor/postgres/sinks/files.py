@@ -84,7 +84,6 @@ class TableFiles:
         self._descriptor: int | None = None
         self._number = 0
         self._size = 0
-        self.next_ordinal: tuple[Transaction | None, int] = (None, 0)
 
     def take_over(self, table_id: TableID) -> Ts | None:
         """Announces the fence; the position of the first copy if it is complete."""
@@ -224,19 +223,21 @@ class FilesTransaction:
         self._files = files
         self._mark = files.mark()
         self._temporary: Path | None = None
+        self._next_ordinal: tuple[Transaction | None, int] = (None, 0)
+        """Behind the last call of apply: a source transaction may come in pieces, all of them here. A batch that is written
+        again after a rollback counts anew."""
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
-        files = self._files
         with _errors(self._schema):
             self._require_allowed()
-            known, ordinal = files.next_ordinal
+            known, ordinal = self._next_ordinal
             first_ordinal = ordinal if parts[0].transaction is known else 0
             self._append(change_lines(parts, first_ordinal, time.time_ns() // 1_000_000))
         count = sum(len(part.frames) for part in parts)
         last = parts[-1].transaction
         of_last = sum(len(part.frames) for part in parts if part.transaction is last)
         begun = first_ordinal if parts[0].transaction is last else 0
-        files.next_ordinal = (last, begun + of_last)
+        self._next_ordinal = (last, begun + of_last)
         return count
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:

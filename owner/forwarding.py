@@ -24,6 +24,7 @@ CONNECT_TIMEOUT_S = 1.0
 UNARY_TIMEOUT_S = 120.0
 STREAM_TIMEOUT_S = 24 * 3_600.0
 WHY_LENGTH_MAX = 200
+SILENT = "silent"
 
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
@@ -39,6 +40,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         self._open_channel = open_channel
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._former: grpc.Channel | None = None
         self._address = ""
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
@@ -59,9 +61,10 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
 
     def close(self) -> None:
         with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+            channels, self._channel, self._former = (self._channel, self._former), None, None
+        for channel in channels:
+            if channel is not None:
+                channel.close()
 
     def _refusal(self, streams: bool, marked: bool) -> Any:
         text = f"owner {self._view.owner_id} does not lead"
@@ -119,6 +122,8 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         channel = self._channel_to(leader)
         why_not = why_silent(knock(channel, CONNECT_TIMEOUT_S))
         if why_not:
+            if why_not != SILENT:
+                self._drop(channel)
             abort_for_retry(context, f"the leader {leader.id} at {leader.address} does not answer ({why_not}); try again")
         return channel
 
@@ -130,6 +135,14 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                     self._channel.close()
                 self._channel, self._address = self._open_channel(leader.address), leader.address
             return self._channel
+
+    def _drop(self, channel: grpc.Channel) -> None:
+        """Nobody is connected by it: the next call opens another one, with the credentials of then."""
+        with self._lock:
+            if self._channel is channel:
+                if self._former is not None:
+                    self._former.close()
+                self._former, self._channel = channel, None  # another call's connection may just have come up on it
 
 
 def knock(channel: grpc.Channel, timeout_s: float) -> grpc.Future:
@@ -147,7 +160,7 @@ def why_silent(call: grpc.Future) -> str:
     except grpc.RpcError as error:
         code, text = error.code(), error.details() or ""
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return "silent"
+            return SILENT
         if code == grpc.StatusCode.UNAVAILABLE:
             return "refused" if "refused" in text else text[:WHY_LENGTH_MAX]
     return ""

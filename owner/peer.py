@@ -17,7 +17,7 @@ import structlog
 
 from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch, rows_of
 from tablewire.errors import CodecError
-from tablewire.runtime.grpc import open_channel
+from tablewire.runtime.grpc import Renewed, RenewedChannel
 from tablewire.runtime.lanes import Lanes
 from tablewire.runtime.shutdown import run_thread
 from tablewire.types import (
@@ -138,7 +138,7 @@ class Peer:
         owner_id: str,
         host: PeerHost,
         config: ExchangeConfig,
-        credentials: grpc.ChannelCredentials | None,
+        credentials: grpc.ChannelCredentials | Renewed | None,
         clock: Callable[[], float],
         version: int = PROTOCOL_VERSION,
     ) -> None:
@@ -152,8 +152,8 @@ class Peer:
         self._due = _Due()
         self._closed = False
         self._call: grpc.Future | None = None
-        self._channel = open_channel(capture.address, credentials)
-        self._method = self._channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
+        self._line = RenewedChannel(capture.address, credentials)
+        self._method = self._exchange()
         self.thread = run_thread(f"exchange-{capture.id}", self._run)
 
     def put(self, messages: list[Message]) -> None:
@@ -217,7 +217,7 @@ class Peer:
     def _run(self) -> None:
         while (term := self._wait_for_turn()) is not None:
             self._take_turn(term)
-        self._channel.close()
+        self._line.close()
 
     def _wait_for_turn(self) -> Term | None:
         """The term in which something is to be said; None when this peer is closed."""
@@ -256,6 +256,8 @@ class Peer:
             data = call.result()
         except grpc.RpcError as error:
             self._failed(_describe(error))
+            if self._line.renew():
+                self._method = self._exchange()
         except grpc.FutureCancelledError:
             self._pause()
         else:
@@ -304,6 +306,9 @@ class Peer:
     def _drop(self) -> None:
         with self._condition:
             self._counts.dropped += 1
+
+    def _exchange(self) -> grpc.UnaryUnaryMultiCallable:
+        return self._line.channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
 
     def _start(self, request: bytes) -> grpc.Future:
         call = self._method.future(request, timeout=self._config.exchange_timeout_ms / 1000, wait_for_ready=False)

@@ -40,7 +40,14 @@ from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, list
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, run_thread
-from tablewire.runtime.tls import channel_credentials, etcd_credentials, interceptors, server_credentials, warn_of_roles
+from tablewire.runtime.tls import (
+    etcd_credentials,
+    etcd_login,
+    interceptors,
+    renewed_channel_credentials,
+    server_credentials,
+    warn_of_roles,
+)
 from tablewire.source import Source, SourceRequest
 from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ChangefeedID, ProtocolVersions
 
@@ -68,9 +75,11 @@ class OwnerService:
         self._wake = threading.Event()
         self._stopping = False
         self._metrics = OwnerMetrics(software_version(), self)
-        peer_credentials = channel_credentials(config.tls)
+        peer_credentials = renewed_channel_credentials(config.tls)
         self._admin: AdminServer = new_admin_server(
-            self, lambda address: open_channel(address, peer_credentials), interceptors(config.tls)
+            self,
+            lambda address: open_channel(address, peer_credentials() if peer_credentials is not None else None),
+            interceptors(config.tls),
         )
         self._health: ServerHealth = add_health_and_reflection(self._admin.server, SERVICE_NAMES)
         port = listen(self._admin.server, config.admin.host, config.admin.port, server_credentials(config.tls))
@@ -84,6 +93,7 @@ class OwnerService:
             config.etcd.endpoints,
             request_timeout_ms=config.etcd.request_timeout_ms,
             credentials=etcd_credentials(config.etcd.tls),
+            login=etcd_login(config.etcd),
         )
         self._election = Election(
             self._session,
@@ -215,10 +225,12 @@ class OwnerService:
             self.poke()
 
     def _ready(self) -> str:
-        """A follower is as ready as the leader: it passes calls on."""
+        """A follower is as ready as the leader: it passes calls on. Without etcd nobody knows who leads, whoever did before."""
         if self._stopping:
             return "stopping"
-        return "" if self._election.leader() is not None else self._election.error or "no owner leads"
+        if self._election.error:
+            return f"no candidate: {self._election.error}"
+        return "" if self._election.leader() is not None else "no owner leads"
 
     def _healthy(self) -> str:
         """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""

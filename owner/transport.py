@@ -27,6 +27,7 @@ import grpc
 from owner.peer import ExchangeConfig, Peer, PeerView, Term
 from tablewire.codec import rows_of
 from tablewire.errors import ClosedError
+from tablewire.runtime.grpc import Renewed
 from tablewire.runtime.lanes import Lanes
 from tablewire.types import (
     PROTOCOL_VERSION,
@@ -113,7 +114,7 @@ class ExchangeHub:
         config: ExchangeConfig | None = None,
         on_answer: Callable[[bool], None] = _nothing,
         may_send: Callable[[], bool] = _always,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: grpc.ChannelCredentials | Renewed | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner_id = owner_id

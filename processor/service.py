@@ -37,7 +37,7 @@ from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
-from tablewire.runtime.tls import etcd_credentials, interceptors, server_credentials, warn_of_roles
+from tablewire.runtime.tls import etcd_credentials, etcd_login, interceptors, server_credentials, warn_of_roles
 from tablewire.types import SPOKEN, CaptureID, ChangefeedID, LivenessState, ProtocolVersions
 
 EXIT_DONE = 0
@@ -183,6 +183,7 @@ class ProcessorService:
             config.etcd.endpoints,
             request_timeout_ms=config.etcd.request_timeout_ms,
             credentials=etcd_credentials(config.etcd.tls),
+            login=etcd_login(config.etcd),
         )
         self._metrics = ProcessorMetrics(version, self)
         self._http: HttpServer | None = None

@@ -20,12 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import etcd3.etcdrpc as rpc
 import grpc
 
 from tablewire.errors import ClosedError, EtcdError
+from tablewire.runtime.etcd_login import NO_TOKEN, Login, Metadata, is_refused_token
 from tablewire.runtime.etcd_values import (
     CompactedError,
     Compare,
@@ -61,6 +62,7 @@ __all__ = [
     "EtcdUnavailableError",
     "KeyValue",
     "LeaseLostError",
+    "Login",
     "PrefixState",
     "PrefixWatch",
     "Put",
@@ -95,14 +97,16 @@ _T = TypeVar("_T")
 
 
 class EtcdSession:
-    """See the module's docstring. endpoints: host:port each. credentials None: plain text."""
+    """See the module's docstring. endpoints: host:port each. credentials None: plain text; else they are asked for again
+    whenever a connection has failed, so that the next one is made with those of then. login: who we are to etcd, None: nobody."""
 
     def __init__(
         self,
         endpoints: Sequence[str],
         *,
         request_timeout_ms: int = REQUEST_TIMEOUT_MS,
-        credentials: Credentials | None = None,
+        credentials: Callable[[], Credentials] | None = None,
+        login: Login | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not endpoints:
@@ -111,6 +115,7 @@ class EtcdSession:
         self.request_timeout_s = request_timeout_ms / 1000
         self._clock = clock
         self._members = [_Member(endpoint, credentials) for endpoint in self.endpoints]
+        self._login = login
         self._lock = threading.Lock()
         self._current = 0
         self._watches: list[PrefixWatch] = []
@@ -120,13 +125,14 @@ class EtcdSession:
 
     def get(self, key: str) -> KeyValue | None:
         """The key now (linearizable), None when it does not exist."""
-        answer = self._read(f"get {key}", lambda member, timeout: member.kv.Range(rpc.RangeRequest(key=to_bytes(key)), timeout))
+        request = rpc.RangeRequest(key=to_bytes(key))
+        answer = self._read(f"get {key}", lambda member, timeout, who: member.kv.Range(request, timeout, who))
         return key_value(answer.kvs[0]) if answer.kvs else None
 
     def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
         """All keys that start with the prefix, by key, and the revision at which all of them stood so (linearizable)."""
         request = rpc.RangeRequest(key=to_bytes(prefix), range_end=prefix_end(prefix))
-        answer = self._read(f"get {prefix}*", lambda member, timeout: member.kv.Range(request, timeout))
+        answer = self._read(f"get {prefix}*", lambda member, timeout, who: member.kv.Range(request, timeout, who))
         return [key_value(found) for found in answer.kvs], answer.header.revision
 
     # -- writes
@@ -151,7 +157,7 @@ class EtcdSession:
         )
         what = f"write {', '.join(written[:SHOWN_KEYS_MAX])}{' ...' if len(written) > SHOWN_KEYS_MAX else ''}"
         attempts = max(ATTEMPTS_MIN, len(self._members)) if is_repeatable(compares, written) else 1
-        answer, attempt = self._call(what, lambda member, timeout: member.kv.Txn(request, timeout), attempts)
+        answer, attempt = self._call(what, lambda member, timeout, who: member.kv.Txn(request, timeout, who), attempts)
         revision = answer.header.revision
         if answer.succeeded:
             return Transaction(True, revision)
@@ -182,7 +188,7 @@ class EtcdSession:
         Tried on other members too: a lease that was granted without our knowing it holds no key and just expires.
         """
         request = rpc.LeaseGrantRequest(TTL=ttl_s)
-        answer = self._read("grant a lease", lambda member, timeout: member.lease.LeaseGrant(request, timeout))
+        answer = self._read("grant a lease", lambda member, timeout, who: member.lease.LeaseGrant(request, timeout, who))
         if answer.error:
             raise EtcdError(f"etcd did not grant a lease: {answer.error}")
         return answer.ID, answer.TTL
@@ -194,9 +200,9 @@ class EtcdSession:
         """
         bound_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
 
-        def keep_alive(member: _Member, timeout: float) -> Any:
+        def keep_alive(member: _Member, timeout: float, who: Metadata) -> Any:
             request = rpc.LeaseKeepAliveRequest(ID=lease_id)
-            call = member.lease.LeaseKeepAlive(iter((request,)), timeout, metadata=(REQUIRE_LEADER,))
+            call = member.lease.LeaseKeepAlive(iter((request,)), timeout, (REQUIRE_LEADER, *who))
             try:
                 return next(call, None)
             finally:
@@ -213,7 +219,7 @@ class EtcdSession:
         """Ends the lease and deletes its keys. One that does not exist (any more) is fine."""
         request = rpc.LeaseRevokeRequest(ID=lease_id)
         try:
-            self._read("revoke a lease", lambda member, timeout: member.lease.LeaseRevoke(request, timeout))
+            self._read("revoke a lease", lambda member, timeout, who: member.lease.LeaseRevoke(request, timeout, who))
         except LeaseLostError:
             return
 
@@ -238,13 +244,14 @@ class EtcdSession:
         for watch in watches:
             watch.close()
         for member in self._members:
-            member.channel.close()
+            member.close()
 
     # -- for etcd_watch
 
     def compact(self, revision: int) -> None:
         """Forgets all history before the revision (tools and tests)."""
-        self._read("compact", lambda member, timeout: member.kv.Compact(rpc.CompactionRequest(revision=revision), timeout))
+        request = rpc.CompactionRequest(revision=revision)
+        self._read("compact", lambda member, timeout, who: member.kv.Compact(request, timeout, who))
 
     def pick(self) -> _Member:
         """The member in use now."""
@@ -254,10 +261,35 @@ class EtcdSession:
             return self._members[self._current]
 
     def failed(self, member: _Member) -> None:
-        """Moves on from this member, unless another thread has already done so."""
+        """Moves on from this member, unless another thread has already done so; its next connection is made with the credentials
+        of now."""
         with self._lock:
+            if self._closed:
+                return
+            member.renew()
             if self._members[self._current] is member:
                 self._current = (self._current + 1) % len(self._members)
+
+    def who(self, member: _Member) -> Metadata:
+        """What tells etcd who we are. EtcdError: it did not let us log in."""
+        if self._login is None:
+            return NO_TOKEN
+
+        def authenticate(username: str, password: str) -> str:
+            request = rpc.AuthenticateRequest(name=username, password=password)
+            try:
+                return str(member.auth.Authenticate(request, self.request_timeout_s).token)
+            except (grpc.RpcError, ValueError) as error:
+                raise self.explain(f"log in as {username}", member, error) from error
+
+        return self._login.metadata(authenticate)
+
+    def forget_refused(self, who: Metadata, text: str) -> bool:
+        """Whether what etcd refuses may be due to the token that went along, which is not used again then."""
+        if self._login is None or not is_refused_token(text):
+            return False
+        self._login.forget(who)
+        return True
 
     def forget(self, watch: PrefixWatch) -> None:
         with self._lock:
@@ -266,28 +298,33 @@ class EtcdSession:
 
     # -- calls
 
-    def _read(self, what: str, call: Callable[[_Member, float], _T]) -> _T:
+    def _read(self, what: str, call: _CallMember[_T]) -> _T:
         return self._call(what, call, max(ATTEMPTS_MIN, len(self._members)))[0]
 
-    def _call(
-        self, what: str, call: Callable[[_Member, float], _T], attempts: int, timeout_s: float | None = None
-    ) -> tuple[_T, int]:
+    def _call(self, what: str, call: _CallMember[_T], attempts: int, timeout_s: float | None = None) -> tuple[_T, int]:
         """The answer and the number of the attempt that got it."""
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         deadline = self._clock() + 2 * timeout_s
-        attempt = 0
+        attempt, logins = 0, 0
         while True:
             attempt += 1
             member = self.pick()
             try:
-                return call(member, min(timeout_s, max(0.001, deadline - self._clock()))), attempt
+                who = self.who(member)
+                return call(member, min(timeout_s, max(0.001, deadline - self._clock())), who), attempt
+            except EtcdUnavailableError as error:  # while logging in: nothing was asked yet
+                failure: EtcdError | ClosedError = error
+                cause: BaseException | None = error.__cause__
             except (grpc.RpcError, ValueError) as error:
-                failure = self.explain(what, member, error)
-                if not isinstance(failure, EtcdUnavailableError):
-                    raise failure from error
-                self.failed(member)
-                if attempt >= attempts or self._clock() >= deadline:
-                    raise failure from error
+                failure, cause = self.explain(what, member, error), error
+                if self.forget_refused(who, str(failure)) and not logins:
+                    attempt, logins = attempt - 1, 1  # nothing was applied: once more as whoever we are now
+                    continue
+            if not isinstance(failure, EtcdUnavailableError):
+                raise failure from cause
+            self.failed(member)
+            if attempt >= attempts or self._clock() >= deadline:
+                raise failure from cause
 
     def explain(self, what: str, member: _Member, error: Exception) -> EtcdError | ClosedError:
         """gRPC's error as ours, with what was tried and where."""
@@ -312,17 +349,43 @@ class EtcdSession:
 class _Member:
     """One endpoint and its stubs. A gRPC channel connects when it is first used and again by itself."""
 
-    def __init__(self, endpoint: str, credentials: Credentials | None) -> None:
+    def __init__(self, endpoint: str, credentials: Callable[[], Credentials] | None) -> None:
         self.endpoint = endpoint
-        if credentials is None:
-            self.channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        self._provide = credentials
+        self._used = credentials() if credentials is not None else None
+        self._retired: Any = None
+        self._open()
+
+    def renew(self) -> None:
+        """A new channel if the credentials have changed since this one was opened. What is under way on the former one may end
+        there; it is closed with the next renewal."""
+        now = self._provide() if self._provide is not None else None
+        if now == self._used:
+            return
+        if self._retired is not None:
+            self._retired.close()
+        self._retired, self._used = self.channel, now
+        self._open()
+
+    def close(self) -> None:
+        self.channel.close()
+        if self._retired is not None:
+            self._retired.close()
+
+    def _open(self) -> None:
+        if self._used is None:
+            self.channel = grpc.insecure_channel(self.endpoint, options=CHANNEL_OPTIONS)
         else:
-            tls = grpc.ssl_channel_credentials(credentials.root, credentials.key, credentials.chain)
-            self.channel = grpc.secure_channel(endpoint, tls, options=CHANNEL_OPTIONS)
+            tls = grpc.ssl_channel_credentials(self._used.root, self._used.key, self._used.chain)
+            self.channel = grpc.secure_channel(self.endpoint, tls, options=CHANNEL_OPTIONS)
         self.kv = rpc.KVStub(self.channel)
         self.lease = rpc.LeaseStub(self.channel)
         self.watch = rpc.WatchStub(self.channel)
+        self.auth = rpc.AuthStub(self.channel)
 
+
+_CallMember: TypeAlias = Callable[[_Member, float, Metadata], _T]
+"""One attempt: (member, timeout in seconds, what tells it who we are) -> its answer."""
 
 _UNAVAILABLE = frozenset(
     {

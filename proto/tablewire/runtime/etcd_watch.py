@@ -152,13 +152,15 @@ class PrefixWatch:
         ended = threading.Event()
         self._heard_at = time.monotonic()
         try:
-            self._call = call = member.watch.Watch(self._requests(state.revision + 1, ended), metadata=(REQUIRE_LEADER,))
+            who = self._session.who(member)
+            self._call = call = member.watch.Watch(self._requests(state.revision + 1, ended), metadata=(REQUIRE_LEADER, *who))
             if self._closed.is_set():
                 call.cancel()
             for answer in call:
                 if answer.compact_revision:
                     raise CompactedError(f"etcd: watch {self.prefix}: revisions before {answer.compact_revision} are gone")
                 if answer.canceled:
+                    self._session.forget_refused(who, answer.cancel_reason)
                     raise EtcdUnavailableError(
                         f"etcd {member.endpoint}: watch {self.prefix}: {answer.cancel_reason or 'ended by etcd'}"
                     )
@@ -169,6 +171,7 @@ class PrefixWatch:
             raise EtcdUnavailableError(f"etcd {member.endpoint}: watch {self.prefix}: the stream ended")
         except (grpc.RpcError, ValueError) as error:
             failure = self._session.explain(f"watch {self.prefix}", member, error)
+            self._session.forget_refused(who, str(failure))
             self._session.failed(member)
             raise failure from error
         except EtcdUnavailableError:

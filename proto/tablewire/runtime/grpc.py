@@ -5,7 +5,7 @@ Knows nothing of what is said over it: services are named by their full names. E
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
@@ -28,6 +28,9 @@ RECONNECT_MAX_MS: Final = 1_000
 """gRPC's own backoff between two attempts to connect: never longer, so that a peer that is back is used at once."""
 
 GrpcOptions: TypeAlias = list[tuple[str, int]]
+
+Renewed: TypeAlias = Callable[[], grpc.ChannelCredentials]
+"""Credentials of now: another object once they have changed (`tls.renewed_channel_credentials`)."""
 
 _SIZES: Final[GrpcOptions] = [
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
@@ -72,6 +75,29 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     if credentials is None:
         return grpc.insecure_channel(address, options=channel_options())
     return grpc.secure_channel(address, credentials, options=channel_options())
+
+
+class RenewedChannel:
+    """A channel to one address, by one thread. A connection that stands goes on with the credentials it was made with; when it
+    has failed and there are others by now, the next one is made with those."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | Renewed | None) -> None:
+        self._address = address
+        self._provide = credentials if callable(credentials) else None
+        self._used = credentials() if callable(credentials) else credentials
+        self.channel = open_channel(address, self._used)
+
+    def renew(self) -> bool:
+        """After a call has failed, and with none under way: whether `channel` is another one now."""
+        now = self._provide() if self._provide is not None else self._used
+        if now is self._used:
+            return False
+        self.channel.close()
+        self.channel, self._used = open_channel(self._address, now), now
+        return True
+
+    def close(self) -> None:
+        self.channel.close()
 
 
 def new_server(

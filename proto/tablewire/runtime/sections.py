@@ -17,7 +17,7 @@ PemFile = Annotated[str, key("Path of a PEM file; empty: none")]
 
 
 class TlsSection(Section, frozen=True, kw_only=True):
-    """Files of one TLS identity, read again by nobody: a change needs a restart."""
+    """Files of one TLS identity. Every new connection is made with what they hold then."""
 
     ca_file: Annotated[str, key("Certificates that peers are checked against; empty: the system's")] = ""
     cert_file: Annotated[str, key("Our certificate with its chain; empty: none")] = ""
@@ -64,9 +64,13 @@ class EtcdSection(Section, frozen=True, kw_only=True):
     start_timeout_ms: Annotated[int, key("How long a start waits for etcd before it fails; 0: for ever", ge=0, le=3_600_000)] = (
         30_000
     )
+    username: Annotated[str, key("User of etcd, where etcd asks for one; empty: none", max_length=200)] = ""
+    password_file: Annotated[str, key("Path of a file that holds the password of username, and nothing else")] = ""
     tls: ClientTlsSection = ClientTlsSection()
 
     def __post_init__(self) -> None:
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("username and password_file belong together")
         if self.lease_margin_ms * 2 > self.lease_ttl_ms:
             raise ValueError("lease_margin_ms must be at most half of lease_ttl_ms")
         for endpoint in self.endpoints:

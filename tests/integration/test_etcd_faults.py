@@ -1,0 +1,200 @@
+"""Three real members of etcd and the real services: members lost, restarted or slow, a new leader, compaction, a paused owner.
+
+Replication goes on, no table moves and the watermark never goes back; who has lost leadership writes nothing, and nobody obeys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+
+from deploy.local.node import PROCESSOR
+from deploy.local.process import wait_until
+from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder
+from tablewire.runtime.grpc import open_channel
+from tests.integration.etcd_faults import Watched, compact, gateway, key_revisions, member_id, pulse, raft_leader, until_healthy
+from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
+
+pytestmark = pytest.mark.integration
+
+NewWorld = Callable[..., CounterWorld]
+TABLES = (1, 2, 3, 4)
+TTL_MS = 10_000
+"""etcd's default for us: a fault that is over before it has passed costs nobody anything."""
+GAP_MS_MAX = 2_500
+"""Of a writer whose process has other things to do; without a fault it writes every 20 ms."""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
+    """Starts a cluster with three etcd members, two owners and two processors, which replicates four tables."""
+    worlds: list[CounterWorld] = []
+
+    def start(**options: object) -> CounterWorld:
+        options = {"etcd": 3, "owners": 2, "processors": 2, "lease_ttl_ms": TTL_MS, **options}
+        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
+        worlds.append(world)
+        world.set_tables(*(f"public.t{number}" for number in TABLES))
+        world.cluster.start()
+        world.create()
+        world.wait_steady(len(TABLES))
+        world.wait_written(*TABLES)
+        return world
+
+    yield start
+    for world in worlds:
+        world.close()
+
+
+def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
+    """Killed one after the other, etcd's leader among them, and started again: nobody notices, each time."""
+    world = new_world()
+    assert raft_leader(world)
+    for member in world.cluster.etcd.members:
+        with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+            member.kill()
+            world.wait_written(*TABLES)
+        with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+            member.start()
+
+
+def test_all_members_restarted(new_world: NewWorld) -> None:
+    """All killed at once and started again within the lease's time: leases and leadership are kept, watches go on."""
+    world = new_world()
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        world.cluster.etcd.kill()
+        world.cluster.etcd.start()
+    assert "leads" not in world.log(_follower(world))
+    world.set_tables(*(f"public.t{number}" for number in range(1, 6)))
+    world.wait_steady(5)
+    world.cluster.kill("processor0")
+    world.cluster.wait("the watches tell of a loss", lambda: len(world.cluster.captures()) == 1, WAIT_S)
+    world.wait_written(*TABLES)
+
+
+def test_etcd_changes_its_leader(new_world: NewWorld) -> None:
+    """On request (move-leader) and because the leading member is killed."""
+    world = new_world()
+    former = raft_leader(world)
+    other = next(member for member in world.cluster.etcd.members if member is not former)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        gateway(former, "/v3/maintenance/transfer-leadership", {"targetID": member_id(other)})
+        wait_until("etcd has another leader", lambda: raft_leader(world) is other, WAIT_S)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        other.kill()
+        wait_until("etcd has another leader", lambda: raft_leader(world) is not other, WAIT_S)
+        other.start()
+
+
+def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
+    """The leader and a processor cannot reach etcd while the revision that they watch from is compacted away: both load anew,
+    and what changed meanwhile, here a new processor, is known after it."""
+    world = new_world(links=True)
+    leader = world.cluster.wait_for_leader()
+    late = world.cluster.add_node(PROCESSOR, 2)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        links = [world.cluster.link(node, member) for node in (leader, "processor0") for member in world.cluster.etcd_names]
+        for link in links:
+            link.refuse()
+        late.start()
+        late.wait_ready()
+        compact(world)
+        for link in links:
+            link.heal()
+        for node in (leader, "processor0"):
+            wait_until(f"{node} loads anew", lambda node=node: '"watch_reloads"' in world.log(node), WAIT_S)
+        world.cluster.wait("the new processor is known", lambda: "processor2" in world.cluster.captures(), WAIT_S)
+
+
+def test_a_slow_disk(new_world: NewWorld) -> None:
+    """Pulses of SIGSTOP stand for a disk that makes a member wait: first of the member that leads etcd and of another one for
+    0.4 s at a time, which costs no election, then of the leading one for 2.5 s, which does. Nobody loses a lease."""
+    world = new_world()
+    leading = raft_leader(world)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        pulse(world, leading, 8, TABLES)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        pulse(world, next(member for member in world.cluster.etcd.members if member is not leading), 8, TABLES)
+    leading = raft_leader(world)
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        pulse(world, leading, 2, TABLES, pulse_ms=2_500)
+        wait_until("all members are well", until_healthy(world), WAIT_S)
+
+
+def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
+    """With two of three members gone nobody acts once the leases are over; when they are back all goes on where it stopped."""
+    world = new_world(lease_ttl_ms=3_000)
+    reached = world.cluster.admin.changefeed("one")["checkpoint_ts"]
+    for name in ("etcd0", "etcd1"):
+        world.cluster.kill(name)
+    for node in world.cluster.processors:
+        wait_until(f"{node} has fenced itself", lambda node=node: "registration_lost" in world.log(node), WAIT_S)
+    for node in world.cluster.owners:
+        wait_until(f"{node} says so", lambda node=node: not world.cluster.node(node).ready(), WAIT_S)
+    for name in ("etcd0", "etcd1"):
+        world.cluster.etcd.member(name).launch()
+    world.wait_written(*TABLES)
+    world.wait_steady(len(TABLES))
+    assert world.cluster.admin.changefeed("one")["checkpoint_ts"] >= reached
+    world.audit(*TABLES)
+
+
+def test_a_paused_leader_that_wakes_up_writes_nothing_and_is_not_obeyed(new_world: NewWorld) -> None:
+    """Another one leads meanwhile, and is stopped too while the former one wakes up, so that whatever is written then would be
+    the former one's: nothing is, but for its own candidacy. A processor refuses its revision by name."""
+    world = new_world(lease_ttl_ms=6_000)
+    former = world.cluster.wait_for_leader()
+    revision = world.cluster.admin.status()["leader_revision"]
+    world.cluster.pause(former)
+    other = _follower(world, former)
+    wait_until("the other one leads", lambda: '"leads"' in world.log(other), WAIT_S)
+    world.wait_steady(len(TABLES))
+    world.cluster.pause(other)
+    before = key_revisions(world)
+    world.cluster.resume(former)
+    wait_until("the former one steps down", lambda: '"steps_down"' in world.log(former), WAIT_S)
+    wait_until("it is in the line again", lambda: len(_candidates(world)) == 2, WAIT_S)
+    after = key_revisions(world)
+    world.cluster.resume(other)
+    prefix = f"/tablewire/{world.cluster.name}/owner/"
+    assert {key: at for key, at in after.items() if not key.startswith(prefix)} == {
+        key: at for key, at in before.items() if not key.startswith(prefix)
+    }
+    for node in world.cluster.processors:
+        error = _exchange_as(world, former, revision, node)
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert re.fullmatch(rf"owner_revision: {revision} has been replaced by \d+", error.details())
+    with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
+        assert world.cluster.leader() == other
+    assert world.longest_gap_ms(1) < GAP_MS_MAX
+
+
+def _follower(world: CounterWorld, leader: str = "") -> str:
+    leader = leader or world.cluster.wait_for_leader()
+    return next(name for name in world.cluster.owners if name != leader)
+
+
+def _candidates(world: CounterWorld) -> list[str]:
+    return [key for key in key_revisions(world) if key.startswith(f"/tablewire/{world.cluster.name}/owner/")]
+
+
+def _exchange_as(world: CounterWorld, owner: str, revision: int, node: str) -> grpc.RpcError:
+    """What a processor answers to this owner under this revision: an Exchange that names no changefeed, so that it would
+    close all that run if it were obeyed."""
+    batch = BatchBuilder(owner, world.capture_of(node), revision, ()).finish()
+    with closing(open_channel(world.cluster.node(node).address)) as channel:
+        try:
+            channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")(batch, timeout=20)
+        except grpc.RpcError as error:
+            return error
+    raise AssertionError("a former leader was obeyed")

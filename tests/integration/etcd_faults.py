@@ -22,12 +22,12 @@ PULSE_MS = 400
 """Of a slow disk: below etcd's election timeout of 1 s, above its heartbeat of 0.1 s."""
 
 
-def gateway(member: EtcdServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """etcd's own JSON gateway; OSError when the member does not answer."""
+def gateway(member: EtcdServer, path: str, body: dict[str, Any], *, token: str = "") -> dict[str, Any]:
+    """etcd's own JSON gateway; OSError when the member does not answer. token: of who asks."""
     host, port = member.endpoint.rsplit(":", 1)
     connection = http.client.HTTPConnection(host, int(port), timeout=5)
     with closing(connection):
-        connection.request("POST", path, json.dumps(body))
+        connection.request("POST", path, json.dumps(body), {"Authorization": token} if token else {})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
     return answer
 

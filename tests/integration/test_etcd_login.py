@@ -1,0 +1,217 @@
+"""etcd that asks for a user and a password: sessions and services log in, and again whenever etcd does not know them any more."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from deploy.local.etcd import EtcdServer
+from deploy.local.node import OWNER, PROCESSOR, Node
+from deploy.local.process import wait_until
+from tablewire.errors import ConfigError, EtcdError
+from tablewire.runtime import tls
+from tablewire.runtime.etcd import EtcdSession, Login
+from tablewire.runtime.sections import EtcdSection
+from tests.integration.etcd_faults import gateway
+
+pytestmark = pytest.mark.integration
+
+ROOT_PASSWORD, PASSWORD, CHANGED = "r00t", "s3cr3t of etcd", "an0ther one"
+WAIT_S = 30.0
+PREFIX = "/tablewire/"
+
+
+class Guarded:
+    """A member that lets `tablewire` read and write below /tablewire/, and nobody else do anything."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.server = server
+
+    def admin(self, path: str, **body: Any) -> None:
+        """As root."""
+        token = gateway(self.server, "/v3/auth/authenticate", {"name": "root", "password": ROOT_PASSWORD}).get("token", "")
+        answer = gateway(self.server, path, body, token=token)
+        assert "error" not in answer, answer
+
+    def enable(self) -> None:
+        self.admin("/v3/auth/enable")
+
+    def prepare(self) -> None:
+        """All of it, but for the enabling."""
+        end = PREFIX[:-1] + chr(ord(PREFIX[-1]) + 1)
+        permission = {"permType": "READWRITE", "key": _encoded(PREFIX), "range_end": _encoded(end)}
+        for path, body in (
+            ("/v3/auth/user/add", {"name": "root", "password": ROOT_PASSWORD}),
+            ("/v3/auth/role/add", {"name": "root"}),
+            ("/v3/auth/user/grant", {"user": "root", "role": "root"}),
+            ("/v3/auth/role/add", {"name": "tablewire"}),
+            ("/v3/auth/role/grant", {"name": "tablewire", "perm": permission}),
+            ("/v3/auth/user/add", {"name": "tablewire", "password": PASSWORD}),
+            ("/v3/auth/user/grant", {"user": "tablewire", "role": "tablewire"}),
+        ):
+            answer = gateway(self.server, path, body)
+            assert "error" not in answer, answer
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.fixture
+def guarded(new_etcd: Callable[..., EtcdServer]) -> Guarded:
+    """Not enabled yet."""
+    guarded = Guarded(new_etcd())
+    guarded.prepare()
+    return guarded
+
+
+@pytest.fixture
+def new_session(guarded: Guarded) -> Iterator[Callable[..., EtcdSession]]:
+    sessions: list[EtcdSession] = []
+
+    def new(password: Callable[[], str] = lambda: PASSWORD, username: str = "tablewire") -> EtcdSession:
+        sessions.append(EtcdSession([guarded.server.endpoint], login=Login(username, password)))
+        return sessions[-1]
+
+    yield new
+    for session in sessions:
+        session.close()
+
+
+def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
+    """All that the services do; below another prefix etcd refuses, in one line; and who names no user is told so."""
+    guarded.enable()
+    session = new_session()
+    watch = session.watch_prefix(PREFIX)
+    lease, _ = session.grant(60)
+    session.put(f"{PREFIX}a", b"1", lease=lease)
+    watch.wait_until(lambda state: f"{PREFIX}a" in state.entries, WAIT_S)
+    assert session.keep_alive_once(lease) == 60
+    session.revoke(lease)
+    watch.wait_until(lambda state: not state.entries, WAIT_S)
+    with pytest.raises(EtcdError, match="permission denied"):
+        session.put("/elsewhere", b"1")
+    nobody = EtcdSession([guarded.server.endpoint])
+    with pytest.raises(EtcdError, match="user name is empty"):
+        nobody.get(f"{PREFIX}a")
+    nobody.close()
+
+
+def test_a_token_that_etcd_forgot_is_renewed(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
+    """After a restart of the member, and after any change of its users: within the same call, watches included; a write that is
+    not pinned is made once."""
+    guarded.enable()
+    session = new_session()
+    watch = session.watch_prefix(PREFIX)
+    session.put(f"{PREFIX}a", b"1")
+    guarded.server.restart()
+    wait_until("it answers", lambda: _answers(session), WAIT_S)
+    session.put(f"{PREFIX}a", b"2")
+    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"2", WAIT_S)
+    guarded.admin("/v3/auth/user/add", name="somebody", password="x")
+    session.put(f"{PREFIX}a", b"3")
+    found = session.get(f"{PREFIX}a")
+    assert found is not None
+    assert (found.value, found.mod_revision - found.create_revision) == (b"3", 2)
+    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"3", WAIT_S)
+
+
+def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> None:
+    """The file is read at every login: first the new password is refused or unknown, then it works, without a new session."""
+    guarded.enable()
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    section = EtcdSection(username="tablewire", password_file=str(tmp_path / "password"))
+    with capture_logs() as lines:
+        session = EtcdSession([guarded.server.endpoint], login=tls.etcd_login(section))
+    assert [line["event"] for line in lines] == ["etcd_password_in_plain_text"]
+    session.put(f"{PREFIX}a", b"1")
+    guarded.admin("/v3/auth/user/changepw", name="tablewire", password=CHANGED)
+    with pytest.raises(EtcdError, match="log in as tablewire: INVALID_ARGUMENT: .*authentication failed") as caught:
+        session.put(f"{PREFIX}a", b"2")
+    assert PASSWORD not in str(caught.value)
+    (tmp_path / "password").unlink()
+    with pytest.raises(EtcdError, match=r"etcd\.password_file: .*password: No such file"):
+        session.put(f"{PREFIX}a", b"2")
+    (tmp_path / "password").write_text(CHANGED)
+    session.put(f"{PREFIX}a", b"2")
+    session.close()
+
+
+def test_users_may_come_later(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
+    """A session that names a user to an etcd that asks for none goes without; when etcd begins to ask, it logs in."""
+    session = new_session()
+    watch = session.watch_prefix(PREFIX)
+    session.put(f"{PREFIX}a", b"1")
+    guarded.enable()
+    session.put(f"{PREFIX}a", b"2")
+    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"2", WAIT_S)
+    guarded.server.restart()
+    wait_until("it answers", lambda: _answers(session), WAIT_S)
+    session.put(f"{PREFIX}a", b"3")
+    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"3", WAIT_S)
+
+
+def test_wrong_keys_are_told_at_the_start(tmp_path: Path) -> None:
+    """A user without a password, a file that is not there, and an empty one."""
+    with pytest.raises(ValueError, match="username and password_file belong together"):
+        EtcdSection(username="tablewire")
+    with pytest.raises(ConfigError, match=r"etcd\.password_file: .*gone: No such file"):
+        tls.etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/gone"))
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ConfigError, match=r"etcd\.password_file: .*empty is empty"):
+        tls.etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/empty"))
+
+
+def test_services_log_in(guarded: Guarded, tmp_path: Path) -> None:
+    """An owner leads and a processor is registered, also after etcd was restarted; a wrong password is one line at the start."""
+    guarded.enable()
+    (tmp_path / "password").write_text(PASSWORD)
+    (tmp_path / "wrong").write_text("wr0ng")
+    nodes = [_node(guarded, tmp_path, kind, f"{kind}0", "password") for kind in (OWNER, PROCESSOR)]
+    refused = _node(guarded, tmp_path, OWNER, "refused", "wrong")
+    try:
+        for node in [*nodes, refused]:
+            node.start()
+        for node in nodes:
+            node.wait_ready()
+        guarded.server.restart()
+        guarded.admin("/v3/auth/user/add", name="somebody", password="x")
+        for node in nodes:
+            wait_until(f"{node.name} is ready", node.ready, WAIT_S)
+            assert node.process.running
+        assert refused.process.wait(WAIT_S) == 1
+        last = refused.log.read_text().strip().splitlines()[-1]
+        assert last.startswith("Error: ")
+        assert "log in as tablewire" in last
+        assert "authentication failed" in last
+        text = "".join(node.log.read_text() for node in [*nodes, refused])
+        assert PASSWORD not in text
+        assert "wr0ng" not in text
+    finally:
+        for node in [*nodes, refused]:
+            print(f"--- {node.name}\n{node.log.read_text()[-3000:]}")
+            node.process.kill()
+
+
+def _node(guarded: Guarded, folder: Path, kind: str, name: str, password: str) -> Node:
+    etcd = {
+        "endpoints": [guarded.server.endpoint],
+        "username": "tablewire",
+        "password_file": str(folder / password),
+        "start_timeout_ms": 5_000,
+    }
+    config = {"cluster": "login", "etcd": etcd, "log": {"format": "json"}, "id" if kind == OWNER else "name": name}
+    return Node(name, kind, folder, "127.0.0.1", config, {})
+
+
+def _answers(session: EtcdSession) -> bool:
+    try:
+        session.get(f"{PREFIX}a")
+    except EtcdError:
+        return False
+    return True

@@ -123,6 +123,7 @@ def _copy_roles(core: Core) -> Roles:
         secondary=tables.secondary[rows],
         undetermined=tables.undetermined_count[rows] > 0,
         primary_reported=tables.primary_reported[rows],
+        secondary_reported=tables.secondary_reported[rows],
         wanted=tables.wanted[rows],
         steady=tables.steady[rows],
         in_snapshot=tables.in_snapshot[rows],

@@ -136,9 +136,17 @@ _PREPARE_SECONDARY = (
         (S.PREPARE,),
         Role.SECONDARY,
         (T.PREPARED,),
-        _when(primary=True),
+        _when(primary=True, undetermined=False),
         _outcome(S.COMMIT, dispatch=Dispatch.REMOVE_PRIMARY),
         "ready: the Primary is to stop",
+    ),
+    Rule(
+        (S.PREPARE,),
+        Role.SECONDARY,
+        (T.PREPARED,),
+        _when(primary=True, undetermined=True),
+        _outcome(),
+        "ready, but a third may still hold it, so that it could not be promoted: the Primary goes on",
     ),
     Rule(
         (S.PREPARE,),

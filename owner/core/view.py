@@ -59,6 +59,7 @@ class Roles:
     secondary: Holders
     undetermined: Mask
     primary_reported: U8
+    secondary_reported: U8
     wanted: Mask
     steady: Mask
     in_snapshot: Mask
@@ -261,6 +262,11 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
     if state == PREPARE:
         if secondary in snapshot.silent or primary in snapshot.silent:
             return StallReason.SILENT_CAPTURE
+        if int(roles.secondary_reported[position]) == TableState.PREPARED.code:  # it waits until nobody else may hold the span
+            if snapshot.everywhere:
+                return StallReason.SILENT_CAPTURE
+            if roles.undetermined[position]:
+                return StallReason.UNDETERMINED
         return StallReason.EXECUTOR_ERROR if int(roles.rows[position]) in snapshot.errors else StallReason.PREPARING
     if primary in snapshot.silent:
         return StallReason.SILENT_CAPTURE

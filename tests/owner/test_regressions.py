@@ -143,3 +143,31 @@ def test_a_table_that_came_back_is_moved_whole() -> None:
     world.executors[holder].let_go("stop", first)
     world.until(lambda: query.state in (QueryState.DONE, QueryState.REFUSED))
     assert [view.primary for view in world.snapshot.spans] == ["a", "a"]
+
+
+def test_no_move_stops_a_writer_while_nobody_can_be_promoted() -> None:
+    """Beside a capture that never spoke a move waits with its reason, and one that was under way stops nobody; then both end."""
+    world = World(captures=["a", "b", "mute"], tables=[1, 2, 3])
+    world.config = SchedulerConfig(bootstrap_timeout_ms=500)
+    world.settle()
+    table, other = (table for table in world.tables if world.primary(table) != "mute")
+    source, target = world.primary(table), world.primary(other)
+    world.executors[target].hang("prepare")
+    world.scheduler.move_table(table, target)
+    world.run(3)
+    world.paused.add("mute")
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    assert (world.view(table).primary, world.view(table).secondary) == (source, target)
+    world.executors[target].let_go("prepare")
+    query = world.scheduler.move_table(other, source)
+    for _ in range(20):
+        world.step()
+        assert world.writers(table) == (source,)
+        assert world.writers(other) == (target,)
+    assert query.state is QueryState.PENDING
+    assert query.reason == "mute has not answered since this owner began, and may hold anything"
+    world.paused.discard("mute")
+    world.until(lambda: query.state is QueryState.DONE)
+    world.settle()
+    assert world.primary(table) == target

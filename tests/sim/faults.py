@@ -215,6 +215,15 @@ def overlook_stalled(sim: Simulation) -> bool:
     return True
 
 
+def overlook_amid_moves(sim: Simulation) -> bool:
+    """One that is overlooked is seen again while what it held is on its way between two others, and all are slow to stop."""
+    if not overlook_stalled(sim):
+        return False
+    for process in sim.processes.values():
+        sim.faults.hang(process, "stop", None, 3.0 * sim.random.random())
+    return move_all(sim)
+
+
 # -- owners -----------------------------------------------------------------------------------------------------------
 
 
@@ -438,5 +447,5 @@ CLUSTER: tuple[Kind, ...] = (
 EXECUTORS: tuple[Kind, ...] = (fail_span, lose_span, raise_at, stall_executor, hang, hang)
 OPERATORS: tuple[Kind, ...] = (drop_table, new_table, move_all, rebalance, cancel, drain, cancel_drains)
 
-FENCED: tuple[Kind, ...] = (make_zombie, overlook_capture, overlook_capture, overlook_stalled)
+FENCED: tuple[Kind, ...] = (make_zombie, overlook_capture, overlook_capture, overlook_stalled, overlook_amid_moves)
 """What only a sink that fences can bear."""

@@ -72,6 +72,7 @@ class Owner:
     planned: frozenset[int] = frozenset()  # numbers of the rows that are being moved
     adds: dict[tuple[str, Span], int] = field(default_factory=dict)  # number of the last Add, while it may still be taken in
     waiting: dict[int, int] = field(default_factory=dict)  # number of a row that could be added -> ticks
+    undetermined: dict[int, frozenset[int]] = field(default_factory=dict)  # number of a row -> who may still hold it
     proceeding: bool = False  # the watermark was there, for the tables as they are
 
     @property

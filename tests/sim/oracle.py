@@ -93,7 +93,8 @@ class Oracle:
                 continue
             silent = owner.core.replication.everywhere - {_index_of(owner, message.receiver)}
             row = owner.core.tables.row(owner.core.tables.row_of(span))
-            if silent or (row.undetermined and not self.sim.fenced):
+            lasting = owner.undetermined.get(int(owner.core.tables.number[row.row]), frozenset()) & set(row.undetermined)
+            if silent or lasting or (row.undetermined and not self.sim.fenced):
                 self.complain(f"{owner.id}: {message.receiver} may write {row} beside {len(silent)} that never spoke")
 
     def _alone(self, span: Span, receiver: str) -> None:
@@ -121,6 +122,9 @@ class Oracle:
         self._check_progress(owner)
         self._check_limits(owner, begins=initialized and not owner.was_initialized)
         owner.was_initialized = initialized
+        owner.undetermined = {
+            int(core.tables.number[row]): frozenset(captures) for row, captures in core.tables.undetermined.items()
+        }
         if owner is self.sim.owner:
             self._check_watermark(owner, watermark)
             self._check_queries()

@@ -142,6 +142,8 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
         state = core.tables.row(row).state
         return f"span {tables.span(row)} has a task under way ({state})"
     source = int(tables.primary[row])
+    if slots.barred:
+        return slots.barred
     if not slots.free_from(source) or target in slots.full():
         return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
     prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE)

@@ -28,11 +28,12 @@ PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 @dataclass(slots=True)
 class Slots:
-    """How many planned moves may still start: in all, and from or to one capture."""
+    """How many planned moves may still start: in all, and from or to one capture. barred: why none may, empty when they may."""
 
     free: int
     limit: int
     used: dict[int, int] = field(default_factory=dict)  # capture index -> moves that touch it
+    barred: str = ""
 
     @classmethod
     def of(cls, core: Core) -> Slots:
@@ -43,10 +44,11 @@ class Slots:
         for role in (tables.primary[rows], tables.secondary[rows]):
             for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
                 used[int(capture)] = used.get(int(capture), 0) + int(count)
-        return cls(core.config.max_task_concurrency - len(rows), core.config.max_task_concurrency_per_capture, used)
+        config = core.config
+        return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, _barred(core))
 
     def free_from(self, capture: int) -> bool:
-        return self.free > 0 and self.used.get(capture, 0) < self.limit
+        return not self.barred and self.free > 0 and self.used.get(capture, 0) < self.limit
 
     def full(self) -> set[int]:
         return {capture for capture, used in self.used.items() if used >= self.limit}
@@ -56,6 +58,13 @@ class Slots:
         for capture in (source, target):
             if capture != NOBODY:
                 self.used[capture] = self.used.get(capture, 0) + 1
+
+
+def _barred(core: Core) -> str:
+    """A capture that has been silent since before this term may hold anything: nothing can be promoted beside it, so a move would
+    only stop what is known to be written."""
+    silent = sorted(core.captures[index].id for index in core.replication.everywhere)
+    return f"{', '.join(silent)} has not answered since this owner began, and may hold anything" if silent else ""
 
 
 def undo_prepare(core: Core, rows: Rows) -> None:

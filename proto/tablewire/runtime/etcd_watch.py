@@ -164,6 +164,9 @@ class PrefixWatch:
                     raise EtcdUnavailableError(
                         f"etcd {member.endpoint}: watch {self.prefix}: {answer.cancel_reason or 'ended by etcd'}"
                     )
+                if answer.header.revision < state.revision:
+                    # Made anew, or restored from a backup: what is known here never was in this etcd.
+                    raise CompactedError(f"etcd: watch {self.prefix}: its revision went back to {answer.header.revision}")
                 self._heard()
                 if answer.events:
                     state = _apply(state, answer)

@@ -1,0 +1,39 @@
+"""An etcd that was lost with its data and made anew: its revisions start again, and nothing of the former one is believed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy.local.etcd import EtcdServer
+from tablewire.runtime.etcd import EtcdSession, Put
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 20.0
+FORMER_WRITES = 30
+
+
+def test_a_watch_forgets_what_another_etcd_held(tmp_path: Path) -> None:
+    """After the data of etcd were lost a watch shows what the new one holds, and nothing else."""
+    server = EtcdServer(tmp_path)
+    server.start()
+    session = EtcdSession([server.endpoint], request_timeout_ms=1_000)
+    try:
+        watch = session.watch_prefix("/replaced/", None)
+        for number in range(FORMER_WRITES):
+            session.transact([], [Put("/replaced/former", b"%d" % number)])
+        watch.wait_until(lambda state: "/replaced/former" in state.entries and state.revision > FORMER_WRITES, TIMEOUT_S)
+        server.kill()
+        shutil.rmtree(tmp_path / server.name / "data")
+        server.start()
+        session.transact([], [Put("/replaced/new", b"1")])
+        state = watch.wait_until(lambda state: "/replaced/former" not in state.entries, TIMEOUT_S)
+        state = watch.wait_until(lambda state: "/replaced/new" in state.entries, TIMEOUT_S)
+        assert list(state.entries) == ["/replaced/new"]
+        assert state.revision < FORMER_WRITES
+    finally:
+        session.close()
+        server.kill()

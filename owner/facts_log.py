@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ import structlog
 from owner.core.tables import NOBODY
 from tablewire.queries import ENDED
 from tablewire.runtime.metrics import Metrics
-from tablewire.types import CaptureID, ChangefeedID, QueryState, StallReason
+from tablewire.types import CaptureID, ChangefeedID, QueryKind, QueryState, StallReason
 
 if TYPE_CHECKING:
     from owner.core.tick import Facts
@@ -68,6 +69,8 @@ class FactCounters:
             family.labels(changefeed)
         for why in WHYS:
             self.placements.labels(changefeed, why)
+        for kind, state in product(QueryKind, sorted(ENDED)):
+            self.jobs.labels(changefeed, kind, state)
 
     def keep_only(self, changefeeds: Iterable[str]) -> None:
         """Forgets the series of all others."""

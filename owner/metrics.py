@@ -55,7 +55,8 @@ class OwnerMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         leading = GaugeMetricFamily(f"{_PREFIX}_is_leader", "1 while this owner leads")
-        leading.add_metric([], 1 if self._shown.is_leading() else 0)
+        is_leading = self._shown.is_leading()
+        leading.add_metric([], 1 if is_leading else 0)
         margin = GaugeMetricFamily(
             f"{_PREFIX}_lease_margin_seconds", "Until this leader must stop acting unless its lease is renewed; absent elsewhere"
         )
@@ -66,7 +67,9 @@ class OwnerMetrics(Collector):
         runs = list(self._shown.runs().items())
         yield from _progress(runs)
         yield from _placement(runs)
-        yield from _exchanges(list(self._shown.peers()))
+        yield from _loads(runs)
+        # The connections of a former leader stay; what they last were is no news.
+        yield from _exchanges(list(self._shown.peers()) if is_leading else [])
 
 
 Runs = Sequence[tuple[ChangefeedID, ChangefeedRun]]
@@ -124,6 +127,25 @@ def _placement(runs: Runs) -> Iterable[Metric]:
         for capture_state in CaptureState:
             captures.add_metric([name, capture_state], seen[capture_state])
     return (spans, stalls, captures, brake)
+
+
+def _loads(runs: Runs) -> Iterable[Metric]:
+    """What each processor carries, as the scheduler sees it."""
+    by_both = [*_BY_CHANGEFEED, *_BY_CAPTURE]
+    spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans that a processor writes (is the Primary of)", labels=by_both)
+    load = GaugeMetricFamily(
+        f"{_PREFIX}_capture_load", "Their weight, which is what is evened out: 1 a span, more with its rates", labels=by_both
+    )
+    for changefeed, run in runs:
+        scheduler, name = run.scheduler, str(changefeed)
+        if scheduler is None:
+            continue
+        snapshot = scheduler.snapshot()
+        for capture in snapshot.captures:
+            spans.add_metric([name, capture.id], capture.spans)
+        for capture_id, weight in snapshot.loads().items():
+            load.add_metric([name, capture_id], weight)
+    return (spans, load)
 
 
 def _exchanges(peers: Sequence[PeerView]) -> Iterable[Metric]:

@@ -188,6 +188,7 @@ class Term:
             self._ended.set()
             for run in self._runs.values():
                 run.close()
+            self._metrics.facts.keep_only(())  # the next leader counts
             if self._stop_reason:
                 self.history.flush_last()
 

@@ -49,6 +49,9 @@ def test_an_owner_shows_how_it_stands(world: CounterWorld) -> None:
     assert 0 < shown["tablewire_owner_lease_margin_seconds"] <= 3
     assert shown[f'tablewire_owner_spans{{{feed},state="replicating"}}'] == TABLES
     assert shown[f'tablewire_owner_captures{{{feed},state="ready"}}'] == 1
+    assert shown[f'tablewire_owner_capture_spans{{capture="{capture}",{feed}}}'] == TABLES
+    assert shown[f'tablewire_owner_capture_load{{capture="{capture}",{feed}}}'] >= TABLES
+    assert shown[f'tablewire_owner_jobs_ended_total{{{feed},kind="move",state="done"}}'] == 0
     assert shown[f'tablewire_owner_placements_total{{{feed},why="add"}}'] == TABLES
     assert 0 <= shown[f"tablewire_owner_checkpoint_lag_seconds{{{feed}}}"] < 10
     assert shown[f"tablewire_owner_checkpoint_ts{{{feed}}}"] > 0

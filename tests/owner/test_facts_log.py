@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from owner.core.tick import Facts, TwoWriters
 from owner.facts_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
 from owner.scheduler import SchedulerConfig
+from tablewire.queries import ENDED
 from tablewire.runtime.metrics import Metrics
-from tablewire.types import Span
+from tablewire.types import QueryKind, Span
 from tests.owner.world import CHANGEFEED, World
 
 NAME = str(CHANGEFEED)
@@ -81,6 +82,16 @@ def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Event]
     assert (ended["kind"], ended["target"], ended["state"], ended["log_level"]) == ("move", target, query.state, "info")
     assert world.count("placements", why="move") == 1
     assert world.count("jobs_ended", kind="move", state="done") == 1
+
+
+def test_counters_begin_at_zero_and_go_with_their_changefeed() -> None:
+    """Prometheus sees the first increase of a series that was there before it, jobs by kind and end included."""
+    world = LoggedWorld()
+    assert {world.count("jobs_ended", kind=kind, state=state) for kind in QueryKind for state in ENDED} == {0.0}
+    assert {world.count(name) for name in ("failovers", "brakes", "two_writers", "orphans", "audit_failures")} == {0.0}
+    world.counters.keep_only(())
+    assert [world.count(name) for name in ("failovers", "orphans")] == [None, None]
+    assert world.count("jobs_ended", kind="move", state="done") is None
 
 
 def test_a_refused_job_is_a_warning_with_the_reason(events: list[Event]) -> None:

@@ -10,7 +10,7 @@ What violates a unique constraint this way may be right in the next one (targets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from processor.postgres.sinks.changes import delete_statement, parameters, patch, statements, truncate_sql, update_sql
 from processor.postgres.sinks.connection import SinkConnection, Statement
@@ -81,12 +81,9 @@ class BulkWriter:
         self._stages = stages
         self._may_copy = may_copy
         self._pending: list[Statement] = []
-        self._checks: list[tuple[int, Callable[[int], None]]] = []
 
-    def add(self, statement: Statement, check: Callable[[int], None] | None = None) -> None:
-        """check: called with the number of rows that the statement gave, before anything is committed."""
-        if check is not None:
-            self._checks.append((len(self._pending), check))
+    def add(self, statement: Statement) -> None:
+        """Runs with the next flush, at the latest."""
         self._pending.append(statement)
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
@@ -103,10 +100,7 @@ class BulkWriter:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        checks, self._checks = self._checks, []
-        results = self.connection.run(pending)
-        for at, check in checks:
-            check(results[at].ntuples)
+        self.connection.run(pending)
 
     def _write_singly(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         for at in range(0, len(frames), PIPELINE_MAX):

@@ -124,9 +124,7 @@ class SinkConnection:
         results, error = self._collect(expected)
         pgconn.exit_pipeline_mode()
         if error is not None:
-            self._prepared.clear()
-            if not self.is_broken:
-                self._names += 1
+            self._prepared.clear()  # what stood behind the error was not prepared; `rollback` frees the others
             raise error
         return results
 
@@ -147,6 +145,11 @@ class SinkConnection:
         if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
             error = error or psycopg.OperationalError("the connection is lost")
         return results, error
+
+    def rollback(self) -> None:
+        """Ends the open transaction, and forgets every prepared statement: it may not know all of them any more."""
+        self._prepared.clear()
+        self.execute("ROLLBACK; DEALLOCATE ALL")
 
     def execute(self, sql: str) -> list[pq.abc.PGresult]:
         """One or more statements without values; a result each. The first error is raised."""

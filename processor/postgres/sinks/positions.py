@@ -7,6 +7,7 @@ keeps the last takeovers of each table for audits. Only SQL here; `postgres.py` 
 
 from __future__ import annotations
 
+import psycopg
 from psycopg import pq
 
 from processor.postgres.sinks import Fence
@@ -58,9 +59,13 @@ CREATE INDEX IF NOT EXISTS takeovers_by_table ON tablewire.takeovers (changefeed
 COMMIT"""
 
 _FENCE_VALUES = "incarnation = $3::text::int8 AND changefeed_epoch = $4::text::int8 AND assignment_epoch = $5::text::int8"
+_REFUSAL = "tablewire: another writer has taken the table over"
 LOCK_SQL = (
-    f"SELECT 1 FROM tablewire.positions WHERE changefeed = $1::text AND table_name = $2::text AND {_FENCE_VALUES} FOR UPDATE"
+    f"SELECT (CASE WHEN count(*) = 1 THEN '1' ELSE '{_REFUSAL}' END)::int FROM (SELECT FROM tablewire.positions"
+    f" WHERE changefeed = $1::text AND table_name = $2::text AND {_FENCE_VALUES} FOR UPDATE) locked"
 )
+"""An error at the server (the text is no number) when the fence is not the writer: what was sent behind it in the same pipeline
+is not run, and nothing stays locked, even if the writer never looks at the answer."""
 MOVE_SQL = (
     "UPDATE tablewire.positions SET position = $3::text::pg_lsn, updated_at = clock_timestamp()"
     " WHERE changefeed = $1::text AND table_name = $2::text"
@@ -81,7 +86,7 @@ def create(connection: SinkConnection) -> None:
 
 
 def lock_statement(changefeed: str, table_name: str, fence: Fence) -> Statement:
-    """Locks the row if `fence` is its writer; no row if not."""
+    """Locks the row if `fence` is its writer; else an error of which `is_refusal` is true."""
     return LOCK_SQL, [
         changefeed.encode(),
         table_name.encode(),
@@ -91,8 +96,13 @@ def lock_statement(changefeed: str, table_name: str, fence: Fence) -> Statement:
     ]
 
 
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether a lock statement found another writer."""
+    return isinstance(error, psycopg.errors.InvalidTextRepresentation) and _REFUSAL in str(error)
+
+
 def move_statement(changefeed: str, table_name: str, position: Ts) -> Statement:
-    """Sets the position of a row that this transaction has locked."""
+    """Sets the position of a row that this transaction has locked: behind a lock statement it is only run if that went well."""
     return MOVE_SQL, [changefeed.encode(), table_name.encode(), format_lsn(position).encode()]
 
 
@@ -130,6 +140,17 @@ def insert_sql(changefeed: str, schema: TableSchema, fence: Fence, position: Ts,
         f" assignment_epoch, position, snapshot, writer) VALUES ({quote_text(changefeed)}, {quote_text(schema.full_name)},"
         f" {schema.table_id}, {fence.incarnation}, {fence.changefeed_epoch}, {fence.assignment_epoch}, '{format_lsn(position)}',"
         f" '{snapshot}', {quote_text(writer)}) ON CONFLICT DO NOTHING"
+    )
+
+
+def rename_sql(changefeed: str, schema: TableSchema) -> str:
+    """Earlier versions did not quote names in the key: the row of this very table gets its own name. Empty for a plain name."""
+    plain = f"{schema.schema}.{schema.name}"
+    if plain == schema.full_name:
+        return ""
+    return (
+        f"UPDATE tablewire.positions SET table_name = {quote_text(schema.full_name)} WHERE changefeed = {quote_text(changefeed)}"
+        f" AND table_name = {quote_text(plain)} AND source_table_id = {schema.table_id};"
     )
 
 

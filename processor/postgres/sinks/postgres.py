@@ -67,7 +67,7 @@ class PostgresSession:
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
-        with self._errors():
+        with self._errors(schema):
             while True:
                 connection = self._ready()
                 if not self._has_positions:
@@ -85,11 +85,10 @@ class PostgresSession:
         return PostgresTransaction(self, schema, fence)
 
     def request_copy(self, schema: TableSchema, fence: Fence) -> None:
-        with self._errors():
+        with self._errors(schema):
             connection = self._ready()
             connection.execute("BEGIN")
-            if not connection.run([positions.lock_statement(self._changefeed, schema.full_name, fence)])[0].ntuples:
-                raise EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
+            connection.run([positions.lock_statement(self._changefeed, schema.full_name, fence)])
             connection.execute(positions.reload_sql(self._changefeed, schema.full_name))
             self.commit(connection)
 
@@ -107,6 +106,7 @@ class PostgresSession:
             self._connection.close()
             self._connection = None
             self._stages = Stages()
+            self._planner.rolled_back()
             self._has_positions = False
 
     def cancel(self) -> None:
@@ -135,17 +135,21 @@ class PostgresSession:
         if self._connection is None:
             return
         self._stages.rolled_back()
+        self._planner.rolled_back()
         try:
-            self._connection.execute("ROLLBACK")
+            self._connection.rollback()
         except psycopg.Error:
             self.reset()
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, schema: TableSchema) -> Iterator[None]:
         """Errors of the connection as errors of the sink; the connection is given up after them."""
         try:
             yield
         except psycopg.Error as error:
+            if positions.is_refusal(error):
+                self.rollback()
+                raise EpochRefusedError(_replaced(schema)) from None
             self.reset()
             raise sink_error(error, self._where) from None
         except OperatingError:
@@ -160,6 +164,7 @@ class PostgresSession:
         connection.execute(
             f"BEGIN; SET LOCAL lock_timeout = {self._options.takeover_wait_ms};"
             f" SET LOCAL idle_in_transaction_session_timeout = {TAKEOVER_IDLE_TIMEOUT_MS};"
+            + positions.rename_sql(self._changefeed, schema)
             + positions.insert_sql(self._changefeed, schema, fence, max(granted_ts, schema.published_ts), fresh, writer)
         )
         row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=True)
@@ -191,13 +196,13 @@ class PostgresSession:
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
         connection = self._ready()
-        with self._errors():
+        with self._errors(schema):
             # FOR UPDATE waits for the backend of a connection that broke: it may be in the middle of its COMMIT.
             connection.execute(f"BEGIN; SET LOCAL lock_timeout = {self._options.takeover_wait_ms}")
             row = positions.read_row(connection, self._changefeed, schema.full_name, for_update=True)
             connection.execute("ROLLBACK")
         if row is None or row.fence != fence:
-            raise EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
+            raise EpochRefusedError(_replaced(schema))
         return row.position
 
     def _end_holders(self, schema: TableSchema, fence: Fence) -> None:
@@ -215,10 +220,15 @@ class PostgresSession:
             raise WriteNotAllowedError("the lease of this processor is in doubt")
         connection.execute("COMMIT")
         self._stages.committed()
+        self._planner.committed()
 
 
 class _AnotherWayError(Exception):
     """The transaction is over; what it did may go well in another way."""
+
+
+def _replaced(schema: TableSchema) -> str:
+    return f"table {schema.full_name}: another processor has taken the table over at the sink"
 
 
 def _text(fence: Fence) -> str:
@@ -236,7 +246,7 @@ class PostgresTransaction:
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
         session = self._session
-        with session._errors():
+        with session._errors(self._schema):
             if self._is_open:
                 try:
                     self._write(self._open_connection(), parts, is_last, may_copy=False)
@@ -278,7 +288,7 @@ class PostgresTransaction:
         writer = BulkWriter(connection, self._session._stages, may_copy)
         if not self._is_open:
             writer.add(("BEGIN", ()))
-            writer.add(self._lock, check=self._require_row)
+            writer.add(self._lock)
             self._is_open = True
         if is_last:
             # Behind the lock, so nothing that is refused; first, so that it costs no round trip of its own.
@@ -297,12 +307,12 @@ class PostgresTransaction:
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
         session = self._session
-        with session._errors():
+        with session._errors(self._schema):
             connection = session._ready()
             connection.execute("BEGIN; SET LOCAL statement_timeout = 0")
             connection.patience_s = COPY_TIMEOUT_S
             self._is_open = True
-            self._require_row(connection.run([self._lock])[0].ntuples)
+            connection.run([self._lock])
             row = positions.read_row(connection, session._changefeed, schema.full_name, for_update=False)
             assert row is not None
             may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session._options.existing_rows != "refuse"
@@ -313,7 +323,7 @@ class PostgresTransaction:
             connection.execute(positions.snapshot_statement(session._changefeed, schema.full_name, position))
 
     def commit(self) -> None:
-        with self._session._errors():
+        with self._session._errors(self._schema):
             self._session.commit(self._open_connection())
         self._is_open = False
 
@@ -328,10 +338,6 @@ class PostgresTransaction:
         if connection is None:
             raise SinkUnavailableError(f"{self._session._where}: the connection was lost inside a transaction")
         return connection
-
-    def _require_row(self, count: int) -> None:
-        if not count:
-            raise EpochRefusedError(f"table {self._schema.full_name}: another processor has taken the table over at the sink")
 
     def _plan(self, writer: BulkWriter, relation: Relation) -> TargetPlan:
         session = self._session

@@ -153,6 +153,10 @@ class TargetPlanner:
         self._catalogue = catalogue
         self._binary = binary
         self._plans: dict[int, TargetPlan] = {}
+        self._uncommitted: set[int] = set()
+        """Planned in the open transaction, which may have extended their tables at the sink."""
+        self._ways: dict[int, tuple[Relation, Way]] = {}
+        """What plans had learnt that were rolled back."""
 
     def cached(self, relation: Relation) -> TargetPlan | None:
         """The plan of exactly this shape."""
@@ -161,6 +165,18 @@ class TargetPlanner:
 
     def forget(self, table_id: int) -> None:
         self._plans.pop(table_id, None)
+        self._ways.pop(table_id, None)
+
+    def committed(self) -> None:
+        self._uncommitted.clear()
+
+    def rolled_back(self) -> None:
+        """Columns that were added in the transaction are not there: its plans must be made again, and go on in their way."""
+        for relation_id in self._uncommitted:
+            plan = self._plans.pop(relation_id, None)
+            if plan is not None:
+                self._ways[relation_id] = (plan.relation, plan.way)
+        self._uncommitted.clear()
 
     def plan(
         self, connection: SinkConnection, schema: TableSchema, relation: Relation, known_columns: Sequence[str]
@@ -188,7 +204,10 @@ class TargetPlanner:
         )
         key = self._key(connection, schema, relation, target)
         plan = TargetPlan(relation, schema.quoted, columns, key, is_referenced(connection, target))
+        planned, way = self._ways.pop(relation.relation_id, (relation, Way.COPY))
+        plan.way = way if planned == relation else Way.COPY
         self._plans[relation.relation_id] = plan
+        self._uncommitted.add(relation.relation_id)
         return plan
 
     def copy_types(self, connection: SinkConnection, schema: TableSchema) -> dict[str, WireType]:

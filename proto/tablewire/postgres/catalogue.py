@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg
 
 from tablewire.errors import OperatingError
-from tablewire.postgres.connections import quote_table
+from tablewire.postgres.connections import full_table_name, quote_table
 from tablewire.types import TableID, Ts
 
 OWN_SCHEMA = "tablewire"
@@ -63,7 +63,7 @@ class SourceTable:
 
     @property
     def full_name(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return full_table_name(self.schema, self.name)
 
     @property
     def quoted(self) -> str:
@@ -148,7 +148,7 @@ class TableSchema:
 
     @property
     def full_name(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return full_table_name(self.schema, self.name)
 
     @property
     def quoted(self) -> str:

@@ -146,6 +146,11 @@ def quote_table(schema: str, name: str) -> str:
     return f"{quote_name(schema)}.{quote_name(name)}"
 
 
+def full_table_name(schema: str, name: str) -> str:
+    """`schema.name` for people and as a key: a part that holds a dot or a quote is quoted, so that no two tables share one."""
+    return ".".join(quote_name(part) if "." in part or '"' in part else part for part in (schema, name))
+
+
 def quote_text(text: str) -> str:
     """A quoted SQL string that does not depend on standard_conforming_strings."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")

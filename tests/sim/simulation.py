@@ -380,3 +380,8 @@ class Simulation:
         if core.watermark.checkpoint_ts < goal:
             return f"the watermark is {core.watermark}, short of {goal}"
         return None
+
+
+def run_seed(seed: int) -> Result:
+    with quietly():
+        return Simulation(seed).run()

@@ -131,7 +131,7 @@ def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> N
     assert [line["event"] for line in lines] == ["etcd_password_in_plain_text"]
     session.put(f"{PREFIX}a", b"1")
     guarded.admin("/v3/auth/user/changepw", name="tablewire", password=CHANGED)
-    with pytest.raises(EtcdError, match="log in as tablewire: INVALID_ARGUMENT: .*authentication failed") as caught:
+    with pytest.raises(EtcdError, match=r"log in as tablewire: INVALID_ARGUMENT: .*authentication failed") as caught:
         session.put(f"{PREFIX}a", b"2")
     assert PASSWORD not in str(caught.value)
     (tmp_path / "password").unlink()

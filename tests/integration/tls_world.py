@@ -1,4 +1,5 @@
-"""A cluster of real processes whose every connection is TLS: gRPC and etcd with client certificates, PostgreSQL with a password.
+"""A cluster of real processes whose every connection is TLS: gRPC and etcd with client certificates (etcd's members among each
+other too), PostgreSQL with a password.
 
 The certificates come from deploy/tls/make-certs.sh, one a role; owners let in owners and the CLI, processors let in owners.
 """
@@ -22,6 +23,7 @@ from deploy.local.net import free_port
 from deploy.local.node import OWNER, PROCESSOR, ROOT, Node, service_environment
 from deploy.local.postgres import PostgresServer
 from deploy.local.process import ManagedProcess, wait_until
+from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
 from tablewire.runtime import tls
 from tablewire.runtime.etcd import EtcdSession
@@ -49,23 +51,44 @@ def identity(certs: Path, role: str) -> dict[str, Any]:
 
 
 class TlsWorld:
-    """Two owners, two processors, one etcd member, one PostgreSQL with the databases `source` and `sink`."""
+    """Two owners, two processors, etcd, one PostgreSQL with the databases `source` and `sink`."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        *,
+        members: int = 1,
+        lease_ttl_ms: int = 3_000,
+        links: bool = False,
+    ) -> None:
+        """members: of etcd. links: each service is dialled through a proxy, `proxies[its name]`."""
         self.folder = folder
         self.certs = make_certs(folder / "certs")
         self.outputs: list[str] = []
         """Whatever the CLI has printed."""
         self.postgres = PostgresServer(folder)
         self._environment = dict(environment)
-        self._etcd_port = free_port(HOST)
-        self._etcd = ManagedProcess("etcd", self._etcd_command(), log=folder / "etcd.log", env=_without("ETCD_"))
+        self._lease_ttl_ms = lease_ttl_ms
+        self._ports = [(free_port(HOST), free_port(HOST)) for _ in range(members)]
+        self.etcd = [
+            ManagedProcess(f"etcd{at}", self._etcd_command(at), log=folder / f"etcd{at}.log", env=_without("ETCD_"))
+            for at in range(members)
+        ]
         names = [(OWNER, "owner0"), (OWNER, "owner1"), (PROCESSOR, "processor0"), (PROCESSOR, "processor1")]
         self.nodes = {name: self.new_node(kind, name) for kind, name in names}
+        self.proxies = {name: TcpProxy(HOST, node.address, name=name) for name, node in self.nodes.items()} if links else {}
+        for name, proxy in self.proxies.items():
+            self.nodes[name].advertised = proxy.endpoint
 
     @property
-    def etcd_endpoint(self) -> str:
-        return f"{HOST}:{self._etcd_port}"
+    def etcd_endpoints(self) -> list[str]:
+        return [f"{HOST}:{port}" for port, _ in self._ports]
+
+    @property
+    def peer_endpoints(self) -> list[str]:
+        """Where the members of etcd speak with each other."""
+        return [f"{HOST}:{port}" for _, port in self._ports]
 
     @property
     def owners(self) -> list[str]:
@@ -76,7 +99,7 @@ class TlsWorld:
         peer = identity(certs or self.certs, kind)
         config: dict[str, Any] = {
             "cluster": "tls",
-            "etcd": {"endpoints": [self.etcd_endpoint], "lease_ttl_ms": 3_000, "tls": peer},
+            "etcd": {"endpoints": self.etcd_endpoints, "lease_ttl_ms": self._lease_ttl_ms, "tls": peer},
             "tls": {**peer, "allowed_common_names": CALLERS[kind]},
             "log": {"format": "json", "level": "debug"},
             "id" if kind == OWNER else "name": name,
@@ -84,17 +107,10 @@ class TlsWorld:
         return Node(name, kind, self.folder, HOST, config, self._environment)
 
     def start(self) -> None:
-        self._etcd.start()
+        for member in self.etcd:
+            member.start()
         self._start_postgres()
-        with closing(self.etcd_session()) as session:
-
-            def answers() -> bool:
-                try:
-                    return session.get("/nothing") is None
-                except EtcdError:
-                    return False
-
-            wait_until("etcd answers", answers, WAIT_S)
+        self.wait_etcd()
         for node in self.nodes.values():
             node.start()
         for node in self.nodes.values():
@@ -105,15 +121,31 @@ class TlsWorld:
         for node in self.nodes.values():
             print(f"--- {node.name}\n{self.log(node)[-4_000:]}")
             node.process.kill()
-        self._etcd.kill()
+        for proxy in self.proxies.values():
+            proxy.close()
+        for member in self.etcd:
+            member.kill()
         self.postgres.close()
 
     def log(self, node: Node) -> str:
         return node.log.read_text() if node.log.exists() else ""
 
-    def etcd_session(self) -> EtcdSession:
+    def wait_etcd(self) -> None:
+        """Until each member answers."""
+        for endpoint in self.etcd_endpoints:
+            with closing(self.etcd_session(endpoint)) as session:
+
+                def answers(session: EtcdSession = session) -> bool:
+                    try:
+                        return session.get("/nothing") is None
+                    except EtcdError:
+                        return False
+
+                wait_until(f"etcd answers at {endpoint}", answers, WAIT_S)
+
+    def etcd_session(self, *endpoints: str) -> EtcdSession:
         return EtcdSession(
-            [self.etcd_endpoint], credentials=tls.etcd_credentials(ClientTlsSection(**identity(self.certs, "etcd")))
+            endpoints or self.etcd_endpoints, credentials=tls.etcd_credentials(ClientTlsSection(**identity(self.certs, "etcd")))
         )
 
     def cli(self, *arguments: str, role: str = "cli", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -140,13 +172,17 @@ class TlsWorld:
         tls_part = f"sslmode=verify-full&sslrootcert={ca_file or self.certs / 'ca.pem'}"
         return f"postgresql://{USER}:{password}@{self.postgres.endpoint}/{database}?{tls_part}"
 
-    def _etcd_command(self) -> list[str]:
-        url, peer_url = f"https://{HOST}:{self._etcd_port}", f"http://{HOST}:{free_port(HOST)}"
+    def _etcd_command(self, at: int) -> list[str]:
+        """As docs/security.md says it: client certificates are asked for by the client's port and by the members' own."""
+        urls = [(f"https://{HOST}:{client}", f"https://{HOST}:{peer}") for client, peer in self._ports]
+        url, peer_url = urls[at]
         return [
-            etcd_binary(), "--name=e", f"--data-dir={self.folder}/etcd", f"--listen-client-urls={url}",
+            etcd_binary(), f"--name=e{at}", f"--data-dir={self.folder}/etcd{at}", f"--listen-client-urls={url}",
             f"--advertise-client-urls={url}", f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}",
-            f"--initial-cluster=e={peer_url}", f"--cert-file={self.certs}/etcd.pem", f"--key-file={self.certs}/etcd.key",
-            f"--trusted-ca-file={self.certs}/ca.pem", "--client-cert-auth", "--log-level=warn",
+            "--initial-cluster=" + ",".join(f"e{number}={peer}" for number, (_, peer) in enumerate(urls)),
+            f"--cert-file={self.certs}/etcd.pem", f"--key-file={self.certs}/etcd.key", f"--trusted-ca-file={self.certs}/ca.pem",
+            "--client-cert-auth", f"--peer-cert-file={self.certs}/etcd.pem", f"--peer-key-file={self.certs}/etcd.key",
+            f"--peer-trusted-ca-file={self.certs}/ca.pem", "--peer-client-cert-auth", "--log-level=warn",
         ]  # fmt: skip
 
     def _start_postgres(self) -> None:

@@ -121,7 +121,7 @@ def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
         options=dict(request.options),
         target_ts=request.target_ts,
     )
-    _check_source(view, info)
+    _check_source(view, info, "created")
     if not request.dry_run:
         view.registry().create(info)
         view.poke()
@@ -149,7 +149,7 @@ def update_changefeed(view: OwnerView, request: UpdateRequest) -> ChangefeedRow:
     _check_patterns(request.tables or info.tables, len(info.options) + len(request.options))
     kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
     tables, options = list(request.tables or info.tables), {**kept, **request.options}
-    _check_source(view, msgspec.structs.replace(info, tables=tables, options=options))
+    _check_source(view, msgspec.structs.replace(info, tables=tables, options=options), "changed")
     view.registry().update(info.changefeed, info, tables=tables, options=options)
     view.poke()
     return _changefeed_row(view, view.registry().get(info.changefeed))
@@ -193,7 +193,7 @@ def _check_patterns(tables: Sequence[str], options: int) -> None:
             raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
 
 
-def _check_source(view: OwnerView, info: ChangefeedInfo) -> None:
+def _check_source(view: OwnerView, info: ChangefeedInfo, done: str) -> None:
     source = view.new_source(source_request(info))
     try:
         failures = list(source.check())
@@ -204,7 +204,7 @@ def _check_source(view: OwnerView, info: ChangefeedInfo) -> None:
     if failures:
         named = "; ".join(f"{failure.check}: {redact_uri(failure.reason)}" for failure in failures)
         count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
-        raise RefusedError(f"changefeed {info.changefeed} was not created, {count} failed: {named}")
+        raise RefusedError(f"changefeed {info.changefeed} was not {done}, {count} failed: {named}")
 
 
 def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:

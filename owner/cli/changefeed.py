@@ -11,6 +11,7 @@ import click
 
 from owner.cli import shapes
 from owner.cli.client import CallError
+from owner.cli.names import complete_changefeeds
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
 from tablewire.types import TS_MAX
@@ -27,7 +28,7 @@ def changefeed_group() -> None:
 
 
 def changefeed_argument(command: Any) -> Any:
-    return click.argument("changefeed", default="", metavar="[ID]")(command)
+    return click.argument("changefeed", default="", metavar="[ID]", shell_complete=complete_changefeeds)(command)
 
 
 def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -127,6 +128,7 @@ def create(
         dry_run=dry_run,
         target_ts=target_ts,
     )
+    session.asked = "" if dry_run else f"{changefeed} may have been created: look at `owner changefeed list`"
     answer = session.ask("CreateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
     if session.output.is_json:
         session.output.json(shapes.CHANGEFEED.of(answer))
@@ -179,7 +181,10 @@ def query(session: Session, changefeed: str) -> None:
 @changefeed_argument
 def pause(session: Session, changefeed: str) -> None:
     """Stop replicating and keep the place: the source keeps all changes from there on (see `query`: retained)."""
-    _answer(session, session.ask("PauseChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+    answer = session.ask("PauseChangefeed", pb.ChangefeedRequest(changefeed=changefeed))
+    is_known = answer.HasField("retained_bytes")
+    kept = f"; the source keeps {size(answer.retained_bytes)} for it, and more with each change" if is_known else ""
+    _answer(session, answer, kept)
 
 
 @changefeed_group.command("resume")
@@ -192,7 +197,7 @@ def resume(session: Session, changefeed: str) -> None:
 
 @changefeed_group.command("update")
 @remote
-@click.argument("changefeed", metavar="ID")
+@click.argument("changefeed", metavar="ID", shell_complete=complete_changefeeds)
 @click.option("--tables", multiple=True, metavar="PATTERN", help="The new filter, as with `create`; it replaces the old one.")
 @click.option("--source-option", "source_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A new value.")
 @click.option("--sink-option", "sink_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="The same.")
@@ -207,7 +212,9 @@ def update(
 ) -> None:
     """Change a paused changefeed; it holds from `resume` on. All checks are run first, and nothing changes unless all hold.
 
-    Source and sink stay what they are: their data and positions belong together. For others, create another changefeed.
+    What may be changed: the tables and the options. A table that comes in begins as with `create`, one that goes out stays in the
+    sink as it is. Source, sink and target stay what they are, as data and positions belong to them: for others, create another
+    changefeed.
     """
     request = pb.UpdateChangefeedRequest(
         changefeed=changefeed,
@@ -226,11 +233,12 @@ def update(
 
 @changefeed_group.command("remove")
 @remote
-@click.argument("changefeed", metavar="ID")
+@click.argument("changefeed", metavar="ID", shell_complete=complete_changefeeds)
 @click.option("--wait", is_flag=True, help="Until it has left the source and the cluster.")
 def remove(session: Session, changefeed: str, wait: bool) -> None:
     """Stop it, drop what it made at the source, and forget it. What is in the sink stays."""
     name = session.ask("RemoveChangefeed", pb.ChangefeedRequest(changefeed=changefeed)).changefeed
+    session.asked = f"the removal of {name} goes on"
     if wait:
         _wait_until_gone(session, name)
     if session.output.is_json:
@@ -258,11 +266,11 @@ def _wait_until_gone(session: Session, name: str) -> None:
     raise session.failure(f"changefeed {name} is still being removed after {timeout_s:g} s; it goes on{why}", "deadline_exceeded")
 
 
-def _answer(session: Session, row: pb.Changefeed) -> None:
+def _answer(session: Session, row: pb.Changefeed, more: str = "") -> None:
     if session.output.is_json:
         session.output.json(shapes.CHANGEFEED.of(row))
     else:
-        session.output.line(f"changefeed {row.changefeed} is {row.state}")
+        session.output.line(f"changefeed {row.changefeed} is {row.state}{more}")
 
 
 def _show(output: Output, row: pb.Changefeed) -> None:

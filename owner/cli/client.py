@@ -1,8 +1,9 @@
 """Finds an owner that answers, and asks it.
 
-All endpoints are tried at once and the first that is ready is asked, so a dead one costs nothing. "There is no leader now" is
-answered before anything was done (RETRY_KEY), so it is asked again until the time is over. A call that may have been done
-when its connection broke is not asked again unless it only reads.
+All endpoints are tried at once and the first that is ready is asked, so a dead one costs nothing; what answers there without
+being an owner (a proxy, a processor) is left out. "There is no leader now" is answered before anything was done (RETRY_KEY), so
+it is asked again until the time is over. A call that may have been done when its connection broke is not asked again unless it
+only reads.
 """
 
 from __future__ import annotations
@@ -77,31 +78,36 @@ class AdminClient:
     def _ask(self, ask: Callable[[Any, float], _T], timeout_s: float, reads: bool) -> _T:
         deadline = self._clock() + timeout_s
         failed: set[str] = set()  # asked, and found without a way to the leader: the others first
+        strangers: set[str] = set()  # no owners: never again
         while True:
-            channel = self._channel or self._connect(deadline, failed)
+            channel = self._channel or self._connect(deadline, failed, strangers)
             self._channel = channel
             stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
             left_s = max(deadline - self._clock(), 0.001)
             try:
                 return ask(stub, left_s)
             except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                    strangers.add(self.endpoint)
                 again = _is_undone(error) or (reads and error.code() == grpc.StatusCode.UNAVAILABLE)
+                again = again or (self.endpoint in strangers and not strangers.issuperset(self.endpoints))
                 if not again or self._clock() + RETRY_INTERVAL_S >= deadline:
                     raise self._error(error, timeout_s) from None
             self.close()
             failed.add(self.endpoint)
             time.sleep(RETRY_INTERVAL_S)
 
-    def _connect(self, deadline: float, failed: set[str]) -> grpc.Channel:
+    def _connect(self, deadline: float, failed: set[str], strangers: set[str]) -> grpc.Channel:
         """A channel to the first endpoint that is ready, those in `failed` last; CallError naming all when none is."""
-        others = [endpoint for endpoint in self.endpoints if endpoint not in failed]
+        endpoints = [endpoint for endpoint in self.endpoints if endpoint not in strangers]
+        others = [endpoint for endpoint in endpoints if endpoint not in failed]
         if failed and others:
             try:
                 return self._connect_to(others, min(deadline, self._clock() + OTHERS_TIMEOUT_S))
             except CallError:
                 pass
         failed.clear()
-        return self._connect_to(self.endpoints, deadline)
+        return self._connect_to(endpoints, deadline)
 
     def _connect_to(self, endpoints: Sequence[str], deadline: float) -> grpc.Channel:
         timeout_s = min(CONNECT_TIMEOUT_S, max(deadline - self._clock(), 0.001))

@@ -8,6 +8,7 @@ import time
 import click
 
 from owner.cli import shapes
+from owner.cli.names import complete_captures
 from owner.cli.options import Session, Settings, local, remote
 from owner.cli.output import Output, counts
 from owner.cli.plan import show_plan
@@ -119,7 +120,7 @@ def _draining(row: pb.Capture) -> str:
 
 @capture_group.command("drain")
 @remote
-@click.argument("capture", metavar="ID")
+@click.argument("capture", metavar="ID", shell_complete=complete_captures)
 @click.option("--wait", is_flag=True, help="Until nothing is left on it (safe to stop), or it has left.")
 @click.option("--cancel", is_flag=True, help="Take the drain back; what has moved stays where it is.")
 @click.option("--dry-run", is_flag=True, help="Show what would move, and the loads before and after; change nothing.")
@@ -135,6 +136,7 @@ def drain(session: Session, capture: str, wait: bool, cancel: bool, dry_run: boo
         show_plan(session, "PlanDrain", pb.PlanDrainRequest(capture=capture))
         return
     answer = session.ask("DrainCapture", pb.DrainCaptureRequest(capture=capture, cancel=cancel))
+    session.asked = "" if cancel else f"the drain of {capture} goes on; --cancel takes it back"
     if wait:
         answer = _wait_until_empty(session, answer)
     if session.output.is_json:

@@ -33,7 +33,10 @@ on to the leader, by one hop.
 - **Exit codes**: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usage. Nothing is answered as accepted that
   was not: `table move` returns when the owner has decided, with `--wait` when it is done, and a job that is neither within
   `--timeout-s` is exit code 1 with how it stands (the owner goes on with it).
-- **Completion**: `eval "$(_OWNER_COMPLETE=bash_source owner)"`; `zsh_source` and `fish_source` for the others.
+- **Completion**: `eval "$(_OWNER_COMPLETE=bash_source owner)"` in bash (zsh: `zsh_source`), in fish
+  `_OWNER_COMPLETE=fish_source owner | source`: commands, options, and the names of changefeeds, captures and tables.
+- **Ctrl-C** ends a command that waits (exit code 1), never what it asked for; it says what goes on. `top` and `events -f` are
+  left by it with 0.
 
 ## Events
 
@@ -60,8 +63,7 @@ on to the leader, by one hop.
 `-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
 say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the
 `job`, the `jobs` or the `drain` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that
-did not get where it should (`refused`, `pending`, `accepted`, `cancelled`),
-or `config`.
+did not get where it should (`refused`, `pending`, `accepted`, `cancelled`), `interrupted` (Ctrl-C) or `config`.
 
 Fields are never removed and never change their meaning; new ones may come at any time. Ts (`*_ts`) are unsigned 64-bit
 numbers: read them with a parser that keeps whole numbers whole.

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import stat
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -35,6 +41,7 @@ def events(session: Session, follow: bool, limit: int) -> None:
     The leader keeps a bounded number in etcd. What happens to many tables at once is one event with a count.
     """
     if follow:
+        _end_with_reader()
         try:
             _follow(session, limit)
         except KeyboardInterrupt:
@@ -52,6 +59,27 @@ def events(session: Session, follow: bool, limit: int) -> None:
         ("AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY"),
         ((event.at, event.kind, event.changefeed, event.subject, event.text, event.why) for event in found),
     )
+
+
+def _end_with_reader() -> None:
+    """`... | head` ends this command when head has seen enough, and not only with the next event, which may be hours away: what
+    Ctrl-C does is done when a pipe has no reader any more."""
+    try:
+        pipe = sys.stdout.fileno()
+        if not hasattr(select, "poll") or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+            return
+    except (OSError, ValueError):
+        return
+    waiting = select.poll()
+    waiting.register(pipe, 0)  # errors alone, which are always told
+    reader = threading.main_thread().ident
+
+    def watch() -> None:
+        waiting.poll()
+        if reader is not None:
+            signal.pthread_kill(reader, signal.SIGINT)
+
+    threading.Thread(target=watch, name="reader", daemon=True).start()
 
 
 def _follow(session: Session, limit: int) -> None:

@@ -57,6 +57,8 @@ class Session:
     def __init__(self, client: AdminClient, output: Output, timeout_s: float | None) -> None:
         self.client = client
         self.output = output
+        self.asked = ""
+        """What has been asked for and goes on without this command, for who interrupts it."""
         self._timeout_s = timeout_s
 
     def timeout_s(self, default: float = TIMEOUT_S_DEFAULT) -> float:
@@ -146,7 +148,11 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
         with open_session(context.ensure_object(Settings)) as session:
-            return command(session, *args, **kwargs)
+            try:
+                return command(session, *args, **kwargs)
+            except KeyboardInterrupt:
+                session.output.note("")
+                raise session.failure(f"interrupted{session.asked and f'; {session.asked}'}", "interrupted") from None
 
     return run
 

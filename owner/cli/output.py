@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 import click
-from rich.console import Console, OverflowMethod
+from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +20,16 @@ WIDE = 10_000
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
+class OutputError(click.ClickException):
+    """stdout does not take what is to be said: exit code 1. (A reader that has gone, as with `| head`, is click's to end.)"""
+
+
 class Output:
     """One command's output. is_json: `-o json`."""
 
     def __init__(self, is_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self.is_json = is_json
-        self._stdout = stdout or sys.stdout
+        self._stdout = stdout or _stdout()
         self._stderr = stderr or sys.stderr
 
     def json(self, answer: Mapping[str, Any]) -> None:
@@ -32,8 +38,14 @@ class Output:
     def raw(self, text: str) -> None:
         """What stdout's encoding does not have is replaced."""
         encoding = self._stdout.encoding or "utf-8"
-        self._stdout.write(text.encode(encoding, "replace").decode(encoding))
-        self._stdout.flush()
+        try:
+            self._stdout.write(text.encode(encoding, "replace").decode(encoding))
+            self._stdout.flush()
+        except OSError as error:
+            if error.errno != errno.EPIPE and self._stdout is sys.stdout:
+                _give_up_stdout()
+                raise OutputError(f"cannot write to stdout: {error.strerror or error}") from None
+            raise
 
     def note(self, text: str) -> None:
         """For people, on stderr."""
@@ -75,10 +87,24 @@ def new_table(headings: Sequence[str], rows: Iterable[Sequence[object]], overflo
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
         is_number = heading.startswith("#")
-        table.add_column(heading.lstrip("#"), justify="right" if is_number else "left", overflow=overflow)
+        justify: JustifyMethod = "right" if is_number else "left"
+        table.add_column(heading.lstrip("#"), justify=justify, overflow=overflow, no_wrap=overflow == "ellipsis")
     for row in rows:
         table.add_row(*map(cell, row))
     return table
+
+
+def _stdout() -> TextIO:
+    if sys.stdout is None:  # `>&-`
+        raise OutputError("stdout is closed")
+    return sys.stdout
+
+
+def _give_up_stdout() -> None:
+    """What is still buffered for it would fail once more, noisily, when the interpreter ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _console(file: TextIO, width: int | None = None) -> Console:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from owner.cli import shapes
+from owner.cli.changefeed import changefeed_argument
 from owner.cli.options import Session, remote
 from owner.cli.output import counts, size
 from owner.cli.table import LIST_TIMEOUT_S, ROWS_FOR_PEOPLE
@@ -18,7 +19,7 @@ _TABLE = ("table_id", "table", "start_key", "end_key", "primary", "rows_per_s", 
 
 @click.command("statistics")
 @remote
-@click.argument("changefeed", default="", metavar="[ID]")
+@changefeed_argument
 @click.option(
     "--limit",
     type=click.IntRange(min=0, max=2**32 - 1),

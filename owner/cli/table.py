@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from owner.cli import shapes
+from owner.cli.names import complete_captures, complete_changefeeds, complete_tables
 from owner.cli.options import Session, remote
 from owner.cli.output import duration, keys, to_json
 from owner.cli.plan import show_plan
@@ -30,7 +31,13 @@ def table_group() -> None:
 
 
 def changefeed_option(command: Any) -> Any:
-    return click.option("--changefeed", default="", metavar="ID", help="May be left out while there is exactly one.")(command)
+    return click.option(
+        "--changefeed",
+        default="",
+        metavar="ID",
+        shell_complete=complete_changefeeds,
+        help="May be left out while there is exactly one.",
+    )(command)
 
 
 def dry_run_option(command: Any) -> Any:
@@ -48,9 +55,15 @@ def wait_option(command: Any) -> Any:
 @table_group.command("list")
 @remote
 @changefeed_option
-@click.option("--capture", default="", metavar="ID", help="Only what this capture holds.")
+@click.option("--capture", default="", metavar="ID", shell_complete=complete_captures, help="Only what this capture holds.")
 @click.option("--stalled", is_flag=True, help="Only what is not steady.")
-@click.option("--table", default="", metavar="TABLE", help="Only this table (schema.table or its id).")
+@click.option(
+    "--table",
+    default="",
+    metavar="TABLE",
+    shell_complete=complete_tables,
+    help="Only this table (schema.table or its id).",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=0, max=2**32 - 1),
@@ -121,8 +134,15 @@ def _print_table(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> N
 
 @table_group.command("move")
 @remote
-@click.argument("table", metavar="TABLE")
-@click.option("--to", "target", required=True, metavar="CAPTURE", help="The capture that shall write it.")
+@click.argument("table", metavar="TABLE", shell_complete=complete_tables)
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="CAPTURE",
+    shell_complete=complete_captures,
+    help="The capture that shall write it.",
+)
 @changefeed_option
 @wait_option
 @dry_run_option
@@ -145,7 +165,13 @@ def move(session: Session, table: str, target: str, changefeed: str, wait: bool,
 
 @click.command("rebalance")
 @remote
-@click.option("--changefeed", default="", metavar="ID", help="Move tables of this one alone; else of all that run.")
+@click.option(
+    "--changefeed",
+    default="",
+    metavar="ID",
+    shell_complete=complete_changefeeds,
+    help="Move tables of this one alone; else of all that run.",
+)
 @wait_option
 @dry_run_option
 def rebalance(session: Session, changefeed: str, wait: bool, dry_run: bool) -> None:

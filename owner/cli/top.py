@@ -59,14 +59,15 @@ class Look:
 )
 @click.option("--plain", is_flag=True, help="One look after the other as text, as it is where there is no terminal.")
 @click.option("--count", type=click.IntRange(min=0), default=0, metavar="N", help="So many looks; 0: until q or Ctrl-C.")
-def top(session: Session, interval_s: float, plain: bool, count: int) -> None:
+@click.option("--once", is_flag=True, help="One look as text: --plain --count 1.")
+def top(session: Session, interval_s: float, plain: bool, count: int, once: bool) -> None:
     """Watch captures, changefeeds, rates, lag and stalls.
 
     And what happened last. It is drawn anew in each interval; q or Ctrl-C leaves.
     """
-    looks = islice(_looks(session), count or None)
+    looks = islice(_looks(session), 1 if once else count or None)
     try:
-        if plain or session.output.is_json or not session.output.is_terminal:
+        if plain or once or session.output.is_json or not session.output.is_terminal:
             _print_looks(session.output, looks, interval_s)
         else:
             _show_looks(session.output, looks, interval_s)

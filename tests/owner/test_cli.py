@@ -301,7 +301,8 @@ def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None
     )
     (stored,) = (info for info in view.store.list() if info.id == "new")
     assert stored.options == {"sink_connections": "5", "binary": "off"}
-    assert owner("changefeed", "pause", "new").stdout == "changefeed default/new is stopped\n"
+    kept = "the source keeps 4.0 KiB for it, and more with each change"
+    assert owner("changefeed", "pause", "new").stdout == f"changefeed default/new is stopped; {kept}\n"
     assert "cannot pause: it is paused already" in failure(owner("changefeed", "pause", "new"))
     assert answer(owner("changefeed", "resume", "new", "-o", "json"))["state"] == "normal"
     shown = answer(owner("changefeed", "query", "new", "-o", "json"))

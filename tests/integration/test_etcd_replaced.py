@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.etcd import EtcdServer
+from deploy.local.process import wait_until
 from tablewire.runtime.etcd import EtcdSession, Put
 
 pytestmark = pytest.mark.integration
@@ -23,13 +24,17 @@ def test_a_watch_forgets_what_another_etcd_held(tmp_path: Path) -> None:
     session = EtcdSession([server.endpoint], request_timeout_ms=1_000)
     try:
         watch = session.watch_prefix("/replaced/", None)
+        session.transact([], [Put("/replaced/former", b"1")])
         for number in range(FORMER_WRITES):
-            session.transact([], [Put("/replaced/former", b"%d" % number)])
-        watch.wait_until(lambda state: "/replaced/former" in state.entries and state.revision > FORMER_WRITES, TIMEOUT_S)
+            session.transact([], [Put("/elsewhere", b"%d" % number)])
+        # What it hears every second tells it of writes elsewhere too.
+        wait_until("the watch has heard", lambda: watch._seen_revision > FORMER_WRITES, TIMEOUT_S)
         server.kill()
         shutil.rmtree(tmp_path / server.name / "data")
         server.start()
-        session.transact([], [Put("/replaced/new", b"1")])
+        fresh = EtcdSession([server.endpoint])  # the former one may still hold a connection that has just broken
+        fresh.transact([], [Put("/replaced/new", b"1")])
+        fresh.close()
         state = watch.wait_until(lambda state: "/replaced/former" not in state.entries, TIMEOUT_S)
         state = watch.wait_until(lambda state: "/replaced/new" in state.entries, TIMEOUT_S)
         assert list(state.entries) == ["/replaced/new"]

@@ -65,6 +65,8 @@ class PrefixWatch:
         self._closed = threading.Event()
         self._call: Any = None
         self._heard_at = time.monotonic()
+        self._seen_revision = 0
+        """Of all of etcd, as far as this watch has heard; `state.revision` is that of the prefix."""
         self._error = ""
         self._thread = run_thread(name, self._run)
 
@@ -141,6 +143,7 @@ class PrefixWatch:
     def _load(self) -> PrefixState:
         items, revision = self._session.get_prefix(self.prefix)
         state = PrefixState(revision, MappingProxyType({item.key: item for item in items}))
+        self._seen_revision = revision
         self._heard()
         if self._state is None or dict(self._state.entries) != dict(state.entries):
             self._publish(state)
@@ -164,9 +167,10 @@ class PrefixWatch:
                     raise EtcdUnavailableError(
                         f"etcd {member.endpoint}: watch {self.prefix}: {answer.cancel_reason or 'ended by etcd'}"
                     )
-                if answer.header.revision < state.revision:
+                if answer.header.revision < self._seen_revision:
                     # Made anew, or restored from a backup: what is known here never was in this etcd.
                     raise CompactedError(f"etcd: watch {self.prefix}: its revision went back to {answer.header.revision}")
+                self._seen_revision = answer.header.revision
                 self._heard()
                 if answer.events:
                     state = _apply(state, answer)

@@ -1,0 +1,65 @@
+"""The configuration examples of deploy/ are read by the services' own loader, and agree with each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from owner.config import OwnerConfig
+from processor.config import ProcessorConfig
+from tablewire.runtime import config as configuration
+from tablewire.runtime.config import OTHER_VARIABLES, Section
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy/config"
+EXAMPLES = sorted(FOLDER.glob("*.toml"))
+
+
+def kind_of(path: Path) -> type[Section]:
+    """By the beginning of the file's name."""
+    return {"owner": OwnerConfig, "processor": ProcessorConfig}[re.split(r"[-.]", path.name)[0]]
+
+
+def test_there_are_examples_for_both_services() -> None:
+    """With and without TLS, of an owner and of a processor."""
+    assert [path.name for path in EXAMPLES] == ["owner-tls.toml", "owner.toml", "processor-tls.toml", "processor.toml"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_accepted(path: Path) -> None:
+    """Each key exists and each value is within its bounds."""
+    found = configuration.load(kind_of(path), files=[path])
+    assert isinstance(found, OwnerConfig | ProcessorConfig)
+    assert found.cluster == "prod"
+    assert len(found.etcd.endpoints) == 3
+
+
+def test_a_wrong_example_would_be_noticed(tmp_path: Path) -> None:
+    """The loader refuses a key that does not exist."""
+    path = tmp_path / "owner.toml"
+    path.write_text((FOLDER / "owner.toml").read_text().replace("lease_ttl_ms", "lease_ttl_s"))
+    with pytest.raises(configuration.ConfigError, match=r"unknown key etcd\.lease_ttl_s"):
+        configuration.load(OwnerConfig, files=[path])
+
+
+@pytest.mark.parametrize("name", ["owner-tls.toml", "processor-tls.toml"])
+def test_tls_examples_encrypt_every_connection_and_name_who_may_call(name: str) -> None:
+    """TLS to etcd and between the services, and a list of roles."""
+    found = configuration.load(kind_of(Path(name)), files=[FOLDER / name])
+    assert isinstance(found, OwnerConfig | ProcessorConfig)
+    assert found.etcd.tls.enabled
+    assert found.tls.enabled
+    assert found.tls.require_client_cert
+    assert "tablewire-owner" in found.tls.allowed_common_names
+
+
+def test_secrets_hold_no_secret_and_no_configuration_key() -> None:
+    """Each line gives a name that the services do not take for a key, and a value that nobody would use."""
+    text = (FOLDER / "secrets.env.example").read_text()
+    pairs = [line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert pairs
+    for name, value in pairs:
+        assert not name.startswith("TABLEWIRE_") or name in OTHER_VARIABLES
+        assert value == "change-me"

@@ -78,6 +78,8 @@ class TableQueue:
         self._gap_bytes = 0
         self._taken_bytes = 0
         self._is_inside = False  # the beginning of a transaction was taken and confirmed, its end was not taken yet
+        self._held_up: tuple[Ts, Ts] = (0, 0)
+        """commit_ts and end_ts of the transaction that was last found to end behind the barrier."""
         self._live_generation = 0
         self._gap_generation = 0
         self._is_closed = False
@@ -241,15 +243,20 @@ class TableQueue:
                 if commit_ts < self.cursor:
                     self._release(lane.popleft(), from_gap)
                     continue
-                if commit_ts >= barrier_ts or part.end_ts > barrier_ts:
+                if self._ends_behind(part, barrier_ts):
                     break
                 size += part.size
                 parts.append(lane.popleft())
-                while not parts[-1].is_last and lane:
+                while not parts[-1].is_last and lane and not self._ends_behind(lane[0], barrier_ts):
                     size += lane[0].size
                     parts.append(lane.popleft())
                 if parts[-1].is_last:
                     whole, whole_size = len(parts), size
+                elif lane:
+                    break  # it has begun before the barrier, and ends behind it: not to be begun, or not to be gone on with
+            if parts and not whole and lane:
+                lane.extendleft(reversed(parts))
+                parts = []
             if not parts:
                 if lane:
                     self.is_writing = False  # behind its barrier: no stream may wait for it
@@ -324,6 +331,17 @@ class TableQueue:
             self._clear_gap()
 
     # --- inside the lock ---------------------------------------------------------------------------------------------
+
+    def _ends_behind(self, part: Part, barrier_ts: Ts) -> bool:
+        """Whether the part's transaction ends behind the barrier, as far as that is known: only the last pieces of a large one
+        tell its end. It is remembered, so that the transaction is not begun again when it is read again."""
+        commit_ts = part.transaction.commit_ts
+        end_ts = part.end_ts
+        if not end_ts and self._held_up[0] == commit_ts:
+            end_ts = self._held_up[1]
+        if end_ts > barrier_ts:
+            self._held_up = (commit_ts, end_ts)
+        return commit_ts >= barrier_ts or end_ts > barrier_ts
 
     def _is_full(self, size: int, lane_bytes: int) -> bool:
         """Whether a lane that holds lane_bytes has no room for more; with a gap open, each lane has half of the queue."""

@@ -359,6 +359,8 @@ class TableWork:
             following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes, continuing=batch)
             if following is not None:
                 return following
+            if not self.queue.is_writing:
+                return None  # its end turned out to be behind the barrier
             self.queue.wait_for_parts(PART_WAIT_S)
         return None
 

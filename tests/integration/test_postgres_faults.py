@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -18,6 +18,8 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
+from processor.postgres.sinks.postgres import PostgresTransaction
+from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
 from tablewire.types import Barrier, Span, TableBarrier, TableState, Ts
 from tests.processor.postgres.replication_kit import (
@@ -121,6 +123,46 @@ def test_barrier_holds_one_table_and_not_the_others(source_db: str, sink_db: str
         wait_until(lambda: executor.shared_position() > stopped_at, "it was received")
         wait_until(lambda: checkpoint_of(executor, other) == stopped_at, "the checkpoint stops at the barrier")
         assert not kit.matches("other")
+
+
+def test_large_transaction_that_ends_behind_the_barrier_is_not_held_open(source_db: str, sink_db: str) -> None:
+    """The barrier lies inside the commit record of a transaction that came in pieces: what was begun is rolled back, and nobody
+    works on it until the barrier is lifted."""
+    with Kit(source_db, sink_db, options=SMALL_QUEUES) as kit:
+        create(kit, "t")
+        start_ts = kit.start()
+        executor = kit.executor()
+        span = kit.span("t")
+        begin(executor, [span], start_ts)
+        kit.run("INSERT INTO t (v) VALUES ('before')")
+        kit.wait_equal("t")
+        executor.set_barrier(Barrier(current(kit)))
+        kit.run("INSERT INTO t (v) SELECT repeat('x', 200) FROM generate_series(1, 20000)")
+        end_ts = current(kit)
+        begun: list[int] = []
+        apply = PostgresTransaction.apply
+
+        def counting(self: PostgresTransaction, parts: Sequence[Part], is_last: bool) -> int:
+            begun.append(len(parts))
+            return apply(self, parts, is_last)
+
+        PostgresTransaction.apply = counting  # type: ignore[method-assign]
+        try:
+            executor.set_barrier(Barrier(end_ts - 1))
+            wait_until(lambda: begun, "its beginning is applied")
+            open_ones = "SELECT FROM pg_stat_activity WHERE application_name = 'tablewire capture-a' AND xact_start IS NOT NULL"
+            wait_until(lambda: not kit.at_sink(open_ones) and not executor._catch_ups, "nothing is held open", 10.0)
+            takes = len(begun)
+            kit.run("CREATE TABLE other (id int)")
+            target = current(kit)
+            wait_until(lambda: executor.shared_position() >= target, "the stream goes on")
+            assert len(begun) == takes
+            assert kit.at_sink("SELECT count(*) FROM t") == [(1,)]
+            assert checkpoint_of(executor, span) < end_ts
+        finally:
+            PostgresTransaction.apply = apply  # type: ignore[method-assign]
+        executor.set_barrier(Barrier(2**63))
+        kit.wait_equal("t")
 
 
 def test_table_that_is_locked_at_the_sink_stops_nobody(source_db: str, sink_db: str) -> None:

@@ -49,6 +49,44 @@ def test_barrier_is_never_passed() -> None:
     assert queue.idle_position(400) == 400
 
 
+def piece(commit_ts: Ts, end_ts: Ts, is_last: bool) -> Part:
+    """A piece of one large transaction; end_ts: 0 in all but the last delivery."""
+    return Part(RELATION, [b"x"], 100, Transaction(commit_ts, 0, 1), end_ts, is_last)
+
+
+def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> None:
+    """Neither when all of it is there, nor when its end comes after its beginning was taken; and it is not begun again."""
+    queue = new_queue(cursor=10, attached=900)
+    queue.is_writing = True
+    queue.open_gap(10)
+    first, last = piece(95, 0, False), piece(95, 105, True)
+    queue.push_gap([first], 100)
+    queue.push_gap([last], 100)
+    assert queue.take(100, 1000) is None  # 95 < barrier < 105
+    assert not queue.is_writing
+    queue.is_writing = True
+    whole = queue.take(105, 1000)
+    assert whole is not None
+    assert whole.parts == [first, last]
+    queue.give_back(whole)
+    queue = new_queue(cursor=10, attached=900)
+    for attempt in range(2):
+        queue.is_writing = True
+        queue.open_gap(10)
+        queue.push_gap([first], 100)
+        begun = queue.take(100, 1000)
+        if attempt:
+            assert begun is None
+            break
+        assert begun is not None
+        assert not begun.is_whole
+        queue.confirm(begun, is_written=False)
+        queue.push_gap([last], 100)
+        assert queue.take(100, 1000, continuing=begun) is None
+        assert not queue.is_writing  # by this the writer knows that nothing will follow
+        queue.lose_transaction()
+
+
 def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
     """A writer's queue asks the stream to wait; a queue that nobody takes from keeps the newest transactions."""
     queue = new_queue()

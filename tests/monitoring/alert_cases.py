@@ -1,6 +1,6 @@
 """When each alert fires and when it does not: input for `promtool test rules`, one case or more for every alert.
 
-Series are in promtool's notation, one value every INTERVAL: `1+0x8` is nine times 1, `0+5x8` grows by 5, `_` is no sample.
+Series are in promtool's notation, one value every `interval`: `1+0x8` is nine times 1, `0+5x8` grows by 5, `_` is no sample.
 `fires` and `quiet` hold the series of two worlds. In the first the alert must be silent up to `not_before` and fire at `at`;
 in the second it must be silent at both times. Times are in seconds.
 """
@@ -26,6 +26,7 @@ class Case:
     summary: str
     labels: Mapping[str, str] = field(default_factory=dict)
     not_before: int = 0
+    interval: int = INTERVAL_S
 
 
 FEED = {"changefeed": "default/orders"}
@@ -164,7 +165,7 @@ CASES = (
         "The checkpoint of changefeed default/orders does not move", FEED, not_before=285,
     ),
     Case(
-        "TablewireSpansStalled", 630, {stalled("silent_capture"): "2+0x80", other(stalled("silent_capture")): "1+0x80"},
+        "TablewireSpansStalled", 630, {stalled("silent_capture"): "3+0x80", other(stalled("silent_capture")): "_ _ 3 _x80"},
         {stalled("snapshot"): "2+0x80", stalled("preparing"): "1+0x10 0 1+0x80"},
         "3 spans of default/orders stand still: silent_capture", {**FEED, "reason": "silent_capture"}, not_before=585,
     ),
@@ -174,8 +175,8 @@ CASES = (
         "1 spans of default/orders cannot be replicated", FEED, not_before=105,
     ),
     Case(
-        "TablewireSnapshotLong", 21660, {stalled("snapshot"): "4+0x1500"}, {stalled("snapshot"): "4+0x900 0+0x600"},
-        "First copies of default/orders take longer than 6 hours", {**FEED, "reason": "snapshot"}, not_before=21540,
+        "TablewireSnapshotLong", 21720, {stalled("snapshot"): "4+0x200"}, {stalled("snapshot"): "4+0x90 0+0x100"},
+        "First copies of default/orders take longer than 6 hours", {**FEED, "reason": "snapshot"}, not_before=21480, interval=120,
     ),
     Case(
         "TablewireSourceRetains", 360, {owner("source_retained_bytes", FEED): "21474836480+0x80"},

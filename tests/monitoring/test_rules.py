@@ -18,7 +18,7 @@ import pytest
 from deploy.monitoring.server import RULES, SHIPPED, Prometheus, with_targets
 from owner.config import OwnerConfig
 from processor.config import ProcessorConfig
-from tests.monitoring.alert_cases import CASES, INTERVAL_S, Case, Series
+from tests.monitoring.alert_cases import CASES, Case, Series
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +116,7 @@ def unit(case: Case, rule: dict[str, Any], series: Series, expected: dict[int, b
         "exp_annotations": {**rule["annotations"], "summary": case.summary},
     }
     return {
-        "interval": f"{INTERVAL_S}s",
+        "interval": f"{case.interval}s",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "alert_rule_test": [
             {"eval_time": f"{at}s", "alertname": case.alert, "exp_alerts": [fires] if does else []}
@@ -127,7 +127,7 @@ def unit(case: Case, rule: dict[str, Any], series: Series, expected: dict[int, b
 
 def whole(units: list[dict[str, Any]]) -> str:
     """A file for `promtool test rules`; JSON is YAML."""
-    return json.dumps({"rule_files": [str(RULES)], "evaluation_interval": f"{INTERVAL_S}s", "tests": units})
+    return json.dumps({"rule_files": [str(RULES)], "evaluation_interval": units[0]["interval"], "tests": units})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.alert)

@@ -23,6 +23,7 @@ from owner.worker import ChangefeedWorker, Duty
 from tablewire.errors import UnknownCaptureError
 from tablewire.registry import ChangefeedInfo, ChangefeedState
 from tablewire.types import (
+    I64,
     TS_MAX,
     ActiveChangefeed,
     Barrier,
@@ -30,6 +31,7 @@ from tablewire.types import (
     CaptureID,
     CaptureInfo,
     ChangefeedID,
+    SpanBlock,
     TableID,
     Transport,
     Ts,
@@ -56,6 +58,15 @@ class Stored:
 NewTransport = Callable[[ChangefeedID, int], Transport]
 
 
+class _ListedSpans:
+    """What the source cut its tables into when it listed them: calling it is the worker's, not the tick's."""
+
+    spans: SpanBlock | None = None
+
+    def split(self, table_ids: I64) -> SpanBlock:
+        return SpanBlock(table_ids) if self.spans is None else self.spans
+
+
 class ChangefeedRun:
     """`tick` and `close`: the tick's thread."""
 
@@ -79,6 +90,7 @@ class ChangefeedRun:
         self.scheduler: SchedulerAndInfo | None = None
         self._owner_id = owner_id
         self._owner_revision = owner_revision
+        self._listed = _ListedSpans()
         self._drains: frozenset[CaptureID] = frozenset()
         self.load: Loads = {}
         """What it brings, or will bring, to each capture, as its last tick left it."""
@@ -146,6 +158,7 @@ class ChangefeedRun:
         self._lag.note(view.source_ts, self.stored_watermark.checkpoint_ts, time.monotonic())
         if self.active is None or view.table_ids is None:
             return
+        self._listed.spans = view.spans
         if self.scheduler is None:
             self.scheduler = new_scheduler(
                 owner_id=self._owner_id,
@@ -155,6 +168,7 @@ class ChangefeedRun:
                 transport=new_transport(self.changefeed, self.epoch),
                 config=config,
                 cluster_load=lambda: self._elsewhere,
+                splitter=self._listed,
             )
             _log.info("changefeed_scheduled", changefeed=str(self.changefeed), epoch=self.epoch, tables=len(view.table_ids))
         scheduler = self.scheduler

@@ -17,13 +17,14 @@ import numpy as np
 
 from owner.core.config import SchedulerConfig
 from owner.core.jobs import DrainJob, MoveJob, PlannedMove, RebalanceJob, RebalancePlan
-from owner.core.splitter import HashRanges, Splitter, WholeTables
 from owner.core.state import Core, Identity
 from owner.core.tick import Facts, TickInput, tick
 from owner.core.view import Snapshot, task_statuses
+from owner.job_numbers import JobNumbers, moves_ahead
 from owner.publisher import Publisher
 from tablewire.errors import ClosedError, ConcurrentTickError, InvariantError, UnknownCaptureError
-from tablewire.queries import ENDED, Query
+from tablewire.queries import ENDED, Query, new_job_number
+from tablewire.splitter import HashRanges, Splitter, WholeTables
 from tablewire.types import (
     CHECKPOINT_CANNOT_PROCEED,
     I64,
@@ -168,7 +169,6 @@ class _Scheduler:
         self._queries: deque[Query] = deque(maxlen=QUERIES_KEPT)
         self._drains: dict[CaptureID, Query] = {}  # standing, by target
         self._jobs: dict[Query, MoveJob | DrainJob | RebalanceJob] = {}
-        self._next_key = 1
         self._publisher = Publisher()
         self._facts: Facts | None = None
         nothing = BarrierWithMinTs(Barrier(0), 0)
@@ -192,6 +192,8 @@ class _Scheduler:
                 raise ClosedError("tick was called on a closed scheduler")
             tables = _as_ids(current_tables)
             self._take_jobs()
+            jobs = JobNumbers(self._core)
+            rebalance = self._core.balancer.job
             output = tick(
                 self._core,
                 TickInput(
@@ -204,8 +206,10 @@ class _Scheduler:
                     cluster_load=self._cluster_load() if self._cluster_load is not None else {},
                 ),
             )
-            self._transport.send(output.messages)
-            self._facts = output.facts
+            self._transport.send(jobs.name_orders(output.messages))
+            self._facts = jobs.name_placements(output.facts)
+            if rebalance is not None:
+                self._note_progress(rebalance, output.facts)
             self._publisher.publish(self._core, output.roles_changed)
             self._ticked = True
             self._settle()
@@ -242,8 +246,8 @@ class _Scheduler:
         """Asks for even loads by the fewest moves; DONE when nothing is left. A newer one replaces an older one."""
         with self._lock:
             self._refuse_closed()
-            query = Query(QueryKind.REBALANCE, None, on_cancel=self._ask_cancel)
-            self._enqueue(RebalanceJob(self._key()), query)
+            query = self._new_query(QueryKind.REBALANCE, None, on_cancel=self._ask_cancel)
+            self._enqueue(RebalanceJob(query.number), query)
         return query
 
     def plan_rebalance(self) -> RebalancePlan:
@@ -258,9 +262,9 @@ class _Scheduler:
             if query is None:
                 if self._ticked and target not in {capture.id for capture in snapshot.captures}:
                     raise UnknownCaptureError(f"capture {target} is unknown")
-                query = Query(QueryKind.DRAIN, target, on_cancel=self._cancel_drain_query)
+                query = self._new_query(QueryKind.DRAIN, target, on_cancel=self._cancel_drain_query)
                 self._drains[target] = query
-                self._enqueue(DrainJob(self._key(), target), query)
+                self._enqueue(DrainJob(query.number, target), query)
                 return max(1, self._core_left(target))
             job = self._jobs.get(query)
             if not isinstance(job, DrainJob) or not job.taken_in:
@@ -269,7 +273,7 @@ class _Scheduler:
 
     def cancel_drain(self, target: CaptureID) -> Query:
         """Asks that a drain end; what has moved stays where it is. Refused when there is none."""
-        query = Query(QueryKind.CANCEL, target, "drain")
+        query = self._new_query(QueryKind.CANCEL, target, "drain")
         with self._lock:
             self._refuse_closed()
             self._queries.append(query)
@@ -300,14 +304,14 @@ class _Scheduler:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _move(self, table_id: TableID, span: Span | None, target: CaptureID, subject: str) -> Query:
-        query = Query(QueryKind.MOVE, target, subject, on_cancel=self._ask_cancel)
+        query = self._new_query(QueryKind.MOVE, target, subject, on_cancel=self._ask_cancel)
         with self._lock:
             self._refuse_closed()
             if len(self._waiting) >= JOBS_WAITING_MAX:
                 query.settle(QueryState.REFUSED, f"{JOBS_WAITING_MAX} jobs are waiting already")
                 self._queries.append(query)
             else:
-                self._enqueue(MoveJob(self._key(), table_id, span, target), query)
+                self._enqueue(MoveJob(query.number, table_id, span, target), query)
         return query
 
     def _enqueue(self, job: MoveJob | DrainJob | RebalanceJob, query: Query) -> None:
@@ -315,9 +319,11 @@ class _Scheduler:
         self._waiting.append(job)
         self._queries.append(query)
 
-    def _key(self) -> int:
-        self._next_key += 1
-        return self._next_key
+    def _new_query(
+        self, kind: QueryKind, target: CaptureID | None, subject: str = "", on_cancel: Callable[[Query], None] | None = None
+    ) -> Query:
+        number = new_job_number(self._core.identity.owner_revision)
+        return Query(kind, target, subject, number=number, on_cancel=on_cancel)
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -362,6 +368,14 @@ class _Scheduler:
         if former is not None:
             former.end(QueryState.CANCELLED, "a newer rebalance took its place")
         self._core.balancer.job = job
+
+    def _note_progress(self, job: RebalanceJob, facts: Facts) -> None:
+        """What a rebalance has moved, and what of its present plan is left; when it ends nothing is."""
+        with self._lock:
+            query = next((query for query, one in self._jobs.items() if one is job), None)
+        if query is not None:
+            query.moves_done = (query.moves_done or 0) + facts.placed.get("balance", 0)
+            query.moves_left = 0 if job.state in ENDED else moves_ahead(self._core)
 
     def _end_drain(self, cancel: _CancelDrain) -> None:
         drain = self._core.drains.pop(cancel.target, None)

@@ -22,11 +22,11 @@ import numpy as np
 import structlog
 
 from owner.config import SourceSection
-from tablewire.errors import InvariantError, NotLeaderError, TablewireError
+from tablewire.errors import InvariantError, NotLeaderError, OperatingError, TablewireError
 from tablewire.registry import ChangefeedInfo, redact_uri
 from tablewire.runtime.shutdown import run_thread
-from tablewire.source import Source, StartedSource
-from tablewire.types import I64, TableID, Ts
+from tablewire.source import Source, SplitSource, StartedSource
+from tablewire.types import I64, Span, SpanBlock, TableID, Ts
 
 FORMER_WAIT_S = 1.0
 
@@ -49,11 +49,12 @@ def _no_tables() -> I64:
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceView:
     """What is known of a source. start_ts: where replication starts, 0 = not started yet. table_ids: sorted, None = never
-    listed; the same object as long as the tables are the same. source_ts: where the source was right before that listing.
-    error: what is being retried. fatal: what no retry can mend."""
+    listed; the same object as long as the tables are the same. spans: of these tables, None = each is one. source_ts: where
+    the source was right before that listing. error: what is being retried. fatal: what no retry can mend."""
 
     start_ts: Ts = 0
     table_ids: I64 | None = None
+    spans: SpanBlock | None = None
     table_names: Mapping[TableID, str] = field(default_factory=dict)
     source_ts: Ts = 0
     retained_bytes: int | None = None
@@ -219,7 +220,8 @@ class ChangefeedWorker:
         if self._view.table_ids is None or names != self._view.table_names:
             table_ids = np.sort(np.fromiter(names, np.int64, len(names)))
             table_ids.setflags(write=False)
-            self._publish(table_ids=table_ids, table_names=dict(names), source_ts=source_ts)
+            spans = _checked_spans(source.spans(table_ids), table_ids) if isinstance(source, SplitSource) else None
+            self._publish(table_ids=table_ids, spans=spans, table_names=dict(names), source_ts=source_ts)
 
     def _publish(self, **changes: object) -> None:
         before = self._view
@@ -238,3 +240,16 @@ def _start_ts(source: Source, known: Ts) -> Ts:
     if isinstance(source, StartedSource):
         return source.start()
     return known or source.current_ts()
+
+
+def _checked_spans(spans: SpanBlock, table_ids: I64) -> SpanBlock:
+    """What a source says its tables should be cut into, if it is of these tables and in order. A hole is not an error here: the
+    scheduler finds it and says so."""
+    if strange := sorted(set(np.unique(spans.table_ids).tolist()) - set(table_ids.tolist())):
+        raise OperatingError(f"the source gave spans of table {strange[0]}, which it does not list")
+    former: Span | None = None
+    for span in spans if spans.start_keys else ():
+        if former is not None and not former < span:
+            raise OperatingError(f"the source gave span {span} behind {former}: spans must be sorted and unique")
+        former = span
+    return spans

@@ -12,8 +12,8 @@ from owner.core.captures import Capture, Captures
 from owner.core.config import SchedulerConfig
 from owner.core.jobs import DrainJob, MoveJob
 from owner.core.replication import Replication
-from owner.core.splitter import Splitter, WholeTables
 from owner.core.tables import Tables
+from tablewire.splitter import Splitter, WholeTables
 from tablewire.types import (
     I64,
     BarrierWithMinTs,

@@ -6,7 +6,7 @@ etcd, testing.py a network in one thread, runtime/ the process plumbing, postgre
 
 from tablewire.liveness import Liveness
 from tablewire.queries import Query
-from tablewire.source import CheckFailure, Source, SourceRequest
+from tablewire.source import CheckFailure, Source, SourceRequest, SplitSource, StartedSource
 from tablewire.types import (
     CHECKPOINT_CANNOT_PROCEED,
     Barrier,
@@ -58,7 +58,9 @@ __all__ = [
     "SourceRequest",
     "Span",
     "SpanView",
+    "SplitSource",
     "StallReason",
+    "StartedSource",
     "Stats",
     "TableBarrier",
     "TableID",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from tablewire.types import ChangefeedID, TableID, Ts
+from tablewire.types import I64, ChangefeedID, SpanBlock, TableID, Ts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +75,15 @@ class StartedSource(Protocol):
     def start(self) -> Ts:
         """Makes what must exist at the source (publication, slot) if it is not there; the Ts where replication starts.
         Idempotent: a second call finds what is there and returns the same or a later position. Blocking."""
+        ...
+
+
+@runtime_checkable
+class SplitSource(Protocol):
+    """Optional, beside Source: tables of several spans, for an executor that can write a part of a table. A source without it
+    has one span a table."""
+
+    def spans(self, table_ids: I64) -> SpanBlock:
+        """The spans of these tables, by table and start key, without a hole or an overlap; `tablewire.splitter` has ways to cut.
+        table_ids: sorted, unique. Deterministic: an owner that cuts in another way removes the former spans and adds its own."""
         ...

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from owner.core.splitter import HashRanges
+from tablewire.splitter import HashRanges
 from tablewire.testing import Deliver
 from tablewire.types import I64, DispatchTableResponse, HeartbeatResponse, Message, SpanBlock, StallReason, Watermark
 from tests.owner.world import World

@@ -15,6 +15,7 @@ from tablewire import registry
 from tablewire.errors import NotLeaderError, OperatingError
 from tablewire.registry import ChangefeedInfo
 from tablewire.source import CheckFailure
+from tablewire.types import I64, Span, SpanBlock
 
 WAIT_S = 10.0
 CONFIG = SourceSection(poll_interval_ms=50, idle_poll_interval_ms=100, retry_min_ms=10, retry_max_ms=20)
@@ -238,3 +239,48 @@ def test_one_thread_at_a_time_talks_to_a_source(new_worker: NewWorker, source: S
     source.hold.set()
     _wait("it is polled", lambda: third.view.retained_bytes == 77 and not third.view.error)
     assert second.join(WAIT_S)
+
+
+class CuttingSource(ScriptedSource):
+    """Tables in spans that the test gives."""
+
+    def __init__(self, *cut: Span) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def spans(self, table_ids: I64) -> SpanBlock:
+        self._call("spans")
+        return SpanBlock.of([span for span in self.cut if span.table_id in table_ids or span.table_id == 9])
+
+
+HALVES = tuple(Span(table, start, end) for table in (1, 2) for start, end in ((b"", b"m"), (b"m", b"")))
+
+
+def test_a_source_cuts_its_tables_at_every_new_listing(new_worker: NewWorker, host: Host) -> None:
+    """The spans come with the tables that they are of, in one value; a source that does not cut gives none."""
+    source = host.source = CuttingSource(*HALVES)
+    source.names = {1: "public.a"}
+    worker = new_worker()
+    _wait("table 1 is cut", lambda: worker.view.spans is not None)
+    assert worker.view.spans == SpanBlock.of(HALVES[:2])
+    source.names = {1: "public.a", 2: "public.b"}
+    _wait("both are listed", lambda: worker.view.table_ids is not None and len(worker.view.table_ids) == 2)
+    assert worker.view.spans == SpanBlock.of(HALVES)
+
+
+@pytest.mark.parametrize(
+    ("cut", "text"),
+    [
+        ((*HALVES, Span(9)), "the source gave spans of table 9, which it does not list"),
+        ((HALVES[1], HALVES[0]), "spans must be sorted and unique"),
+        ((HALVES[0], HALVES[0]), "spans must be sorted and unique"),
+    ],
+)
+def test_a_wrong_cut_is_the_source_s_error(new_worker: NewWorker, host: Host, cut: tuple[Span, ...], text: str) -> None:
+    """It is told, and no table is scheduled by it; when the source mends it, all goes on."""
+    source = host.source = CuttingSource(*cut)
+    worker = new_worker()
+    _wait("it is told", lambda: text in worker.view.error)
+    assert worker.view.table_ids is None
+    source.cut = HALVES
+    _wait("it is mended", lambda: worker.view.spans == SpanBlock.of(HALVES))

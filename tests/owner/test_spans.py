@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from owner.core.splitter import HashRanges, WholeTables, uncovered_tables
+from owner.core.splitter import uncovered_tables
 from owner.scheduler import Splitter
+from tablewire.splitter import HashRanges, WholeTables
 from tablewire.types import I64, QueryState, ReplicationState, Span, SpanBlock, Watermark
 from tests.owner.world import World
 

@@ -75,12 +75,13 @@ class CounterWorld:
         beside.write_text("\n".join(names))
         beside.rename(self.source / "tables")
 
-    def create(self, name: str = "one", tables: Iterable[str] = ("public.*",), sink: Path | None = None) -> Json:
+    def create(self, name: str = "one", tables: Iterable[str] = ("public.*",), sink: Path | None = None, *more: str) -> Json:
         pattern = [part for table in tables for part in ("--tables", table)]
         uris = ("--source", f"counter://{self.source}", "--sink", f"file://{sink or self.sink}")
-        return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, *pattern)
+        return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, *pattern, *more)
 
-    def writes(self, table_id: int, sink: Path | None = None) -> list[Write]:
+    def writes(self, table_id: int | str, sink: Path | None = None) -> list[Write]:
+        """table_id: with "-<start key>" behind it, a part of a table."""
         path = (sink or self.sink) / f"{table_id}.log"
         lines = path.read_text().splitlines() if path.exists() else []
         found = []
@@ -89,7 +90,7 @@ class CounterWorld:
             found.append(Write(int(changefeed_epoch), int(epoch), capture, *map(int, numbers)))
         return found
 
-    def audit(self, *table_ids: int, created_anew: bool = False) -> None:
+    def audit(self, *table_ids: int | str, created_anew: bool = False) -> None:
         """No gap, no overlap, never a write under an older epoch, and one writer an epoch. created_anew: the changefeed was
         removed and created again meanwhile, and what happened between is not its own."""
         for table_id in table_ids:
@@ -105,7 +106,7 @@ class CounterWorld:
             for write in writes:
                 assert owners.setdefault(write.fence, write.capture) == write.capture, f"two writers in one epoch: {write}"
 
-    def longest_gap_ms(self, table_id: int) -> int:
+    def longest_gap_ms(self, table_id: int | str) -> int:
         """The longest time between two writes of a table."""
         at = [write.at_ms for write in self.writes(table_id)]
         return max(after - before for before, after in itertools.pairwise(at))
@@ -119,7 +120,7 @@ class CounterWorld:
     def wait_steady(self, tables: int, changefeed: str = "one", timeout_s: float = WAIT_S) -> None:
         self.cluster.wait_replicating(changefeed, tables=tables, timeout_s=timeout_s)
 
-    def wait_written(self, *table_ids: int, after_ms: int | None = None, timeout_s: float = WAIT_S) -> None:
+    def wait_written(self, *table_ids: int | str, after_ms: int | None = None, timeout_s: float = WAIT_S) -> None:
         """Until each of these tables has been written after the given wall time (now)."""
         since = now_ms() if after_ms is None else after_ms
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import structlog
 
-from owner.core.splitter import HashRanges, Splitter, WholeTables
 from owner.scheduler import SchedulerConfig, new_scheduler
 from processor.agent import AgentConfig, new_agent
 from tablewire.liveness import Liveness
 from tablewire.queries import ENDED
+from tablewire.splitter import HashRanges, Splitter, WholeTables
 from tablewire.types import Barrier, BarrierWithMinTs, ChangefeedID, LivenessState, QueryState, Span, Watermark
 from tests.sim.faults import Faults
 from tests.sim.network import SimNetwork, Weather

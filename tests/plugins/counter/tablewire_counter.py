@@ -2,7 +2,9 @@
 
 `counter:///folder`: the file `tables` in that folder holds the names of the tables, one a line (id = line number); a file
 `broken` makes every call of the source fail with its text, and `broken-<table id>` that table's executor.
-`file:///folder`: the sink: `<table id>.log`, one line a write: changefeed_epoch assignment_epoch capture from to written_at_ms.
+The option `parts` cuts each table into so many spans.
+`file:///folder`: the sink: `<table id>.log` (`<table id>-<start key>.log` for a part that begins there), one line a write:
+changefeed_epoch assignment_epoch capture from to written_at_ms.
 `from` is where the writer before had got to, so a gap, an overlap and a second writer all show in the file itself.
 """
 
@@ -20,7 +22,8 @@ from urllib.parse import urlsplit
 from processor.executor import ExecutorRequest
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.source import CheckFailure, SourceRequest
-from tablewire.types import Checkpoint, Span, TableState, TableStatus
+from tablewire.splitter import HashRanges
+from tablewire.types import I64, Checkpoint, Span, SpanBlock, TableState, TableStatus
 
 WRITE_INTERVAL_S = 0.02
 
@@ -49,6 +52,9 @@ class CounterSource:
         self._raise_if_broken()
         names = (self._folder / "tables").read_text().split()
         return {at: name for at, name in enumerate(names, 1) if any(fnmatch(name, want) for want in self._request.tables)}
+
+    def spans(self, table_ids: I64) -> SpanBlock:
+        return HashRanges(int(self._request.options.get("parts", "1"))).split(table_ids)
 
     def current_ts(self) -> int:
         self._raise_if_broken()
@@ -89,7 +95,7 @@ class CounterExecutor:
         self._may_write: Callable[[], bool] = request.may_write
         self._source = Path(urlsplit(request.source_uri).path)
         self._folder = Path(urlsplit(request.sink_uri).path)
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[Span, _Table] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="counter", daemon=True)
@@ -97,36 +103,36 @@ class CounterExecutor:
 
     def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
         with self._lock:
-            table = self._tables.setdefault(span.table_id, _Table(TableState.PREPARED, checkpoint.checkpoint_ts))
+            table = self._tables.setdefault(span, _Table(TableState.PREPARED, checkpoint.checkpoint_ts))
             if not is_prepare:
-                last = self._last_line(span.table_id)
+                last = self._last_line(span)
                 if last and (int(last[0]), int(last[1])) > self._fence(table):
-                    raise EpochRefusedError(f"table {span.table_id} is held by {last[2]}")
+                    raise EpochRefusedError(f"span {span} is held by {last[2]}")
                 table.checkpoint_ts = max(checkpoint.checkpoint_ts, int(last[4]) if last else 0)
                 table.state = TableState.REPLICATING
         return True
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
         with self._lock:
-            self._tables[span.table_id].epoch = epoch
+            self._tables[span].epoch = epoch
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
-        return span.table_id in self._tables
+        return span in self._tables
 
     def remove_table_span(self, span: Span) -> bool:
         with self._lock:
-            if table := self._tables.get(span.table_id):
+            if table := self._tables.get(span):
                 table.state = TableState.STOPPED
         return True
 
     def is_remove_table_span_finished(self, span: Span) -> tuple[int, bool]:
         with self._lock:
-            table = self._tables.pop(span.table_id, None)
+            table = self._tables.pop(span, None)
         return (table.checkpoint_ts if table else 0), True
 
     def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
         with self._lock:
-            table = self._tables.get(span.table_id)
+            table = self._tables.get(span)
             if table is None:
                 return TableStatus(span, TableState.ABSENT, Checkpoint(0, 0))
             if table.error:
@@ -141,22 +147,22 @@ class CounterExecutor:
     def _run(self) -> None:
         while not self._closed.wait(WRITE_INTERVAL_S):
             with self._lock:
-                for table_id, table in self._tables.items():
+                for span, table in self._tables.items():
                     if table.state is TableState.REPLICATING and not table.error:
-                        self._write(table_id, table)
+                        self._write(span, table)
 
-    def _write(self, table_id: int, table: _Table) -> None:
-        broken = self._source / f"broken-{table_id}"
-        last = self._last_line(table_id)
+    def _write(self, span: Span, table: _Table) -> None:
+        broken = self._source / f"broken-{span.table_id}"
+        last = self._last_line(span)
         now_ts = _now_ts()
         if broken.exists():
             table.error = broken.read_text().strip() or "broken"
         elif last and (int(last[0]), int(last[1])) > self._fence(table):
-            table.error = f"a newer epoch writes table {table_id}"
+            table.error = f"a newer epoch writes span {span}"
         elif self._may_write() and now_ts > table.checkpoint_ts:
             epochs = f"{self._request.changefeed_epoch} {table.epoch}"
             line = f"{epochs} {self._request.capture_id} {table.checkpoint_ts} {now_ts} {now_ts}\n"
-            handle = os.open(self._folder / f"{table_id}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            handle = os.open(self._log_of(span), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(handle, line.encode())
             os.close(handle)
             table.checkpoint_ts = now_ts
@@ -164,8 +170,12 @@ class CounterExecutor:
     def _fence(self, table: _Table) -> tuple[int, int]:
         return self._request.changefeed_epoch, table.epoch
 
-    def _last_line(self, table_id: int) -> list[str] | None:
-        path = self._folder / f"{table_id}.log"
+    def _log_of(self, span: Span) -> Path:
+        part = f"-{span.start_key.hex()}" if span.start_key else ""
+        return self._folder / f"{span.table_id}{part}.log"
+
+    def _last_line(self, span: Span) -> list[str] | None:
+        path = self._log_of(span)
         if not path.exists():
             return None
         with path.open("rb") as log:

@@ -56,7 +56,9 @@ EXIT_FAILED = 1
 CAMPAIGN_WAIT_S = 1.0
 STOP_TIMEOUT_S = 10.0
 HANGS_AFTER_S = 15.0
-"""Without a tick for this long /healthz says so."""
+"""Without a tick for this long /healthz says so, and leadership is given up."""
+HEALTH_INTERVAL_S = 1.0
+"""How often this process looks at itself."""
 
 _log = structlog.get_logger("owner.service")
 
@@ -128,7 +130,6 @@ class OwnerService:
             self._close()
             raise
         self._admin.server.start()
-        self._health.set_serving(True)
         tick = run_thread("tick", self._run)
         warn_of_roles(self._config.tls)
         _log.info(
@@ -137,7 +138,7 @@ class OwnerService:
             http=f"{self._http.host}:{self._http.port}" if self._http is not None else "",
             cluster=self._config.cluster,
         )
-        self._shutdown.wait()
+        self._look_at_itself()
         _log.info("stopping", reason=self._shutdown.reason, leading=self.is_leading())
         self._stopping = True
         term = self._term
@@ -148,6 +149,23 @@ class OwnerService:
         self._close()
         _log.info("owner_left")
         return EXIT_DONE
+
+    def _look_at_itself(self) -> None:
+        """Until asked to stop: gRPC's health says what /readyz does, and a leader whose tick hangs lets another one lead. Seen
+        twice, since a process that was stopped as a whole and wakes up has not ticked for long either."""
+        hung_before = False
+        while True:
+            hung = self._healthy()
+            self._health.set_serving(not self._ready())
+            if hung and hung_before and self._election.leadership() is not None:
+                _log.error("tick_hangs", reason=hung)
+                try:
+                    self._election.resign()
+                except (EtcdError, ClosedError) as error:
+                    _log.warning("resign_failed", reason=str(error))
+            hung_before = bool(hung)
+            if self._shutdown.wait(HEALTH_INTERVAL_S):
+                return
 
     def _close(self) -> None:
         self._health.leave()
@@ -230,7 +248,7 @@ class OwnerService:
             return "stopping"
         if self._election.error:
             return f"no candidate: {self._election.error}"
-        return "" if self._election.leader() is not None else "no owner leads"
+        return self._healthy() if self._election.leader() is not None else "no owner leads"
 
     def _healthy(self) -> str:
         """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""
@@ -279,20 +297,20 @@ class OwnerService:
         if term is not None:
             term.poke()
 
-    def drain(self, capture: CaptureID) -> None:
-        self._leading_term().drain(capture)
+    def drain(self, capture: CaptureID, by: str = "") -> None:
+        self._leading_term().drain(capture, by)
 
-    def cancel_drain(self, capture: CaptureID) -> None:
-        self._leading_term().cancel_drain(capture)
+    def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
+        self._leading_term().cancel_drain(capture, by)
 
     def draining(self) -> Sequence[CaptureID]:
         term = self._term
         return term.drains if term is not None else ()
 
-    def resign(self) -> None:
+    def resign(self, by: str = "") -> None:
         term = self._term
         if term is not None:
-            term.stop("it was asked to resign")
+            term.stop("it was asked to resign", by)
 
     def history(self) -> History | None:
         term = self._term

@@ -189,9 +189,10 @@ class ExchangeServer:
 
     # The main thread -------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, is_ready: bool = True) -> None:
+        """Serves. is_ready: what health says at first."""
         self._server.start()
-        self.health.set_serving(True)
+        self.health.set_serving(is_ready)
 
     def stop(self, grace_s: float) -> None:
         """Takes no new calls, lets those under way end within grace_s with what was said, then returns. Idempotent."""

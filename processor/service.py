@@ -53,6 +53,8 @@ QUIET_EXCHANGES = 3
 SERVER_GRACE_S = 0.5
 HANGS_AFTER_S = 15.0
 """Without a round of the agents' loop for this long /healthz says so."""
+HEALTH_INTERVAL_S = 1.0
+"""How often what gRPC's health service says is brought up to date."""
 
 _log = structlog.get_logger("processor.service")
 
@@ -127,7 +129,7 @@ class Capture:
     def start(self) -> None:
         """Serves, then registers: whoever finds the key finds a server behind it. EtcdError: try `register` again."""
         self._thread = run_thread("agents", self.host.run)
-        self.server.start()
+        self.server.start(is_ready=False)
 
     def register(self) -> None:
         self.registration.start()
@@ -210,7 +212,7 @@ class ProcessorService:
             return "not registered"
         if not capture.is_valid:
             return f"capture {capture.id} has lost its lease: {capture.registration.lost_reason}"
-        return "stopping" if capture.liveness.state is LivenessState.STOPPING else ""
+        return "stopping" if capture.liveness.state is LivenessState.STOPPING else self.healthy()
 
     def healthy(self) -> str:
         """Why this process should be looked at; "" = fine. Losing etcd is no reason: restarting would not mend it."""
@@ -271,8 +273,13 @@ class ProcessorService:
             http=f"{self._http.host}:{self._http.port}" if self._http is not None else "",
             cluster=self._config.cluster,
         )
-        self._wake.wait()
+        self._tell_health(capture)
+        while not self._wake.wait(HEALTH_INTERVAL_S):
+            self._tell_health(capture)
         return capture
+
+    def _tell_health(self, capture: Capture) -> None:
+        capture.server.health.set_serving(not self.ready())
 
     def _register(self, capture: Capture) -> bool:
         """False when asked to stop meanwhile."""
@@ -310,6 +317,7 @@ class ProcessorService:
     def _leave(self, capture: Capture) -> None:
         """Reports stopping, waits until its tables have moved away, and goes."""
         capture.liveness.stop()
+        self._tell_health(capture)
         _log.info("stopping", capture=capture.id, spans=capture.host.held_spans(), reason=self._shutdown.reason)
         teller = run_thread("tell stopping", lambda: self._tell_stopping(capture))
         left = self._wait_drained(capture)

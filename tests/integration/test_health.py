@@ -1,0 +1,211 @@
+"""/healthz, /readyz and gRPC's health tell the truth: hung ticks, hung executors, an etcd that stands still."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from deploy.local.etcd import EtcdServer
+from deploy.local.node import OWNER, Node
+from deploy.local.process import wait_until
+from owner import service
+from owner.config import OwnerConfig
+from owner.election import Election
+from owner.service import OwnerService
+from owner.term import Term
+from tablewire.codec import EXCHANGE_SERVICE
+from tablewire.runtime.config import load
+from tablewire.runtime.etcd import EtcdSession
+from tablewire.runtime.grpc import open_channel
+from tablewire.runtime.shutdown import Shutdown, run_thread
+from tests.plugins.counter_world import CounterWorld, install_plugin
+
+pytestmark = pytest.mark.integration
+
+WAIT_S = 40.0
+TABLES = (1, 2, 3, 4)
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CounterWorld]:
+    """One etcd member, one owner, two processors that replicate four tables."""
+    plugin = install_plugin(tmp_path_factory.mktemp("plugin"))
+    world = CounterWorld(tmp_path_factory.mktemp("health") / "world", plugin, processors=2)
+    world.set_tables(*(f"public.t{number}" for number in TABLES))
+    world.cluster.start()
+    world.create()
+    world.wait_steady(len(TABLES))
+    yield world
+    world.close()
+
+
+def ask(address: str, path: str) -> tuple[int, str]:
+    """Of a service's HTTP port."""
+    connection = http.client.HTTPConnection(address, timeout=10)
+    with closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode().strip()
+
+
+def grpc_health(address: str, name: str = "") -> int:
+    with closing(open_channel(address)) as channel:
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status
+        return int(status)
+
+
+def name_of(node: Node) -> str:
+    return "tablewire.v1.Admin" if node.kind == OWNER else EXCHANGE_SERVICE
+
+
+def all_well(world: CounterWorld) -> bool:
+    nodes = world.cluster.nodes.values()
+    return all(ask(node.http_address, path) == (200, "ok") for node in nodes for path in ("/healthz", "/readyz")) and all(
+        grpc_health(node.address, name) == SERVING for node in nodes for name in ("", name_of(node))
+    )
+
+
+def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
+    """Both services answer both, for the whole server and for each service by its name; an unknown name is refused as such."""
+    wait_until("all is well", lambda: all_well(world), WAIT_S)
+    for node in world.cluster.nodes.values():
+        with closing(open_channel(node.address)) as channel:
+            requests = iter(
+                (
+                    reflection_pb2.ServerReflectionRequest(list_services=""),
+                    reflection_pb2.ServerReflectionRequest(file_containing_symbol=name_of(node)),
+                )
+            )
+            answers = list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=10))
+            names = {found.name for found in answers[0].list_services_response.service}
+            assert names == {name_of(node), "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+            assert answers[1].file_descriptor_response.file_descriptor_proto
+            with pytest.raises(grpc.RpcError) as caught:
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="none"), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_an_etcd_that_stands_still_is_no_illness_but_nobody_is_ready(world: CounterWorld) -> None:
+    """SIGSTOP of etcd: a restart of ours would not mend it, so /healthz stays well; once the leases are over nobody can be given
+    anything, and both say so by HTTP and by gRPC. When etcd goes on, so do they."""
+    wait_until("all is well", lambda: all_well(world), WAIT_S)
+    world.cluster.pause("etcd0")
+    try:
+        for node in world.cluster.nodes.values():
+            wait_until(f"{node.name} is not ready", lambda node=node: ask(node.http_address, "/readyz")[0] == 503, WAIT_S)
+            wait_until(f"{node.name} says so", lambda node=node: grpc_health(node.address, name_of(node)) == NOT_SERVING, WAIT_S)
+            assert ask(node.http_address, "/healthz") == (200, "ok")
+            text = ask(node.http_address, "/readyz")[1]
+            assert ("no candidate: etcd" if node.kind == OWNER else "registered") in text or "lost its lease" in text
+    finally:
+        world.cluster.resume("etcd0")
+    wait_until("all is well", lambda: all_well(world), WAIT_S)
+
+
+def test_a_processor_whose_executor_hangs_is_unhealthy(world: CounterWorld) -> None:
+    """A call of the executor does not return: its process says so, and that it takes nothing; the other and the owner are well.
+    When the call returns after all, it is well again."""
+    wait_until("all is well", lambda: all_well(world), WAIT_S)
+    world.wait_steady(len(TABLES))
+    table = TABLES[0]
+    capture = world.primaries()[table]
+    hung = next(node for node in world.cluster.processors if world.capture_of(node) == capture)
+    pipe = world.source / f"broken-{table}"
+    os.mkfifo(pipe)  # whoever reads it waits until somebody has written it
+    for name, node in world.cluster.nodes.items():
+        if name == hung:
+            wait_until("it is unhealthy", lambda node=node: ask(node.http_address, "/healthz")[0] == 503, WAIT_S)
+            assert ask(node.http_address, "/healthz")[1].startswith("an executor has not returned from a call for ")
+            assert ask(node.http_address, "/readyz")[0] == 503
+            wait_until("gRPC says so", lambda node=node: grpc_health(node.address, EXCHANGE_SERVICE) == NOT_SERVING, WAIT_S)
+    for name, node in world.cluster.nodes.items():
+        assert name == hung or ask(node.http_address, "/healthz") == ask(node.http_address, "/readyz") == (200, "ok")
+    wrong = pipe.with_suffix(".gone")
+    pipe.rename(wrong)
+    wrong.write_text("")
+    wait_until("all is well", lambda: all_well(world), WAIT_S)
+    world.wait_written(*TABLES)
+    world.audit(*TABLES)
+
+
+class Ticks:
+    """Every tick of the owners in this process, which can be let hang."""
+
+    def __init__(self) -> None:
+        self._go_on = threading.Event()
+        self._go_on.set()
+        self._reconcile = Term._reconcile
+
+    def hang(self) -> None:
+        self._go_on.clear()
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+    def reconcile(self, term: Term) -> None:
+        """In the place of `Term._reconcile`, the first step of each round of ticks."""
+        self._go_on.wait()
+        self._reconcile(term)
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
+    """Short times, too."""
+    ticks = Ticks()
+    monkeypatch.setattr(Term, "_reconcile", lambda term: ticks.reconcile(term))
+    monkeypatch.setattr(service, "HANGS_AFTER_S", 1.0)
+    monkeypatch.setattr(service, "HEALTH_INTERVAL_S", 0.2)
+    yield ticks
+    ticks.go_on()
+
+
+def test_an_owner_whose_tick_hangs_is_unhealthy_and_lets_another_one_lead(
+    etcd_server: EtcdServer, ticks: Ticks, tmp_path: Path
+) -> None:
+    """Its threads "lease" and "admin" go on, so nobody would notice: it says so itself, and gives leadership away."""
+    (tmp_path / "owner.toml").write_text(
+        f'cluster = "hung-{os.getpid()}"\nid = "hangs"\n[etcd]\nendpoints = ["{etcd_server.endpoint}"]\n'
+        "[admin]\nport = 0\n[http]\nport = 0\n"
+    )
+    config = load(OwnerConfig, files=[tmp_path / "owner.toml"])
+    shutdown = Shutdown()
+    owner = OwnerService(config, shutdown)
+    assert owner._http is not None
+    address = f"{owner._http.host}:{owner._http.port}"
+
+    def run() -> None:
+        owner.run()
+
+    ends = run_thread("owner", run)
+    session = EtcdSession([etcd_server.endpoint])
+    next_one = Election(session, config.cluster, "next", "127.0.0.1:1", ttl_s=10)
+    try:
+        wait_until("it leads", lambda: owner.is_leading() and ask(address, "/readyz") == (200, "ok"), WAIT_S)
+        wait_until("gRPC says that it serves", lambda: grpc_health(owner.address) == SERVING, WAIT_S)
+        next_one.start(WAIT_S)
+        ticks.hang()
+        wait_until("it is unhealthy", lambda: ask(address, "/healthz")[0] == 503, WAIT_S)
+        assert ask(address, "/healthz")[1].startswith("no tick for ")
+        assert ask(address, "/readyz")[0] == 503
+        wait_until("gRPC says so", lambda: grpc_health(owner.address) == NOT_SERVING, WAIT_S)
+        assert next_one.wait_for_leadership(5.0) is not None, "long before the lease of 10 s would be over"
+        ticks.go_on()
+        wait_until("it is well again", lambda: ask(address, "/readyz") == (200, "ok"), WAIT_S)
+        assert not owner.is_leading()
+    finally:
+        next_one.close()
+        session.close()
+        shutdown.request("the end of the test")
+        ticks.go_on()
+        ends.join(WAIT_S)
+    assert not ends.is_alive()

@@ -15,7 +15,7 @@ from tablewire.errors import OperatingError
 from tablewire.postgres import new_source
 from tablewire.runtime.shutdown import EXIT_BUG
 from tablewire.source import SourceRequest
-from tablewire.types import Checkpoint
+from tablewire.types import Checkpoint, Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, stop, wait_until
 
 pytestmark = pytest.mark.integration
@@ -29,22 +29,61 @@ def list_tables(kit: Kit, *patterns: str) -> None:
     source.close()
 
 
-def test_table_that_loses_its_key_for_a_while_stays_published(source_db: str, sink_db: str) -> None:
-    """DROP and ADD of a primary key, with the owner looking in between: what is written meanwhile arrives."""
+@pytest.mark.parametrize(
+    ("lose", "gain"),
+    [
+        ("ALTER TABLE a DROP CONSTRAINT pk", "ALTER TABLE a ADD CONSTRAINT pk PRIMARY KEY (id)"),
+        ("ALTER TABLE a REPLICA IDENTITY NOTHING", "ALTER TABLE a REPLICA IDENTITY FULL"),
+        (
+            "CREATE UNIQUE INDEX i ON a (id); ALTER TABLE a REPLICA IDENTITY USING INDEX i; DROP INDEX i",
+            "ALTER TABLE a REPLICA IDENTITY DEFAULT",
+        ),
+    ],
+    ids=["primary key", "nothing", "index"],
+)
+def test_table_that_loses_its_key_is_not_published_any_more(
+    source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch, lose: str, gain: str
+) -> None:
+    """The source takes updates and deletes of it again after the owner's next look; the table says why it stands still, and is
+    copied anew when it can be replicated again."""
+    monkeypatch.setattr("processor.postgres.executor.PUBLICATION_INTERVAL_S", 0.1)
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE a (id int CONSTRAINT pk PRIMARY KEY, v int)")
         start_ts = kit.start()
         executor = kit.executor()
+        span = kit.span("a")
         begin(executor, kit.spans(), start_ts)
-        kit.run("INSERT INTO a VALUES (1, 1)")
+        kit.run("INSERT INTO a VALUES (1, 1), (2, 2)")
         kit.wait_equal("a")
-        kit.run("ALTER TABLE a DROP CONSTRAINT pk")
-        assert list(kit.spans()) == [kit.span("a")]
-        kit.run("INSERT INTO a VALUES (2, 2)")
-        kit.run("ALTER TABLE a ADD CONSTRAINT pk PRIMARY KEY (id)")
+        kit.run(lose)
+        assert list(kit.spans()) == [span]
+        kit.run("UPDATE a SET v = 5 WHERE id = 1")
+        kit.run("DELETE FROM a WHERE id = 2")
+        assert reason_of(executor, span, "left publication")
+        stop(executor, span)
+        executor.add_table_span(span, Checkpoint(start_ts, start_ts), True)
+        assert "REPLICA IDENTITY" in reason_of(executor, span, "")
+        stop(executor, span)
+        kit.run(gain)
         kit.spans()
-        kit.run("UPDATE a SET v = 3 WHERE id = 2")
+        begin(executor, [span], current(kit))
+        kit.run("UPDATE a SET v = 6 WHERE id = 1")
         kit.wait_equal("a")
+
+
+def reason_of(executor: PostgresExecutor, span: Span, part: str) -> str:
+    """The table's error, once it has one that holds this part."""
+    found: list[str] = []
+
+    def has_failed() -> bool:
+        try:
+            executor.get_table_span_status(span, False)
+        except OperatingError as error:
+            found.append(str(error))
+        return bool(found) and part in found[-1]
+
+    wait_until(has_failed, f"the table's error: {part}")
+    return found[-1]
 
 
 def test_table_without_a_key_is_not_published(source_db: str, sink_db: str) -> None:

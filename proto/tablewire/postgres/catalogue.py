@@ -53,7 +53,7 @@ def _compile(text: str, pattern: str) -> re.Pattern[str]:
 @dataclass(frozen=True, slots=True)
 class SourceTable:
     """One table as the filter sees it. replica_identity: d(efault), i(ndex), f(ull), n(othing). has_key: a primary key that
-    can identify rows (valid, not deferrable)."""
+    can identify rows (valid, not deferrable), or with `i` the index that the replica identity names."""
 
     table_id: TableID
     schema: str
@@ -80,6 +80,11 @@ def identity_problem(full_name: str, replica_identity: str, has_key: bool) -> st
             f"table {full_name} has REPLICA IDENTITY NOTHING, so updates and deletes do not say which row they mean: "
             f"ALTER TABLE {full_name} REPLICA IDENTITY DEFAULT (with a primary key) or FULL"
         )
+    if replica_identity == "i" and not has_key:
+        return (
+            f"table {full_name} has REPLICA IDENTITY USING INDEX, but that index is not there any more: "
+            f"ALTER TABLE {full_name} REPLICA IDENTITY DEFAULT (with a primary key), FULL, or another index"
+        )
     if replica_identity == "d" and not has_key:
         return (
             f"table {full_name} has no primary key and the default replica identity: "
@@ -88,9 +93,11 @@ def identity_problem(full_name: str, replica_identity: str, has_key: bool) -> st
     return ""
 
 
+_USABLE = """EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)"""
 _TABLES = """
 SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident,
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid)
+       {usable}
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', %s)
  ORDER BY 2, 3
@@ -100,7 +107,7 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident,
 def matching_tables(connection: psycopg.Connection[tuple[object, ...]], table_filter: TableFilter) -> list[SourceTable]:
     """The tables that the filter matches now, ordered by name."""
     tables: list[SourceTable] = []
-    for row in connection.execute(_TABLES, (OWN_SCHEMA,)):
+    for row in connection.execute(_TABLES.replace("{usable}", _USABLE).encode(), (OWN_SCHEMA,)):
         table_id, schema, name, identity, has_key = row
         if table_filter.matches(str(schema), str(name)):
             tables.append(SourceTable(_integer(table_id), str(schema), str(name), _char(identity), bool(has_key)))
@@ -166,7 +173,7 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident,
        (SELECT array_agg(a.attname::text ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
          WHERE i.indrelid = c.oid AND i.indisreplident AND k.n <= i.indnkeyatts),
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid)
+       {usable}
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND {where}
 """
@@ -193,7 +200,7 @@ def describe_named_table(connection: psycopg.Connection[tuple[object, ...]], sch
 
 
 def _describe(connection: psycopg.Connection[tuple[object, ...]], where: str, values: tuple[object, ...]) -> TableSchema | None:
-    row = connection.execute(_DESCRIBE.replace("{where}", where).encode(), values).fetchone()
+    row = connection.execute(_DESCRIBE.replace("{where}", where).replace("{usable}", _USABLE).encode(), values).fetchone()
     if row is None:
         return None
     table_id, schema, name, identity_kind, primary_key, identity_index, usable_key = row

@@ -143,15 +143,15 @@ def published_tables(connection: _Connection, name: str) -> dict[TableID, str]:
 def sync_publication(connection: _Connection, name: str, tables: Sequence[SourceTable]) -> None:
     """Makes the publication list these tables. OperatingError names the first table that it could not add or drop.
 
-    A table without a usable replica identity is not added: publishing it would make the source refuse updates. One that is listed
-    already stays, for what is written while it is not listed would be lost.
+    A table without a usable replica identity is not listed, and taken out if it was: the source refuses updates and deletes of a
+    published table that has none, and whoever writes there must not suffer. What it then misses is copied anew when it is back.
     """
     listed = published_tables(connection, name)
-    wanted = {table.table_id for table in tables}
+    wanted = {table.table_id for table in tables if not table.why_unusable()}
     for table_id, quoted in listed.items():
         if table_id not in wanted:
             _alter(connection, f"ALTER PUBLICATION {quote_name(name)} DROP TABLE ONLY {quoted}", quoted)
-    missing = [table for table in tables if table.table_id not in listed and not table.why_unusable()]
+    missing = [table for table in tables if table.table_id in wanted and table.table_id not in listed]
     version = connection.info.server_version
     lock = version < _VERSIONS_WITHOUT_LOSS.get(version // 10_000, 0)
     step = 1 if lock else ADD_TABLES_MAX

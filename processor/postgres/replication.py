@@ -30,6 +30,19 @@ from tablewire.registry import redact_uri
 from tablewire.types import ChangefeedID, Ts
 
 COMMAND_WAIT_S = 1.0
+COMMAND_MAX_S = 60.0
+"""How long a command may take that waits for nobody."""
+SNAPSHOT_SLOT_MAX_S = 600.0
+"""A slot with a snapshot waits for all transactions that are open at the source."""
+WALSENDER_TIMEOUT_MS = 20_000
+"""Our walsenders' wal_sender_timeout, whatever the server's is: while a walsender skips what we did not ask for it looks at our
+questions only after half of it."""
+ASK_AFTER_S = 5.0
+"""A source that was silent for so long is asked whether it is there."""
+ANSWER_MAX_S = 20.0
+"""How long it may take to say so. A process that hangs, or a host that vanished, closes no connection."""
+ANSWER_MAX_DOUBLINGS = 5
+"""Each loss by silence doubles the patience of the next connection, as far as this: a walsender may be busy after all."""
 _POLL_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 RETRY_CODES = frozenset(
     {
@@ -57,11 +70,19 @@ class StreamLostError(SourceUnavailableError):
     """The stream ended; what it gave up to the last commit is valid."""
 
 
+class SilentSourceError(StreamLostError):
+    """The source does not answer, but its connection stands: the process hangs, or nobody is there any more."""
+
+
 class ReplicationConnection:
     """One walsender and its temporary slot."""
 
     def __init__(self, uri: str, changefeed: ChangefeedID, purpose: str) -> None:
         """Connects. purpose: one word of [a-z], part of the slot's name."""
+        self.answer_max_s = ANSWER_MAX_S
+        self._heard_at = time.monotonic()
+        self._asked_at: float | None = None
+        self._position: Ts = 0
         self.slot = temporary_slot_name(changefeed, f"{purpose[:8]}_{secrets.token_hex(5)}")
         self._base = slot_name(changefeed)
         self._connection = connect(uri, application_name=f"tablewire {purpose}", replication=True)
@@ -80,6 +101,9 @@ class ReplicationConnection:
     def start(self, publication: str, start_ts: Ts, binary: bool) -> Ts:
         """Copies the changefeed's slot and starts the stream behind start_ts, or where the copy stands if that is later: the
         server has nothing from before. Gives where it really starts."""
+        result = self._execute(f"SET wal_sender_timeout = {WALSENDER_TIMEOUT_MS}")
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            self._raise(result)
         self._query(f"SELECT pg_copy_logical_replication_slot({quote_text(self._base)}, {quote_text(self.slot)}, true)")
         start_ts = max(start_ts, self._confirmed_ts(self.slot))
         options = f"proto_version '1', publication_names {quote_text(chr(34) + publication + chr(34))}"
@@ -94,7 +118,8 @@ class ReplicationConnection:
     def create_snapshot_slot(self) -> tuple[Ts, str]:
         """Makes a slot of its own with an exported snapshot: (the position behind which its changes begin, the snapshot's name).
         The snapshot lives until the next command on this connection."""
-        rows = self._query(f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT')
+        statement = f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT'
+        rows = self._query(statement, SNAPSHOT_SLOT_MAX_S)
         position, name = rows[1], rows[2]
         high, _, low = position.partition("/")
         return int(high, 16) << 32 | int(low, 16), name
@@ -105,6 +130,21 @@ class ReplicationConnection:
             raise OperatingError(f"slot {slot} does not exist at the source")
         high, _, low = rows[0].partition("/")
         return int(high, 16) << 32 | int(low, 16)
+
+    def listen(self, timeout_s: float) -> None:
+        """`wait` for a stream: a source that says nothing for long is asked, and StreamLostError when it does not answer."""
+        before = self._heard_at
+        self.wait(timeout_s)
+        if self._heard_at != before:
+            self._asked_at = None
+            return
+        now = time.monotonic()
+        if self._asked_at is None:
+            if now - self._heard_at >= ASK_AFTER_S:
+                self._asked_at = now
+                self.confirm(self._position, wants_answer=True)
+        elif now - self._asked_at > self.answer_max_s:
+            raise SilentSourceError(f"the source has not answered for {self.answer_max_s:g} s, and has not ended the connection")
 
     def wait(self, timeout_s: float) -> None:
         """Until there is something to read, `interrupt` was called, or timeout_s; reads what has arrived."""
@@ -117,6 +157,7 @@ class ReplicationConnection:
                 self._pgconn.consume_input()
             except psycopg.Error as error:
                 raise StreamLostError(f"the replication stream broke: {error_text(error)}") from None
+            self._heard_at = time.monotonic()
             self.raise_warnings()
 
     def raise_warnings(self) -> None:
@@ -136,14 +177,18 @@ class ReplicationConnection:
         self._aborted = True
         self.interrupt()
 
-    def confirm(self, position: Ts) -> None:
+    def confirm(self, position: Ts, wants_answer: bool = False) -> None:
         """Tells the walsender that everything at or before `position` was received. It need not be durable: the changefeed's own
         slot is what keeps the WAL."""
+        self._position = position
+        deadline = time.monotonic() + self.answer_max_s
         try:
-            self._pgconn.put_copy_data(status_update(position, position, time.time_ns() // 1000))
+            self._pgconn.put_copy_data(status_update(position, position, time.time_ns() // 1000, wants_answer))
             while self._pgconn.flush():
                 if self._aborted:
                     raise StreamLostError("given up")
+                if time.monotonic() > deadline:
+                    raise SilentSourceError(f"the source has taken nothing for {self.answer_max_s:g} s")
                 writable = select.poll()
                 writable.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
                 for _, event in writable.poll(1000):
@@ -164,17 +209,18 @@ class ReplicationConnection:
         self._interrupt_read.close()
         self._interrupt_write.close()
 
-    def _query(self, statement: str) -> list[str]:
+    def _query(self, statement: str, max_s: float = COMMAND_MAX_S) -> list[str]:
         """The first row's columns as text."""
-        result = self._execute(statement)
+        result = self._execute(statement, max_s)
         if result.status != pq.ExecStatus.TUPLES_OK:
             self._raise(result)
         if not result.ntuples:
             return []
         return [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
 
-    def _execute(self, statement: str) -> pq.abc.PGresult:
-        """Runs one command; waits for the server as long as it takes, or until `abort`."""
+    def _execute(self, statement: str, max_s: float = COMMAND_MAX_S) -> pq.abc.PGresult:
+        """Runs one command; waits for the server for at most max_s, or until `abort`."""
+        deadline = time.monotonic() + max_s
         try:
             self._pgconn.send_query(statement.encode())
             self._pgconn.flush()
@@ -183,6 +229,8 @@ class ReplicationConnection:
                 while self._pgconn.is_busy():
                     if self._aborted:
                         raise StreamLostError("given up")
+                    if time.monotonic() > deadline:
+                        raise SilentSourceError(f"the source has not done within {max_s:g} s: {statement}")
                     self.wait(COMMAND_WAIT_S)
                 following = self._pgconn.get_result()
                 if following is None:

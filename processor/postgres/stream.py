@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from processor.postgres.queues import Budget, TableQueue
-from processor.postgres.replication import ReplicationConnection, StreamLostError
+from processor.postgres.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
 from processor.postgres.wire import (
     BEGIN,
     COMMIT,
@@ -119,6 +119,8 @@ class ChangeStream(ABC):
         self._open_bytes = 0
         self._spill_at = SPILL_BYTES
         self._confirmed_at = 0.0
+        self._silences = 0
+        """Connections in a row that were given up because the source did not answer."""
         self.thread = threading.Thread(target=self._run_guarded, name=f"postgres-{purpose}", daemon=True)
 
     def start(self) -> None:
@@ -194,6 +196,8 @@ class ChangeStream(ABC):
                     connection.close()
                     self._reset()
             except SourceUnavailableError as error:
+                if isinstance(error, SilentSourceError):
+                    self._silences = min(self._silences + 1, ANSWER_MAX_DOUBLINGS)
                 self._note_loss(error, started)
             except OperatingError as error:
                 self.has_failed = True
@@ -220,6 +224,7 @@ class ChangeStream(ABC):
             table.fail(error)
 
     def _receive(self, connection: ReplicationConnection) -> None:
+        connection.answer_max_s *= 2**self._silences
         self._connection = connection  # from here on `stop` ends what waits for the server
         if self._stopping.is_set():
             return
@@ -239,7 +244,7 @@ class ChangeStream(ABC):
                 return
             self._confirm_if_due(connection)
             if emptied:
-                connection.wait(IDLE_WAIT_S)
+                connection.listen(IDLE_WAIT_S)
 
     @property
     def _is_inside(self) -> bool:
@@ -335,6 +340,7 @@ class ChangeStream(ABC):
                 self._skip_at_commit(self._inboxes[key], end_ts)
         self._end_transaction()
         self.position = max(self.position, end_ts)
+        self._silences = 0
         self._moved()
 
     def _raise_warnings(self) -> None:

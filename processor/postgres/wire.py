@@ -156,9 +156,9 @@ def frame_position(frame: bytes) -> Ts:
     return position
 
 
-def status_update(received: Ts, flushed: Ts, clock_us: int) -> bytes:
-    """A standby status update; clock_us since 1970."""
-    return _STATUS.pack(b"r", received, flushed, flushed, clock_us - EPOCH_2000_US, 0)
+def status_update(received: Ts, flushed: Ts, clock_us: int, wants_answer: bool = False) -> bytes:
+    """A standby status update; clock_us since 1970. wants_answer: the walsender sends a keepalive at once."""
+    return _STATUS.pack(b"r", received, flushed, flushed, clock_us - EPOCH_2000_US, wants_answer)
 
 
 def read_relation(frame: bytes) -> Relation:

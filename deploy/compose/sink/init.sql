@@ -1,0 +1,6 @@
+-- The sink at its first start: the role that writes. It creates schemas and tables itself. psql runs this in `shop`.
+\set ON_ERROR_STOP on
+\getenv password TABLEWIRE_PASSWORD
+
+CREATE ROLE tablewire LOGIN PASSWORD :'password';
+GRANT CONNECT, CREATE ON DATABASE shop TO tablewire;

@@ -1,0 +1,103 @@
+"""A base image without a registry: Debian by debootstrap, kept as a tar file in a folder of the user's cache.
+
+The file's name holds a key of release, packages and recipe, so that a change of any makes a new one; it is written under
+another name and renamed, so that a run that was killed leaves nothing half made behind. Needs root and the Debian mirror.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.compose.preflight import search_path
+
+RELEASE = "bookworm"
+PACKAGES = ("ca-certificates", "python3", "python3-venv")
+RECIPE = 2
+"""Raise it when what is done here changes."""
+NOT_NEEDED = (
+    *("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/perl", "var/cache/apt"),
+    *("var/lib/apt/lists", "var/log", "usr/share/zoneinfo/right", "var/cache/debconf"),
+)
+DEBOOTSTRAP_TIMEOUT_S = 600.0
+CACHE_VARIABLE = "TABLEWIRE_COMPOSE_CACHE"
+_PREFIX = "compose-base-"
+
+
+class BaseError(Exception):
+    """The base could not be made; the text holds the end of what debootstrap said."""
+
+
+def cache_folder() -> Path:
+    """TABLEWIRE_COMPOSE_CACHE, or a folder of the user's cache."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tablewire")
+
+
+def base_key() -> str:
+    text = repr((RELEASE, PACKAGES, NOT_NEEDED, RECIPE, os.uname().machine))
+    return f"{RELEASE}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def mirror() -> list[str]:
+    """The mirror that this machine's apt uses for the release, as debootstrap's argument; empty: debootstrap's own."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except OSError:
+        return []
+    for line in done.stdout.splitlines():
+        uri, codename, component = [*line.split(), "", "", ""][:3]
+        if codename == RELEASE and component == "main" and uri.startswith(("http://", "https://")):
+            return [uri]
+    return []
+
+
+def base_tar() -> tuple[Path, bool]:
+    """The tar file, and whether it was there already. BaseError when it cannot be made."""
+    folder = cache_folder()
+    path = folder / f"{_PREFIX}{base_key()}.tar"
+    if path.exists():
+        return path, True
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as work:
+        root, made = Path(work, "root"), Path(work, "base.tar")
+        _debootstrap(root)
+        for name in NOT_NEEDED:
+            shutil.rmtree(root / name, ignore_errors=True)
+        for name in ("var/log", "var/lib/apt/lists", "var/cache/apt"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        _run("tar", "--create", "--numeric-owner", "--one-file-system", "--file", str(made), "--directory", str(root), ".")
+        made.rename(path)
+    for old in folder.glob(f"{_PREFIX}*.tar"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path, False
+
+
+def _debootstrap(root: Path) -> None:
+    include = f"--include={','.join(PACKAGES)}"
+    _run("debootstrap", "--variant=minbase", include, RELEASE, str(root), *mirror())
+
+
+def _run(*command: str) -> None:
+    environment = {**os.environ, "PATH": search_path(), "LC_ALL": "C"}
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=DEBOOTSTRAP_TIMEOUT_S,
+        check=False,
+        env=environment,
+    )
+    if done.returncode != 0:
+        raise BaseError(f"{command[0]} ended with {done.returncode}\n{done.stdout[-2000:]}")

@@ -1,0 +1,256 @@
+"""The shipped compose file as a running cluster: changefeeds, moves, drains, kills, scaling, and source = sink at the end.
+
+One story in order: each test leaves two owners and three processors behind for the next.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from deploy.local.admin import Admin
+from deploy.local.compare import compare
+from deploy.local.workload import Workload, create_tables
+from tests.compose.conftest import Step
+from tests.compose.stack import LEASE_TTL_S, Stack
+
+pytestmark = pytest.mark.integration
+
+SHOP_TABLES = tuple(f"shop.{name}" for name in ("customers", "products", "orders", "order_lines", "payments", "visits"))
+LOAD_SCHEMA = "load"
+ROWS_AT_START = 100
+ROWS_PER_S = 150.0
+FAILOVER_TIMEOUT_S = LEASE_TTL_S + 30.0
+DRAIN_GRACE_S = 90.0
+"""stop_grace_period of a processor."""
+
+
+@pytest.fixture(scope="module")
+def load_tables(stack: Stack) -> list[str]:
+    """Twelve tables of different shapes at the source, owned by the role that replicates, with rows in them."""
+    uri = stack.uri("source")
+    names = create_tables(uri, schema=LOAD_SCHEMA)
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO tablewire").format(sql.Identifier(LOAD_SCHEMA)))
+        for name in names:
+            connection.execute(sql.SQL("ALTER TABLE {} OWNER TO tablewire").format(sql.Identifier(*name.split("."))))
+    return names
+
+
+@pytest.fixture(scope="module")
+def workload(stack: Stack, load_tables: list[str]) -> Iterator[Workload]:
+    """Inserts, updates and deletes over these tables, all the time."""
+    load = Workload(stack.uri("source"), rows_per_s=ROWS_PER_S, schema=LOAD_SCHEMA)
+    load.fill(ROWS_AT_START)
+    load.start()
+    yield load
+    load.stop()
+
+
+def primary_of(stack: Stack, table: str) -> str:
+    """The capture that writes a table of the shop."""
+    (row,) = [row for row in stack.tables("shop") if row["table"] == table]
+    return str(row["primary"])
+
+
+def wait_steady(stack: Stack, *, without: str = "") -> None:
+    """Both changefeeds replicate all of their tables, and move on."""
+    for changefeed, tables in (("shop", len(SHOP_TABLES)), ("load", 12)):
+        stack.wait_replicating(changefeed, tables=tables, without=without)
+        stack.wait_progress(changefeed)
+
+
+def events_since(stack: Stack, seen: set[str]) -> list[dict[str, Any]]:
+    """Events that were not there before."""
+    return [event for event in stack.owner("events")["events"] if json.dumps(event, sort_keys=True) not in seen]
+
+
+def seen_events(stack: Stack) -> set[str]:
+    return {json.dumps(event, sort_keys=True) for event in stack.owner("events")["events"]}
+
+
+def test_changefeeds_are_created_by_the_cli_in_a_container(
+    stack: Stack, step: Step, load_tables: list[str], workload: Workload
+) -> None:
+    """The profile `demo` brings one changefeed with its load, the CLI another; both copy their tables and follow."""
+    assert workload.counts.total >= ROWS_AT_START
+    with step("demo profile and `owner changefeed create`: 18 tables copied and followed"):
+        stack.up("changefeed", "load")
+        created = stack.owner(
+            *("changefeed", "create", "--id", "load", "--tables", f"{LOAD_SCHEMA}.*"),
+            *("--source", "postgresql://tablewire:${SOURCE_PASSWORD}@source/shop"),
+            *("--sink", "postgresql://tablewire:${SINK_PASSWORD}@sink/shop"),
+        )
+        assert created["changefeed"] == "default/load"
+        assert "${SOURCE_PASSWORD}" in created["source"] or "***" in created["source"]
+        wait_steady(stack)
+    (once,) = stack.containers("changefeed", stopped=True)
+    assert once["State"]["Status"] == "exited"
+    assert once["State"]["ExitCode"] == 0
+    assert len({row["primary"] for row in stack.tables("load")}) == 3
+
+
+def test_a_table_moves(stack: Stack, step: Step, workload: Workload) -> None:
+    """`owner table move --wait` returns when the other processor writes it."""
+    former = primary_of(stack, "shop.orders")
+    target = next(capture for capture in stack.captures() if capture != former)
+    with step("owner table move --wait"):
+        answer = stack.owner("table", "move", "shop.orders", "--changefeed", "shop", "--to", target, "--wait")
+    assert answer["state"] == "done"
+    assert primary_of(stack, "shop.orders") == target
+    wait_steady(stack)
+
+
+def test_a_processor_is_drained(stack: Stack, step: Step, workload: Workload) -> None:
+    """`owner capture drain --wait` returns when it holds nothing; `--cancel` takes it back."""
+    capture = primary_of(stack, "shop.orders")
+    with step("owner capture drain --wait"):
+        answer = stack.owner("capture", "drain", capture, "--wait")
+    assert (answer["remaining"], answer["gone"]) == (0, False)
+    assert capture not in {row["primary"] for name in ("shop", "load") for row in stack.tables(name)}
+    stack.owner("capture", "drain", capture, "--cancel")
+    with step("owner rebalance --wait"):
+        stack.owner("rebalance", "--wait")
+    assert capture in {row["primary"] for name in ("shop", "load") for row in stack.tables(name)}
+    wait_steady(stack)
+
+
+def test_the_leading_owner_is_killed(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
+    """`docker kill` of the leader: the other owner leads within the lease's time, and replication goes on meanwhile."""
+    leader = stack.leader()
+    other = next(owner for owner in stack.containers("owner") if owner["Id"] != leader["Id"])
+    with step("docker kill of the leading owner: the other leads"):
+        started = time.monotonic()
+        stack.engine.docker("kill", leader["Id"])
+        stack.wait(
+            "the other owner leads",
+            lambda: (stack.ask(Admin.status)["leader"] or {}).get("address") == f"{other['Id'][:12]}:7440",
+            FAILOVER_TIMEOUT_S,
+        )
+        figures["leader_killed_until_the_next_leads_s"] = round(time.monotonic() - started, 1)
+    wait_steady(stack)
+    with step("up: the killed owner is back"):
+        stack.up("--no-recreate", "owner")
+        stack.wait("two owners", lambda: len(stack.ask(Admin.status)["owners"]) == 2)
+
+
+def test_a_processor_is_killed(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
+    """`docker kill` of a processor: its tables go on elsewhere, from their checkpoint."""
+    capture = primary_of(stack, "shop.orders")
+    container = stack.container_of(capture)
+    with step("docker kill of a processor: its tables replicate elsewhere"):
+        started = time.monotonic()
+        stack.engine.docker("kill", container["Id"])
+        stack.wait_replicating("shop", tables=len(SHOP_TABLES), without=capture, timeout_s=FAILOVER_TIMEOUT_S)
+        stack.wait_replicating("load", tables=12, without=capture, timeout_s=FAILOVER_TIMEOUT_S)
+        figures["processor_killed_until_its_tables_replicate_s"] = round(time.monotonic() - started, 1)
+    wait_steady(stack)
+    with step("up: the killed processor is back under a new id"):
+        stack.up("--no-recreate", "processor")
+        stack.wait("three processors", lambda: len(stack.captures()) == 3)
+    assert capture not in stack.captures()
+
+
+def test_a_processor_that_crashes_is_started_again(stack: Stack, step: Step, workload: Workload) -> None:
+    """SIGKILL to the process, not by docker: the restart policy brings the container back, and it registers anew."""
+    container = stack.containers("processor")[0]
+    before = next(capture for capture in stack.captures() if capture.startswith(container["Id"][:12]))
+    with step("SIGKILL inside of a container: restarted by its policy"):
+        stack.kill_process(container)
+        stack.wait(
+            "it is back under a new id",
+            lambda: any(c.startswith(container["Id"][:12]) and c != before for c in stack.captures()),
+            FAILOVER_TIMEOUT_S,
+        )
+        wait_steady(stack)
+    assert stack.engine.inspect(container["Id"])[0]["RestartCount"] == 1
+
+
+def test_etcd_members_restart_one_by_one(stack: Stack, step: Step, workload: Workload) -> None:
+    """A rolling restart of etcd costs no processor its registration, and the checkpoint goes on after each."""
+    before = stack.captures()
+    with step("etcd members restarted one by one"):
+        for member in ("etcd-1", "etcd-2", "etcd-3"):
+            stack.compose("restart", member)
+            stack.wait_healthy([member])
+            stack.wait_progress("shop")
+            stack.wait_progress("load")
+    wait_steady(stack)
+    assert stack.captures() == before
+
+
+def test_processors_scale_up_and_down(stack: Stack, step: Step, workload: Workload) -> None:
+    """`--scale processor=5` brings two more under load; back to 3, those that leave are drained first: no failover."""
+    with step("--scale processor=5, rebalanced"):
+        stack.up("--no-recreate", "--scale", "processor=5", "processor")
+        stack.wait("five processors", lambda: len(stack.captures()) == 5)
+        stack.owner("rebalance", "--wait")
+        wait_steady(stack)
+    five = set(stack.captures())
+    assert {row["primary"] for name in ("shop", "load") for row in stack.tables(name)} == five
+    seen = seen_events(stack)
+    with step("--scale processor=3, the others drained"):
+        stack.up("--no-recreate", "--scale", "processor=3", "processor")
+        stack.wait("three processors", lambda: len(stack.captures()) == 3)
+        wait_steady(stack)
+    assert len(stack.containers("processor", stopped=True)) == 3
+    happened = [event["event"] for event in events_since(stack, seen)]
+    assert happened.count("capture_gone") == 2
+    assert "failover_began" not in happened
+
+
+def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
+    """`docker stop` of a processor: as process 1 it gets SIGTERM, moves its tables away, and ends by itself with 0."""
+    capture = primary_of(stack, "shop.orders")
+    container = stack.container_of(capture)
+    seen = seen_events(stack)
+    with step("docker stop of a processor: drained"):
+        started = time.monotonic()
+        stack.engine.docker("stop", "--time", str(int(DRAIN_GRACE_S)), container["Id"])
+        figures["processor_stopped_within_s"] = round(time.monotonic() - started, 1)
+        wait_steady(stack, without=capture)
+    (ended,) = stack.engine.inspect(container["Id"])
+    assert ended["State"]["ExitCode"] == 0
+    assert not ended["State"]["OOMKilled"]
+    said = [event["event"] for event in stack.logs(container)]
+    assert "leaves_undrained" not in said
+    assert "failover_began" not in [event["event"] for event in events_since(stack, seen)]
+    stack.up("--no-recreate", "processor")
+    stack.wait("three processors", lambda: len(stack.captures()) == 3)
+
+
+def test_source_and_sink_are_the_same(
+    stack: Stack, step: Step, figures: dict[str, Any], workload: Workload, load_tables: list[str]
+) -> None:
+    """After all of it: every row of 18 tables, compared by content."""
+    wait_steady(stack)
+    with step("load ended, checkpoint caught up, 18 tables compared"):
+        stack.compose("stop", "load")
+        counts = workload.stop()
+        end = stack.source_ts()
+        for changefeed in ("shop", "load"):
+            stack.wait_checkpoint(changefeed, end)
+        found = compare(stack.uri("source"), stack.uri("sink"), [*SHOP_TABLES, *load_tables])
+    figures["changes_by_the_load"] = counts.total
+    figures["rows_compared"] = found.rows
+    assert found.equal, str(found)
+    assert found.rows > 1_000
+    assert counts.total > 5_000
+
+
+def test_everything_stops_in_order(stack: Stack, step: Step) -> None:
+    """`down` ends all services by themselves within their grace; the volumes stay."""
+    containers = [container for service in ("owner", "processor") for container in stack.containers(service)]
+    with step("stop: all end by themselves"):
+        stack.compose("stop")
+    codes = {c["Name"]: c["State"]["ExitCode"] for c in stack.engine.inspect(*[c["Id"] for c in containers])}
+    assert set(codes.values()) == {0}, codes
+    with step("down"):
+        stack.compose("down")
+    assert "tablewire-test_source" in stack.engine.docker("volume", "ls", "--quiet").split()

@@ -92,7 +92,9 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A manual job of the scheduler. target: what it is about (a table, a span, a capture); capture: where a move goes."""
+    """A manual job of the scheduler. target: what it is about (a table, a span, a capture); capture: where a move goes.
+    id: it stands in events and in the logs of all processes that it touches; by: who asked. moves_done, moves_left: None = not
+    known."""
 
     changefeed: str
     kind: str
@@ -100,6 +102,10 @@ class JobRow:
     capture: CaptureID
     state: str
     reason: str
+    id: str = ""
+    by: str = ""
+    moves_done: int | None = None
+    moves_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,8 @@ class ChangefeedRow:
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """Something that happened. at: RFC 3339, UTC. owner: the leader that saw or did it. changefeed: empty = the whole cluster."""
+    """Something that happened. at: RFC 3339, UTC. owner: the leader that saw or did it. changefeed: empty = the whole cluster.
+    by: who asked for it; job: the id of its job; empty = nobody, none."""
 
     sequence: int
     at: str
@@ -175,6 +182,8 @@ class EventRow:
     subject: str
     text: str
     why: str
+    by: str = ""
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from owner.answers import (
     UnknownTableError,
     UpdateRequest,
 )
+from owner.callers import caller_of
 from owner.changefeeds import ChangefeedRefusedError
 from owner.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
 from owner.jobs import Job, follow
@@ -141,7 +142,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:
         with _errors(context):
-            return pb.ResignResponse(owner_id=cluster_operations.resign(self._view))
+            return pb.ResignResponse(owner_id=cluster_operations.resign(self._view, caller_of(context)))
 
     def ListCaptures(self, _request: pb.ListCapturesRequest, context: Any) -> pb.ListCapturesResponse:
         with _errors(context):
@@ -150,7 +151,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     def DrainCapture(self, request: pb.DrainCaptureRequest, context: Any) -> pb.DrainCaptureResponse:
         verb = cluster_operations.cancel_drain if request.cancel else cluster_operations.drain
         with _errors(context):
-            return _drain(verb(self._view, request.capture))
+            return _drain(verb(self._view, request.capture, caller_of(context)))
 
     def GetDrain(self, request: pb.GetDrainRequest, context: Any) -> pb.DrainCaptureResponse:
         with _errors(context):
@@ -168,7 +169,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             target_ts=request.target_ts,
         )
         with _errors(context), self._waiting(context):
-            return _changefeed(operations.create_changefeed(self._view, wanted))
+            return _changefeed(operations.create_changefeed(self._view, wanted, caller_of(context)))
 
     def ListChangefeeds(self, _request: pb.ListChangefeedsRequest, context: Any) -> pb.ListChangefeedsResponse:
         with _errors(context):
@@ -180,20 +181,22 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def PauseChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return _changefeed(operations.pause_changefeed(self._view, request.changefeed))
+            return _changefeed(operations.pause_changefeed(self._view, request.changefeed, caller_of(context)))
 
     def ResumeChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return _changefeed(operations.resume_changefeed(self._view, request.changefeed))
+            return _changefeed(operations.resume_changefeed(self._view, request.changefeed, caller_of(context)))
 
     def UpdateChangefeed(self, request: pb.UpdateChangefeedRequest, context: Any) -> pb.Changefeed:
         wanted = UpdateRequest(request.changefeed, tuple(request.tables), dict(request.options), tuple(request.unset_options))
         with _errors(context), self._waiting(context):
-            return _changefeed(operations.update_changefeed(self._view, wanted))
+            return _changefeed(operations.update_changefeed(self._view, wanted, caller_of(context)))
 
     def RemoveChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.RemoveChangefeedResponse:
         with _errors(context):
-            return pb.RemoveChangefeedResponse(changefeed=operations.remove_changefeed(self._view, request.changefeed))
+            return pb.RemoveChangefeedResponse(
+                changefeed=operations.remove_changefeed(self._view, request.changefeed, caller_of(context))
+            )
 
     def ListTables(self, request: pb.ListTablesRequest, context: Any) -> Iterator[pb.ListTablesResponse]:
         wanted = TableFilter(request.capture, request.stalled, request.table, request.limit)
@@ -216,13 +219,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def MoveTable(self, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
         def ask() -> Sequence[Job]:
-            return [operations.move_table(self._view, request.changefeed, request.table, request.target)]
+            return [operations.move_table(self._view, request.changefeed, request.table, request.target, caller_of(context))]
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
     def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
         def ask() -> Sequence[Job]:
-            return operations.rebalance(self._view, request.changefeed)
+            return operations.rebalance(self._view, request.changefeed, caller_of(context))
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
@@ -384,6 +387,10 @@ def _job(row: JobRow) -> pb.Job:
         capture=row.capture,
         state=row.state,
         reason=row.reason,
+        id=row.id,
+        by=row.by,
+        moves_done=row.moves_done,
+        moves_left=row.moves_left,
     )
 
 
@@ -398,6 +405,8 @@ def _event(row: EventRow) -> pb.Event:
         subject=row.subject,
         text=row.text,
         why=row.why,
+        by=row.by,
+        job=row.job,
     )
 
 

@@ -125,11 +125,11 @@ TRANSITIONS: Mapping[tuple[ChangefeedState, ChangefeedEvent], Next | Refused] = 
 )
 
 
-def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revision: int = 0) -> ChangefeedInfo:
+def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revision: int = 0, by: str = "") -> ChangefeedInfo:
     """The record after the event; the same object when nothing changes. Pure.
 
     error: the text that goes with ERROR, FATAL or a removal that did not work. revision: an etcd revision read just now, for
-    the epoch of a restart. ChangefeedRefusedError names the changefeed and the reason.
+    the epoch of a restart. by: who asked. ChangefeedRefusedError names the changefeed and the reason.
     """
     outcome = TRANSITIONS[info.state, event]
     if isinstance(outcome, Refused):
@@ -139,14 +139,16 @@ def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revis
     epoch = next_epoch(info.epoch, revision) if outcome.restarts else info.epoch
     if (outcome.state, error, epoch) == (info.state, info.error, info.epoch):
         return info
-    return msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch)
+    return msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch, asked_by=by)
 
 
-def replaced(info: ChangefeedInfo, checked: ChangefeedInfo, tables: Sequence[str], options: Mapping[str, str]) -> ChangefeedInfo:
+def replaced(
+    info: ChangefeedInfo, checked: ChangefeedInfo, tables: Sequence[str], options: Mapping[str, str], by: str = ""
+) -> ChangefeedInfo:
     """The record with another filter and options. ConflictError when it is not the one that was checked before. Pure."""
     if info != checked or info.state is not ChangefeedState.STOPPED:
         raise ConflictError(f"changefeed {info.changefeed} was changed meanwhile; nothing was changed: try again")
-    return msgspec.structs.replace(info, tables=list(tables), options=dict(options))
+    return msgspec.structs.replace(info, tables=list(tables), options=dict(options), asked_by=by)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,36 +200,42 @@ class EtcdChangefeeds:
         except ConflictError:
             raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed") from None
 
-    def pause(self, changefeed: ChangefeedID) -> None:
-        self.apply(changefeed, ChangefeedEvent.PAUSE)
+    def pause(self, changefeed: ChangefeedID, by: str = "") -> None:
+        self.apply(changefeed, ChangefeedEvent.PAUSE, by=by)
 
-    def resume(self, changefeed: ChangefeedID) -> None:
-        self.apply(changefeed, ChangefeedEvent.RESUME)
+    def resume(self, changefeed: ChangefeedID, by: str = "") -> None:
+        self.apply(changefeed, ChangefeedEvent.RESUME, by=by)
 
     def update(
-        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+        self,
+        changefeed: ChangefeedID,
+        checked: ChangefeedInfo,
+        *,
+        tables: Sequence[str],
+        options: Mapping[str, str],
+        by: str = "",
     ) -> None:
         """Stores another filter and options of a stopped one, if its record is still the one that was checked."""
 
         def change(info: ChangefeedInfo, _revision: int) -> ChangefeedInfo:
-            return replaced(info, checked, tables, options)
+            return replaced(info, checked, tables, options, by)
 
         self._change(changefeed, change)
 
-    def remove(self, changefeed: ChangefeedID) -> None:
+    def remove(self, changefeed: ChangefeedID, by: str = "") -> None:
         """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""
-        self.apply(changefeed, ChangefeedEvent.REMOVE)
+        self.apply(changefeed, ChangefeedEvent.REMOVE, by=by)
 
     def apply(
-        self, changefeed: ChangefeedID, event: ChangefeedEvent, *, error: str = "", epoch: int | None = None
+        self, changefeed: ChangefeedID, event: ChangefeedEvent, *, error: str = "", epoch: int | None = None, by: str = ""
     ) -> ChangefeedInfo:
         """One event of one changefeed; the record as it stands now. epoch: the run that the event comes from; when another
-        one runs by now, nothing is changed."""
+        one runs by now, nothing is changed. by: who asked for it."""
 
         def change(info: ChangefeedInfo, revision: int) -> ChangefeedInfo:
             if epoch is not None and info.epoch != epoch:
                 return info
-            return step(info, event, error=error, revision=revision)
+            return step(info, event, error=error, revision=revision, by=by)
 
         return self._change(changefeed, change)
 

@@ -50,13 +50,13 @@ def cluster_status(view: OwnerView) -> ClusterStatus:
     )
 
 
-def resign(view: OwnerView) -> str:
+def resign(view: OwnerView, by: str = "") -> str:
     """The leader steps down and campaigns again as the last in line; its id."""
     if view.leadership() is None:
         raise RefusedError(f"owner {view.owner_id} does not lead, so it cannot resign")
     if len(view.owners()) < 2:
         raise RefusedError(f"owner {view.owner_id} is the only owner: nobody could take over")
-    view.resign()
+    view.resign(by)
     return view.owner_id
 
 
@@ -98,18 +98,18 @@ def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
     return rows
 
 
-def drain(view: OwnerView, capture: CaptureID) -> DrainProgress:
+def drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
     """Asks for the capture to be emptied (idempotent), and tells how that stands."""
     check_capture(view, capture)
-    view.drain(capture)
+    view.drain(capture, by)
     view.poke()
     return drain_progress(view, capture)
 
 
-def cancel_drain(view: OwnerView, capture: CaptureID) -> DrainProgress:
+def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
     if capture not in view.draining():
         raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
-    view.cancel_drain(capture)
+    view.cancel_drain(capture, by)
     view.poke()
     return drain_progress(view, capture)
 
@@ -175,6 +175,8 @@ def _event_row(sequence: int, record: EventRecord) -> EventRow:
         subject=record.subject,
         text=record.text,
         why=record.why,
+        by=record.by,
+        job=record.job,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from owner.core.tables import NOBODY
-from tablewire.queries import ENDED
+from tablewire.queries import ENDED, job_id
 from tablewire.runtime.metrics import Metrics
 from tablewire.types import CaptureID, ChangefeedID, QueryKind, QueryState, StallReason
 
@@ -113,7 +113,7 @@ class FactsLog:
         self._note_trouble(facts)
         self._note_lost(facts, snapshot)
         self._note_brake(facts, snapshot)
-        self._note_placements(facts)
+        self._note_placements(facts, queries)
         self._note_jobs(queries)
         self._tell_counts()
 
@@ -159,11 +159,12 @@ class FactsLog:
         else:
             self._log.info("brake_off", captures=len(snapshot.captures))
 
-    def _note_placements(self, facts: Facts) -> None:
+    def _note_placements(self, facts: Facts, queries: Sequence[Query]) -> None:
         unnamed = Counter(facts.placed)
         moves = [placement for placement in facts.placements if placement.source is not None]
         for moved in moves[:NAMED_PER_TICK_MAX]:
-            self._log.info("span_moved", span=str(moved.span), source=moved.source, target=moved.target, why=moved.why)
+            ids = _ids(next((query for query in queries if query.number == moved.job), None)) if moved.job else {}
+            self._log.info("span_moved", span=str(moved.span), source=moved.source, target=moved.target, why=moved.why, **ids)
             unnamed[moved.why] -= 1
         self._counts.update(unnamed)
         for why, count in facts.placed.items():
@@ -180,7 +181,9 @@ class FactsLog:
         self._open = [query for query in candidates if query.state not in ENDED]
         for query in ended[:NAMED_PER_TICK_MAX]:
             log = self._log.warning if query.state is QueryState.REFUSED else self._log.info
-            log("job_ended", kind=query.kind, subject=query.subject, target=query.target, state=query.state, reason=query.reason)
+            more = _ids(query) if query.moves_done is None else {**_ids(query), "moves": query.moves_done}
+            what = {"kind": query.kind, "subject": query.subject, "target": query.target}
+            log("job_ended", **what, state=query.state, reason=query.reason, **more)
         self._counts["jobs_ended"] += max(0, len(ended) - NAMED_PER_TICK_MAX)
         for query in ended:
             self._counters.jobs.labels(self._name, query.kind, query.state).inc()
@@ -201,6 +204,13 @@ class FactsLog:
             self._log.info("more_jobs_ended", jobs=jobs)
         if counts:
             self._log.info("spans_placed", **counts)
+
+
+def _ids(query: Query | None) -> dict[str, Any]:
+    """What joins a line with the others of its job, and who asked for it."""
+    if query is None:
+        return {}
+    return {name: value for name, value in (("job", job_id(query.number)), ("by", query.asked_by)) if value}
 
 
 def _without_writer(snapshot: Snapshot) -> int:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 
+from owner.callers import CALLER_KEY, caller_of
 from owner.view import OwnerView
 from tablewire.registry import LeaderRecord
 
@@ -85,7 +87,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         def forward(request: bytes, context: Any) -> bytes:
             channel = self._to(leader, context)
             timeout_s = min(context.time_remaining() or UNARY_TIMEOUT_S, UNARY_TIMEOUT_S)
-            call = channel.unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark())
+            call = channel.unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark(context))
             if not context.add_callback(call.cancel):
                 call.cancel()
             try:
@@ -102,7 +104,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         def forward(request: bytes, context: Any) -> Iterator[bytes]:
             channel = self._to(leader, context)
             timeout_s = min(context.time_remaining() or STREAM_TIMEOUT_S, STREAM_TIMEOUT_S)
-            call = channel.unary_stream(method)(request, timeout=timeout_s, metadata=self._mark())
+            call = channel.unary_stream(method)(request, timeout=timeout_s, metadata=self._mark(context))
             if not context.add_callback(call.cancel):
                 call.cancel()
             try:
@@ -114,8 +116,8 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
 
         return forward
 
-    def _mark(self) -> tuple[tuple[str, str], ...]:
-        return ((FORWARDED_KEY, self._view.owner_id),)
+    def _mark(self, context: Any) -> tuple[tuple[str, str], ...]:
+        return ((FORWARDED_KEY, self._view.owner_id), (CALLER_KEY, quote(caller_of(context))))
 
     def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
         """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""

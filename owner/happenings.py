@@ -26,6 +26,16 @@ _ENTERED = {
 }
 
 
+_ASKED_FOR = frozenset(f"changefeed_{word}" for word in ("created", "updated", "paused", "resumed", "removing"))
+"""What an operator does; the rest happens."""
+
+
+def note_asked(history: History, kind: str, capture: CaptureID, by: str) -> None:
+    """Something that an operator asked of a capture, also in the log; nothing when nobody did (by is empty)."""
+    if by:
+        history.tell(kind, subject=capture, by=by)
+
+
 def note_captures(
     history: History | None, before: Mapping[CaptureID, CaptureInfo], after: Mapping[CaptureID, CaptureInfo]
 ) -> None:
@@ -55,7 +65,9 @@ def note_changefeeds(history: History, before: Mapping[ChangefeedID, Stored], af
         kind = _what_happened(former.info if former else None, latter.info if latter else None)
         record = latter or former
         if kind and record is not None:
-            history.note(kind, changefeed=str(changefeed), text=f"epoch {record.info.epoch}", why=record.info.error)
+            by = record.info.asked_by if kind in _ASKED_FOR else ""
+            history.note(kind, changefeed=str(changefeed), text=f"epoch {record.info.epoch}", why=record.info.error, by=by)
+            _log.info(kind, changefeed=str(changefeed), epoch=record.info.epoch, **({"by": by} if by else {}))
 
 
 def _what_happened(former: ChangefeedInfo | None, latter: ChangefeedInfo | None) -> str:
@@ -101,11 +113,14 @@ class ToldPlacement:
             self._history.count(self._changefeed, fields)
         elif event == "span_moved" and fields["why"] != "move":
             self._history.count(self._changefeed, {fields["why"]: 1})
+        elif event == "job_ended" and fields["kind"] == "cancel":
+            pass  # `drain_cancelled` says it, once for all changefeeds and with who asked
         elif event == "more_jobs_ended":
             self._history.note("jobs_ended", changefeed=self._changefeed, text=f"{fields['jobs']} more jobs")
         elif event != "job_ended" or (fields["kind"], fields["state"]) != ("move", "done"):  # that one is a span_moved
             subject, text, why = self._words(event, fields)
-            self._history.note(event, changefeed=self._changefeed, subject=subject, text=text, why=why)
+            ids = {name: str(fields[name]) for name in ("by", "job") if fields.get(name)}
+            self._history.note(event, changefeed=self._changefeed, subject=subject, text=text, why=why, **ids)
 
     def _words(self, event: str, fields: Mapping[str, Any]) -> tuple[str, str, str]:
         """(subject, text, why)"""
@@ -127,11 +142,9 @@ class ToldPlacement:
                 return "", text, "many captures vanished at once"
             case "job_ended":
                 where = f" to {fields['target']}" if fields["kind"] == "move" else ""
-                return (
-                    fields["subject"] or fields["target"] or "",
-                    f"{fields['kind']}{where}: {fields['state']}",
-                    fields["reason"],
-                )
+                moves = f" after {fields['moves']} moves" if "moves" in fields else ""
+                subject = self._named(fields["subject"].rpartition(" ")[2]) if fields["kind"] == "move" else fields["target"]
+                return subject or "", f"{fields['kind']}{where}: {fields['state']}{moves}", fields["reason"]
             case _:
                 return "", ", ".join(f"{name} {value}" for name, value in fields.items()), ""
 

@@ -84,7 +84,9 @@ class History:
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
-    def note(self, kind: str, *, changefeed: str = "", subject: str = "", text: str = "", why: str = "") -> None:
+    def note(
+        self, kind: str, *, changefeed: str = "", subject: str = "", text: str = "", why: str = "", by: str = "", job: str = ""
+    ) -> None:
         """Remembers an event until it is stored. When too many wait for that, the oldest are dropped, and that is told."""
         record = EventRecord(
             at=now(),
@@ -95,12 +97,19 @@ class History:
             subject=_clean(subject),
             text=_clean(text),
             why=_clean(why),
+            by=_clean(by),
+            job=job,
         )
         with self._changed:
             self._pending.append(record)
             if len(self._pending) > PENDING_MAX:
                 self._pending.popleft()
                 self._dropped += 1
+
+    def tell(self, kind: str, **fields: str) -> None:
+        """`note`, and a line in the log, for what has none of its own."""
+        _log.info(kind, **{name: _clean(value) for name, value in fields.items() if value})
+        self.note(kind, **fields)
 
     def count(self, changefeed: str, counts: Mapping[str, int]) -> None:
         """Adds to what is told as one event when it is over. counts: spans that came to a place, by why."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from owner.answers import JobRow, RefusedError
 from owner.view import OwnerView
-from tablewire.queries import ENDED
+from tablewire.queries import ENDED, job_id
 from tablewire.types import CaptureID, ChangefeedID, QueryState
 
 if TYPE_CHECKING:
@@ -38,8 +38,17 @@ class Job:
         self._capture = capture
 
     def row(self) -> JobRow:
+        return _row(self._changefeed, self._query, self._target, self._capture)
+
+    def note_asked(self, by: str) -> None:
+        """Tells the log and the history of it, before it is looked at. by: who asked."""
         query = self._query
-        return JobRow(str(self._changefeed), query.kind, self._target, self._capture, query.state, query.reason)
+        query.asked_by = by
+        where = f"to {self._capture}" if self._capture else ""
+        history = self._view.history()
+        if history is not None:
+            ids = {"changefeed": str(self._changefeed), "job": job_id(query.number), "by": by}
+            history.tell(f"{query.kind}_requested", subject=self._target if self._capture else "", text=where, **ids)
 
     def follow(
         self,
@@ -99,5 +108,20 @@ def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> lis
     for query in scheduler.queries():
         if query.state not in ENDED:
             target, capture = query.subject, query.target or ""
-            rows.append(JobRow(str(changefeed), query.kind, target or capture, capture, query.state, query.reason))
+            rows.append(_row(changefeed, query, target or capture, capture))
     return rows
+
+
+def _row(changefeed: ChangefeedID, query: Query, target: str, capture: CaptureID) -> JobRow:
+    return JobRow(
+        changefeed=str(changefeed),
+        kind=query.kind,
+        target=target,
+        capture=capture,
+        state=query.state,
+        reason=query.reason,
+        id=job_id(query.number),
+        by=query.asked_by,
+        moves_done=query.moves_done,
+        moves_left=query.moves_left,
+    )

@@ -99,7 +99,7 @@ def query_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
     return _changefeed_row(view, find_changefeed(view, text))
 
 
-def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
+def create_changefeed(view: OwnerView, request: CreateRequest, by: str = "") -> ChangefeedRow:
     """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
     changefeed = parse_changefeed(request.changefeed)
     _check_request(request)
@@ -120,6 +120,7 @@ def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
         initial_snapshot=not request.skip_snapshot,
         options=dict(request.options),
         target_ts=request.target_ts,
+        asked_by=by,
     )
     _check_source(view, info, "created")
     if not request.dry_run:
@@ -128,15 +129,15 @@ def create_changefeed(view: OwnerView, request: CreateRequest) -> ChangefeedRow:
     return _changefeed_row(view, info)
 
 
-def pause_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
-    return _change(view, text, lambda registry, changefeed: registry.pause(changefeed))
+def pause_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+    return _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
 
 
-def resume_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
-    return _change(view, text, lambda registry, changefeed: registry.resume(changefeed))
+def resume_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+    return _change(view, text, lambda registry, changefeed: registry.resume(changefeed, by))
 
 
-def update_changefeed(view: OwnerView, request: UpdateRequest) -> ChangefeedRow:
+def update_changefeed(view: OwnerView, request: UpdateRequest, by: str = "") -> ChangefeedRow:
     """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
     if not (request.tables or request.options or request.unset_options):
         raise InvalidRequestError("nothing to change: give tables or options")
@@ -150,17 +151,17 @@ def update_changefeed(view: OwnerView, request: UpdateRequest) -> ChangefeedRow:
     kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
     tables, options = list(request.tables or info.tables), {**kept, **request.options}
     _check_source(view, msgspec.structs.replace(info, tables=tables, options=options), "changed")
-    view.registry().update(info.changefeed, info, tables=tables, options=options)
+    view.registry().update(info.changefeed, info, tables=tables, options=options, by=by)
     view.poke()
     return _changefeed_row(view, view.registry().get(info.changefeed))
 
 
-def remove_changefeed(view: OwnerView, text: str) -> str:
+def remove_changefeed(view: OwnerView, text: str, by: str = "") -> str:
     """Marks it removed; the leader stops it, drops what it made at the source, then forgets it. Its name."""
     if not text:
         raise InvalidRequestError("a removal must name its changefeed")
     info = find_changefeed(view, text)
-    view.registry().remove(info.changefeed)
+    view.registry().remove(info.changefeed, by)
     view.poke()
     return str(info.changefeed)
 
@@ -265,7 +266,7 @@ def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, I
     return str(info.changefeed), rows
 
 
-def move_table(view: OwnerView, text: str, table: str, target: CaptureID) -> Job:
+def move_table(view: OwnerView, text: str, table: str, target: CaptureID, by: str = "") -> Job:
     """Asks the scheduler; it decides by its next tick (see Job)."""
     info = find_changefeed(view, text)
     scheduler = running(view, info)
@@ -273,15 +274,18 @@ def move_table(view: OwnerView, text: str, table: str, target: CaptureID) -> Job
     table_id = table_id_of(info, names, table)
     check_capture(view, target)
     query = scheduler.move_table(table_id, target)
+    job = Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
+    job.note_asked(by)
     view.poke()
-    return Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
+    return job
 
 
-def rebalance(view: OwnerView, text: str) -> Sequence[Job]:
+def rebalance(view: OwnerView, text: str, by: str = "") -> Sequence[Job]:
     """One job for each changefeed that is named: text, or all that run. They see each other's loads and plans."""
     jobs = []
     for info, scheduler in rebalanced(view, text):
         jobs.append(Job(view, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
+        jobs[-1].note_asked(by)
     view.poke()
     return jobs
 

@@ -21,7 +21,7 @@ from owner.changefeeds import ChangefeedEvent, EtcdChangefeeds
 from owner.config import OwnerConfig
 from owner.election import Election, Leadership
 from owner.evictions import Evictions
-from owner.happenings import ToldPlacement, note_captures, note_changefeeds
+from owner.happenings import ToldPlacement, note_asked, note_captures, note_changefeeds
 from owner.history import History
 from owner.loads import ClusterLoad
 from owner.metrics import OwnerMetrics
@@ -137,23 +137,24 @@ class Term:
     def poke(self) -> None:
         self._wake.set()
 
-    def stop(self, reason: str) -> None:
-        """Ends the term. Idempotent."""
+    def stop(self, reason: str, by: str = "") -> None:
+        """Ends the term. Idempotent. by: who asked."""
         if not self._stop_reason:
             self._stop_reason = reason
-            self.history.note("owner_stops_leading", subject=self._owner_id, why=reason)
+            self.history.note("owner_stops_leading", subject=self._owner_id, why=reason, by=by)
         self._wake.set()
 
-    def drain(self, capture: CaptureID) -> None:
+    def drain(self, capture: CaptureID, by: str = "") -> None:
         """Stores the target, then hands it over. NotLeaderError, EtcdError."""
-        record = DrainRecord(capture_id=capture, requested_at=now())
+        record = DrainRecord(capture_id=capture, requested_at=now(), requested_by=by)
         self._election.guarded_write([Put(etcd_keys.drain_key(self._config.cluster, capture), encode(record))])
-        self.history.note("drain_requested", subject=capture)
+        note_asked(self.history, "drain_requested", capture, by)
         with self._lock:
             self._drains |= {capture}
         self.poke()
 
-    def cancel_drain(self, capture: CaptureID) -> None:
+    def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
+        note_asked(self.history, "drain_cancelled", capture, by)
         self._election.guarded_write([], [etcd_keys.drain_key(self._config.cluster, capture)])
         with self._lock:
             self._drains -= {capture}
@@ -409,9 +410,8 @@ class Term:
             if lease:
                 self._session.revoke(lease)
             _log.error("capture_evicted", capture=capture, silent_ms=round((now_s - since) * 1000))
-            self.history.note(
-                "capture_evicted", subject=capture, why=f"silent for {now_s - since:.1f} s although its lease lives"
-            )
+            why = f"silent for {now_s - since:.1f} s although its lease lives"
+            self.history.note("capture_evicted", subject=capture, why=why)
 
     def _is_unfenced(self, capture: CaptureID) -> bool:
         schedulers = (run.scheduler for run in self._runs.values())

@@ -41,7 +41,7 @@ class ChangefeedRuntime:
 
 class ChangefeedRegistry(Protocol):
     """The changefeeds as etcd has them. Writes are guarded by leadership: NotLeaderError when it is gone, EtcdError when
-    etcd does not answer, UnknownChangefeedError for an id that is not there."""
+    etcd does not answer, UnknownChangefeedError for an id that is not there. by: who asked (`owner.callers`)."""
 
     def list(self) -> Sequence[ChangefeedInfo]: ...
 
@@ -51,18 +51,24 @@ class ChangefeedRegistry(Protocol):
         """Stores a new one; ConflictError when the id exists."""
         ...
 
-    def pause(self, changefeed: ChangefeedID) -> None: ...
+    def pause(self, changefeed: ChangefeedID, by: str = "") -> None: ...
 
-    def resume(self, changefeed: ChangefeedID) -> None: ...
+    def resume(self, changefeed: ChangefeedID, by: str = "") -> None: ...
 
     def update(
-        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+        self,
+        changefeed: ChangefeedID,
+        checked: ChangefeedInfo,
+        *,
+        tables: Sequence[str],
+        options: Mapping[str, str],
+        by: str = "",
     ) -> None:
         """Stores another filter and options of a stopped one. checked: the record that was looked at before; ConflictError when
         it is not the one that stands there any more."""
         ...
 
-    def remove(self, changefeed: ChangefeedID) -> None:
+    def remove(self, changefeed: ChangefeedID, by: str = "") -> None:
         """Marks it removed; the leader stops it, drops what it made at the source, then forgets it."""
         ...
 
@@ -104,17 +110,17 @@ class OwnerView(Protocol):
         """Something changed: tick soon."""
         ...
 
-    def drain(self, capture: CaptureID) -> None:
+    def drain(self, capture: CaptureID, by: str = "") -> None:
         """Stores the target in etcd first (survives this owner), then hands it to every scheduler."""
         ...
 
-    def cancel_drain(self, capture: CaptureID) -> None: ...
+    def cancel_drain(self, capture: CaptureID, by: str = "") -> None: ...
 
     def draining(self) -> Sequence[CaptureID]:
         """The drain targets as stored."""
         ...
 
-    def resign(self) -> None:
+    def resign(self, by: str = "") -> None:
         """Gives leadership up and stays as a follower. Does nothing when not leading."""
         ...
 

@@ -1,5 +1,6 @@
-"""What the owner orders, as lines that join a move's story across processes: the owner's `span_moved` and the `span_ordered` of
-the two processors have changefeed, span and owner_revision in common; assignment_epoch is the fence that the sink knows.
+"""What the owner orders, as lines that join a move's story across processes: the owner's `job_requested` and `span_moved` and the
+`span_ordered` of the two processors have `job` in common, which the CLI shows too; changefeed, span and owner_revision join
+what no job asked for. assignment_epoch is the fence that the sink knows.
 
 Few spans at a time are named (moves); many at once (a start, a failover) are one line with counts. Orders are repeated until
 they are confirmed, so an order is told once. The agents' thread.
@@ -12,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from tablewire.queries import job_id
 from tablewire.types import Batch, ChangefeedID, DispatchAction, DispatchTableRequest, Message, Span
 
 NAMED_MAX: Final = 5
@@ -43,9 +45,11 @@ class OrdersLog:
             if self._is_new((message.changefeed, first, True), (message.owner_revision, len(actions), actions[0])):
                 log.info("spans_ordered", **Counter(_word(action) for action in actions))
             return
-        for span, action, epoch in zip(request.spans, actions, request.assignment_epochs.tolist(), strict=True):
+        epochs, jobs = request.assignment_epochs.tolist(), request.jobs.tolist() or [0] * len(actions)
+        for span, action, epoch, job in zip(request.spans, actions, epochs, jobs, strict=True):
             if self._is_new((message.changefeed, span, False), (message.owner_revision, action, epoch)):
-                log.info("span_ordered", span=str(span), order=_word(action), assignment_epoch=epoch)
+                ids = {"assignment_epoch": epoch, **({"job": job_id(job)} if job else {})}
+                log.info("span_ordered", span=str(span), order=_word(action), **ids)
 
     def _is_new(self, subject: tuple[ChangefeedID, Span, bool], order: tuple[int, ...]) -> bool:
         """Whether it is another one than the last that was told of this span (True in subject: of the many that it begins)."""

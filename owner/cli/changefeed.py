@@ -14,11 +14,13 @@ from owner.cli.client import CallError
 from owner.cli.names import complete_changefeeds
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
+from owner.cli.progress import Progress
 from tablewire.types import TS_MAX
 from tablewire.v1 import admin_pb2 as pb
 
 CHECKS_TIMEOUT_S = 60.0
 REMOVE_TIMEOUT_S = 60.0
+STEADY_TIMEOUT_S = 600.0
 POLL_INTERVAL_S = 0.25
 
 
@@ -105,6 +107,7 @@ def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) 
     help="Stop exactly there (the state is then finished): a number, or an LSN such as 0/16B3748.",
 )
 @click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
+@click.option("--wait", is_flag=True, help="Until all tables are copied and follow the source; --timeout-s, else 600 s.")
 def create(
     session: Session,
     changefeed: str,
@@ -116,8 +119,11 @@ def create(
     sink_options: Mapping[str, str],
     target_ts: int,
     dry_run: bool,
+    wait: bool,
 ) -> None:
     """Check everything, and start to replicate. Nothing is stored unless all checks hold; every failed one is named."""
+    if wait and dry_run:
+        raise click.UsageError("--dry-run and --wait exclude each other")
     request = pb.CreateChangefeedRequest(
         changefeed=changefeed,
         source_uri=source,
@@ -130,12 +136,14 @@ def create(
     )
     session.asked = "" if dry_run else f"{changefeed} may have been created: look at `owner changefeed list`"
     answer = session.ask("CreateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
+    if wait:
+        answer = _wait_until_steady(session, answer)
     if session.output.is_json:
         session.output.json(shapes.CHANGEFEED.of(answer))
     elif dry_run:
         session.output.line(f"changefeed {answer.changefeed}: all checks hold; nothing was stored")
     else:
-        session.output.line(f"changefeed {answer.changefeed} created")
+        session.output.line(f"changefeed {answer.changefeed} created{f': {_standing(answer)}' if wait else ''}")
 
 
 @changefeed_group.command("list")
@@ -264,6 +272,37 @@ def _wait_until_gone(session: Session, name: str) -> None:
         time.sleep(POLL_INTERVAL_S)
     why = f": {error}" if error else ""
     raise session.failure(f"changefeed {name} is still being removed after {timeout_s:g} s; it goes on{why}", "deadline_exceeded")
+
+
+def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
+    """Until every span follows the source, or the target is reached. A failure when it fails, is paused or removed meanwhile."""
+    timeout_s = session.timeout_s(STEADY_TIMEOUT_S)
+    deadline = time.monotonic() + timeout_s
+    name = row.changefeed
+    session.asked = f"changefeed {name} was created and goes on"
+    with Progress(session.output) as progress:
+        while True:
+            stalled = sum(row.stalls.values())
+            if row.state == "finished" or (row.state == "normal" and row.initialized and row.source_ts and not stalled):
+                return row
+            text = f"changefeed {name}: {_standing(row)}"
+            if row.state not in ("normal", "warning"):
+                raise session.failure(text, row.state, changefeed=shapes.CHANGEFEED.of(row))
+            progress.show(text, *((row.spans - stalled, stalled) if row.initialized else ()))
+            if time.monotonic() >= deadline:
+                text = f"{text} after {timeout_s:g} s; it was created and goes on"
+                raise session.failure(text, "deadline_exceeded", changefeed=shapes.CHANGEFEED.of(row))
+            time.sleep(POLL_INTERVAL_S)
+            row = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=name), reads=True)
+
+
+def _standing(row: pb.Changefeed) -> str:
+    """How it goes, in a few words."""
+    if not row.running or not row.initialized:
+        why = f": {row.error}" if row.error else ""
+        return f"{row.state}, it is being started{why}" if row.state in ("normal", "warning") else f"{row.state}{why}"
+    tables = f"{row.spans - sum(row.stalls.values())} of {row.spans} tables follow the source"
+    return ", ".join(part for part in (row.state, tables, counts(row.stalls), row.error) if part)
 
 
 def _answer(session: Session, row: pb.Changefeed, more: str = "") -> None:

@@ -12,6 +12,7 @@ from owner.cli.names import complete_captures
 from owner.cli.options import Session, Settings, local, remote
 from owner.cli.output import Output, counts
 from owner.cli.plan import show_plan
+from owner.cli.progress import Progress
 from owner.lookups import software_version
 from tablewire.v1 import admin_pb2 as pb
 
@@ -148,19 +149,18 @@ def drain(session: Session, capture: str, wait: bool, cancel: bool, dry_run: boo
 def _wait_until_empty(session: Session, answer: pb.DrainCaptureResponse) -> pb.DrainCaptureResponse:
     timeout_s = session.timeout_s(DRAIN_TIMEOUT_S)
     deadline = time.monotonic() + timeout_s
-    said = ""
-    while not answer.gone and answer.remaining:
-        if not answer.draining:
-            text = f"the drain of {answer.capture} was cancelled; spans that are still there: {answer.remaining}"
-            raise session.failure(text, "cancelled", drain=shapes.DRAIN.of(answer))
-        if (text := _text(answer)) != said:
-            session.output.note(text)
-            said = text
-        if time.monotonic() >= deadline:
-            text = f"{text} after {timeout_s:g} s; the drain goes on"
-            raise session.failure(text, "deadline_exceeded", drain=shapes.DRAIN.of(answer))
-        time.sleep(POLL_INTERVAL_S)
-        answer = session.ask("GetDrain", pb.GetDrainRequest(capture=answer.capture), reads=True)
+    with Progress(session.output) as progress:
+        while not answer.gone and answer.remaining:
+            if not answer.draining:
+                text = f"the drain of {answer.capture} was cancelled; spans that are still there: {answer.remaining}"
+                raise session.failure(text, "cancelled", drain=shapes.DRAIN.of(answer))
+            text = _text(answer)
+            progress.show(text, left=answer.remaining)
+            if time.monotonic() >= deadline:
+                text = f"{text} after {timeout_s:g} s; the drain goes on"
+                raise session.failure(text, "deadline_exceeded", drain=shapes.DRAIN.of(answer))
+            time.sleep(POLL_INTERVAL_S)
+            answer = session.ask("GetDrain", pb.GetDrainRequest(capture=answer.capture), reads=True)
     return answer
 
 

@@ -41,29 +41,34 @@ on to the leader, by one hop.
 ## Events
 
 `owner events` shows what the leader keeps in etcd, at most `history.events_max` events; passwords are hidden in them.
+`by` is the common name of the caller's certificate (without TLS: the caller's address); "alice via owner-2": another owner passed
+the call on and says that it came from alice. `job` is the id of a job: `table move` and `rebalance` answer it, and it stands in
+the logs of the owner and of the processors that the job touches.
 
 | event | what happened |
 |---|---|
 | `owner_leads`, `owner_stops_leading` | an election was won; leadership was given up as asked (not after a crash) |
 | `capture_joined`, `capture_gone`, `capture_evicted` | a processor registered; it is gone; it was given up while silent |
-| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | its record changed; why: its error |
+| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | its record changed; why: its error; by: who asked |
 | `changefeed_finished`, `_removing`, `_removed` | it reached its target; is being removed; nothing is left of it |
 | `changefeed_bootstrapped` | a new leader knows where every table is |
+| `move_requested`, `rebalance_requested` | an operator asked for it; by: who |
 | `span_moved` | a move by hand has ended |
 | `job_ended`, `jobs_ended` | another job (drain, rebalance), or a move that was refused or cancelled, has ended |
 | `spans_placed` | how many spans came to a place, by why: `add` (new, or after a failure), `drain`, `balance`, `move` |
 | `failover_began`, `failover_done` | captures that wrote spans are gone; all spans have a writer again |
 | `brake_on`, `brake_off` | many captures vanished at once, so nothing is placed anew for a while |
 | `two_writers`, `placement_trouble` | a span was reported to be written twice; counts of that, of orphans and of failed audits |
-| `drain_requested` | an operator, or a processor that is stopping, asked for it |
+| `drain_requested`, `drain_cancelled` | an operator asked for it; by: who (a processor that is stopping needs no drain) |
 | `events_dropped` | etcd did not take events in time |
 
 ## JSON
 
 `-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
-say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the
-`job`, the `jobs` or the `drain` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that
-did not get where it should (`refused`, `pending`, `accepted`, `cancelled`), `interrupted` (Ctrl-C) or `config`.
+say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the `job`, the `jobs`, the
+`drain` or the `changefeed` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that did not
+get where it should (`refused`, `pending`, `accepted`, `cancelled`) or of a changefeed (`failed`, `stopped`, `removed`),
+`interrupted` (Ctrl-C) or `config`.
 
 Fields are never removed and never change their meaning; new ones may come at any time. Ts (`*_ts`) are unsigned 64-bit
 numbers: read them with a parser that keeps whole numbers whole.

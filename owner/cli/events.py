@@ -56,8 +56,8 @@ def events(session: Session, follow: bool, limit: int) -> None:
         session.output.json({"events": shapes.EVENT.all_of(found)})
         return
     session.output.table(
-        ("AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY"),
-        ((event.at, event.kind, event.changefeed, event.subject, event.text, event.why) for event in found),
+        ("AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY", "BY", "JOB"),
+        ((event.at, event.kind, event.changefeed, event.subject, event.text, event.why, event.by, event.job) for event in found),
     )
 
 
@@ -112,4 +112,5 @@ def _show(output: Output, event: pb.Event) -> None:
         output.json(shapes.EVENT.of(event))
         return
     parts = [event.at, event.kind, event.changefeed, event.subject, event.text, f"({event.why})" if event.why else ""]
+    parts += [f"by {event.by}" if event.by else "", f"job {event.job}" if event.job else ""]
     output.line("  ".join(part for part in parts if part))

@@ -160,6 +160,10 @@ JOB = Shape(
         _or_null("capture", "string", "where a move goes"),
         _plain("state", "string", "pending, accepted, refused, done, cancelled"),
         _or_null("reason", "string", "why it is so"),
+        _or_null("id", "string", "it stands as `job` in the events, and in the logs of the owner and of the processors"),
+        _or_null("by", "string", "who asked, as in an event"),
+        _optional("moves_done", "int", "of a rebalance: tables that it has moved"),
+        _optional("moves_left", "int", "of a rebalance: those under way or planned; more may be planned as it goes on"),
     ),
 )
 
@@ -238,6 +242,8 @@ EVENT = Shape(
         _or_null("subject", "string", "the capture, table or owner that it is about"),
         _or_null("text", "string", "more of it, for people"),
         _or_null("why", "string", "the reason, where there is one"),
+        _or_null("by", "string", "who asked: the common name of the caller's certificate, without TLS the caller's address"),
+        _or_null("job", "string", "the id of the job that it belongs to"),
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ from owner.cli.names import complete_captures, complete_changefeeds, complete_ta
 from owner.cli.options import Session, remote
 from owner.cli.output import duration, keys, to_json
 from owner.cli.plan import show_plan
+from owner.cli.progress import Progress
 from tablewire.v1 import admin_pb2 as pb
 
 LIST_TIMEOUT_S = 300.0
@@ -208,10 +210,15 @@ def _follow(session: Session, method: str, request: Any, wait: bool) -> list[pb.
     but accepted (with --wait: done) is a failure."""
     timeout_s = _job_timeout_s(session, wait)
     jobs: dict[str, pb.Job] = {}
-    for job in session.client.stream(method, request, timeout_s + ANSWER_MARGIN_S):
-        if wait and (job.changefeed not in jobs or job.state not in ENDED):
-            session.output.note(_text(job))
-        jobs[job.changefeed] = job
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(session.output)) if wait else None
+        for job in session.client.stream(method, request, timeout_s + ANSWER_MARGIN_S):
+            jobs[job.changefeed] = job
+            session.asked = f"the owner goes on with {', '.join(job.id for job in jobs.values() if job.state not in ENDED)}"
+            if progress is not None and job.state not in ENDED:
+                counted = [row for row in jobs.values() if row.HasField("moves_left")]
+                done, left = sum(row.moves_done for row in counted), sum(row.moves_left for row in counted)
+                progress.show(_text(job), *((done, left) if counted else ()))
     goals = ("done",) if wait else ("accepted", "done")
     failed = [job for job in jobs.values() if job.state not in goals]
     if failed or not jobs:
@@ -238,4 +245,11 @@ def _failure(job: pb.Job, goal: str, timeout_s: float) -> str:
 
 def _text(job: pb.Job) -> str:
     where = f" to {job.capture}" if job.capture else ""
-    return f"{job.kind} of {job.target}{where}: {job.state}{f': {job.reason}' if job.reason else ''}"
+    return f"{job.kind} of {job.target}{where}: {job.state}{_moves(job)}{f': {job.reason}' if job.reason else ''}"
+
+
+def _moves(job: pb.Job) -> str:
+    """How far a rebalance is."""
+    if not job.HasField("moves_done"):
+        return ""
+    return f", {job.moves_done} moved" + (f", {job.moves_left} left" if job.moves_left else "")

@@ -71,12 +71,14 @@ class TwoWriters:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A span began to replicate at `target`. source: where it came from by a planned move, None else. why: a word for people."""
+    """A span began to replicate at `target`. source: where it came from by a planned move, None else. why: a word for people.
+    job: the manual job that it belongs to, 0 = none, or not known here (see `owner.job_numbers`)."""
 
     span: Span
     source: CaptureID | None
     target: CaptureID
     why: str
+    job: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,9 @@ def _write_dispatch(target: pb.DispatchTableRequest, body: DispatchTableRequest)
     _require_actions(body.actions, body.assignment_epochs, name)
     _require_no_zero(body.numbers, f"{name}.numbers")
     target.acked = fits(body.acked, 64, f"{name}.acked")
+    if len(body.jobs):
+        target.jobs.SetInParent()
+        pack(target.jobs, body.jobs, f"{name}.jobs", np.uint64, rows)
 
 
 def _read_dispatch(source: pb.DispatchTableRequest, name: str, rows: Rows) -> DispatchTableRequest:
@@ -175,7 +178,8 @@ def _read_dispatch(source: pb.DispatchTableRequest, name: str, rows: Rows) -> Di
     checkpoint_ts, resolved_ts = _read_checkpoints(source, name, count)
     _require_actions(actions, assignment_epochs, name)
     _require_no_zero(numbers, f"{name}.numbers")
-    return DispatchTableRequest(numbers, spans, actions, checkpoint_ts, resolved_ts, assignment_epochs, acked=source.acked)
+    jobs = unpack(source.jobs, f"{name}.jobs", np.uint64, count if source.HasField("jobs") else 0)
+    return DispatchTableRequest(numbers, spans, actions, checkpoint_ts, resolved_ts, assignment_epochs, source.acked, jobs)
 
 
 def _require_actions(actions: U8, assignment_epochs: U64, name: str) -> None:

@@ -5,6 +5,7 @@ The scheduler's tick decides and settles it; any thread may read it, wait for it
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,26 @@ from tablewire.types import CaptureID, QueryKind, QueryState
 
 ENDED = frozenset({QueryState.REFUSED, QueryState.DONE, QueryState.CANCELLED})
 
+_COUNT_BITS = 20
+_counter = itertools.count(1)
+
+
+def new_job_number(owner_revision: int) -> int:
+    """Of a job that this process begins as the leader of this term: no other job of the cluster has it. Any thread."""
+    return owner_revision << _COUNT_BITS | next(_counter) & (1 << _COUNT_BITS) - 1
+
+
+def job_id(number: int) -> str:
+    """As people and logs see it, `7-12`: the term, and which job of it. Empty for 0, which is no job."""
+    return f"{number >> _COUNT_BITS}-{number & (1 << _COUNT_BITS) - 1}" if number else ""
+
 
 class Query:
-    """One job. `state` and `reason` are what the last tick left; `subject` names what it is about, `target` where it leads."""
+    """One job. `state` and `reason` are what the last tick left; `subject` names what it is about, `target` where it leads.
+
+    number: of the job, 0 = none (see `job_id`). asked_by: who asked, set by whoever knows. moves_done, moves_left: how many moves
+    were made, and are under way or planned, None = not known.
+    """
 
     def __init__(
         self,
@@ -23,11 +41,16 @@ class Query:
         target: CaptureID | None,
         subject: str = "",
         *,
+        number: int = 0,
         on_cancel: Callable[[Query], None] | None = None,
     ) -> None:
         self.kind = kind
         self.target = target
         self.subject = subject
+        self.number = number
+        self.asked_by = ""
+        self.moves_done: int | None = None
+        self.moves_left: int | None = None
         self._state = QueryState.PENDING
         self._reason = "not looked at yet"
         self._changed = threading.Condition()

@@ -96,7 +96,8 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
 
     tables: the filter, see `tablewire.source.SourceRequest`. epoch: higher at every (re)start, also over a removal and a new
     creation under the same id (`next_epoch`). start_ts: 0 until the source has been started. target_ts: 0 = no end.
-    error: what stopped or disturbs it, empty when nothing does.
+    error: what stopped or disturbs it, empty when nothing does. asked_by: who asked for its last change, empty when nobody did
+    (it failed, or reached its target).
     """
 
     ts_fields: ClassVar[tuple[str, ...]] = ("start_ts", "target_ts")
@@ -110,6 +111,7 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
     state: ChangefeedState = ChangefeedState.NORMAL
     epoch: Count = 1
     error: str = ""
+    asked_by: str = ""
     created_at: Timestamp
     start_ts: int = 0
     target_ts: int = 0
@@ -131,7 +133,7 @@ class ChangefeedStatus(Record, frozen=True, kw_only=True):
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):
-    """A capture that is to hold nothing. requested_by: free text for the operator."""
+    """A capture that is to hold nothing. requested_by: who asked, as in EventRecord."""
 
     capture_id: str
     requested_at: Timestamp
@@ -141,7 +143,8 @@ class DrainRecord(Record, frozen=True, kw_only=True):
 class EventRecord(Record, frozen=True, kw_only=True):
     """One thing that happened in the cluster, for people. kind: a snake_case word. owner: the leader that saw or did it.
 
-    subject: a capture, a table, an owner, what it is about; changefeed: empty when it is about the whole cluster. No secrets.
+    subject: a capture, a table, an owner, what it is about; changefeed: empty when it is about the whole cluster. by: who asked
+    for it (`owner.callers`), empty when nobody did. job: the id of the job that it belongs to. No secrets.
     """
 
     at: Timestamp
@@ -152,6 +155,8 @@ class EventRecord(Record, frozen=True, kw_only=True):
     subject: str = ""
     text: str = ""
     why: str = ""
+    by: str = ""
+    job: str = ""
 
 
 _R = TypeVar("_R", bound=Record)

@@ -408,7 +408,8 @@ class DispatchTableRequest:
 
     numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start
     (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0. acked: as in Heartbeat (0: not said), so that an
-    Add to a capture whose Stopped has been applied is not dropped there for want of a heartbeat.
+    Add to a capture whose Stopped has been applied is not dropped there for want of a heartbeat. jobs: the manual job that each
+    order belongs to (`tablewire.queries`), 0 = none, for logs alone; empty when none does.
     """
 
     numbers: U32
@@ -418,6 +419,7 @@ class DispatchTableRequest:
     resolved_ts: U64
     assignment_epochs: U64
     acked: int = 0
+    jobs: U64 = field(default_factory=_empty_u64)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DispatchTableRequest) and same_columns(self, other)

@@ -68,22 +68,28 @@ class MemoryRegistry:
             raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed")
         self.infos[info.changefeed] = info
 
-    def pause(self, changefeed: ChangefeedID) -> None:
-        self._apply(changefeed, ChangefeedEvent.PAUSE)
+    def pause(self, changefeed: ChangefeedID, by: str = "") -> None:
+        self._apply(changefeed, ChangefeedEvent.PAUSE, by)
 
-    def resume(self, changefeed: ChangefeedID) -> None:
-        self._apply(changefeed, ChangefeedEvent.RESUME)
+    def resume(self, changefeed: ChangefeedID, by: str = "") -> None:
+        self._apply(changefeed, ChangefeedEvent.RESUME, by)
 
     def update(
-        self, changefeed: ChangefeedID, checked: ChangefeedInfo, *, tables: Sequence[str], options: Mapping[str, str]
+        self,
+        changefeed: ChangefeedID,
+        checked: ChangefeedInfo,
+        *,
+        tables: Sequence[str],
+        options: Mapping[str, str],
+        by: str = "",
     ) -> None:
-        self.infos[changefeed] = replaced(self.get(changefeed), checked, tables, options)
+        self.infos[changefeed] = replaced(self.get(changefeed), checked, tables, options, by)
 
-    def remove(self, changefeed: ChangefeedID) -> None:
-        self._apply(changefeed, ChangefeedEvent.REMOVE)
+    def remove(self, changefeed: ChangefeedID, by: str = "") -> None:
+        self._apply(changefeed, ChangefeedEvent.REMOVE, by)
 
-    def _apply(self, changefeed: ChangefeedID, event: ChangefeedEvent) -> None:
-        self.infos[changefeed] = step(self.get(changefeed), event)
+    def _apply(self, changefeed: ChangefeedID, event: ChangefeedEvent, by: str) -> None:
+        self.infos[changefeed] = step(self.get(changefeed), event, by=by)
 
 
 class MemoryHistory:
@@ -98,6 +104,9 @@ class MemoryHistory:
         with self._changed:
             self._events.append(Event(len(self._events) + 1, 1, record))
             self._changed.notify_all()
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.add(kind, **fields)
 
     def events_after(self, sequence: int) -> Sequence[Event]:
         return self._events[sequence:]
@@ -182,14 +191,15 @@ class AdminView:
     def poke(self) -> None:
         self.pokes.set()
 
-    def drain(self, capture: CaptureID) -> None:
+    def drain(self, capture: CaptureID, by: str = "") -> None:
         if capture not in self.world.alive:
             raise UnknownCaptureError(f"no capture {capture}")
         if capture not in self.drains:
             self.drains.append(capture)
+            self.events.add("drain_requested", subject=capture, by=by)
         self.world.scheduler.drain_capture(capture)
 
-    def cancel_drain(self, capture: CaptureID) -> None:
+    def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
         self.drains.remove(capture)
         self.world.scheduler.cancel_drain(capture)
 
@@ -199,7 +209,8 @@ class AdminView:
     def history(self) -> MemoryHistory | None:
         return self.events if self.leads else None
 
-    def resign(self) -> None:
+    def resign(self, by: str = "") -> None:
+        self.events.add("owner_stops_leading", subject=self.owner_id, by=by)
         self.records = [*self.records[1:], self.records[0]]
         self.leads = False
 

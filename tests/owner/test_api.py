@@ -129,7 +129,7 @@ def test_a_refusal_has_its_code_and_text(stub: Any, call: str, request_: Any, co
 def test_trouble_below_has_a_code(view: AdminView, stub: Any, error: OperatingError, code: str, again: bool) -> None:
     """Only what did certainly not happen is marked as worth asking again."""
 
-    def fail(_changefeed: ChangefeedID) -> ChangefeedInfo:
+    def fail(_changefeed: ChangefeedID, _by: str) -> ChangefeedInfo:
         raise error
 
     view.store.pause = fail  # type: ignore[method-assign,assignment]

@@ -194,6 +194,7 @@ def test_a_move_with_wait_ends_when_it_is_done(owner: Owner, view: AdminView) ->
     result = owner("table", "move", "2", "--to", target, "--wait", "-o", "json")
     assert answer(result) == {
         "changefeed": FEED, "kind": "move", "target": "public.t2", "capture": target, "state": "done", "reason": None,
+        "id": view.events.events_after(0)[-1].record.job, "by": "127.0.0.1", "moves_done": None, "moves_left": None,
     }  # fmt: skip
     assert "move of public.t2" in result.stderr
     assert view.world.primary(2) == target
@@ -355,8 +356,8 @@ def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminVie
     assert "default/other is still being removed after 0.5 s; it goes on" in text
     remove = view.store.remove
 
-    def forget(changefeed: Any) -> None:
-        remove(changefeed)
+    def forget(changefeed: Any, by: str) -> None:
+        remove(changefeed, by)
         del view.store.infos[changefeed]
 
     view.store.remove = forget  # type: ignore[method-assign]
@@ -399,8 +400,8 @@ def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None
         other.records = [successor]
         give_up = view.resign
 
-        def resign() -> None:
-            give_up()
+        def resign(by: str) -> None:
+            give_up(by)
             other.leads = True
 
         view.resign = resign  # type: ignore[method-assign]
@@ -489,7 +490,7 @@ def test_events_are_shown_oldest_first_and_limited(owner: Owner, view: AdminView
     (last,) = answer(owner("events", "-n", "1", "-o", "json"))["events"]
     assert (last["sequence"], last["changefeed"], last["why"], last["at"][-1]) == (2, FEED, "move", "Z")
     shown = owner("events").stdout.splitlines()
-    assert shown[0].split() == ["AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY"]
+    assert shown[0].split() == ["AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY", "BY", "JOB"]
     assert "public.t1" in shown[2]
 
 

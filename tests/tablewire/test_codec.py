@@ -152,6 +152,7 @@ def dispatches(draw: st.DrawFn) -> DispatchTableRequest:
         resolved_ts=resolved_ts,
         assignment_epochs=np.where((actions == DispatchAction.ADD_WRITE) & (epochs == 0), np.uint64(1), epochs),
         acked=draw(u64s),
+        jobs=draw(u64_columns(rows)) if draw(st.booleans()) else np.empty(0, np.uint64),
     )
 
 
@@ -197,7 +198,7 @@ def test_strategies_vary_every_field() -> None:
     known = {
         Message: "sender receiver changefeed owner_revision changefeed_epoch processor_epoch number echo body version",
         Heartbeat: "barrier acked collect_stats by_name numbers spans",
-        DispatchTableRequest: "numbers spans actions checkpoint_ts resolved_ts assignment_epochs acked",
+        DispatchTableRequest: "numbers spans actions checkpoint_ts resolved_ts assignment_epochs acked jobs",
         HeartbeatResponse: "liveness fenced held checksum reports",
         DispatchTableResponse: "reports",
         SpanReports: "base numbers spans states checkpoint_ts resolved_ts last_synced_ts assignment_epochs errors stats more",

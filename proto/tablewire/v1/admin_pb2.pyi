@@ -386,20 +386,28 @@ class RebalanceRequest(_message.Message):
     def __init__(self, changefeed: _Optional[str] = ..., wait_done: bool = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("changefeed", "kind", "target", "capture", "state", "reason")
+    __slots__ = ("changefeed", "kind", "target", "capture", "state", "reason", "id", "by", "moves_done", "moves_left")
     CHANGEFEED_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    MOVES_DONE_FIELD_NUMBER: _ClassVar[int]
+    MOVES_LEFT_FIELD_NUMBER: _ClassVar[int]
     changefeed: str
     kind: str
     target: str
     capture: str
     state: str
     reason: str
-    def __init__(self, changefeed: _Optional[str] = ..., kind: _Optional[str] = ..., target: _Optional[str] = ..., capture: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    id: str
+    by: str
+    moves_done: int
+    moves_left: int
+    def __init__(self, changefeed: _Optional[str] = ..., kind: _Optional[str] = ..., target: _Optional[str] = ..., capture: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., id: _Optional[str] = ..., by: _Optional[str] = ..., moves_done: _Optional[int] = ..., moves_left: _Optional[int] = ...) -> None: ...
 
 class PlanMoveRequest(_message.Message):
     __slots__ = ("changefeed", "table", "target")
@@ -484,7 +492,7 @@ class ListEventsRequest(_message.Message):
     def __init__(self, limit: _Optional[int] = ..., after: _Optional[int] = ..., follow: bool = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "at", "kind", "owner", "owner_revision", "changefeed", "subject", "text", "why")
+    __slots__ = ("sequence", "at", "kind", "owner", "owner_revision", "changefeed", "subject", "text", "why", "by", "job")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -494,6 +502,8 @@ class Event(_message.Message):
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     at: str
     kind: str
@@ -503,7 +513,9 @@ class Event(_message.Message):
     subject: str
     text: str
     why: str
-    def __init__(self, sequence: _Optional[int] = ..., at: _Optional[str] = ..., kind: _Optional[str] = ..., owner: _Optional[str] = ..., owner_revision: _Optional[int] = ..., changefeed: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+    by: str
+    job: str
+    def __init__(self, sequence: _Optional[int] = ..., at: _Optional[str] = ..., kind: _Optional[str] = ..., owner: _Optional[str] = ..., owner_revision: _Optional[int] = ..., changefeed: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ..., why: _Optional[str] = ..., by: _Optional[str] = ..., job: _Optional[str] = ...) -> None: ...
 
 class ListEventsResponse(_message.Message):
     __slots__ = ("events",)

@@ -119,7 +119,7 @@ class Heartbeat(_message.Message):
     def __init__(self, barrier: _Optional[_Union[Barrier, _Mapping]] = ..., acked: _Optional[int] = ..., collect_stats: bool = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., by_name: bool = ...) -> None: ...
 
 class DispatchTableRequest(_message.Message):
-    __slots__ = ("spans", "numbers", "actions", "checkpoint_ts", "resolved_lead", "assignment_epochs", "acked")
+    __slots__ = ("spans", "numbers", "actions", "checkpoint_ts", "resolved_lead", "assignment_epochs", "acked", "jobs")
     SPANS_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class DispatchTableRequest(_message.Message):
     RESOLVED_LEAD_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     ACKED_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
     spans: Spans
     numbers: Column
     actions: Column
@@ -134,7 +135,8 @@ class DispatchTableRequest(_message.Message):
     resolved_lead: Column
     assignment_epochs: Column
     acked: int
-    def __init__(self, spans: _Optional[_Union[Spans, _Mapping]] = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., actions: _Optional[_Union[Column, _Mapping]] = ..., checkpoint_ts: _Optional[_Union[Column, _Mapping]] = ..., resolved_lead: _Optional[_Union[Column, _Mapping]] = ..., assignment_epochs: _Optional[_Union[Column, _Mapping]] = ..., acked: _Optional[int] = ...) -> None: ...
+    jobs: Column
+    def __init__(self, spans: _Optional[_Union[Spans, _Mapping]] = ..., numbers: _Optional[_Union[Column, _Mapping]] = ..., actions: _Optional[_Union[Column, _Mapping]] = ..., checkpoint_ts: _Optional[_Union[Column, _Mapping]] = ..., resolved_lead: _Optional[_Union[Column, _Mapping]] = ..., assignment_epochs: _Optional[_Union[Column, _Mapping]] = ..., acked: _Optional[int] = ..., jobs: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("liveness", "fenced", "held", "checksum", "reports")

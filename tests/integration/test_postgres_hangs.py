@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
 from deploy.local.postgres import PostgresServer
 from tablewire.postgres.connections import SourceUnavailableError
-from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
+from tablewire.types import Barrier, Checkpoint
+from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, wait_until
 
 pytestmark = pytest.mark.integration
+AT_ONCE_S = 0.5
+"""Far more than a call takes, far less than any wait for a server."""
 WALSENDER = "SELECT pid FROM pg_stat_replication WHERE application_name = 'tablewire shared'"
 
 
@@ -92,3 +96,47 @@ def test_source_that_hangs_as_a_whole_is_the_tables_error(new_postgres: Callable
         finally:
             server.resume()
         assert any(word in texts[0] for word in ("not answered", "timeout"))
+
+
+def test_calls_of_the_agent_return_at_once_while_source_and_sink_hang(new_postgres: Callable[..., PostgresServer]) -> None:
+    """One thread calls the executors of all changefeeds of a processor: none of them may wait for a server."""
+    server = new_postgres()
+    with Kit(server.create_database("source"), server.create_database("sink")) as kit:
+        for name in ("a", "b", "c"):
+            kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+        start_ts = kit.start()
+        executor = kit.executor()
+        written, prepared, new = (kit.span(name) for name in ("a", "b", "c"))
+        begin(executor, [written], start_ts)
+        prepare(executor, prepared, start_ts)
+        kit.run("INSERT INTO a VALUES (1)")
+        kit.wait_equal("a")
+        checkpoint = Checkpoint(start_ts, start_ts)
+        calls: list[Callable[[], object]] = [
+            lambda: executor.add_table_span(new, checkpoint, True),
+            lambda: executor.is_add_table_span_finished(new, True),
+            lambda: executor.set_assignment_epoch(prepared, 1_000_000),
+            lambda: executor.add_table_span(prepared, checkpoint, False),
+            lambda: executor.is_add_table_span_finished(prepared, False),
+            lambda: executor.set_assignment_epoch(written, 1_000_000),
+            lambda: executor.set_barrier(Barrier(2**62)),
+            lambda: executor.get_table_span_statuses([written, prepared, new]),
+            lambda: executor.get_table_span_status(written, True),
+            executor.meter,
+            lambda: executor.remove_table_span(written),
+            lambda: executor.is_remove_table_span_finished(written),
+            executor.fence,
+        ]
+        server.pause()
+        try:
+            executor.add_table_span(new, checkpoint, True)
+            executor.set_assignment_epoch(prepared, 999_999)
+            executor.add_table_span(prepared, checkpoint, False)
+            wait_until(lambda: executor._catalogue._lock.locked(), "the source is asked")
+            wait_until(lambda: executor._tables[prepared]._is_busy, "the sink is asked")
+            for call in calls:
+                started = time.monotonic()
+                call()
+                assert time.monotonic() - started < AT_ONCE_S
+        finally:
+            server.resume()

@@ -26,6 +26,7 @@ from processor.executor import (
     TableExecutor,
 )
 from tablewire.errors import OperatingError, TablewireError
+from tablewire.registry import redact_uri
 from tablewire.types import TS_MAX, U8, U64, Barrier, Checkpoint, Span, TableState, TableStatus, Ts
 
 MAX_ERROR_CHARACTERS = 1_000
@@ -282,8 +283,8 @@ def _text(error: Exception) -> str:
 
 
 def _cut(text: str) -> str:
-    """What can be reported of it: valid UTF-8 of bounded length."""
-    return text[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
+    """What can be reported of it: valid UTF-8 of bounded length, without passwords."""
+    return redact_uri(text)[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
 
 
 def _checked_rate(rate: float) -> float:

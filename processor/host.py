@@ -31,6 +31,7 @@ from processor.orders_log import OrdersLog
 from processor.plugins import meter_of
 from tablewire.errors import OperatingError
 from tablewire.liveness import Liveness
+from tablewire.registry import redact_uri
 from tablewire.runtime.shutdown import run_thread
 from tablewire.types import CaptureID, ChangefeedID, Message, TableState
 
@@ -320,7 +321,7 @@ class AgentHost:
         try:
             result = _Opened(slot, self._open_executor(changefeed, epoch))
         except OperatingError as error:
-            result = _Opened(slot, None, str(error))
+            result = _Opened(slot, None, redact_uri(str(error)))
         self._results.put(result)
         self._server.wake()
 
@@ -334,7 +335,7 @@ class AgentHost:
             except OperatingError as error:
                 if failures == 0:
                     _log.error("agent_does_not_close", changefeed=str(slot.changefeed), epoch=slot.epoch, error=str(error))
-                slot.error = f"does not close: {error}"
+                slot.error = f"does not close: {redact_uri(str(error))}"
                 failures += 1
                 time.sleep(min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)))
         self._results.put(_Closed(slot))

@@ -204,11 +204,21 @@ def decode(kind: type[_R], key: str, value: bytes) -> _R:
 
 HIDDEN = "***"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_AUTHORITY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<rest>[^\s?#\"'<>]*)")
-_SECRET_FIELD = re.compile(
-    r"(?P<name>\b\w*(?:password|passwd|secret|token)\w*[\"']?\s*[=:]\s*)(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&#,;'\"]+)",
-    re.IGNORECASE,
+_AUTHORITY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]{0,30}://)(?P<rest>[^\s?#\"'<>]*)")
+_UNENCODED = re.compile(
+    r"(?P<start>[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s:/@?#\"'<>]{0,128}:)"
+    r"(?!\d{1,5}(?:$|[\s\"'<>(),;/#]|\?[^@\s]*=))"  # a port
+    r"(?P<password>[^\n@]{0,512}(?:@[^\s@]{0,512}(?=@)){0,9})@"
 )
+"""A password with characters that a URI cannot have (a space, a quote, a question mark): it ends at the next '@' all the same.
+The bounds keep the time linear, whatever the text."""
+_SECRET_NAME = r"(?P<name>\b\w{0,64}?(?:password|passwd|secret|token)\w{0,64}[\"']?\s*[=:]\s*)"
+_SECRET_PARAMETER = re.compile(rf"(?<=[?&]){_SECRET_NAME}(?P<value>[^\s&]+)", re.IGNORECASE)
+_SECRET_FIELD = re.compile(
+    rf"(?<![?&]){_SECRET_NAME}(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?:\\.|\S)+)", re.IGNORECASE
+)
+_AROUND = "\"'<>(),.;:"
+"""What may stand round a URI in a text."""
 
 
 def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
@@ -235,7 +245,9 @@ def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
 def redact_uri(text: str) -> str:
     """The text with every password in it hidden: in URIs anywhere in it, and in `password=…` fields. A password that is
     written as `${VAR}` is no secret and stays."""
-    return _SECRET_FIELD.sub(_hide_field, _AUTHORITY.sub(_hide_user, text))
+    if "://" in text:
+        text = _UNENCODED.sub(_hide_unencoded, _AUTHORITY.sub(_hide_user, text))
+    return _SECRET_FIELD.sub(_hide_field, _SECRET_PARAMETER.sub(_hide_field, text))
 
 
 def _hide_user(match: re.Match[str]) -> str:
@@ -249,12 +261,17 @@ def _hide_user(match: re.Match[str]) -> str:
     return f"{scheme}{user}:{_hide(password)}@{host}"
 
 
+def _hide_unencoded(match: re.Match[str]) -> str:
+    return f"{match.group('start')}{_hide(match.group('password'))}@"
+
+
 def _hide_field(match: re.Match[str]) -> str:
     return match.group("name") + _hide(match.group("value"))
 
 
 def _hide(secret: str) -> str:
-    return secret if not secret or _VARIABLE.fullmatch(secret) else HIDDEN
+    bare = secret.strip(_AROUND)
+    return secret if not secret or _VARIABLE.fullmatch(bare) else HIDDEN
 
 
 def _first(text: str, what: str, start: int) -> int:

@@ -114,18 +114,14 @@ class Scene:
         leader = self.cluster.wait_for_leader()
         self.mark("leader killed")
         self.cluster.kill(leader)
-        self.cluster.wait_for_leader(other_than=leader)
-        self.wait_replicating()
-        return leader
+        return self._succeeded(leader)
 
     def resign(self) -> str:
         """The leader makes way; its name, when the other owner has scheduled everything."""
         leader = self.cluster.wait_for_leader()
         self.mark("leader resigns")
         self.cluster.owner_json("resign")
-        self.cluster.wait_for_leader(other_than=leader)
-        self.wait_replicating()
-        return leader
+        return self._succeeded(leader)
 
     def kill_a_processor(self) -> str:
         """SIGKILL of the one with most tables; its name, when they replicate elsewhere."""
@@ -151,6 +147,13 @@ class Scene:
     def wait_seen(self, expr: str, holds: Callable[[list[dict[str, Any]]], object] = bool) -> None:
         """Until Prometheus' answer to an expression holds (has a series). TimeoutError that names it."""
         wait_until(f"Prometheus answers {expr}", lambda: bool(holds(self.prometheus.query(expr))), TIMEOUT_S)
+
+    def _succeeded(self, former: str) -> str:
+        """When another owner has scheduled everything, and Prometheus has seen it lead: the former one's name."""
+        leader = self.cluster.node(self.cluster.wait_for_leader(other_than=former))
+        self.wait_replicating()
+        self.wait_seen(f'tablewire_owner_failovers_total{{instance="{leader.http_address}"}}')
+        return former
 
     def _targets(self) -> dict[str, list[str]]:
         nodes = self.cluster.nodes.values()

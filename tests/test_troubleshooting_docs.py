@@ -1,0 +1,176 @@
+"""docs/troubleshooting.md leaves nothing out: what the code can say is collected from the code and looked for in the page."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from owner import service as owner_service
+from processor import service as processor_service
+from tablewire.runtime import shutdown
+from tablewire.types import QueryState, StallReason
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs/troubleshooting.md").read_text()
+GENERATED = "proto/tablewire/v1/"
+FOLDERS = ("owner", "processor", "proto/tablewire")
+SPEAKS_TO_CLIENTS = ("owner/", "processor/exchange.py", "proto/tablewire/runtime/rates.py", "proto/tablewire/runtime/tls.py")
+"""Where a status of gRPC is one that a client can be told; elsewhere it is one of etcd's."""
+SEVERE = {"warning", "error", "critical"}
+PASSES_ON = {"owner/happenings.py"}
+"""Logs what owner/facts_log.py told it by name."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if not name.startswith(GENERATED):
+                yield name, ast.parse(path.read_text())
+
+
+MODULES = list(modules())
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    for name, tree in MODULES:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield name, node
+
+
+def section(heading: str) -> str:
+    """What stands below a heading of the page."""
+    found = re.split(r"^## ", PAGE, flags=re.M)
+    (text,) = [part for part in found if part.startswith(f"{heading}\n")]
+    return text
+
+
+def rows(heading: str) -> list[str]:
+    """The first cells of a section's table, each with the backquotes that it has."""
+    return re.findall(r"^\| (?!---)([^|]+?) \|", section(heading), re.M)[1:]
+
+
+def words(heading: str) -> set[str]:
+    """Every word in backquotes of the first cells."""
+    return {word for cell in rows(heading) for word in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_stall_reason_is_explained() -> None:
+    """A line for each reason, in their order, and for nothing else."""
+    assert rows("Stall reasons") == [reason.value for reason in StallReason]
+
+
+def statuses() -> set[str]:
+    """The statuses that owners and processors end calls with, as `-o json` has them."""
+    return {
+        node.attr.lower()
+        for name, tree in MODULES
+        if name.startswith(SPEAKS_TO_CLIENTS)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"grpc.StatusCode", "_STATUS"}
+    }
+
+
+def cli_codes() -> set[str]:
+    """The codes that the CLI gives by itself."""
+    found = set()
+    for name, call in calls():
+        called = ast.unparse(call.func)
+        at = {"session.failure": 1, "CommandError": 0, "CallError": 0}.get(called)
+        if name.startswith("owner/cli/") and at is not None and len(call.args) > at and isinstance(call.args[at], ast.Constant):
+            found.add(str(call.args[at].value))  # type: ignore[attr-defined]
+    return found
+
+
+def test_every_code_of_an_answer_is_explained() -> None:
+    """All that the code can answer has a line, and no line is about something else."""
+    jobs = {state.value for state in QueryState} - {QueryState.DONE.value}
+    can_be = statuses() | cli_codes() | jobs
+    assert {"not_found", "unavailable", "config", "interrupted"} <= can_be
+    assert can_be <= words("Codes of an answer")
+    assert words("Codes of an answer") <= can_be | {"internal", "unknown"}
+
+
+def test_every_check_of_create_is_explained() -> None:
+    """Each word that a check can fail with."""
+    found = {
+        call.args[0].value
+        for _, call in calls()
+        if ast.unparse(call.func) == "CheckFailure" and call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert found
+    assert words("Checks of create") == found
+
+
+def test_every_exit_code_is_explained() -> None:
+    """Each EXIT_ constant of the services, and the two of a second signal."""
+    services = (owner_service, processor_service, shutdown)
+    codes = {value for module in services for name, value in vars(module).items() if re.fullmatch(r"EXIT_[A-Z]+", name)}
+    text = " ".join(rows("Exit codes"))
+    assert codes | {2, shutdown.EXIT_SIGNAL_BASE + 15, shutdown.EXIT_SIGNAL_BASE + 2} == set(map(int, re.findall(r"\d+", text)))
+
+
+def severe_events() -> set[str]:
+    """The events that are logged at warning or above."""
+    return {
+        call.args[0].value
+        for _, call in calls()
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in SEVERE
+        and ast.unparse(call.func.value) in {"_log", "self._log"}
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+    }
+
+
+def test_every_severe_event_is_explained() -> None:
+    """A line for each, and none for one that is not logged."""
+    assert len(severe_events()) > 20
+    assert words("Log events") == severe_events()
+
+
+def test_every_severe_event_has_a_literal_name() -> None:
+    """An event whose name is computed could not be looked up."""
+    found = [
+        f"{name}:{call.lineno}"
+        for name, call in calls()
+        if name not in PASSES_ON
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in SEVERE
+        and ast.unparse(call.func.value) in {"_log", "self._log"}
+        and not (call.args and isinstance(call.args[0], ast.Constant))
+    ]
+    assert not found
+
+
+def error_classes() -> set[str]:
+    """Every class of ours that is an error by its name."""
+    return {
+        node.name
+        for _, tree in MODULES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and not node.name.startswith("_")
+    }
+
+
+def test_every_kind_of_error_is_explained() -> None:
+    """The classes of tablewire.errors and all others that are made."""
+    assert {"OperatingError", "EpochRefusedError", "InvariantError"} <= error_classes()
+    named = set(re.findall(r"`(\w+Error)`", section("Errors in code")))
+    assert named == error_classes()
+
+
+@pytest.mark.parametrize("pattern", re.findall(r"^\| `([^`]+)` \|", section("Errors of a table"), re.M))
+def test_texts_that_are_quoted_are_in_the_code(pattern: str) -> None:
+    """What an operator is told to look for is what the executor says."""
+    sources = "".join(
+        path.read_text()
+        for folder in ("processor/postgres", "proto/tablewire/postgres")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    assert pattern in sources

@@ -228,7 +228,7 @@ def _follow(session: Session, method: str, request: Any, wait: bool) -> list[pb.
         raise session.failure(text, _least(failed) or "unknown", **details)
     if not session.output.is_json:
         for job in jobs.values():
-            session.output.line(_text(job))
+            session.output.line(f"{_text(job)}{f' (job {job.id})' if job.id else ''}")
     return list(jobs.values())
 
 

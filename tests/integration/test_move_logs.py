@@ -35,12 +35,16 @@ def lines(world: CounterWorld, node: str, event: str, **ids: object) -> list[dic
 
 
 def test_a_move_is_one_story_in_three_logs(world: CounterWorld) -> None:
-    """Prepare and write at the target, stop at the source, the end at the owner; a start of many tables is no line per table."""
+    """Prepare and write at the target, stop at the source, the end at the owner; a start of many tables is no line per table. The
+    job's id is in each of them, in the events and in what the CLI answers."""
     source = world.primaries()[1]
     nodes = {capture: node for node, capture in world.cluster.captures().items()}
     target = next(capture for capture in nodes if capture != source)
-    world.cluster.owner_json("table", "move", "public.t1", "--to", target, "--wait")
-    ids = {"changefeed": "default/one", "span": "1"}
+    answered = world.cluster.owner_json("table", "move", "public.t1", "--to", target, "--wait")
+    ids: dict[str, Any] = {"changefeed": "default/one", "job": answered["id"]}
+    (asked,) = lines(world, "owner0", "move_requested", **ids)
+    assert (asked["subject"], asked["by"]) == ("public.t1", answered["by"])
+    ids["span"] = "1"
     world.cluster.wait("the owner tells", lambda: lines(world, "owner0", "span_moved", **ids), WAIT_S)
     (moved,) = lines(world, "owner0", "span_moved", **ids)
     assert (moved["source"], moved["target"], moved["why"]) == (source, target, "move")
@@ -50,8 +54,13 @@ def test_a_move_is_one_story_in_three_logs(world: CounterWorld) -> None:
     assert (prepare["order"], write["order"]) == ("prepare", "write")
     (stop,) = lines(world, nodes[source], "span_ordered", capture=source, **ids)
     assert stop["order"] == "stop"
-    assert prepare["timestamp"] < stop["timestamp"] < write["timestamp"] < moved["timestamp"]
+    assert asked["timestamp"] < prepare["timestamp"] < stop["timestamp"] < write["timestamp"] < moved["timestamp"]
     assert write["assignment_epoch"] == world.writes(1)[-1].epoch
+    story = [event for event in world.cluster.owner_json("events")["events"] if event["job"] == answered["id"]]
+    assert [(event["kind"], event["subject"]) for event in story] == [
+        ("move_requested", "public.t1"),
+        ("span_moved", "public.t1"),
+    ]
     for node in nodes.values():
         assert len(lines(world, node, "span_ordered")) <= 3
         assert lines(world, node, "spans_ordered")

@@ -185,7 +185,8 @@ def test_a_move_says_accepted_once_it_is(owner: Owner, view: AdminView) -> None:
     target = target_of(view, 1)
     result = owner("table", "move", "public.t1", "--to", target)
     assert result.exit_code == 0, result.output
-    assert result.stdout in (f"move of public.t1 to {target}: accepted\n", f"move of public.t1 to {target}: done\n")
+    job = view.events.events_after(0)[-1].record.job
+    assert result.stdout in [f"move of public.t1 to {target}: {state} (job {job})\n" for state in ("accepted", "done")]
 
 
 def test_a_move_with_wait_ends_when_it_is_done(owner: Owner, view: AdminView) -> None:
@@ -250,6 +251,8 @@ def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -
     plan = answer(owner("rebalance", "--dry-run", "-o", "json"))
     done = answer(owner("rebalance", "--wait", "-o", "json"))
     assert (done["state"], [job["state"] for job in done["jobs"]]) == ("done", ["done"])
+    assert plan["moves"]
+    assert [(job["moves_done"], job["moves_left"]) for job in done["jobs"]] == [(len(plan["moves"]), 0)]
     for move in plan["moves"]:
         assert view.world.primary(move["table_id"]) == move["target"]
 
@@ -347,6 +350,18 @@ def test_with_two_changefeeds_one_has_to_be_named(owner: Owner, view: AdminView)
     assert owner("table", "list", "--changefeed", "test").exit_code == 0
     lines = owner("changefeed", "list").stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["default/other", "stopped"], ["default/test", "normal"]]
+
+
+def test_create_with_wait_ends_when_all_tables_follow(owner: Owner, view: AdminView) -> None:
+    """And when they do not in time, or it is paused meanwhile, it says how far it is and that it was created."""
+    view.store.infos.clear()
+    created = answer(owner(*CREATE[:3], "test", *CREATE[4:], "--wait", "-o", "json"))
+    assert (created["changefeed"], created["spans_by_state"]) == (FEED, {"replicating": 3})
+    text = failure(owner(*CREATE, "--wait", "--timeout-s", "0.5"))
+    assert "changefeed default/new: normal, it is being started after 0.5 s; it was created and goes on" in text
+    view.store.infos.pop(next(name for name in view.store.infos if name.id == "new"))
+    view.store.create = lambda info: view.store.infos.update({info.changefeed: paused("new")})  # type: ignore[method-assign]
+    assert "changefeed default/new: stopped" in failure(owner(*CREATE, "--wait"))
 
 
 def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminView) -> None:

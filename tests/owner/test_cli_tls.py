@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from owner.callers import CALLER_KEY
 from owner.cli.main import cli
+from owner.forwarding import FORWARDED_KEY
 from tablewire.registry import LeaderRecord
+from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import PeerTlsSection
-from tests.owner.admin_world import AdminView, serving
+from tablewire.runtime.tls import channel_credentials
+from tablewire.v1.admin_pb2 import ChangefeedRequest
+from tablewire.v1.admin_pb2_grpc import AdminStub
+from tests.owner.admin_world import AdminView, serving, ticking
+from tests.owner.world import CHANGEFEED
 
 FILES = Path(__file__).parents[1] / "tablewire/tls"
 CA = ("--tls-ca-file", str(FILES / "ca.pem"))
@@ -91,3 +98,29 @@ def test_a_follower_passes_calls_on_over_tls() -> None:
         result = run(follower, *identity("client"), "status")
     assert result.exit_code == 0, result.stderr
     assert "answered by owner-1" in result.stdout
+
+
+def test_events_name_the_certificate_of_who_asked() -> None:
+    """Of the client, also when a follower passed its call on, and then with the follower behind it. What a client says of
+    itself is never shown alone."""
+    view = AdminView()
+    view.world.settle()
+    other = AdminView(view.world, "owner-2")
+    other.leads = False
+    tls = section(allowed_common_names=("client", "server"))
+    with serving(view, tls) as leader, serving(other, tls) as follower, ticking(view):
+        other.records = [LeaderRecord(id="owner-1", address=leader)]
+        for address, verb in ((leader, "pause"), (follower, "resume"), (leader, "pause")):
+            result = run(address, *identity("client"), "changefeed", verb)
+            assert result.exit_code == 0, result.stderr
+        assert view.store.infos[CHANGEFEED].asked_by == "client"
+        assert run(follower, *identity("client"), "changefeed", "resume").exit_code == 0
+        assert view.store.infos[CHANGEFEED].asked_by == "client via server"
+        assert run(follower, *identity("client"), "capture", "drain", "a").exit_code == 0
+        assert run(leader, *identity("client"), "rebalance").exit_code == 0
+        with open_channel(leader, channel_credentials(section())) as channel:
+            told = ((CALLER_KEY, "alice%0A"), (FORWARDED_KEY, "owner-9"))
+            AdminStub(channel).PauseChangefeed(ChangefeedRequest(changefeed="test"), metadata=told, timeout=10)  # type: ignore[no-untyped-call]
+        assert view.store.infos[CHANGEFEED].asked_by == "alice via server"
+    asked = [(event.record.kind, event.record.by) for event in view.events.events_after(0) if event.record is not None]
+    assert asked == [("drain_requested", "client via server"), ("rebalance_requested", "client")]

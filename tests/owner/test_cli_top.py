@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,43 @@ def test_without_any_owner_it_fails_at_once(free_port: int) -> None:
     result = CliRunner().invoke(cli, ("top", "--endpoint", f"127.0.0.1:{free_port}"), prog_name="owner")
     assert result.exit_code == 1
     assert "no owner answers" in result.stderr
+
+
+def test_once_is_one_look_as_text(view: AdminView) -> None:
+    """The same as --plain --count 1."""
+    result = CliRunner().invoke(cli, ("top", "--once"), prog_name="owner")
+    assert result.exit_code == 0
+    assert result.stdout.count("owner-1 leads") == 1
+
+
+def test_a_wait_is_a_bar_on_a_terminal(view: AdminView) -> None:
+    """A drain that hangs shows how many of how many are gone and why the rest is not; Ctrl-C leaves the terminal as it was."""
+    held = next(table for table in (1, 2, 3) if view.world.primary(table) == "a")
+    for capture in "bc":
+        view.world.executors[capture].hang("prepare", Span(held))
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "owner", "capture", "drain", "a", "--wait"],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
+    )
+    os.close(end)
+    seen = b""
+    try:
+        while b"preparing 1" not in seen:
+            seen += os.read(terminal, 65_536)
+        assert b"0/1" in seen
+        process.send_signal(signal.SIGINT)
+        while b"the drain of a goes on" not in seen:
+            seen += os.read(terminal, 65_536)
+        assert process.wait(WAIT_S) == 1
+        assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1  # the cursor went and came back
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
 
 
 def test_on_a_terminal_it_is_live_until_q(view: AdminView) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from owner.core.tick import Facts, TwoWriters
 from owner.facts_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
 from owner.scheduler import SchedulerConfig
-from tablewire.queries import ENDED
+from tablewire.queries import ENDED, job_id
 from tablewire.runtime.metrics import Metrics
 from tablewire.types import QueryKind, Span
 from tests.owner.world import CHANGEFEED, World
@@ -103,6 +103,33 @@ def test_a_refused_job_is_a_warning_with_the_reason(events: list[Event]) -> None
     (ended,) = named(events, "job_ended")
     assert (ended["log_level"], ended["state"]) == ("warning", "refused")
     assert "already the primary" in ended["reason"]
+
+
+def test_every_line_of_a_job_has_its_id_and_who_asked(events: list[Event]) -> None:
+    """A move by hand, a drain and a rebalance: the lines of their spans and of their ends share one id each."""
+    world = LoggedWorld(tables=(1, 2, 3, 4, 5, 6))
+    world.settle()
+    source = world.primary(1)
+    target = next(capture for capture in "abc" if capture != source)
+    query = world.scheduler.move_table(1, target)
+    query.asked_by = "alice"
+    world.until(lambda: query.state in ENDED)
+    (moved,) = named(events, "span_moved")
+    (ended,) = named(events, "job_ended")
+    assert moved["job"] == ended["job"] == job_id(query.number)
+    assert moved["by"] == ended["by"] == "alice"
+    rebalance = world.scheduler.rebalance()
+    world.until(lambda: rebalance.state in ENDED)
+    assert rebalance.number != query.number
+    balanced = [event for event in named(events, "span_moved") if event["why"] == "balance"]
+    assert {event["job"] for event in balanced} == {job_id(rebalance.number)}
+    assert named(events, "job_ended")[-1]["moves"] == len(balanced) == rebalance.moves_done
+    assert rebalance.moves_left == 0
+    world.scheduler.drain_capture(source)
+    world.step()
+    world.until(lambda: world.scheduler.drain_capture(source) == 0 and world.steady())
+    drained = [event for event in named(events, "span_moved") if event["why"] == "drain"]
+    assert {event["job"] for event in drained} == {named(events, "job_ended")[-1]["job"]} != {job_id(rebalance.number)}
 
 
 def test_many_moves_are_a_few_lines_and_a_count(events: list[Event]) -> None:

@@ -204,11 +204,12 @@ def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock
     clock.now += 3
     told.info("span_moved", span="7", source="a", target="b", why="move")
     told.info("job_ended", kind="move", subject="table 7", target="b", state="done", reason="")
+    told.info("job_ended", kind="cancel", subject="drain", target="a", state="done", reason="")  # the operator's word says it
     told.warning("job_ended", kind="move", subject="table 8", target="b", state="refused", reason="capture b is draining")
     history.flush()
     moved, refused, placed = records(history)
     assert (moved.subject, moved.text, moved.why) == ("public.t7", "from a to b", "move")
-    assert (refused.text, refused.why) == ("move to b: refused", "capture b is draining")
+    assert (refused.subject, refused.text, refused.why) == ("8", "move to b: refused", "capture b is draining")
     assert (placed.text, placed.why) == ("1100 spans began to replicate where they were placed", "add 1000, drain 100")
 
 
@@ -221,11 +222,11 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     name = feed().changefeed
     life = [
         None,
-        feed(),
-        feed(state=ChangefeedState.STOPPED),
-        feed(epoch=2),
-        feed(epoch=2, state=ChangefeedState.FAILED, error="slot lost"),
-        feed(epoch=2, state=ChangefeedState.REMOVED),
+        feed(asked_by="alice"),
+        feed(state=ChangefeedState.STOPPED, asked_by="bob"),
+        feed(epoch=2, asked_by="bob via owner-2"),
+        feed(epoch=2, state=ChangefeedState.FAILED, error="slot lost", asked_by="bob"),
+        feed(epoch=2, state=ChangefeedState.REMOVED, asked_by="carol"),
         None,
     ]
     created_at = feed().created_at
@@ -247,6 +248,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
         "changefeed_removed",
     ]
     assert records(history)[6].why == "slot lost"
+    assert [record.by for record in records(history)[3:]] == ["alice", "bob", "bob via owner-2", "", "carol", ""]
 
 
 def test_a_reader_waits_for_news(new_history: NewHistory) -> None:

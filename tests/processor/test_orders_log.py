@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from structlog.testing import capture_logs
 
 from processor.orders_log import NAMED_MAX, REMEMBERED_MAX, OrdersLog
+from tablewire.queries import job_id, new_job_number
 from tablewire.types import Batch, ChangefeedID, DispatchAction, DispatchTableRequest, Message, Span, SpanBlock
 
 FEED = ChangefeedID("default", "orders")
@@ -40,6 +43,18 @@ def test_a_move_is_told_step_by_step_and_once() -> None:
     assert {(line["event"], line["capture"], line["changefeed"], line["span"]) for line in lines} == {
         ("span_ordered", "capture-1", "default/orders", str(Span(5)))
     }
+
+
+def test_an_order_of_a_job_has_its_id() -> None:
+    """The one that the CLI and the owner's log show."""
+    (message,) = batch((5, PREPARE, 0), (6, STOP, 0)).messages
+    assert isinstance(message.body, DispatchTableRequest)
+    number = new_job_number(7)
+    named = replace(message, body=replace(message.body, jobs=np.array([number, 0], np.uint64)))
+    with capture_logs() as lines:
+        OrdersLog("capture-1").note(Batch("owner", "capture-1", 7, (), (named,)))
+    assert [line.get("job") for line in lines] == [job_id(number), None]
+    assert job_id(number).startswith("7-")
 
 
 def test_many_spans_are_one_line_and_memory_is_bounded() -> None:

@@ -340,6 +340,10 @@ def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -
     replication.two_writers.append((row, winner, loser))
     if tables.secondary[row] == NOBODY and tables.state[row] in (PREPARE, COMMIT):
         tables.set_state(rows, REPLICATING, replication.now_ms)
+    elif winner == capture and tables.state[row] == COMMIT:
+        tables.set_state(
+            rows, PREPARE, replication.now_ms
+        )  # it was not told to stop, and is not while the other may hold the span
     tables.refresh_steady(rows)
 
 

@@ -210,9 +210,9 @@ def _run_policies(core: Core, disturbed: bool) -> None:
 
 
 def _forget_troubles(core: Core) -> None:
-    """An error is over once its span replicates again; how often it failed is forgotten some time later."""
+    """An error is over once its span replicates again and its time has come; how often it failed is forgotten some time later."""
     tables = core.tables
-    for row in [row for row in tables.trouble if tables.steady[row]]:
+    for row in [row for row, trouble in tables.trouble.items() if tables.steady[row] and trouble.retry_at_ms <= core.now_ms]:
         del tables.trouble[row]
     for row in list(tables.failures):
         if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:

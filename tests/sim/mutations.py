@@ -123,6 +123,7 @@ GRANT = Outcome(S.COMMIT, dispatch=Dispatch.GRANT)
 GRANT_AFTER = Outcome(None, RoleChange.CLEAR, Dispatch.GRANT, checkpoint=True)
 ALONE = Condition(primary=False)
 WITH_SECONDARY = Condition(secondary=True)
+BESIDE_ANOTHER = Condition(primary=True, undetermined=True)
 INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processor.agent"
 
 DEMANDED = (
@@ -270,6 +271,14 @@ MORE = (
         "a capture that never spoke holds nothing",
         seed=2,
         edits=_edit("owner.core.replication:apply_reports", "if replication.everywhere - {capture}:", "if False:"),
+    ),
+    Bug(
+        "a Primary is told to stop although nobody could follow",
+        seed=3,
+        rules=_instead(
+            lambda rule: rule.states == (S.PREPARE,) and rule.reports == (T.PREPARED,) and rule.when == BESIDE_ANOTHER,
+            Outcome(S.COMMIT, dispatch=Dispatch.REMOVE_PRIMARY),
+        ),
     ),
     Bug(
         "a row is dropped while somebody may hold it",

@@ -67,6 +67,8 @@ class Oracle:
         if sender is not None:
             for place in np.flatnonzero(body.actions != DispatchAction.REMOVE).tolist():
                 sender.adds[message.receiver, body.spans[place]] = message.number
+            for place in np.flatnonzero(body.actions == DispatchAction.REMOVE).tolist():
+                self._followed(sender, body.spans[place], message.receiver)
         for place in np.flatnonzero(body.actions == DispatchAction.ADD_WRITE).tolist():
             span, epoch = body.spans[place], int(body.assignment_epochs[place])
             key = message.changefeed_epoch, span, epoch
@@ -97,6 +99,22 @@ class Oracle:
             if silent or lasting or (row.undetermined and not self.sim.fenced):
                 self.complain(f"{owner.id}: {message.receiver} may write {row} beside {len(silent)} that never spoke")
 
+    def _followed(self, owner: Owner, span: Span, receiver: str) -> None:
+        """A Primary is told to stop for a move only when its owner knows of nobody who would keep its Secondary back."""
+        core, tables = owner.core, owner.core.tables
+        row, primary = tables.row_of(span), _index_of(owner, receiver)
+        if row < 0 or int(tables.primary[row]) != primary or tables.state[row] != COMMIT or int(tables.secondary[row]) < 0:
+            return
+        number = int(tables.number[row])
+        if (number, primary) in owner.stopping:
+            return
+        silent = core.replication.everywhere - {int(tables.secondary[row])}
+        lasting = owner.undetermined.get(number, frozenset()) & set(tables.undetermined.get(row, ()))
+        if silent or lasting:
+            self.complain(
+                f"{owner.id} stops {receiver} for a move that cannot go on yet: {tables.row(row)}, {len(silent)} never spoke"
+            )
+
     def _alone(self, span: Span, receiver: str) -> None:
         for process in self.sim.processes.values():
             if process.id == receiver or self._is_doubtful(process.id):
@@ -122,6 +140,7 @@ class Oracle:
         self._check_progress(owner)
         self._check_limits(owner, begins=initialized and not owner.was_initialized)
         owner.was_initialized = initialized
+        owner.stopping = _stopping(owner)
         owner.undetermined = {
             int(core.tables.number[row]): frozenset(captures) for row, captures in core.tables.undetermined.items()
         }
@@ -275,6 +294,13 @@ class Oracle:
             for text in self.sim.sink.violations:
                 self.complain(text)
             self.sim.sink.violations.clear()
+
+
+def _stopping(owner: Owner) -> frozenset[tuple[int, int]]:
+    """(number, Primary) of the rows whose Primary was told to stop for a move."""
+    tables = owner.core.tables
+    rows = np.flatnonzero((tables.state == COMMIT) & (tables.primary >= 0) & (tables.secondary >= 0))
+    return frozenset(zip(tables.number[rows].tolist(), tables.primary[rows].tolist(), strict=True))
 
 
 def _index_of(owner: Owner, capture: str) -> int:

@@ -31,42 +31,66 @@ def balance(core: Core, ready: list[Capture], slots: Slots, disturbed: bool) -> 
     if job is not None and job.state is QueryState.PENDING:
         core.tables.pinned.clear()
         core.tables.moved_ms.clear()
-        balancer.planned.clear()
+        balancer.clear()
         job.state, job.reason = QueryState.ACCEPTED, ""
     if job is None and not balancer.is_balancing:
         if not _should_begin(core, balancer, ready, disturbed):
             return
         balancer.is_balancing = True
-        balancer.planned.clear()
-    _go_on(core, balancer, ready, slots)
+        balancer.clear()
+    balancer.settle(core.tables)
+    if not balancer.planned:
+        _plan_more(core, balancer, ready)
+    if not slots.barred:
+        _go_on(core, balancer, ready, slots)
+    if balancer.job is not None:
+        balancer.job.reason = slots.barred
 
 
 def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: Slots) -> None:
-    if not balancer.planned:
-        found = plan(core, ready, for_operator=balancer.job is not None)
-        numbers = core.tables.number
-        balancer.planned.extend((move.position, int(numbers[move.position]), move.target) for move in found.moves)
-        if not balancer.planned:
-            if not _under_way(core):
-                _end(balancer, QueryState.DONE)
-                balancer.quiet_since_ms = core.now_ms
+    tables, taking_part = core.tables, {capture.index for capture in ready}
+    for _ in range(len(balancer.planned)):
+        if slots.free <= 0:
             return
-    targets = {capture.index for capture in ready}
-    while balancer.planned:
-        row, number, target = balancer.planned[0]
-        tables = core.tables
-        stale = not tables.live[row] or tables.number[row] != number or not tables.steady[row] or target not in targets
-        if stale or int(tables.primary[row]) == target:
-            balancer.planned.popleft()
-            continue
+        row, number, target = balancer.planned.popleft()
         source = int(tables.primary[row])
+        stale = not tables.live[row] or tables.number[row] != number or not tables.steady[row]
+        if stale or source == target or not {source, target} <= taking_part:
+            continue
         if not slots.free_from(source) or target in slots.full():
-            return
-        balancer.planned.popleft()
+            balancer.planned.append((row, number, target))  # others, of other captures, need not wait for it
+            continue
         prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE)
         slots.take(source, target)
+        balancer.begun[row] = (number, target)
         if balancer.job is not None:
             balancer.job.moved += 1
+
+
+def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
+    """Plans the next moves, or ends: when the loads are even, or as even as they get without those that get nothing ready."""
+    for_operator, limit = balancer.job is not None, core.config.move_attempts
+    able = [capture for capture in ready if balancer.failed[capture.index] < limit]
+    moves = plan(core, able, for_operator).moves
+    numbers = core.tables.number
+    waiting = _in_backoff(core, [move.position for move in moves])
+    balancer.planned.extend(
+        (move.position, int(numbers[move.position]), move.target) for move in moves if move.position not in waiting
+    )
+    if moves or _under_way(core):
+        return
+    unable = [capture.id for capture in ready if capture not in able]
+    if unable and plan(core, ready, for_operator).moves:
+        _end(balancer, QueryState.REFUSED, f"{', '.join(unable)} did not get {limit} spans ready, one after the other")
+    else:
+        _end(balancer, QueryState.DONE)
+    balancer.quiet_since_ms = core.now_ms
+
+
+def _in_backoff(core: Core, rows: list[int]) -> set[int]:
+    """Those that failed lately: not again before their time."""
+    trouble = core.tables.trouble
+    return {row for row in rows if row in trouble and trouble[row].retry_at_ms > core.now_ms}
 
 
 def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
@@ -74,7 +98,7 @@ def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
         balancer.job.end(state, reason)
     balancer.job = None
     balancer.is_balancing = False
-    balancer.planned.clear()
+    balancer.clear()
 
 
 def _under_way(core: Core) -> bool:

@@ -90,22 +90,26 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
     if tables.trouble:
         waiting = [row for row, trouble in tables.trouble.items() if trouble.retry_at_ms > core.now_ms]
         rows = np.setdiff1d(rows, np.array(waiting, np.int64))
-    rows = _without_overlaps(core, rows)[: core.config.add_batch_spans]
+    rows = _without_overlaps(core, rows)
     placement = Placement.of(core, captures)
     special = tables.undetermined_count[rows] > 0
     if tables.trouble:
         special |= np.isin(rows, np.fromiter(tables.trouble, np.int64, len(tables.trouble)))
-    plain = rows[~special]
+    plain = rows[~special][: core.config.add_batch_spans]
     targets = placement.spread(len(plain))
     prepare(core, plain, targets, TASK_ADD)
+    room = core.config.add_batch_spans - len(plain)
     for row in rows[special].tolist():
+        if not room:
+            return
         trouble = tables.trouble.get(row)
         target = placement.least(
             never=set(tables.undetermined.get(row, ())),
             rather_not=set() if trouble is None else {trouble.capture},
         )
-        if target != NOBODY:
+        if target != NOBODY:  # what fits nowhere takes no place of those that do
             prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_ADD)
+            room -= 1
 
 
 def _without_overlaps(core: Core, rows: Rows) -> Rows:

@@ -7,7 +7,7 @@ import numpy as np
 from owner.core.captures import Capture
 from owner.core.policies.basic import prepare
 from owner.core.policies.placement import Placement
-from owner.core.policies.tasks import Slots, undo_prepare
+from owner.core.policies.tasks import Slots, barred, can_be_stopped, undo_prepare
 from owner.core.state import Core
 from owner.core.tables import NOBODY, PREPARE, TASK_DRAIN
 from tablewire.types import QueryState
@@ -21,7 +21,7 @@ def drain(core: Core, ready: list[Capture], slots: Slots) -> None:
     placement = Placement.of(core, ready)
     for capture in leaving:
         _turn_inbound_away(core, capture, bool(ready))
-        if ready:
+        if ready and can_be_stopped(core, capture.index):
             _move_away(core, capture, placement, slots)
 
 
@@ -41,9 +41,15 @@ def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots)
     for row in rows.tolist():
         if not slots.free_from(capture.index):
             return
-        never = {capture.index} | slots.full() | set(tables.undetermined.get(row, ()))
+        never = {capture.index} | slots.full()
         trouble = tables.trouble.get(row)
+        if trouble is not None and trouble.retry_at_ms > core.now_ms:
+            if trouble.attempts > 1:
+                continue
+            never.add(trouble.capture)  # elsewhere at once, there later
         target = placement.least(never, rather_not=set() if trouble is None else {trouble.capture})
+        if target == NOBODY and trouble is not None:
+            continue
         if target == NOBODY:
             return
         prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN)
@@ -51,7 +57,7 @@ def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots)
 
 
 def settle_drains(core: Core) -> None:
-    """Counts what is left at each drained capture; a drain of a capture that is gone has ended."""
+    """Counts what is left at each drained capture, and says why; a drain of a capture that is gone has ended."""
     for capture_id, job in list(core.drains.items()):
         capture = core.captures.get(capture_id)
         if not core.bootstrap.done:
@@ -66,6 +72,12 @@ def settle_drains(core: Core) -> None:
         if not job.left:
             job.end(QueryState.DONE)
         else:
-            others = [other for other in core.ready_captures() if other.id != capture_id]
-            why = f"{job.left} spans left" if others else f"{job.left} spans left and no other capture is ready to take them"
-            job.state, job.reason = QueryState.ACCEPTED, why
+            job.state, job.reason = QueryState.ACCEPTED, f"{job.left} spans left{_why_left(core, capture)}"
+
+
+def _why_left(core: Core, capture: Capture) -> str:
+    if not core.ready_captures():
+        return " and no other capture is ready to take them"
+    if core.replication.everywhere:
+        return f": {barred(core)}"
+    return "" if can_be_stopped(core, capture.index) else f": {capture.id} is silent, so that it could not be told to stop"

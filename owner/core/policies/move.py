@@ -7,9 +7,9 @@ import numpy as np
 from owner.core.captures import Capture
 from owner.core.jobs import ENDED, MoveJob
 from owner.core.policies.basic import prepare
-from owner.core.policies.tasks import Slots, undo_prepare
+from owner.core.policies.tasks import Slots, can_be_stopped, undo_prepare
 from owner.core.state import Core
-from owner.core.tables import NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
+from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
 from tablewire.types import CaptureState, QueryState
 
 _WHY_NOT = {
@@ -21,14 +21,14 @@ _WHY_NOT = {
 
 def move(core: Core, slots: Slots) -> None:
     """Starts, continues and ends the moves that were asked for; a job that ended leaves the list."""
+    under_way = {row: job for job in core.moves for row in job.rows or ()}
     for job in core.moves:
-        if job.rows is None:
-            _decide(core, job)
-        if job.state in ENDED:
-            continue
         if job.cancel_requested:
             _cancel(core, job)
-        elif job.rows is not None:
+            continue
+        if job.rows is None:
+            _decide(core, job, under_way)
+        if job.state not in ENDED and job.rows is not None:
             _go_on(core, job, slots)
     core.moves = [job for job in core.moves if job.state not in ENDED]
 
@@ -46,8 +46,8 @@ def _target(core: Core, job: MoveJob) -> tuple[Capture | None, str]:
     return capture, ""
 
 
-def _decide(core: Core, job: MoveJob) -> None:
-    """Refuses what cannot be; else binds the job to its rows and ends older moves of them."""
+def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
+    """Refuses what cannot be; else binds the job to its rows and ends older moves of them. under_way: the move of each row."""
     tables = core.tables
     capture, why_not = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
@@ -64,11 +64,11 @@ def _decide(core: Core, job: MoveJob) -> None:
         job.end(QueryState.REFUSED, f"capture {job.target} is already the primary")
     else:
         job.rows, job.numbers = rows, tables.number[rows].tolist()
-        for older in core.moves:
-            if older is job:
-                break
-            if older.state not in ENDED and older.rows is not None and set(older.rows) & set(rows):
+        for row in rows:
+            older = under_way.get(row)
+            if older is not None and older.state not in ENDED:
                 _supersede(core, older, job)
+            under_way[row] = job
 
 
 def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
@@ -80,7 +80,18 @@ def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
 
 def _cancel(core: Core, job: MoveJob) -> None:
     _undo(core, job)
-    job.end(QueryState.CANCELLED, "cancelled")
+    job.end(QueryState.CANCELLED, f"cancelled{_cannot_be_undone(core, job)}")
+
+
+def _cannot_be_undone(core: Core, job: MoveJob) -> str:
+    """A span whose Primary was told to stop goes on to the target; empty when there is none."""
+    tables, capture = core.tables, core.captures.get(job.target)
+    for row, number in zip(job.rows or (), job.numbers, strict=True):
+        if capture is None or tables.number[row] != number or tables.state[row] != COMMIT:
+            continue
+        if capture.index in (int(tables.primary[row]), int(tables.secondary[row])):
+            return f"; span {tables.span(row)} is past the point of no return and goes on"
+    return ""
 
 
 def _undo(core: Core, job: MoveJob) -> None:
@@ -144,6 +155,8 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
     source = int(tables.primary[row])
     if slots.barred:
         return slots.barred
+    if not can_be_stopped(core, source):
+        return f"{core.captures[source].id} is silent, so that it could not be told to stop"
     if not slots.free_from(source) or target in slots.full():
         return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
     prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE)

@@ -21,7 +21,7 @@ from owner.core.tables import (
     Rows,
     Trouble,
 )
-from tablewire.types import DispatchAction
+from tablewire.types import CaptureState, DispatchAction
 
 PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
@@ -45,7 +45,7 @@ class Slots:
             for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
                 used[int(capture)] = used.get(int(capture), 0) + int(count)
         config = core.config
-        return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, _barred(core))
+        return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, barred(core))
 
     def free_from(self, capture: int) -> bool:
         return not self.barred and self.free > 0 and self.used.get(capture, 0) < self.limit
@@ -60,11 +60,16 @@ class Slots:
                 self.used[capture] = self.used.get(capture, 0) + 1
 
 
-def _barred(core: Core) -> str:
-    """A capture that has been silent since before this term may hold anything: nothing can be promoted beside it, so a move would
-    only stop what is known to be written."""
+def barred(core: Core) -> str:
+    """Why no planned move may begin, empty when it may. A capture that has been silent since before this term may hold anything:
+    nothing can be promoted beside it, so a move would only stop what is known to be written."""
     silent = sorted(core.captures[index].id for index in core.replication.everywhere)
     return f"{', '.join(silent)} has not answered since this owner began, and may hold anything" if silent else ""
+
+
+def can_be_stopped(core: Core, capture: int) -> bool:
+    """Whether a move away from it can end: beside one that is silent it would only keep others from being begun."""
+    return core.capture_state(core.captures[capture]) in (CaptureState.READY, CaptureState.STOPPING)
 
 
 def undo_prepare(core: Core, rows: Rows) -> None:

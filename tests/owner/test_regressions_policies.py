@@ -1,0 +1,221 @@
+"""What a review found in the policies, each reduced to the few steps that show it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.core.replication import Replication, Reports, apply_reports
+from owner.core.tables import COMMIT, PREPARE, Tables
+from owner.scheduler import SchedulerConfig
+from tablewire.testing import Deliver
+from tablewire.types import DispatchAction, DispatchTableRequest, Message, QueryState, Span, SpanBlock, TableState
+from tests.owner.world import World
+
+MUTE = "mute has not answered since this owner began, and may hold anything"
+
+
+def world_with(captures: list[str], tables: int, config: SchedulerConfig) -> World:
+    world = World(captures=captures, tables=range(1, tables + 1))
+    world.config = config
+    world.elect()
+    world.settle()
+    return world
+
+
+def prepares_of(world: World, target: str) -> list[int]:
+    """Counts, from now on, the spans that this capture is asked to prepare; one element each."""
+    asked: list[int] = []
+
+    def listen(_sender: str, receiver: str, message: Message) -> Deliver:
+        if receiver == target and isinstance(message.body, DispatchTableRequest):
+            asked.extend(action for action in message.body.actions.tolist() if action == DispatchAction.ADD_PREPARE)
+        return Deliver.DELIVER
+
+    world.network.hook = listen
+    return asked
+
+
+def break_prepares(world: World, capture: str) -> None:
+    for _ in range(5_000):
+        world.executors[capture].raise_at("add_table_span")
+
+
+def test_a_rebalance_ends_although_one_capture_gets_nothing_ready() -> None:
+    """It is refused with the name of the capture that failed again and again, instead of trying for ever."""
+    world = world_with(["a"], 8, SchedulerConfig())
+    world.join("b")
+    break_prepares(world, "b")
+    world.run(3)
+    asked = prepares_of(world, "b")
+    query = world.scheduler.rebalance()
+    world.until(lambda: query.state is QueryState.REFUSED)
+    assert query.reason == "b did not get 3 spans ready, one after the other"
+    assert len(asked) <= 8
+    world.settle()
+
+
+def test_a_rebalance_goes_on_without_the_capture_that_fails() -> None:
+    """The others are evened out; the reason names the one that took nothing."""
+    world = world_with(["a"], 12, SchedulerConfig())
+    world.join("b")
+    world.join("c")
+    break_prepares(world, "b")
+    world.run(3)
+    query = world.scheduler.rebalance()
+    world.until(lambda: query.state is QueryState.REFUSED, ticks=200)
+    assert query.reason.startswith("b ")
+    assert {view.id: view.spans for view in world.snapshot.captures} == {"a": 6, "b": 0, "c": 6}
+
+
+def test_a_planned_move_that_has_to_wait_keeps_no_other_back() -> None:
+    """The first of the moves of a rebalance is at a capture that has all the moves it may; those of other captures begin."""
+    world = world_with(["a", "b"], 12, SchedulerConfig(max_task_concurrency_per_capture=1))
+    world.join("c")
+    world.join("d")
+    world.executors["c"].hang("prepare")
+    world.run(3)
+    query = world.scheduler.rebalance()
+    world.until(lambda: next(view.spans for view in world.snapshot.captures if view.id == "d") == 3)
+    assert query.state is QueryState.ACCEPTED
+    world.executors["c"].let_go("prepare")
+    world.until(lambda: query.state is QueryState.DONE, ticks=100)
+
+
+def test_a_drain_waits_before_it_tries_again() -> None:
+    """While the only target fails, its backoff is kept."""
+    world = world_with(["a", "b"], 8, SchedulerConfig(error_backoff_initial_ms=1_000, error_backoff_max_ms=4_000))
+    left = sum(view.primary == "a" for view in world.snapshot.spans)
+    break_prepares(world, "b")
+    asked = prepares_of(world, "b")
+    world.scheduler.drain_capture("a")
+    world.run(100)
+    assert 2 * left <= len(asked) <= 5 * left
+    world.executors["b"]._raises.clear()
+    world.until(lambda: world.scheduler.drain_capture("a") == 0, ticks=100)
+
+
+def test_a_drain_tries_elsewhere_at_once() -> None:
+    """One capture fails, another would do: nothing waits."""
+    world = world_with(["a", "b", "c"], 6, SchedulerConfig(error_backoff_initial_ms=60_000))
+    break_prepares(world, "b")
+    world.scheduler.drain_capture("a")
+    world.until(lambda: world.scheduler.drain_capture("a") == 0, ticks=20)
+
+
+def test_a_span_that_fits_nowhere_takes_no_place_of_those_that_do() -> None:
+    """The only capture may still hold a span that nobody writes; the next table is placed all the same, one span a tick."""
+    world = World(captures=["a"], tables=[1])
+    world.config = SchedulerConfig(add_batch_spans=1)
+    world.executors["a"].hang("prepare", Span(1))
+    world.executors["a"].hang("stop", Span(1))
+    world.elect()
+    world.run(3)
+    world.executors["a"].fail(Span(1))
+    world.run(15)
+    world.tables = [1, 2]
+    world.until(lambda: world.writers(2) == ("a",), ticks=10)
+    world.executors["a"].let_go("prepare", Span(1))
+    world.executors["a"].let_go("stop", Span(1))
+    world.settle()
+
+
+def test_moves_away_from_silent_captures_take_no_place_of_those_that_can_end() -> None:
+    """Two captures are silent and are drained: their spans stay, with the reason, and others are moved."""
+    world = world_with(["a", "b", "c", "d"], 100, SchedulerConfig())
+    world.paused |= {"a", "b"}
+    world.run(35)
+    world.scheduler.drain_capture("a")
+    world.scheduler.drain_capture("b")
+    stays = next(view.span.table_id for view in world.snapshot.spans if view.primary == "a")
+    goes = next(view.span.table_id for view in world.snapshot.spans if view.primary == "c")
+    waits, query = world.scheduler.move_table(stays, "c"), world.scheduler.move_table(goes, "d")
+    world.until(lambda: query.state is QueryState.DONE, ticks=10)
+    assert waits.state is QueryState.PENDING
+    assert waits.reason == "a is silent, so that it could not be told to stop"
+    drain = next(query for query in world.scheduler.queries() if query.target == "a")
+    assert drain.reason == "25 spans left: a is silent, so that it could not be told to stop"
+    world.paused.clear()
+    world.until(lambda: world.scheduler.drain_capture("a") + world.scheduler.drain_capture("b") == 0, ticks=100)
+
+
+def test_what_waits_for_a_capture_that_never_spoke_says_so() -> None:
+    """A drain, too, names the capture beside which nothing may be moved; a rebalance that finds nothing to move is done."""
+    world = world_with(["a", "b", "mute"], 3, SchedulerConfig(bootstrap_timeout_ms=500))
+    world.paused.add("mute")
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    even = world.scheduler.rebalance()
+    world.run(2)
+    assert even.state is QueryState.DONE
+    left = world.scheduler.drain_capture("a")
+    world.run(3)
+    drain = next(query for query in world.scheduler.queries() if query.target == "a")
+    assert drain.reason == f"{left} spans left: {MUTE}"
+    world.paused.discard("mute")
+    world.until(lambda: world.scheduler.drain_capture("a") == 0)
+
+
+def test_a_rebalance_that_is_barred_says_so() -> None:
+    """It waits with the name of the capture that never spoke, and goes on when that one has spoken."""
+    world = world_with(["a"], 8, SchedulerConfig(bootstrap_timeout_ms=500))
+    world.join("b")
+    world.join("mute")
+    world.run(3)
+    world.paused.add("mute")
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    query = world.scheduler.rebalance()
+    world.run(5)
+    assert (query.state, query.reason) == (QueryState.ACCEPTED, MUTE)
+    world.paused.discard("mute")
+    world.until(lambda: query.state is QueryState.DONE, ticks=100)
+    assert query.reason == ""
+
+
+def test_a_move_that_is_cancelled_at_once_takes_nobodys_place() -> None:
+    """The older move of the same table goes on."""
+    world = world_with(["a", "b", "c"], 1, SchedulerConfig())
+    first, second = (capture for capture in ("a", "b", "c") if capture != world.primary(1))
+    world.executors[first].hang("prepare")
+    older = world.scheduler.move_table(1, first)
+    world.run(3)
+    newer = world.scheduler.move_table(1, second)
+    newer.cancel()
+    world.step()
+    assert (older.state, newer.state) == (QueryState.ACCEPTED, QueryState.CANCELLED)
+    world.executors[first].let_go("prepare")
+    world.until(lambda: older.state is QueryState.DONE)
+
+
+def test_a_cancelled_move_says_what_cannot_be_undone() -> None:
+    """Its Primary was told to stop already: the span goes on to the target, and the reason says so."""
+    world = world_with(["a", "b"], 1, SchedulerConfig())
+    source = world.primary(1)
+    target = "b" if source == "a" else "a"
+    world.executors[source].hang("stop")
+    query = world.scheduler.move_table(1, target)
+    world.until(lambda: world.executors[source].state(Span(1)) is TableState.STOPPING)
+    query.cancel()
+    world.step()
+    assert query.state is QueryState.CANCELLED
+    assert query.reason == f"cancelled; span {Span(1)} is past the point of no return and goes on"
+    world.executors[source].let_go("stop")
+    world.settle()
+    assert world.primary(1) == target
+
+
+def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
+    """Amid a move a third one turns out to be the writer: it was told nothing yet, so the Secondary goes on preparing."""
+    tables = Tables()
+    rows = tables.add(SpanBlock(np.array([1], np.int64)), 0)
+    tables.state[rows], tables.primary[rows], tables.secondary[rows], tables.assignment_epoch[rows] = COMMIT, 0, 1, 5
+    tables.wanted[rows] = tables.scheduled[rows] = True
+    tables.add_undetermined((0,), 2, TableState.STOPPING.code)
+    replication, one = Replication(tables, owner_revision=7), np.array([150], np.uint64)
+    report = Reports(rows, np.array([TableState.REPLICATING.code], np.uint8), one, one, one, np.array([6], np.uint64))
+    apply_reports(replication, 2, report)
+    apply_reports(replication, 2, report)
+    assert (int(tables.state[0]), int(tables.primary[0]), int(tables.secondary[0])) == (PREPARE, 2, 1)
+    assert set(tables.undetermined[0]) == {0}
+    assert {capture for capture, entries in replication.book.entries.items() if entries} == {0}
+    assert tables.check() == []

@@ -186,7 +186,7 @@ class TlsWorld:
         ]  # fmt: skip
 
     def _start_postgres(self) -> None:
-        """Only TLS is let in, and USER only by password. The key must belong to the server's user, whoever that is here."""
+        """Only TLS is let in, and whoever is not postgres only by password. The key must belong to the server's user, whoever that is here."""
         self.postgres.start()
         execute = self.postgres.execute
         for database in ("source", "sink"):
@@ -198,7 +198,7 @@ class TlsWorld:
             shutil.copyfile(self.certs / source, data / target)
             os.chown(data / target, owner.st_uid, owner.st_gid)
             (data / target).chmod(0o600)
-        (data / "pg_hba.conf").write_text(f"hostssl all postgres {HOST}/32 trust\nhostssl all {USER} {HOST}/32 scram-sha-256\n")
+        (data / "pg_hba.conf").write_text(f"hostssl all postgres {HOST}/32 trust\nhostssl all all {HOST}/32 scram-sha-256\n")
         execute("ALTER SYSTEM SET ssl = on")
         self.postgres.restart()
 

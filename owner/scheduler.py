@@ -147,6 +147,7 @@ def new_scheduler(
 class _CancelDrain:
     target: CaptureID
     query: Query
+    drain: Query  # that ends by it
 
 
 class _Scheduler:
@@ -166,7 +167,7 @@ class _Scheduler:
         self._lock = threading.Lock()  # of what stands below
         self._waiting: deque[MoveJob | DrainJob | RebalanceJob | _CancelDrain] = deque()
         self._cancels: deque[Query] = deque()
-        self._queries: deque[Query] = deque(maxlen=QUERIES_KEPT)
+        self._queries: deque[Query] = deque()  # every job that has not ended, and so many that have
         self._drains: dict[CaptureID, Query] = {}  # standing, by target
         self._jobs: dict[Query, MoveJob | DrainJob | RebalanceJob] = {}
         self._publisher = Publisher()
@@ -276,11 +277,12 @@ class _Scheduler:
         query = self._new_query(QueryKind.CANCEL, target, "drain")
         with self._lock:
             self._refuse_closed()
-            self._queries.append(query)
-            if target not in self._drains:
+            self._remember(query)
+            drain = self._drains.pop(target, None)  # who asks for a drain from here on gets a new one
+            if drain is None:
                 query.settle(QueryState.REFUSED, f"capture {target} is not being drained")
             else:
-                self._waiting.append(_CancelDrain(target, query))
+                self._waiting.append(_CancelDrain(target, query, drain))
         return query
 
     def queries(self) -> Sequence[Query]:
@@ -307,9 +309,9 @@ class _Scheduler:
         query = self._new_query(QueryKind.MOVE, target, subject, on_cancel=self._ask_cancel)
         with self._lock:
             self._refuse_closed()
-            if len(self._waiting) >= JOBS_WAITING_MAX:
+            if len(self._jobs) >= JOBS_WAITING_MAX:
                 query.settle(QueryState.REFUSED, f"{JOBS_WAITING_MAX} jobs are waiting already")
-                self._queries.append(query)
+                self._remember(query)
             else:
                 self._enqueue(MoveJob(query.number, table_id, span, target), query)
         return query
@@ -317,7 +319,22 @@ class _Scheduler:
     def _enqueue(self, job: MoveJob | DrainJob | RebalanceJob, query: Query) -> None:
         self._jobs[query] = job
         self._waiting.append(job)
+        self._remember(query)
+
+    def _remember(self, query: Query) -> None:
         self._queries.append(query)
+        if len(self._queries) > JOBS_WAITING_MAX + QUERIES_KEPT:
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Of the jobs that have ended only the last ones are kept."""
+        surplus = len(self._queries) - QUERIES_KEPT
+        if surplus > 0:
+            surplus = sum(query.state in ENDED for query in self._queries) - QUERIES_KEPT
+        if surplus > 0:
+            ended = [query for query in self._queries if query.state in ENDED][:surplus]
+            forgotten = set(map(id, ended))
+            self._queries = deque(query for query in self._queries if id(query) not in forgotten)
 
     def _new_query(
         self, kind: QueryKind, target: CaptureID | None, subject: str = "", on_cancel: Callable[[Query], None] | None = None
@@ -334,7 +351,7 @@ class _Scheduler:
             self._cancels.append(query)
 
     def _cancel_drain_query(self, query: Query) -> None:
-        if query.target is not None:
+        if query.target is not None and self._drains.get(query.target) is query:
             self.cancel_drain(query.target)
 
     def _core_left(self, target: CaptureID) -> int:
@@ -379,12 +396,10 @@ class _Scheduler:
 
     def _end_drain(self, cancel: _CancelDrain) -> None:
         drain = self._core.drains.pop(cancel.target, None)
-        query = self._drains.pop(cancel.target, None)
         if drain is not None:
             drain.end(QueryState.CANCELLED, "cancelled")
-        if query is not None:
-            query.settle(QueryState.CANCELLED, "cancelled")
-            self._jobs.pop(query, None)
+        cancel.drain.settle(QueryState.CANCELLED, "cancelled")
+        self._jobs.pop(cancel.drain, None)
         cancel.query.settle(QueryState.DONE, "")
 
     def _settle(self) -> None:
@@ -392,11 +407,12 @@ class _Scheduler:
         with self._lock:
             for query, job in list(self._jobs.items()):
                 query.settle(job.state, job.reason)
-                standing = isinstance(job, DrainJob) and job.target in self._core.drains
+                standing = isinstance(job, DrainJob) and self._core.drains.get(job.target) is job
                 if job.state in ENDED and not standing:
                     del self._jobs[query]
-                    if isinstance(job, DrainJob):
-                        self._drains.pop(job.target, None)
+                    if isinstance(job, DrainJob) and self._drains.get(job.target) is query:
+                        del self._drains[job.target]
+            self._forget_ended()
 
 
 def _as_ids(current_tables: Sequence[TableID] | I64) -> I64:

@@ -219,3 +219,38 @@ def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
     assert set(tables.undetermined[0]) == {0}
     assert {capture for capture, entries in replication.book.entries.items() if entries} == {0}
     assert tables.check() == []
+
+
+def test_a_drain_that_is_asked_for_after_its_cancel_stands() -> None:
+    """The last word counts: drain, cancel and drain again, all before the next tick, leaves the capture drained."""
+    world = world_with(["a", "b"], 2, SchedulerConfig())
+    world.scheduler.drain_capture("a")
+    world.until(lambda: world.scheduler.drain_capture("a") == 0)
+    former = world.scheduler.queries()[0]
+    world.scheduler.cancel_drain("a")
+    assert world.scheduler.drain_capture("a") >= 1
+    former.cancel()
+    world.run(3)
+    assert next(view.draining for view in world.snapshot.captures if view.id == "a")
+    assert world.scheduler.drain_capture("a") == 0
+    world.scheduler.cancel_drain("a")
+    world.step()
+    assert not any(view.draining for view in world.snapshot.captures)
+
+
+def test_open_jobs_are_listed_and_settled_however_many_there_are() -> None:
+    """What has not ended is listed, and ends with the scheduler; of what has ended only the last ones are kept."""
+    world = world_with(["a", "b", "mute"], 400, SchedulerConfig(bootstrap_timeout_ms=500))
+    refused = [world.scheduler.move_table(table, "nobody") for table in range(1, 301)]
+    world.paused.add("mute")
+    world.step()
+    assert {query.state for query in refused} == {QueryState.REFUSED}
+    assert len(world.scheduler.queries()) == 256
+    world.elect("owner2")
+    world.until(world.scheduler.is_initialized)
+    queries = [world.scheduler.move_table(view.span.table_id, "b") for view in world.snapshot.spans if view.primary != "b"]
+    world.step()
+    assert len(queries) > 256
+    assert list(world.scheduler.queries()) == queries
+    world.scheduler.close()
+    assert {query.state for query in queries} == {QueryState.CANCELLED}

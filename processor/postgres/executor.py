@@ -291,9 +291,9 @@ class PostgresExecutor:
                 publication = self._catalogue.publication()
                 self._created_ts = publication.created_ts
                 self._incarnation = publication.incarnation
-            published = self._catalogue.published()
+            published, slot_ts = self._catalogue.published(), self._catalogue.slot_ts()
             for table in new:
-                self._describe(table, published)
+                self._describe(table, published, slot_ts)
             self._describe_since = None
         except SourceUnavailableError as error:
             now = time.monotonic()
@@ -309,7 +309,7 @@ class PostgresExecutor:
         if self._shared is None:
             self._start_shared()
 
-    def _describe(self, table: TableWork, published: Mapping[TableID, Ts]) -> None:
+    def _describe(self, table: TableWork, published: Mapping[TableID, Ts], slot_ts: Ts) -> None:
         try:
             schema = self._catalogue.describe(table.table_id)
             if table.table_id not in published:
@@ -321,7 +321,7 @@ class PostgresExecutor:
         except OperatingError as error:
             table.fail(error)
             return
-        table.schema = replace(schema, published_ts=published[table.table_id])
+        table.schema = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
         table.is_attached = True
         if self._shared is not None:
             self._shared.attach(table)
@@ -351,9 +351,9 @@ class PostgresExecutor:
             return
         late = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
         try:
-            published = self._catalogue.published() if late else {}
+            published, slot_ts = (self._catalogue.published(), self._catalogue.slot_ts()) if late else ({}, 0)
             for table in late:
-                self._describe(table, published)
+                self._describe(table, published, slot_ts)
         except SourceUnavailableError:
             self.poke()
         shared = SharedStream(

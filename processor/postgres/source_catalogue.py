@@ -23,7 +23,7 @@ from tablewire.postgres.connections import (
     server_name,
     time_limit,
 )
-from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication
+from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
 from tablewire.types import TableID, Ts
 
 FIRST_USER_OID = 16384
@@ -96,6 +96,11 @@ class SourceCatalogue:
         if found is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found
+
+    def slot_ts(self) -> Ts:
+        """Where the changefeed's slot stands: the source has let go of everything before; 0 when there is no slot."""
+        slot = self._run(lambda connection: read_slot(connection, self._publication))
+        return 0 if slot is None else slot.confirmed_ts
 
     def describe(self, table_id: TableID) -> TableSchema:
         """The shape of a table now; OperatingError when it cannot be replicated, with the reason."""

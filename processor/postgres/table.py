@@ -16,10 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+import structlog
+
 from processor.postgres.queues import Batch, TableQueue
 from processor.postgres.services import TableServices
 from processor.postgres.sinks import (
     Fence,
+    LostCommitsError,
     ReloadNeededError,
     SinkSession,
     SinkUnavailableError,
@@ -28,7 +31,7 @@ from processor.postgres.sinks import (
 from processor.postgres.writing import write_batch
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import SourceUnavailableError
+from tablewire.postgres.connections import SourceUnavailableError, format_lsn
 from tablewire.types import TS_MAX, Checkpoint, Span, Stats, TableState, TableStatus, Ts
 
 RETRY_MIN_S = 0.1
@@ -36,6 +39,7 @@ RETRY_MAX_S = 5.0
 NOT_ALLOWED_RETRY_S = 0.1
 PART_WAIT_S = 0.1
 
+_log = structlog.get_logger(__name__)
 _BUSY_STATES = (TableState.REPLICATING, TableState.STOPPING)
 
 
@@ -273,9 +277,13 @@ class TableWork:
         assert schema is not None
         assert fence is not None
         try:
+            is_lost = isinstance(why, LostCommitsError)
+            if is_lost or self._services.wants_snapshot:
+                session.request_copy(schema, fence)
             if not self._services.wants_snapshot:
-                raise OperatingError(f"{why}; the values of old rows are not known here: start the changefeed with a first copy")
-            session.request_copy(schema, fence)
+                hint = "" if is_lost else "; the values of old rows are not known here: start the changefeed with a first copy"
+                raise OperatingError(f"{why}{hint}")
+            _log.warning("postgres_copies_again", reason=str(why))
         except (WriteNotAllowedError, SinkUnavailableError) as error:
             self.retry(error)
         except OperatingError as error:
@@ -350,7 +358,13 @@ class TableWork:
         schema, fence = self.schema, self._fence_held
         assert schema is not None
         assert fence is not None
-        self.queue.skip_to(session.position(schema, fence))
+        position = session.position(schema, fence)
+        if 0 < position < self._last_synced_ts:
+            raise LostCommitsError(
+                f"table {schema.full_name}: the sink stands at {format_lsn(position)}, but had confirmed everything up to"
+                f" {format_lsn(self._last_synced_ts)}: it has lost commits (was it restored, or did a standby take over?)"
+            )
+        self.queue.skip_to(position)
         self._is_unsure = False
 
     def _take_following(self, batch: Batch) -> Batch | None:

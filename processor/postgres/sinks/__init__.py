@@ -33,6 +33,10 @@ class ReloadNeededError(OperatingError):
     """What the table holds at the source cannot be followed by changes any more: it must be copied again."""
 
 
+class LostCommitsError(ReloadNeededError):
+    """The sink does not hold what it had confirmed."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Fence:
     """Who may write: compared as a whole, the greatest that a sink has seen wins. incarnation tells a changefeed from an

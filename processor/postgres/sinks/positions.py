@@ -2,7 +2,8 @@
 
 tablewire.positions has one row a (changefeed, table). It is the fence: every write transaction locks the row first and goes on
 only if the row names it as the writer, and a takeover writes a greater fence into it under the same lock. tablewire.takeovers
-keeps the last takeovers of each table for audits. Only SQL here; `postgres.py` says when it runs.
+keeps the last takeovers of each table for audits; tablewire.checkpoints is the owner's (tablewire/postgres/sink_checkpoint.py).
+Only SQL here; `postgres.py` says when it runs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from psycopg import pq
 
 from processor.postgres.sinks import Fence
 from processor.postgres.sinks.connection import SinkConnection, Statement
+from tablewire.postgres import sink_checkpoint
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import format_lsn, parse_lsn, quote_text
 from tablewire.types import Ts
 
 TAKEOVERS_KEPT = 200
-_CREATE_LOCK = 0x7461626C65776972  # "tablewir": one creator at a time
 SNAPSHOT_DONE = "done"
 SNAPSHOT_PENDING = "pending"
 SNAPSHOT_RELOAD = "reload"
@@ -25,7 +26,7 @@ SNAPSHOT_SKIPPED = "skipped"
 
 _CREATE = f"""
 BEGIN;
-SELECT pg_advisory_xact_lock({_CREATE_LOCK});
+SELECT pg_advisory_xact_lock({sink_checkpoint.CREATE_LOCK});
 CREATE SCHEMA IF NOT EXISTS tablewire;
 CREATE TABLE IF NOT EXISTS tablewire.positions (
   changefeed text NOT NULL,
@@ -56,6 +57,7 @@ CREATE TABLE IF NOT EXISTS tablewire.takeovers (
   taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS takeovers_by_table ON tablewire.takeovers (changefeed, table_name, number);
+{sink_checkpoint.CREATE_TABLE};
 COMMIT"""
 
 _FENCE_VALUES = "incarnation = $3::text::int8 AND changefeed_epoch = $4::text::int8 AND assignment_epoch = $5::text::int8"
@@ -75,6 +77,7 @@ MOVE_SQL = (
 def exists(connection: SinkConnection) -> bool:
     result = connection.execute(
         "SELECT to_regclass('tablewire.positions') IS NOT NULL AND to_regclass('tablewire.takeovers') IS NOT NULL"
+        " AND to_regclass('tablewire.checkpoints') IS NOT NULL"
     )
     return result[-1].get_value(0, 0) == b"t"
 
@@ -169,6 +172,13 @@ def take_sql(changefeed: str, schema: TableSchema, fence: Fence, position: Ts, s
         f" DELETE FROM tablewire.takeovers WHERE {where} AND number <= (SELECT number FROM tablewire.takeovers WHERE {where}"
         f" ORDER BY number DESC OFFSET {TAKEOVERS_KEPT} LIMIT 1)"
     )
+
+
+def require_kept(connection: SinkConnection, changefeed: str, fence: Fence, slot_ts: Ts, where: str) -> None:
+    """OperatingError when the sink has lost commits that it had confirmed before the source's slot was at slot_ts."""
+    result = connection.execute(sink_checkpoint.read_sql(changefeed, fence.incarnation))[-1]
+    noted = (result.get_value(0, 0) or b"").decode() if result.ntuples else None
+    sink_checkpoint.require_kept(noted, slot_ts, where, changefeed)
 
 
 def holders(connection: SinkConnection, changefeed: str, table_name: str) -> list[int]:

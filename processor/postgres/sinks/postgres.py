@@ -174,8 +174,15 @@ class PostgresSession:
             raise EpochRefusedError(
                 f"table {schema.full_name}: the sink has a newer writer ({_text(row.fence)}) than this one ({_text(fence)})"
             )
+        positions.require_kept(connection, self._changefeed, fence, schema.released_ts, self._where)
         position, snapshot = row.position, row.snapshot
-        if row.source_table_id != schema.table_id or row.fence.incarnation != fence.incarnation:
+        is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation
+        if is_same and snapshot == positions.SNAPSHOT_RELOAD and not wants_snapshot:
+            raise OperatingError(
+                f"table {schema.full_name} must be copied again, for the sink has lost commits of it, but this changefeed makes"
+                " no first copies: remove its row in tablewire.positions to go on without what is missing"
+            )
+        if not is_same:
             # Another table of that name, or another life of the changefeed: what is there is of no use.
             position = max(granted_ts, schema.published_ts)
             snapshot = positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED

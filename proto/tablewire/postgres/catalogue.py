@@ -141,7 +141,8 @@ class TableSchema:
     """One table as a writer needs it. primary_key: its columns in key order. identity: the columns that old rows are told by
     (those of the replica identity's index, or of the primary key); empty when only the whole row identifies it. published_ts:
     where it was added to the changefeed's publication; changes from before are not to be had. 0: it was there from the
-    beginning, or nobody asked."""
+    beginning, or nobody asked. released_ts: where the changefeed's slot stood when the table was prepared: what the sink had
+    confirmed by then."""
 
     table_id: TableID
     schema: str
@@ -152,6 +153,7 @@ class TableSchema:
     columns: tuple[Column, ...]
     usable_key: bool = True
     published_ts: Ts = 0
+    released_ts: Ts = 0
 
     @property
     def full_name(self) -> str:

@@ -17,6 +17,7 @@ from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import SourceTable, TableFilter, matching_tables
 from tablewire.postgres.checks import run_checks
 from tablewire.postgres.connections import (
+    SCHEMES,
     SourceUnavailableError,
     connect,
     error_text,
@@ -27,6 +28,7 @@ from tablewire.postgres.connections import (
 )
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
+from tablewire.postgres.sink_checkpoint import SinkNotes
 from tablewire.postgres.slots import (
     advance_slot,
     create_publication,
@@ -60,6 +62,11 @@ class PostgresSource:
         self._name = slot_name(request.changefeed)
         self._connection: _Connection | None = None
         self._advanced: tuple[Ts, float] = (0, 0.0)
+        self._is_note_missing = False
+        self._notes: SinkNotes | None = None
+        if request.sink_uri.partition("://")[0] in SCHEMES:
+            where = f"sink {server_name(request.sink_uri)}"
+            self._notes = SinkNotes(request.sink_uri, where, str(request.changefeed))
         self._warned: frozenset[TableID] = frozenset()
 
     def check(self) -> Sequence[CheckFailure]:
@@ -83,7 +90,8 @@ class PostgresSource:
         return self._run("read the position", read)
 
     def advance(self, checkpoint_ts: Ts) -> None:
-        """Moves the slot behind the global checkpoint; never back. Also wakes an idle source's walsenders."""
+        """Moves the slot behind the global checkpoint; never back, and not while the sink cannot note it first. Also wakes an
+        idle source's walsenders. OperatingError when the sink has lost what it had confirmed."""
         self._run("advance the slot", lambda connection: self._advance(connection, checkpoint_ts))
 
     def retained_bytes(self) -> int:
@@ -102,6 +110,11 @@ class PostgresSource:
         self._run("drop the slot", self._drop)
 
     def close(self) -> None:
+        if self._notes is not None:
+            self._notes.close()
+        self._close()
+
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -153,11 +166,29 @@ class PostgresSource:
         if slot is None:
             raise OperatingError(f"slot {self._name} does not exist at the source")
         self._verify_slot(connection, slot.database, slot.plugin, slot.lost)
+        is_noted = True
+        publication = read_publication(connection, self._name) if self._notes is not None else None
+        if self._notes is not None and publication is not None and checkpoint_ts > slot.confirmed_ts:
+            is_noted = self._note(self._notes, publication.incarnation, slot.confirmed_ts, checkpoint_ts)
         try:
-            advance_slot(connection, slot, checkpoint_ts)
+            if is_noted:
+                advance_slot(connection, slot, checkpoint_ts)
         except psycopg.errors.ObjectInUse:
             return  # an advance of a former owner is still under way: this one will be repeated
         self._beat(connection, checkpoint_ts)
+
+    def _note(self, notes: SinkNotes, incarnation: int, slot_ts: Ts, checkpoint_ts: Ts) -> bool:
+        """Whether the sink has noted the checkpoint. Why not is said once, until it goes well again."""
+        try:
+            notes.note(incarnation, slot_ts, checkpoint_ts)
+        except (psycopg.Error, SourceUnavailableError) as error:
+            text = error_text(error) if isinstance(error, psycopg.Error) else str(error)
+            if not self._is_note_missing:
+                _log.warning("slot_waits_for_sink", changefeed=str(self._request.changefeed), reason=text)
+            self._is_note_missing = True
+            return False
+        self._is_note_missing = False
+        return True
 
     def _beat(self, connection: _Connection, checkpoint_ts: Ts) -> None:
         last_ts, since = self._advanced
@@ -196,7 +227,7 @@ class PostgresSource:
             except psycopg.Error as error:
                 lost = connection.closed or is_connection_loss(error)
                 if lost:
-                    self.close()
+                    self._close()
                     if not fresh and attempt == 1:
                         continue
                 kind = SourceUnavailableError if lost else OperatingError

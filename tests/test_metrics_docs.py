@@ -22,7 +22,8 @@ out. A name ends with its unit (`_seconds`, `_bytes`, `_ts`: positions of the so
 unit is a count. A counter's samples end with `_total`. The series of a changefeed end when it is removed, those of a
 processor when it has gone, and never another's.
 
-Only the owner that leads has series by changefeed and by processor: sum over the owners.
+Only the owner that leads has series by changefeed and by processor: take the max over the owners
+([monitoring.md](monitoring.md) has the reason, a dashboard and alerts).
 
 What to alert on: `tablewire_owner_checkpoint_lag_seconds` above what you promise; `max(tablewire_owner_is_leader) < 1`;
 `tablewire_owner_changefeed_state{state=~"warning|failed"} == 1`; `tablewire_owner_source_retained_bytes` near the source's disk;

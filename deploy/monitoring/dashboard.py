@@ -17,6 +17,8 @@ FILE = Path(__file__).with_name("grafana") / "dashboards/tablewire.json"
 UID = "tablewire"
 COLUMNS = 24
 HEIGHTS = {STAT: 4, LINES: 8, BARS: 8, STACK: 8}
+BAR_STEP = "15s"
+"""Bars are at least so far apart: with steps as long as a window, less one scrape, each event is counted once."""
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 GREEN, RED = "green", "red"
 _STYLES: dict[str, dict[str, Any]] = {
@@ -124,7 +126,9 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             "colorMode": "value", "graphMode": "area", "justifyMode": "auto", "orientation": "auto", "textMode": "value",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         }  # fmt: skip
+    steps = {"interval": BAR_STEP} if panel.kind == BARS else {}
     return {
+        **steps,
         "id": number,
         "type": "stat" if is_stat else "timeseries",
         "title": panel.title,

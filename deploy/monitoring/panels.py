@@ -73,8 +73,13 @@ def quantile(share: float, histogram: str, by: str = "le") -> str:
 
 
 def events(name: str, by: str = "changefeed", selector: str = FEED, legend: str = "") -> Query:
-    """How often in one step; whole numbers, as an increase is extrapolated."""
-    return Query(f"round(sum by ({by}) (increase({name}{selector}[$__rate_interval])))", legend or f"{{{{{by}}}}}")
+    """How often in one step, exactly: an `increase` is extrapolated, and would make six of five. Where a counter has begun anew
+    within the window nothing is shown."""
+    counter = f"{name}{selector}[$__rate_interval]"
+    return Query(
+        f"sum by ({by}) (max_over_time({counter}) - min_over_time({counter}) unless resets({counter}) > 0)",
+        legend or f"{{{{{by}}}}}",
+    )
 
 
 GLANCE = Row(
@@ -183,10 +188,7 @@ SPANS = Row(
         Panel(
             "Jobs that ended", BARS, "none",
             (
-                Query(
-                    f"round(sum by (kind, state) (increase(tablewire_owner_jobs_ended_total{FEED}[$__rate_interval]))) > 0",
-                    "{{kind}} {{state}}",
-                ),
+                Query(events("tablewire_owner_jobs_ended_total", "kind, state").expr + " > 0", "{{kind}} {{state}}"),
             ),
             "Moves, rebalances, drains and cancellations that somebody asked for.",
         ),
@@ -196,7 +198,7 @@ SPANS = Row(
                 events("tablewire_owner_failovers_total", legend="{{changefeed}} failover"),
                 events("tablewire_owner_brakes_total", legend="{{changefeed}} brake"),
             ),
-            "Processors lost while they were writing; mass losses that held placement back.", red_from=1,
+            "Processors lost while they were writing; mass losses that held placement back.",
         ),
     ),
 )  # fmt: skip
@@ -274,7 +276,7 @@ OWNERS = Row(
         Panel(
             "Elections", BARS, "none",
             (events("tablewire_owner_elections_total", "instance", ""),),
-            "How often each owner became the leader.", red_from=1,
+            "How often each owner became the leader.",
         ),
         Panel(
             "Lease margin of the leader", LINES, "s", (Query("tablewire_owner_lease_margin_seconds", "{{instance}}"),),
@@ -340,12 +342,11 @@ TROUBLE = Row(
             ),
             "A processor held what it should not, or did not hold what it should. Resolved at once, and refused by a fenced"
             " sink.",
-            red_from=1,
         ),
         Panel(
             "Leases lost", BARS, "none",
             (events("tablewire_processor_lease_losses_total", "instance", '{instance=~"$processor"}'),),
-            "A processor stopped writing because its lease was in doubt, and came back under a new capture id.", red_from=1,
+            "A processor stopped writing because its lease was in doubt, and came back under a new capture id.",
         ),
         Panel(
             "Alerts", STACK, "none",
@@ -385,7 +386,7 @@ BELOW = Row(
             "etcd: members with a leader", LINES, "none",
             (
                 Query("sum(etcd_server_has_leader)", "with a leader"),
-                Query("round(sum(increase(etcd_server_leader_changes_seen_total[$__rate_interval])))", "changes of it seen"),
+                events("etcd_server_leader_changes_seen_total", "job", "", "changes of it seen"),
             ),
             "All of them, and no changes.",
         ),

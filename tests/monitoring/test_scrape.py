@@ -11,14 +11,17 @@ import re
 import time
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from deploy.local.node import OWNER, ROOT
 from deploy.local.postgres import PostgresServer
 from deploy.monitoring.panels import ROWS, STAT
+from deploy.monitoring.plots import FIGURES, pictures
 from deploy.monitoring.scene import Scene
 from deploy.monitoring.server import QueryError
+from deploy.monitoring.svg import COLOURS, Span
 from tests.monitoring.test_dashboard import document
 from tests.monitoring.test_rules import alerts
 
@@ -202,6 +205,17 @@ def test_a_former_leader_shows_nothing_old(story: Story) -> None:
     doubled = story.ask("count(tablewire_owner_failovers_total) > 1")
     assert sum(len(line["values"]) for line in doubled) <= 3
     assert story.scene.cluster.node(story.first_leader).kind == OWNER
+
+
+def test_pictures_are_drawn_of_it(story: Story) -> None:
+    """The plots of the documentation can be made of any scene: every panel has a line, names stand for addresses."""
+    drawn = pictures(story.scene, Span(story.begin, story.end, tuple(story.scene.marks)))
+    assert list(drawn) == list(FIGURES)
+    for text in drawn.values():
+        groups = ElementTree.fromstring(text).findall("{http://www.w3.org/2000/svg}g")
+        assert len(groups) == 6
+        assert all(set(COLOURS) & set(re.findall(r"#[0-9a-f]{6}", ElementTree.tostring(group, "unicode"))) for group in groups)
+        assert not re.search(r"\b127\.\d+\.\d+\.\d+", text)
 
 
 def test_a_wrong_expression_is_an_error(story: Story) -> None:

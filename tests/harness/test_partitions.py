@@ -88,3 +88,29 @@ def test_etcd_member_killed_under_load(replication: Start) -> None:
     world.cluster.start_node("etcd0")
     world.more_rows(300)
     world.finish()
+
+
+def test_etcd_in_trouble_under_load(replication: Start) -> None:
+    """Its leading member is slow (pulses of SIGSTOP stand for a slow disk), then killed, then all three are restarted: leases and
+    leadership outlive it, no table moves, and rows flow on all the time."""
+    world = replication(etcd=3, owners=2, processors=2, lease_ttl_ms=10_000)
+    before, leader = world.primaries(), world.cluster.wait_for_leader()
+    for member in world.cluster.etcd.members:
+        for _ in range(3):
+            member.pause()
+            try:
+                world.more_rows(200)
+            finally:
+                member.resume()
+            world.more_rows(50)
+    for member in world.cluster.etcd.members:
+        member.kill()
+        world.more_rows(200)
+        member.start()
+    world.cluster.etcd.kill()
+    world.cluster.etcd.start()
+    world.more_rows(300)
+    world.wait_replicating()
+    assert world.primaries() == before
+    assert world.cluster.leader() == leader
+    world.finish()

@@ -101,7 +101,7 @@ class Publisher:
             planned=core.balancer.shift(core.tables),
             balance_stop_percent=core.config.balance_stop_percent,
             everywhere=bool(core.replication.everywhere),
-            unfenced=frozenset(capture.id for capture in alive if capture.heard_ms is not None and not capture.fenced),
+            unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
             brake=core.brake.is_on,
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
             barrier=core.barrier,

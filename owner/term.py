@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -400,12 +401,11 @@ class Term:
         if not evict_s or not answering:
             return
         for capture, since in sorted(self._silent_since.items()):
-            if now_s - since < evict_s:
+            info, key = self._captures.get(capture), etcd_keys.capture_key(self._config.cluster, capture)
+            if info is None or now_s - since < evict_s:
                 continue
-            self._election.guarded_write([], [etcd_keys.capture_key(self._config.cluster, capture)])
-            if self._is_unfenced(capture):
-                until_s = time.monotonic() + self._config.etcd.ttl_s + self._config.etcd.margin_s
-                self._evictions.hold(self._captures[capture], until_s)
+            lease_s = self._config.etcd.ttl_s + self._config.etcd.margin_s if self._may_be_unfenced(capture) else 0.0
+            self._evictions.evict(info, partial(self._election.guarded_write, [], [key]), lease_s)
             lease = self._leases.get(capture, 0)
             if lease:
                 self._session.revoke(lease)
@@ -413,7 +413,7 @@ class Term:
             why = f"silent for {now_s - since:.1f} s although its lease lives"
             self.history.note("capture_evicted", subject=capture, why=why)
 
-    def _is_unfenced(self, capture: CaptureID) -> bool:
+    def _may_be_unfenced(self, capture: CaptureID) -> bool:
         schedulers = (run.scheduler for run in self._runs.values())
         return any(capture in scheduler.snapshot().unfenced for scheduler in schedulers if scheduler is not None)
 

@@ -98,7 +98,7 @@ class Snapshot:
     planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
     balance_stop_percent: int
     everywhere: bool
-    unfenced: frozenset[CaptureID]  # captures whose executor does not refuse older permissions at its sink
+    unfenced: frozenset[CaptureID]  # captures that have not said that their sink refuses older permissions
     brake: bool
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
     barrier: BarrierWithMinTs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ WITHOUT_ENGINE = {"test_files.py"}
 Step = Callable[[str], AbstractContextManager[None]]
 
 _report: dict[str, Any] = {"steps": {}, "image_bytes": {}, "figures": {}}
+_report_stack: list[Stack] = []
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -33,6 +34,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     asked = any(Path(argument.partition("::")[0]).resolve().is_relative_to(HERE) for argument in config.args)
     return None if asked or collection_path.name in WITHOUT_ENGINE else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the containers said last stands beside a failure: they are gone when somebody comes to look."""
+    report = yield
+    cluster = _report_stack
+    if report.failed and cluster and item.path.parent == HERE:
+        report.sections.append(("containers", cluster[0].describe()))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -84,6 +95,7 @@ def stack(engine: Engine, step: Step) -> Stack:
     """The cluster of deploy/compose.yaml, up and healthy: etcd x3, owner x2, processor x3, source and sink."""
     _report["image_bytes"].update(build_all(engine, _report["steps"]))
     cluster = Stack(engine)
+    _report_stack.append(cluster)
     with step("up: healthy, an owner leads"):
         cluster.up()
         cluster.wait_healthy(["etcd-1", "etcd-2", "etcd-3", "owner", "processor", "source", "sink"])

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from deploy.local.admin import Admin, AdminError, Json
-from tests.compose.engine import Engine, run
+from tests.compose.engine import CommandError, Engine, run
 from tests.compose.images import BASE, ROOT
 
 COMPOSE_FILE = ROOT / "deploy/compose.yaml"
@@ -28,6 +28,9 @@ WAIT_TIMEOUT_S = 90.0
 POLL_INTERVAL_S = 0.1
 LEASE_TTL_S = 10.0
 """What compose.yaml sets; the test leaves it there."""
+
+LOG_LINES = 12
+"""Of each container, beside a failure."""
 
 Container = dict[str, Any]
 
@@ -103,6 +106,25 @@ class Stack:
         """The events of a service's log."""
         lines = self.engine.docker("logs", container["Id"]).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def describe(self) -> str:
+        """State and last words of every container."""
+        try:
+            ids = self.engine.docker("ps", "--all", "--quiet").split()
+            parts = []
+            for container in self.engine.inspect(*ids):
+                state = container["State"]
+                health = state.get("Health", {})
+                said = [entry["Output"].strip() for entry in health.get("Log", [])[-1:]]
+                parts.append(f"{container['Name']}: {state['Status']} {state['ExitCode']} {health.get('Status', '')} {said}")
+                parts.append(self._last_words(container))
+            return "\n".join(parts)
+        except CommandError as error:
+            return str(error)
+
+    def _last_words(self, container: Container) -> str:
+        command = ["sh", "-c", 'docker logs --tail "$1" "$2" 2>&1', "sh", str(LOG_LINES), container["Id"]]
+        return run(command, environment=self.environment, timeout_s=30.0)
 
     # -- what the cluster says -----------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ One story in order: each test leaves two owners and three processors behind for 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -66,13 +65,14 @@ def wait_steady(stack: Stack, *, without: str = "") -> None:
         stack.wait_progress(changefeed)
 
 
-def events_since(stack: Stack, seen: set[str]) -> list[dict[str, Any]]:
-    """Events that were not there before."""
-    return [event for event in stack.owner("events")["events"] if json.dumps(event, sort_keys=True) not in seen]
+def last_event(stack: Stack) -> int:
+    """The number of the newest event."""
+    return max((int(event["sequence"]) for event in stack.owner("events")["events"]), default=0)
 
 
-def seen_events(stack: Stack) -> set[str]:
-    return {json.dumps(event, sort_keys=True) for event in stack.owner("events")["events"]}
+def kinds_since(stack: Stack, sequence: int) -> list[str]:
+    """What has happened since that event, in order."""
+    return [event["kind"] for event in stack.owner("events")["events"] if event["sequence"] > sequence]
 
 
 def test_changefeeds_are_created_by_the_cli_in_a_container(
@@ -88,7 +88,7 @@ def test_changefeeds_are_created_by_the_cli_in_a_container(
             *("--sink", "postgresql://tablewire:${SINK_PASSWORD}@sink/shop"),
         )
         assert created["changefeed"] == "default/load"
-        assert "${SOURCE_PASSWORD}" in created["source"] or "***" in created["source"]
+        assert "PASSWORD" not in created["source_uri"].upper() or "${SOURCE_PASSWORD}" in created["source_uri"]
         wait_steady(stack)
     (once,) = stack.containers("changefeed", stopped=True)
     assert once["State"]["Status"] == "exited"
@@ -194,13 +194,13 @@ def test_processors_scale_up_and_down(stack: Stack, step: Step, workload: Worklo
         wait_steady(stack)
     five = set(stack.captures())
     assert {row["primary"] for name in ("shop", "load") for row in stack.tables(name)} == five
-    seen = seen_events(stack)
+    seen = last_event(stack)
     with step("--scale processor=3, the others drained"):
         stack.up("--no-recreate", "--scale", "processor=3", "processor")
         stack.wait("three processors", lambda: len(stack.captures()) == 3)
         wait_steady(stack)
     assert len(stack.containers("processor", stopped=True)) == 3
-    happened = [event["event"] for event in events_since(stack, seen)]
+    happened = kinds_since(stack, seen)
     assert happened.count("capture_gone") == 2
     assert "failover_began" not in happened
 
@@ -209,7 +209,7 @@ def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workl
     """`docker stop` of a processor: as process 1 it gets SIGTERM, moves its tables away, and ends by itself with 0."""
     capture = primary_of(stack, "shop.orders")
     container = stack.container_of(capture)
-    seen = seen_events(stack)
+    seen = last_event(stack)
     with step("docker stop of a processor: drained"):
         started = time.monotonic()
         stack.engine.docker("stop", "--time", str(int(DRAIN_GRACE_S)), container["Id"])
@@ -220,7 +220,7 @@ def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workl
     assert not ended["State"]["OOMKilled"]
     said = [event["event"] for event in stack.logs(container)]
     assert "leaves_undrained" not in said
-    assert "failover_began" not in [event["event"] for event in events_since(stack, seen)]
+    assert "failover_began" not in kinds_since(stack, seen)
     stack.up("--no-recreate", "processor")
     stack.wait("three processors", lambda: len(stack.captures()) == 3)
 

@@ -4,3 +4,5 @@
 
 CREATE ROLE tablewire LOGIN PASSWORD :'password';
 GRANT CONNECT, CREATE ON DATABASE shop TO tablewire;
+-- So that triggers and foreign keys of the sink do not fire for what was done at the source already.
+GRANT SET ON PARAMETER session_replication_role TO tablewire;

@@ -198,7 +198,9 @@ def _left(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tu
     steady = reasons.pop(tables_view.WAITING, 0)
     if steady:
         others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
-        reasons[StallReason.CONCURRENCY if others else StallReason.NO_CAPTURE] = steady
+        silent = snapshot.everywhere or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
+        why = StallReason.NO_CAPTURE if not others else StallReason.SILENT_CAPTURE if silent else StallReason.CONCURRENCY
+        reasons[why] = reasons.get(why, 0) + steady
     unseen = left - sum(reasons.values())
     if unseen > 0:  # it may still hold spans in which it has no role any more
         reasons[StallReason.UNDETERMINED] = reasons.get(StallReason.UNDETERMINED, 0) + unseen

@@ -216,14 +216,16 @@ class ChangefeedRun:
             scheduler.close()
 
     def _hand_over_drains(self, scheduler: SchedulerAndInfo, drains: Set[CaptureID]) -> None:
+        handed = set(self._drains & drains)
         for target in sorted(drains - self._drains):
             try:
                 scheduler.drain_capture(target)
+                handed.add(target)
             except UnknownCaptureError:
-                continue  # it has gone: nothing can be there any more
+                continue  # it has gone, or it has registered since the last tick: then the next one hands it over
         for target in sorted(self._drains - drains):
             scheduler.cancel_drain(target)
-        self._drains = frozenset(drains)
+        self._drains = frozenset(handed)
 
     def _span_error(self) -> str:
         scheduler = self.scheduler

@@ -1,0 +1,38 @@
+"""A changefeed's run: what the term knows of the cluster reaches its scheduler."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from owner.config import SourceSection
+from owner.facts_log import FactCounters
+from owner.run import ChangefeedRun, Stored
+from owner.scheduler import SchedulerConfig
+from owner.worker import ChangefeedWorker, Duty, SourceView
+from tablewire import registry
+from tablewire.registry import ChangefeedInfo
+from tablewire.runtime.metrics import Metrics
+from tablewire.testing import LoopbackNetwork
+from tablewire.types import CaptureInfo, Watermark
+
+INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"], created_at=registry.now(), epoch=3, start_ts=100)
+
+
+def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
+    """It is asked for before the first tick that knows the capture: the tick after that one has it."""
+    worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
+    worker._view = SourceView(start_ts=100, table_ids=np.array([1], np.int64))
+    counters = FactCounters(Metrics("owner", "1.0"))
+    run = ChangefeedRun(Stored(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, counters=counters)
+    network, captures = LoopbackNetwork(), {"a": CaptureInfo("a", "a:1")}
+
+    def tick(drains: frozenset[str]) -> None:
+        run.tick(captures, drains, None, lambda _changefeed, _epoch: network.transport("owner"), SchedulerConfig())
+
+    tick(frozenset())
+    captures["b"] = CaptureInfo("b", "b:1")
+    tick(frozenset({"b"}))
+    tick(frozenset({"b"}))
+    assert run.scheduler is not None
+    assert [query.target for query in run.scheduler.queries()] == ["b"]
+    run.close()

@@ -2,13 +2,7 @@
 
 `TRANSITIONS` is the whole life of a changefeed: every state with every event, each a next state or a refusal with its
 reason. `step` applies it to a record; nothing else in the owner writes `state`. Warning is never stored: it is what the
-leader sees now (an error being retried), and a new leader finds it again by itself.
-
-    normal <-> warning      error, recovered
-    normal, warning   -> failed (cannot be retried), finished (target reached)
-    normal, warning, failed -> stopped (pause) -> normal (resume, at a higher epoch)
-    failed            -> normal (resume)
-    all               -> removed, and then the keys go
+leader sees now (an error being retried), and a new leader finds it again by itself. docs/cli.md has the picture, drawn from the table.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import structlog
 
 from owner.core.tables import NOBODY
 from tablewire.queries import ENDED, job_id
+from tablewire.registry import redact_uri
 from tablewire.runtime.metrics import Metrics
 from tablewire.types import CaptureID, ChangefeedID, QueryKind, QueryState, StallReason
 
@@ -29,6 +30,7 @@ NAMED_PER_TICK_MAX = 5
 """So many of each kind are lines of their own."""
 COUNTS_INTERVAL_S = 1.0
 WHYS = ("add", "move", "drain", "balance")
+TROUBLE = ("two_writers", "orphans", "audit_failures", "spans_failed")
 
 _log = structlog.get_logger("owner.placement")
 
@@ -99,6 +101,7 @@ class FactsLog:
         self._held: dict[CaptureID, int] = {}  # spans that each capture wrote after the last tick
         self._failover: tuple[float, int] | None = None  # since when, and how many spans had lost their writer
         self._braked = False
+        self._errors: dict[int, str] = {}  # by row, as they stood after the last tick
         self._audits = 0
         self._open: list[Query] = []
         self._last_query: Query | None = None
@@ -112,6 +115,7 @@ class FactsLog:
             self._log.info("changefeed_bootstrapped", spans=len(snapshot.spans))
         self._note_trouble(facts)
         self._note_lost(facts, snapshot)
+        self._note_errors(snapshot)
         self._note_brake(facts, snapshot)
         self._note_placements(facts, queries)
         self._note_jobs(queries)
@@ -147,6 +151,19 @@ class FactsLog:
             since_s, spans = self._failover
             self._failover = None
             self._log.info("failover_done", spans=spans, took_ms=round((now_s - since_s) * 1000))
+
+    def _note_errors(self, snapshot: Snapshot) -> None:
+        """Spans that did not work out somewhere, once for each error; they are tried again after a pause."""
+        if not snapshot.errors and not self._errors:
+            return
+        errors = {row: text for row, (text, _) in snapshot.errors.items()}
+        new = [row for row, text in errors.items() if self._errors.get(row) != text]
+        self._errors = errors
+        named = np.isin(snapshot.roles.rows, new[:NAMED_PER_TICK_MAX])
+        for position in np.flatnonzero(named).tolist() if new else ():
+            error = redact_uri(errors[int(snapshot.roles.rows[position])])
+            self._log.warning("span_failed", span=str(snapshot.roles.spans[position]), error=error)
+        self._counts["spans_failed"] += max(0, len(new) - NAMED_PER_TICK_MAX)
 
     def _note_brake(self, facts: Facts, snapshot: Snapshot) -> None:
         if facts.brake == self._braked:
@@ -196,7 +213,7 @@ class FactsLog:
             return
         self._told_s = now_s
         self._counts.clear()
-        trouble = {what: counts.pop(what) for what in ("two_writers", "orphans", "audit_failures") if what in counts}
+        trouble = {what: counts.pop(what) for what in TROUBLE if what in counts}
         if trouble:
             self._log.warning("placement_trouble", **trouble)
         jobs = counts.pop("jobs_ended", 0)

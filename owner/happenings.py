@@ -127,6 +127,8 @@ class ToldPlacement:
         match event:
             case "span_moved":
                 return self._named(fields["span"]), f"from {fields['source']} to {fields['target']}", fields["why"]
+            case "span_failed":
+                return self._named(fields["span"]), "it is tried again after a pause", fields["error"]
             case "two_writers":
                 return self._named(fields["span"]), f"{fields['stays']} stays, {fields['goes']} goes", "two reported to write it"
             case "failover_began":

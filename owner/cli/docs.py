@@ -1,4 +1,7 @@
-"""docs/cli.md, written from the program itself: `python -m owner.cli.docs` prints it, `--write FILE` writes it."""
+"""docs/cli.md, written from the program itself: `python -m owner.cli.docs` prints it, `--write FILE` writes it.
+
+So is its picture of a changefeed's life: from `owner.changefeeds.TRANSITIONS`, which is what the owner does.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from pathlib import Path
 
 import click
 
+from owner.changefeeds import TRANSITIONS, Next, Refused
 from owner.cli.main import PROGRAM, cli
 from owner.cli.shapes import SHAPES
+from tablewire.registry import ChangefeedState
 
 HELP_WIDTH = 110
 
@@ -58,9 +63,23 @@ the logs of the owner and of the processors that the job touches.
 | `spans_placed` | how many spans came to a place, by why: `add` (new, or after a failure), `drain`, `balance`, `move` |
 | `failover_began`, `failover_done` | captures that wrote spans are gone; all spans have a writer again |
 | `brake_on`, `brake_off` | many captures vanished at once, so nothing is placed anew for a while |
-| `two_writers`, `placement_trouble` | a span was reported to be written twice; counts of that, of orphans and of failed audits |
+| `span_failed` | the executor of a span failed; why: its error. It is tried again after a pause, at another capture first |
+| `two_writers`, `placement_trouble` | a span was reported to be written twice; counts of trouble that has no line of its own |
 | `drain_requested`, `drain_cancelled` | an operator asked for it; by: who (a processor that is stopping needs no drain) |
 | `events_dropped` | etcd did not take events in time |
+
+## The life of a changefeed
+
+`pause`, `resume` and `remove` are an operator's; *error* and *recovered* say that something is being retried or is well again,
+*fatal* that no retry can mend it, *target reached* that all is written up to `--target-ts`. A resume is a new start: it goes on
+from the checkpoint, and nothing that is still under way of the former run counts any more.
+
+%s
+What fails is retried: a source after `source.retry_min_ms`, each time twice as long up to `source.retry_max_ms`, and always a
+random part earlier; a table after `scheduler.error_backoff_initial_ms` up to `error_backoff_max_ms`, while the others go on.
+
+Of a paused changefeed the tables and the options may be changed (`update`), nothing else. `remove` ends when what it made at the
+source is gone; until then it is `removed` with the reason as its error, and is tried again.
 
 ## JSON
 
@@ -111,7 +130,7 @@ def command_paths() -> list[tuple[str, ...]]:
 
 def render() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts = [HEAD % _life()]
     for shape in SHAPES:
         parts += [f"\n### {shape.name}\n\n| field | type | meaning |\n|---|---|---|\n"]
         parts += [f"| `{field.name}` | {field.kind} | {field.meaning} |\n" for field in shape.fields]
@@ -120,6 +139,21 @@ def render() -> str:
         name = " ".join((PROGRAM, *path))
         parts.append(f"\n### {name}\n\n```\n{_help(path)}\n```\n")
     return "".join(parts)
+
+
+def _life() -> str:
+    """The transitions of a changefeed as a picture, and what is refused in which state."""
+    arrows: dict[tuple[ChangefeedState, ChangefeedState], list[str]] = {}
+    refused = []
+    for (state, event), outcome in TRANSITIONS.items():
+        if isinstance(outcome, Refused):
+            refused.append(f"| {state} | `{event}` | {outcome.reason} |\n")
+        elif isinstance(outcome, Next) and outcome.state is not state:
+            arrows.setdefault((state, outcome.state), []).append(event.replace("_", " "))
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> normal: create"]
+    lines += [f"    {state} --> {after}: {', '.join(events)}" for (state, after), events in arrows.items()]
+    lines += ["    removed --> [*]: all is gone from the source", "```", "", "| state | refused | because |", "|---|---|---|"]
+    return "\n".join(lines) + "\n" + "".join(refused)
 
 
 def _help(path: tuple[str, ...]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from owner import answers
+from owner.changefeeds import TRANSITIONS, Refused
 from owner.cli import docs, shapes
 from tablewire.v1 import admin_pb2 as pb
 
@@ -39,6 +41,17 @@ def test_a_shape_shows_every_field_of_its_message(shape: shapes.Shape) -> None:
     shown = set(shape.of(message))
     assert shown == {field.name for field in message.DESCRIPTOR.fields}
     assert shown == {field.name for field in dataclasses.fields(answer)}
+
+
+def test_the_picture_of_a_changefeeds_life_has_every_arrow_and_every_refusal() -> None:
+    """It is drawn from the table that the owner goes by."""
+    page = docs.render()
+    for (state, event), outcome in TRANSITIONS.items():
+        if isinstance(outcome, Refused):
+            assert f"| {state} | `{event}` | {outcome.reason} |" in page
+        elif outcome.state is not state:
+            (line,) = re.findall(rf"^    {state} --> {outcome.state}: (.*)$", page, re.M)
+            assert event.replace("_", " ") in line.split(", ")
 
 
 def test_nothing_known_is_null_and_zero_stays_zero() -> None:

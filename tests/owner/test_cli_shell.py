@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +18,9 @@ import grpc
 import pytest
 
 from deploy.local.process import wait_until
-from tablewire.runtime.grpc import listen
+from owner.cli.client import CONNECT_TIMEOUT_S, AdminClient
+from tablewire.runtime.grpc import listen, open_channel
+from tablewire.v1.admin_pb2 import GetStatusRequest
 from tests.owner.admin_world import AdminView, serving, ticking
 
 WAIT_S = 30.0
@@ -172,6 +176,21 @@ def test_who_answers_without_being_an_owner_is_left_out(address: str, stranger: 
         code, said, errors = run(endpoints, "-o", "json", "status")
         assert (code, errors) == (0, "")
         assert json.loads(said)["endpoint"] == address
+
+
+def test_an_endpoint_that_never_answers_costs_nothing(address: str) -> None:
+    """It takes connections and says nothing, as a hung process does: the other one is asked at once."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        client = AdminClient([hung, address], open_channel)
+        client.call("GetStatus", GetStatusRequest(), WAIT_S, reads=True)
+        client.close()
+        assert client.endpoint == address
+        assert time.monotonic() - began < CONNECT_TIMEOUT_S / 2
+        code, said, errors = run(hung, "status", "--timeout-s", "1")
+        assert (code, said) == (1, "")
+        assert f"no owner answers; tried {hung} (" in errors
 
 
 def test_a_stranger_alone_is_named(stranger: str) -> None:

@@ -162,6 +162,23 @@ def test_counts_are_told_at_most_once_a_second(events: list[Event]) -> None:
     assert len(named(events, "spans_placed")) <= (world.now - begun) / COUNTS_INTERVAL_S + 1
 
 
+def test_a_failed_span_is_told_once_with_its_error(events: list[Event]) -> None:
+    """Without secrets, not again with each attempt, and many at once are a few lines and a count."""
+    tables = tuple(range(1, 3 + NAMED_PER_TICK_MAX))
+    world = LoggedWorld(captures=("a",), tables=tables)
+    world.settle()
+    world.executors["a"].fail(Span(1), "cannot write to postgresql://me:secret@sink/db")
+    world.until(lambda: bool(named(events, "span_failed")))
+    world.run(3)
+    (failed,) = named(events, "span_failed")
+    assert (failed["span"], failed["error"], failed["changefeed"]) == ("1", "cannot write to postgresql://me:***@sink/db", NAME)
+    for table in tables[1:]:
+        world.executors["a"].fail(Span(table), "disk full")
+    world.until(lambda: any("spans_failed" in event for event in named(events, "placement_trouble")), what="the count")
+    told = len(named(events, "span_failed")) - 1 + named(events, "placement_trouble")[0]["spans_failed"]
+    assert (told, len(named(events, "span_failed")) - 1) == (len(tables) - 1, NAMED_PER_TICK_MAX)
+
+
 def test_a_failover_has_a_beginning_and_an_end(events: list[Event]) -> None:
     """Which capture, how many spans, and how long nobody wrote them."""
     world = LoggedWorld(tables=range(30))

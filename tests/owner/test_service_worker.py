@@ -172,6 +172,16 @@ def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, 
     assert not worker.view.fatal
 
 
+def test_pauses_double_up_to_a_limit_and_never_agree(host: Host) -> None:
+    """Many changefeeds of one source that was away do not come back at the same moment."""
+    config = SourceSection(retry_min_ms=100, retry_max_ms=1_000)
+    waits = [[ChangefeedWorker(INFO, Duty.RUN, host, config)._backoff_s(failures) for _ in range(50)] for failures in range(40)]
+    for failures, found in enumerate(waits):
+        longest = min(1.0, 0.1 * 2**failures)
+        assert all(longest / 2 <= wait <= longest for wait in found)
+        assert len(set(found)) > 40
+
+
 def test_an_error_of_any_kind_is_the_changefeeds_alone(new_worker: NewWorker, source: ScriptedSource) -> None:
     """A plug-in may raise anything."""
     source.error = ZeroDivisionError("oops")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -296,6 +297,17 @@ def test_oversize_is_refused_unread() -> None:
     for decode in (decode_message, decode_batch):
         with pytest.raises(CodecError, match=f"at most {MAX_MESSAGE_BYTES}"):
             decode(data)
+
+
+def test_the_jobs_of_orders_are_a_field_that_need_not_be_there() -> None:
+    """Who does not know it neither sends nor misses it; who sends it sends one for each order."""
+    without = envelope("dispatch_table_request")
+    assert not without.dispatch_table_request.HasField("jobs")
+    assert len(decode_message(without.SerializeToString()).body.jobs) == 0  # type: ignore[union-attr]
+    named = replace(dispatch(), jobs=np.full(20, 7 << 20 | 1, np.uint64))
+    assert decode_message(encode_message(message(named))).body == named
+    with pytest.raises(CodecError, match=r"jobs: shape \(2,\)"):
+        encode_message(message(replace(named, jobs=named.jobs[:2])))
 
 
 def test_sender_refuses_what_breaks_the_contract() -> None:

@@ -279,7 +279,7 @@ class TableWork:
         try:
             is_lost = isinstance(why, LostCommitsError)
             if is_lost or self._services.wants_snapshot:
-                session.request_copy(schema, fence)
+                session.request_copy(schema, fence, self._services.wants_snapshot)
             if not self._services.wants_snapshot:
                 hint = "" if is_lost else "; the values of old rows are not known here: start the changefeed with a first copy"
                 raise OperatingError(f"{why}{hint}")

@@ -87,8 +87,9 @@ class SinkSession(Protocol):
         end of what is still under way there. 0: the sink does not know. EpochRefusedError: another one has taken over."""
         ...
 
-    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
-        """Notes that the table must be copied again before anything else is written to it."""
+    def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
+        """Notes that the table must be copied again before anything else is written to it; in a changefeed that makes no copies,
+        that it stands still until an operator says otherwise."""
         ...
 
     def warm(self) -> None:

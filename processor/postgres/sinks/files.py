@@ -192,7 +192,7 @@ class FilesSession:
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
         return 0  # at least once: what may have been written is written again
 
-    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+    def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
         raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
 
     def warm(self) -> None:

@@ -19,6 +19,8 @@ from tablewire.postgres.connections import format_lsn, parse_lsn, quote_text
 from tablewire.types import Ts
 
 TAKEOVERS_KEPT = 200
+SNAPSHOT_LOST = "lost"
+"""The sink has lost commits of it, and its changefeed makes no copies."""
 SNAPSHOT_DONE = "done"
 SNAPSHOT_PENDING = "pending"
 SNAPSHOT_RELOAD = "reload"
@@ -192,10 +194,10 @@ def holders(connection: SinkConnection, changefeed: str, table_name: str) -> lis
     return [int(result.get_value(row, 0) or b"0") for row in range(result.ntuples)]
 
 
-def reload_sql(changefeed: str, table_name: str) -> str:
-    """The table must be copied again."""
+def reload_sql(changefeed: str, table_name: str, snapshot: str) -> str:
+    """The table must be copied again (SNAPSHOT_RELOAD), or would have to be (SNAPSHOT_LOST)."""
     return (
-        f"UPDATE tablewire.positions SET snapshot = '{SNAPSHOT_RELOAD}', updated_at = clock_timestamp()"
+        f"UPDATE tablewire.positions SET snapshot = '{snapshot}', updated_at = clock_timestamp()"
         f" WHERE changefeed = {quote_text(changefeed)} AND table_name = {quote_text(table_name)}"
     )
 

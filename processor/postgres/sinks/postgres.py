@@ -84,12 +84,13 @@ class PostgresSession:
     def begin(self, schema: TableSchema, fence: Fence) -> PostgresTransaction:
         return PostgresTransaction(self, schema, fence)
 
-    def request_copy(self, schema: TableSchema, fence: Fence) -> None:
+    def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
         with self._errors(schema):
             connection = self._ready()
             connection.execute("BEGIN")
             connection.run([positions.lock_statement(self._changefeed, schema.full_name, fence)])
-            connection.execute(positions.reload_sql(self._changefeed, schema.full_name))
+            snapshot = positions.SNAPSHOT_RELOAD if makes_copies else positions.SNAPSHOT_LOST
+            connection.execute(positions.reload_sql(self._changefeed, schema.full_name, snapshot))
             self.commit(connection)
 
     def warm(self) -> None:
@@ -177,7 +178,7 @@ class PostgresSession:
         positions.require_kept(connection, self._changefeed, fence, schema.released_ts, self._where)
         position, snapshot = row.position, row.snapshot
         is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation
-        if is_same and snapshot == positions.SNAPSHOT_RELOAD and not wants_snapshot:
+        if is_same and snapshot == positions.SNAPSHOT_LOST:
             raise OperatingError(
                 f"table {schema.full_name} must be copied again, for the sink has lost commits of it, but this changefeed makes"
                 " no first copies: remove its row in tablewire.positions to go on without what is missing"

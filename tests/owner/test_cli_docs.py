@@ -32,8 +32,8 @@ SAMPLES = {
 
 
 def test_the_page_is_up_to_date() -> None:
-    """It is written by `python -m owner.cli.docs --write docs/cli.md`. In a process of its own: a command remembers how it was asked
-    for help first, and other tests ask otherwise."""
+    """It is written by `python -m owner.cli.docs --write docs/cli.md`. In a process of its own: a command remembers how it was
+    asked for help first, and other tests ask otherwise."""
     said = subprocess.run([sys.executable, "-m", "owner.cli.docs"], capture_output=True, encoding="utf-8", check=True).stdout
     assert said == PAGE.read_text(encoding="utf-8"), "run: python -m owner.cli.docs --write docs/cli.md"
 

@@ -4,7 +4,8 @@ what the schedulers' facts say (see `owner.facts_log`, whose lines are bounded a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from logging import INFO, WARNING
 from typing import Any
 
 import structlog
@@ -37,15 +38,18 @@ def note_asked(history: History, kind: str, capture: CaptureID, by: str) -> None
 
 
 def note_captures(
-    history: History | None, before: Mapping[CaptureID, CaptureInfo], after: Mapping[CaptureID, CaptureInfo]
+    history: History | None,
+    before: Mapping[CaptureID, CaptureInfo],
+    after: Mapping[CaptureID, CaptureInfo],
+    leaving: Set[CaptureID] = frozenset(),
 ) -> None:
     """Logs them, too. before, after: all that are registered. history: None at the first reading, as those were there before.
-    Many at once are one event."""
+    leaving: those that had said so. Many at once are one event."""
     joined, gone = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     for capture in joined:
         _log.info("capture_joined", capture=capture, address=after[capture].address)
     for capture in gone:
-        _log.warning("capture_gone", capture=capture)
+        _log.log(INFO if capture in leaving else WARNING, "capture_gone", capture=capture, leaving=capture in leaving)
     if history is None:
         return
     for kind, captures, text in (("capture_joined", joined, "registered"), ("capture_gone", gone, "no longer registered")):
@@ -55,7 +59,8 @@ def note_captures(
             continue
         for capture in captures:
             info = after.get(capture) or before[capture]
-            history.note(kind, subject=capture, text=f"{text}, address {info.address}")
+            why = "it had said that it was leaving" if capture in leaving else ""
+            history.note(kind, subject=capture, text=f"{text}, address {info.address}", why=why if capture in gone else "")
 
 
 def note_changefeeds(history: History, before: Mapping[ChangefeedID, Stored], after: Mapping[ChangefeedID, Stored]) -> None:

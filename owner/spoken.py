@@ -14,7 +14,7 @@ from types import MappingProxyType
 import structlog
 
 from tablewire.registry import CaptureRecord
-from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ProtocolVersions
+from tablewire.types import SPOKEN, CaptureID, CaptureInfo, LivenessState, ProtocolVersions
 
 FOREIGN_LABEL = "incompatible"
 """In lists, beside the labels that the processor itself has; its value is the reason."""
@@ -28,6 +28,9 @@ class Spoken:
 
     def __init__(self, own: ProtocolVersions = SPOKEN) -> None:
         self._own = own
+        self.leaving: frozenset[CaptureID] = frozenset()
+        """Captures that say, or said before they went, that they are stopping."""
+        self._stopping: frozenset[CaptureID] = frozenset()
         self._taken = False
         self._former: frozenset[CaptureID] = frozenset()
         self.versions: Mapping[CaptureID, int] = MappingProxyType({})
@@ -37,6 +40,9 @@ class Spoken:
 
     def take(self, records: Iterable[CaptureRecord]) -> Mapping[CaptureID, CaptureInfo]:
         """All that are registered now; returns those that count as alive."""
+        records = list(records)
+        before, self._stopping = self._stopping, frozenset(one.id for one in records if one.liveness is LivenessState.STOPPING)
+        self.leaving = before | self._stopping
         alive: dict[CaptureID, CaptureInfo] = {}
         versions: dict[CaptureID, int] = {}
         foreign: dict[CaptureID, CaptureInfo] = {}

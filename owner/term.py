@@ -305,7 +305,7 @@ class Term:
         self._leases = MappingProxyType({record.id: lease for record, lease in read if record is not None})
         captures = self._spoken.take(record for record, _ in read if record is not None)
         before, self._captures = self._captures, captures
-        note_captures(self.history if self._loaded else None, before, captures)
+        note_captures(self.history if self._loaded else None, before, captures, self._spoken.leaving)
         return True
 
     def _changefeeds_changed(self, state: PrefixState) -> bool:

@@ -53,7 +53,8 @@ the logs of the owner and of the processors that the job touches.
 | event | what happened |
 |---|---|
 | `owner_leads`, `owner_stops_leading` | an election was won; leadership was given up as asked (not after a crash) |
-| `capture_joined`, `capture_gone`, `capture_evicted` | a processor registered; it is gone; it was given up while silent |
+| `capture_joined`, `capture_evicted` | a processor registered; it was given up while silent |
+| `capture_gone` | a processor is gone; why: it had said that it was leaving (nothing: it was lost) |
 | `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | its record changed; why: its error; by: who asked |
 | `changefeed_finished`, `_removing`, `_removed` | it reached its target; is being removed; nothing is left of it |
 | `changefeed_bootstrapped` | a new leader knows where every table is |

@@ -218,6 +218,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     history = new_history()
     a = {"a": CaptureInfo("a", "a:1")}
     note_captures(history, {}, a)
+    note_captures(history, {"b": CaptureInfo("b", "b:1"), **a}, a, leaving={"a", "b"})
     note_captures(history, a, {f"c{number}": CaptureInfo(f"c{number}", "x:1") for number in range(9)})
     name = feed().changefeed
     life = [
@@ -238,6 +239,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     history.flush()
     assert kinds(history) == [
         "capture_joined",
+        "capture_gone",
         "capture_joined",
         "capture_gone",
         "changefeed_created",
@@ -247,8 +249,9 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
         "changefeed_removing",
         "changefeed_removed",
     ]
-    assert records(history)[6].why == "slot lost"
-    assert [record.by for record in records(history)[3:]] == ["alice", "bob", "bob via owner-2", "", "carol", ""]
+    assert [record.why for record in records(history)[1:4:2]] == ["it had said that it was leaving", ""]
+    assert records(history)[7].why == "slot lost"
+    assert [record.by for record in records(history)[4:]] == ["alice", "bob", "bob via owner-2", "", "carol", ""]
 
 
 def test_a_reader_waits_for_news(new_history: NewHistory) -> None:

@@ -68,10 +68,12 @@ def ensure(level: str) -> None:
             return
         started = time.monotonic()
         print(f"tablewire: installing into .venv (python {sys.version.split()[0]}, {level}) ...", file=sys.stderr, flush=True)
+        # What a lock file says now is what is installed; one that changes meanwhile is not fresh afterwards.
+        installed = {done: wanted(done) for done in LEVELS[: LEVELS.index(level) + 1]}
         make_environment()
         install(level)
-        for done in LEVELS[: LEVELS.index(level) + 1]:
-            stamp(done).write_text(wanted(done))
+        for done, digest in installed.items():
+            stamp(done).write_text(digest)
         print(f"tablewire: installed in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     finally:
         os.close(folder)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from deploy.local.process import ManagedProcess, wait_until
 from tablewire.errors import ConfigError, EtcdError
 from tablewire.runtime import tls
 from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError
-from tablewire.runtime.grpc import add_health_and_reflection, listen, new_server, open_channel
+from tablewire.runtime.grpc import RenewedChannel, add_health_and_reflection, listen, new_server, open_channel
 from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection
 
 FILES = Path(__file__).with_name("tls")
@@ -146,3 +149,73 @@ def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
         with pytest.raises(EtcdUnavailableError):
             other.get("/a")
         other.close()
+
+
+def served_certificate(port: int, section: PeerTlsSection) -> bytes:
+    """What a new connection is shown."""
+    context = ssl.create_default_context(cafile=section.ca_file)
+    context.check_hostname = False
+    context.load_cert_chain(section.cert_file, section.key_file)
+    with socket.create_connection(("127.0.0.1", port), 10) as plain, context.wrap_socket(plain) as secure:
+        return secure.getpeercert(binary_form=True) or b""
+
+
+def der(name: str) -> bytes:
+    return ssl.PEM_cert_to_DER_cert((FILES / f"{name}.pem").read_text())
+
+
+def put(folder: Path, name: str, *endings: str) -> None:
+    """In the place of own.pem and own.key."""
+    for ending in endings:
+        shutil.copyfile(FILES / f"{name}.{ending}", folder / "new")
+        os.replace(folder / "new", folder / f"own.{ending}")
+
+
+def test_a_server_shows_new_connections_the_files_of_then(tmp_path: Path) -> None:
+    """Replaced one by one: until both halves fit, and when one is gone, the former pair goes on, and the log says so."""
+    put(tmp_path, "server", "pem", "key")
+    own = peer("server", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key")
+    server = new_server(max_workers=1, max_concurrent_rpcs=1, thread_name="tls")
+    port = listen(server, "127.0.0.1", 0, tls.server_credentials(own))
+    server.start()
+    with capture_logs() as lines:
+        assert served_certificate(port, peer("client")) == der("server")
+        put(tmp_path, "stranger", "pem")
+        assert served_certificate(port, peer("client")) == der("server")
+        put(tmp_path, "stranger", "key")
+        assert served_certificate(port, peer("client")) == der("stranger")
+        (tmp_path / "own.key").unlink()
+        assert served_certificate(port, peer("client")) == der("stranger")
+    server.stop(0).wait(TIMEOUT_S)
+    assert [line["event"] for line in lines] == ["certificates_unusable", "certificates_replaced", "certificates_unusable"]
+
+
+def test_a_client_is_given_other_credentials_once_the_files_are_others(tmp_path: Path) -> None:
+    """The same object until then; a channel is made anew when it has failed and they are others, not before."""
+    put(tmp_path, "client", "pem", "key")
+    provide = tls.renewed_channel_credentials(peer("client", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key"))
+    assert provide is not None
+    first = provide()
+    line = RenewedChannel("127.0.0.1:1", provide)
+    assert provide() is first
+    assert not line.renew()
+    put(tmp_path, "stranger", "pem", "key")
+    assert provide() is not first
+    before = line.channel
+    assert line.renew()
+    assert line.channel is not before
+    assert not line.renew()
+    line.close()
+    assert tls.renewed_channel_credentials(PeerTlsSection()) is None
+
+
+def test_a_server_may_let_in_clients_without_a_certificate() -> None:
+    """When it is told not to ask for one; in plain text nobody is let in all the same."""
+    section = peer("server", require_client_cert=False)
+    server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
+    add_health_and_reflection(server, ()).set_serving(True)
+    port = listen(server, "127.0.0.1", 0, tls.server_credentials(section))
+    server.start()
+    assert check(port, grpc.ssl_channel_credentials((FILES / "ca.pem").read_bytes())) is grpc.StatusCode.OK
+    assert check(port, None) is grpc.StatusCode.UNAVAILABLE
+    server.stop(0).wait(TIMEOUT_S)

@@ -17,16 +17,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
+
+from deploy.local.admin import AdminError
+from deploy.local.cluster import CliError
+from deploy.local.demo import no_more_interrupts, on_interrupt
 from deploy.local.postgres import PostgresServer
+from deploy.local.process import StartError
 from deploy.monitoring.panels import BARS, ROWS, Panel
 from deploy.monitoring.scene import Scene
-from deploy.monitoring.server import Prometheus
+from deploy.monitoring.server import Prometheus, QueryError, missing_program
 from deploy.monitoring.svg import Line, Plot, Span, figure
 
 ROWS_PER_S = 400.0
+WARM_UP_S = 8.0
+"""So that the first copies are over, and rates know where they come from."""
 QUIET_S = 15.0
 STEP_S, BAR_STEP_S, RATE_INTERVAL = 1.0, 4.0, "5s"
 """Bars are a window apart, less one scrape, as in Grafana: so each increase is counted once."""
+
+_TROUBLE = (StartError, CliError, AdminError, QueryError, TimeoutError, psycopg.Error, OSError)
 
 NOT_GRAFANA = "this is not a picture of Grafana"
 
@@ -63,17 +73,35 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         print("usage: python -m deploy.monitoring.plots FOLDER", file=sys.stderr)
         return 2
+    if problem := missing_program():
+        print(f"plots: {problem}", file=sys.stderr)
+        return 1
+    on_interrupt()
+    try:
+        drawn = run()
+    except KeyboardInterrupt:
+        print("plots: interrupted; everything was stopped and removed", file=sys.stderr)
+        return 130
+    except _TROUBLE as error:
+        print(f"plots: {error}", file=sys.stderr)
+        return 1
+    for name, text in drawn.items():
+        (Path(arguments[0]) / name).write_text(text, encoding="utf-8")
+        print(f"{arguments[0]}/{name}: {len(text) / 1000:.0f} kB")
+    return 0
+
+
+def run() -> dict[str, str]:
+    """The pictures of a run of its own, of which nothing is left behind."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tablewire-plots-")))
         servers = {name: stack.enter_context(PostgresServer(folder, name=name)) for name in ("source", "sink")}
         scene = stack.enter_context(Scene(folder, servers, rows_per_s=ROWS_PER_S))
+        stack.callback(no_more_interrupts)  # the first thing when all is being stopped
+        time.sleep(WARM_UP_S)
         begin = time.time()
         play(scene)
-        span = Span(begin, time.time(), tuple(mark for mark in scene.marks if mark[0] >= begin))
-        for name, text in pictures(scene, span).items():
-            (Path(arguments[0]) / name).write_text(text, encoding="utf-8")
-            print(f"{arguments[0]}/{name}: {len(text) / 1000:.0f} kB")
-    return 0
+        return pictures(scene, Span(begin, time.time(), tuple(mark for mark in scene.marks if mark[0] >= begin)))
 
 
 def play(scene: Scene) -> None:

@@ -85,7 +85,7 @@ CASES = (
     ),
     Case("TablewireNoLeader", 60, {processor("ready"): ON}, {owner("is_leader"): ON}, "No owner leads", not_before=15),
     Case(
-        "TablewireTwoLeaders", 60, {owner("is_leader"): ON, other(owner("is_leader")): ON},
+        "TablewireTwoLeaders", 45, {owner("is_leader"): ON, other(owner("is_leader")): ON},
         {owner("is_leader"): "1+0x2 0+0x80", other(owner("is_leader")): "0+0x1 1+0x80"},
         "2 owners say that they lead", not_before=15,
     ),
@@ -94,7 +94,8 @@ CASES = (
         "Owner owner-1:7441 does not answer", OWNER, not_before=45,
     ),
     Case(
-        "TablewireOneOwnerLeft", 420, {named("up", OWNER): ON, other(named("up", OWNER)): "1 1 0+0x80"},
+        "TablewireOneOwnerLeft", 420,
+        {named("up", OWNER): ON, other(named("up", OWNER)): "1 1 0+0x80", named("up", PROCESSOR): ON},
         {named("up", OWNER): ON, other(named("up", OWNER)): ON}, "Only one owner runs", not_before=315,
     ),
     Case(
@@ -135,33 +136,43 @@ CASES = (
         "2 versions run side by side", not_before=3500,
     ),
     Case(
-        "TablewireChangefeedFailed", 60, {state("failed"): ON, state("normal"): OFF}, {state("failed"): OFF, state("normal"): ON},
+        "TablewireChangefeedFailed", 45, {state("failed"): ON, state("normal"): OFF}, {state("failed"): OFF, state("normal"): ON},
         "Changefeed default/orders has failed", FEED, not_before=15,
     ),
     Case(
-        "TablewireChangefeedWarning", 330, {state("warning"): ON}, {state("warning"): "1+0x10 0 1+0x10 0 1+0x10"},
+        "TablewireChangefeedWarning", 330, {state("warning"): ON},
+        {state("warning"): "1+0x10 0 1+0x10 0 1+0x10", state("normal"): ON},
         "Changefeed default/orders has had an error for 5 minutes", FEED, not_before=285,
     ),
     Case(
-        "TablewireCheckpointLag", 240, {**RUNS, owner("checkpoint_lag_seconds", FEED): "90+0x80"},
+        "TablewireCheckpointLag", 150, {**RUNS, owner("checkpoint_lag_seconds", FEED): "90+0x80"},
         {**RUNS, owner("checkpoint_lag_seconds", FEED): "45+0x80"},
         "Changefeed default/orders is 1m 30s behind its source", FEED, not_before=105,
     ),
     Case(
-        "TablewireCheckpointLag", 240, {**RUNS, owner("checkpoint_lag_seconds", FEED): "90+0x80"},
+        "TablewireCheckpointLag", 150, {**RUNS, owner("checkpoint_lag_seconds", FEED): "90+0x80"},
         {state("stopped"): ON, state("normal"): OFF, owner("checkpoint_lag_seconds", FEED): "90+0x80"},  # paused on purpose
         "Changefeed default/orders is 1m 30s behind its source", FEED, not_before=105,
     ),
     Case(
-        "TablewireCheckpointStuck", 660,
+        "TablewireCheckpointStuck", 345,
         {**RUNS, owner("checkpoint_ts", FEED): "500+0x80", owner("checkpoint_lag", FEED): "0+100x80"},
         {**RUNS, owner("checkpoint_ts", FEED): "500+90x80", owner("checkpoint_lag", FEED): "0+10x80"},
         "The checkpoint of changefeed default/orders does not move", FEED, not_before=285,
     ),
     Case(
-        "TablewireCheckpointStuck", 660,
+        "TablewireCheckpointStuck", 345,
         {**RUNS, owner("checkpoint_ts", FEED): "500+0x80", owner("checkpoint_lag", FEED): "0+100x80"},
         {**RUNS, owner("checkpoint_ts", FEED): "500+0x80", owner("checkpoint_lag", FEED): "0+0x80"},  # an idle source
+        "The checkpoint of changefeed default/orders does not move", FEED, not_before=285,
+    ),
+    Case(
+        "TablewireCheckpointStuck", 345,
+        {**RUNS, owner("checkpoint_ts", FEED): "500+0x80", owner("checkpoint_lag", FEED): "0+100x80"},
+        {
+            state("stopped"): ON, state("normal"): OFF,  # paused on purpose
+            owner("checkpoint_ts", FEED): "500+0x80", owner("checkpoint_lag", FEED): "0+100x80",
+        },
         "The checkpoint of changefeed default/orders does not move", FEED, not_before=285,
     ),
     Case(
@@ -175,7 +186,8 @@ CASES = (
         "1 spans of default/orders cannot be replicated", FEED, not_before=105,
     ),
     Case(
-        "TablewireSnapshotLong", 21720, {stalled("snapshot"): "4+0x200"}, {stalled("snapshot"): "4+0x90 0+0x100"},
+        "TablewireSnapshotLong", 21720, {stalled("snapshot"): "4+0x200"},
+        {stalled("snapshot"): "4+0x90 0+0x100", stalled("preparing"): "4+0x200"},
         "First copies of default/orders take longer than 6 hours", {**FEED, "reason": "snapshot"}, not_before=21480, interval=120,
     ),
     Case(
@@ -252,11 +264,11 @@ CASES = (
         "One tick in a hundred takes 2.485s", not_before=285,
     ),
     Case(
-        "TablewireEtcdDown", 90, {named("up", ETCD): OFF}, {named("up", ETCD): ON},
+        "TablewireEtcdDown", 90, {named("up", ETCD): OFF}, {named("up", ETCD): ON, named("up", OWNER): OFF},
         "etcd member etcd-1:2379 does not answer", ETCD, not_before=45,
     ),
     Case(
-        "TablewireEtcdNoLeader", 60,
+        "TablewireEtcdNoLeader", 45,
         {named("etcd_server_has_leader", ETCD): OFF, other(named("etcd_server_has_leader", ETCD)): ON},
         {named("etcd_server_has_leader", ETCD): ON, other(named("etcd_server_has_leader", ETCD)): ON},
         "A member of etcd has no leader", not_before=15,

@@ -2,7 +2,8 @@
 
 `TRANSITIONS` is the whole life of a changefeed: every state with every event, each a next state or a refusal with its
 reason. `step` applies it to a record; nothing else in the owner writes `state`. Warning is never stored: it is what the
-leader sees now (an error being retried), and a new leader finds it again by itself. docs/cli.md has the picture, drawn from the table.
+leader sees now (an error being retried), and a new leader finds it again by itself. docs/cli.md has the
+picture, drawn from the table.
 """
 
 from __future__ import annotations

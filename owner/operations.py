@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -130,7 +131,11 @@ def create_changefeed(view: OwnerView, request: CreateRequest, by: str = "") -> 
 
 
 def pause_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
-    return _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
+    """The answer tells what the source retains: as it was before, while it has not been looked at since."""
+    runtime = view.runtime(find_changefeed(view, text).changefeed)
+    row = _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
+    known = row.retained_bytes if runtime is None or row.retained_bytes is not None else runtime.retained_bytes
+    return replace(row, retained_bytes=known)
 
 
 def resume_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:

@@ -275,7 +275,10 @@ def _wait_until_gone(session: Session, name: str) -> None:
 
 
 def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
-    """Until every span follows the source, or the target is reached. A failure when it fails, is paused or removed meanwhile."""
+    """Until every span follows the source, or the target is reached. A failure when it fails, is paused or removed meanwhile.
+
+    A table's checkpoint stays at its start while it is copied, so a checkpoint beyond the start says that all are.
+    """
     timeout_s = session.timeout_s(STEADY_TIMEOUT_S)
     deadline = time.monotonic() + timeout_s
     name = row.changefeed
@@ -283,7 +286,8 @@ def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
     with Progress(session.output) as progress:
         while True:
             stalled = sum(row.stalls.values())
-            if row.state == "finished" or (row.state == "normal" and row.initialized and row.source_ts and not stalled):
+            follows = row.state == "normal" and row.initialized and not stalled and row.checkpoint_ts > row.start_ts
+            if follows or row.state == "finished":
                 return row
             text = f"changefeed {name}: {_standing(row)}"
             if row.state not in ("normal", "warning"):
@@ -301,7 +305,10 @@ def _standing(row: pb.Changefeed) -> str:
     if not row.running or not row.initialized:
         why = f": {row.error}" if row.error else ""
         return f"{row.state}, it is being started{why}" if row.state in ("normal", "warning") else f"{row.state}{why}"
-    tables = f"{row.spans - sum(row.stalls.values())} of {row.spans} tables follow the source"
+    stalled = sum(row.stalls.values())
+    tables = f"{row.spans - stalled} of {row.spans} tables follow the source"
+    if not stalled and row.checkpoint_ts <= row.start_ts:
+        tables = f"{row.spans} tables are written, and not all have told how far they are"
     return ", ".join(part for part in (row.state, tables, counts(row.stalls), row.error) if part)
 
 

@@ -121,8 +121,9 @@ def test_scenario_34_what_a_pause_and_a_removal_leave_at_the_source_is_told(line
     """A pause shows the WAL that it retains; a removal that cannot clean up says why, and ends when it can."""
     line.create()
     line.wait("the first copy is there", lambda: len(line.ids()) == 100)
-    line.cluster.owner_json("changefeed", "pause", "one")
     line.wait("what is retained is known", lambda: line.changefeed()["retained_bytes"] is not None)
+    assert line.cluster.owner_json("changefeed", "pause", "one")["retained_bytes"] is not None
+    line.wait("it is known of the paused one too", lambda: line.changefeed()["retained_bytes"] is not None)
     retained = line.changefeed()["retained_bytes"]
     line.run("INSERT INTO a SELECT i, repeat('x', 1000) FROM generate_series(1001, 3000) i")
     line.wait("more is retained", lambda: line.changefeed()["retained_bytes"] > retained + 2_000_000)

@@ -156,7 +156,9 @@ class Tables:
         self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
-        self.origin: dict[int, int] = {}  # row -> the capture that it is moved away from
+        self.origin: dict[
+            int, str
+        ] = {}  # row -> the id of the capture that it is moved away from: its index may be another's then
         self.statistics = Statistics(_SMALLEST)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._capacity = _SMALLEST

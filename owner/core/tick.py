@@ -179,8 +179,7 @@ def _placements(core: Core) -> tuple[tuple[Placement, ...], dict[str, int]]:
         for row, task in zip(rows[:room].tolist(), tasks[:room].tolist(), strict=True):
             if tables.primary[row] == NOBODY:
                 continue
-            origin = tables.origin.pop(row, None) if task in PLANNED else None
-            source = core.captures[origin].id if origin is not None else None
+            source = tables.origin.pop(row, None) if task in PLANNED else None
             found.append(Placement(tables.span(row), source, core.captures[int(tables.primary[row])].id, _WHY.get(task, "add")))
     return tuple(found), placed
 

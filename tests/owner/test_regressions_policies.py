@@ -254,3 +254,41 @@ def test_open_jobs_are_listed_and_settled_however_many_there_are() -> None:
     assert list(world.scheduler.queries()) == queries
     world.scheduler.close()
     assert {query.state for query in queries} == {QueryState.CANCELLED}
+
+
+def test_a_move_names_where_it_came_from_although_that_one_has_gone() -> None:
+    """Its small number belongs to another capture by the time the move ends."""
+    world = world_with(["a", "b"], 1, SchedulerConfig())
+    source = world.primary(1)
+    target = "b" if source == "a" else "a"
+    world.executors[target].hang("prepare")
+    world.scheduler.move_table(1, target)
+    world.run(3)
+    world.die(source)
+    world.step()
+    world.join("z")
+    world.run(3)
+    world.executors[target].let_go("prepare")
+    found: list[tuple[str | None, str]] = []
+    for _ in range(10):
+        world.step()
+        facts = world.scheduler.facts()
+        found += [(placement.source, placement.target) for placement in facts.placements] if facts is not None else []
+    assert found == [(source, target)]
+
+
+def test_a_prepare_that_was_ready_is_not_blamed() -> None:
+    """It outlived its deadline since a capture never spoke, and the error says that it was ready."""
+    world = world_with(["a", "b", "mute"], 3, SchedulerConfig(bootstrap_timeout_ms=500, prepare_timeout_ms=1_500))
+    table = next(table for table in world.tables if world.primary(table) != "mute")
+    source = world.primary(table)
+    target = "b" if source == "a" else "a"
+    world.executors[target].hang("prepare")
+    world.scheduler.move_table(table, target)
+    world.run(3)
+    world.paused.add("mute")
+    world.elect("owner2")
+    world.executors[target].let_go("prepare")
+    world.until(lambda: world.view(table).error != "" if len(world.snapshot.spans) == 3 else False)
+    assert world.view(table).error == "ready, but another one might still hold it for more than 1500 ms"
+    assert world.writers(table) == (source,)

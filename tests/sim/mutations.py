@@ -282,7 +282,7 @@ MORE = (
     ),
     Bug(
         "a row is dropped while somebody may hold it",
-        seed=16,
+        seed=38,
         edits=_edit(
             "owner.core.replication:drop_removed", "mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)", "pass"
         ),

@@ -143,7 +143,7 @@ def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
     tables.scheduled[fresh] = True
     raise_progress(tables, rows, core.checkpoint_ts)
     for row in rows[tables.primary[rows] != NOBODY].tolist():
-        tables.origin[row] = int(tables.primary[row])
+        tables.origin[row] = core.captures[int(tables.primary[row])].id
     tables.secondary[rows] = targets
     tables.secondary_reported[rows] = 0
     tables.secondary_dispatch[rows] = 0

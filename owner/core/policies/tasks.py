@@ -21,8 +21,9 @@ from owner.core.tables import (
     Rows,
     Trouble,
 )
-from tablewire.types import CaptureState, DispatchAction
+from tablewire.types import CaptureState, DispatchAction, TableState
 
+PREPARED = TableState.PREPARED.code
 PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 
@@ -100,7 +101,9 @@ def undo_late(core: Core) -> None:
     if not len(rows):
         return
     for row, capture in zip(rows.tolist(), tables.secondary[rows].tolist(), strict=True):
-        note_failure(core, row, capture, f"not ready within {core.config.prepare_timeout_ms} ms")
+        is_ready = tables.secondary_reported[row] == PREPARED
+        why = "ready, but another one might still hold it for more than" if is_ready else "not ready within"
+        note_failure(core, row, capture, f"{why} {core.config.prepare_timeout_ms} ms")
     undo_prepare(core, rows)
 
 

@@ -14,7 +14,7 @@ SECONDS ?= 60
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cluster check test proto lock bench bench-core sim compose-test preflight run-ready
+.PHONY: help venv demo cluster check test proto lock bench bench-core sim compose-test compose-ready preflight run-ready
 
 help: ## list the verbs
 	@echo 'usage: make VERB'
@@ -59,8 +59,12 @@ bench-core: $(if $(wildcard tests/bench/core.py),venv) ## the figures of the sch
 sim: $(if $(wildcard tests/sim/__main__.py),venv) ## the core and the agents under random faults: SEEDS=100 (0: as many as fit in) SECONDS=60
 	@$(call later,tests/sim/__main__.py,$(PY) -m tests.sim --seeds $(SEEDS) --seconds $(SECONDS) $(ARGS))
 
-compose-test: $(if $(wildcard tests/compose),venv) ## run deploy/compose.yaml for real
-	@$(call later,tests/compose,$(PY) -m pytest tests/compose $(ARGS))
+compose-test: compose-ready ## run deploy/compose.yaml for real: a Docker engine of its own, kills, a comparison; needs root
+	@exec $(PY) -m pytest -x -o timeout=900 tests/compose $(ARGS)
+
+compose-ready: preflight
+	@"$(PYTHON)" tests/compose/preflight.py
+	@"$(PYTHON)" deploy/venv.py dev
 
 preflight:
 	@command -v "$(PYTHON)" >/dev/null || { echo 'tablewire: no $(PYTHON) on this machine: install python 3.11 or newer' >&2; exit 1; }

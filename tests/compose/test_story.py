@@ -67,12 +67,12 @@ def wait_steady(stack: Stack, *, without: str = "") -> None:
 
 def last_event(stack: Stack) -> int:
     """The number of the newest event."""
-    return max((int(event["sequence"]) for event in stack.owner("events")["events"]), default=0)
+    return max((int(event["sequence"]) for event in stack.owner_exec("events")["events"]), default=0)
 
 
 def kinds_since(stack: Stack, sequence: int) -> list[str]:
     """What has happened since that event, in order."""
-    return [event["kind"] for event in stack.owner("events")["events"] if event["sequence"] > sequence]
+    return [event["kind"] for event in stack.owner_exec("events")["events"] if event["sequence"] > sequence]
 
 
 def test_changefeeds_are_created_by_the_cli_in_a_container(
@@ -242,6 +242,38 @@ def test_source_and_sink_are_the_same(
     assert found.equal, str(found)
     assert found.rows > 1_000
     assert counts.total > 5_000
+
+
+def test_a_files_sink_writes_into_the_shared_volume(stack: Stack, step: Step, workload: Workload) -> None:
+    """`file:///data/...` is one folder for all processors, which their user may write."""
+    with step("a changefeed into files"):
+        stack.owner(
+            *("changefeed", "create", "--id", "files", "--tables", "shop.products", "--sink", "file:///data/products"),
+            *("--source", "postgresql://tablewire:${SOURCE_PASSWORD}@source/shop"),
+        )
+        stack.wait_replicating("files", tables=1)
+    script = "cat $(find /data/products -name '*.jsonl*' -type f) | wc -l"
+    counts = [int(stack.engine.docker("exec", c["Id"], "sh", "-c", script)) for c in stack.containers("processor")]
+    assert len(counts) == 3
+    assert len(set(counts)) == 1
+    assert counts[0] >= 50
+
+
+def test_everything_loses_power_at_once(
+    stack: Stack, step: Step, figures: dict[str, Any], workload: Workload, load_tables: list[str]
+) -> None:
+    """`docker kill` of all containers right after a commit, and `up`: the volumes hold what matters, and the rows arrive."""
+    with psycopg.connect(stack.uri("source"), connect_timeout=10) as connection:
+        connection.execute("INSERT INTO shop.visits (page, seconds) SELECT '/last', n FROM generate_series(1, 1000) AS n")
+        connection.execute("DELETE FROM shop.orders WHERE id % 7 = 0")
+    with step("docker kill of all containers, up again"):
+        stack.engine.docker("kill", *stack.engine.docker("ps", "--quiet").split())
+        stack.up()
+        stack.wait("an owner leads three processors", lambda: len(stack.captures()) == 3, FAILOVER_TIMEOUT_S)
+        wait_steady(stack)
+        found = compare(stack.uri("source"), stack.uri("sink"), [*SHOP_TABLES, *load_tables])
+    assert found.equal, str(found)
+    assert found.rows > 1_000
 
 
 def test_everything_stops_in_order(stack: Stack, step: Step) -> None:

@@ -256,8 +256,8 @@ PROCESSORS = Row(
         Panel(
             "Spans held, by what the processors say", STACK, "short",
             (Query(f"sum by (state) (tablewire_processor_spans{OF_PROCESSOR}) > 0", "{{state}}"),),
-            "The other side of `Spans by state`; prepared: at the target of a move. Processors are not scraped at the same moment:"
-            " a span that moves in between may be counted twice, or not at all, once.",
+            "The other side of `Spans by state`; prepared: at the target of a move. Processors are not scraped at the same"
+            " moment: a span that moves in between may be counted twice, or not at all, once.",
         ),
         Panel(
             "Lease margin of the processors", LINES, "s",

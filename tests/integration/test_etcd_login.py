@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from deploy.local.etcd import EtcdServer
+from deploy.local.etcd import EtcdCluster, EtcdServer
 from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
 from tablewire.errors import ConfigError, EtcdError
 from tablewire.runtime import tls
-from tablewire.runtime.etcd import EtcdSession, Login
+from tablewire.runtime.etcd import EtcdSession, Login, PrefixState
 from tablewire.runtime.sections import EtcdSection
 from tests.integration.etcd_faults import gateway
 
@@ -112,13 +114,13 @@ def test_a_token_that_etcd_forgot_is_renewed(guarded: Guarded, new_session: Call
     guarded.server.restart()
     wait_until("it answers", lambda: _answers(session), WAIT_S)
     session.put(f"{PREFIX}a", b"2")
-    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"2", WAIT_S)
+    watch.wait_until(holds(b"2"), WAIT_S)
     guarded.admin("/v3/auth/user/add", name="somebody", password="x")
     session.put(f"{PREFIX}a", b"3")
     found = session.get(f"{PREFIX}a")
     assert found is not None
     assert (found.value, found.mod_revision - found.create_revision) == (b"3", 2)
-    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"3", WAIT_S)
+    watch.wait_until(holds(b"3"), WAIT_S)
 
 
 def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> None:
@@ -149,11 +151,41 @@ def test_users_may_come_later(guarded: Guarded, new_session: Callable[..., EtcdS
     session.put(f"{PREFIX}a", b"1")
     guarded.enable()
     session.put(f"{PREFIX}a", b"2")
-    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"2", WAIT_S)
+    watch.wait_until(holds(b"2"), WAIT_S)
     guarded.server.restart()
     wait_until("it answers", lambda: _answers(session), WAIT_S)
     session.put(f"{PREFIX}a", b"3")
-    watch.wait_until(lambda state: state.entries[f"{PREFIX}a"].value == b"3", WAIT_S)
+    watch.wait_until(holds(b"3"), WAIT_S)
+
+
+def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
+    """Three members, the one in use frozen while nobody has a token: whoever calls at the same moment is answered by another one,
+    and does not wait for the others' attempts one after the other."""
+    with EtcdCluster(tmp_path) as cluster:
+        guarded = Guarded(cluster.members[1])
+        guarded.prepare()
+        guarded.enable()
+        login = Login("tablewire", lambda: PASSWORD)
+        session = EtcdSession(cluster.endpoints, login=login, request_timeout_ms=1_000)
+        session.put(f"{PREFIX}a", b"1")
+        frozen = cluster.members[cluster.endpoints.index(session.pick().endpoint)]
+        frozen.pause()
+        login.forget(session.who())
+        start, took_s = time.monotonic(), []
+
+        def read() -> None:
+            assert session.get(f"{PREFIX}a") is not None
+            took_s.append(time.monotonic() - start)
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        frozen.resume()
+        session.close()
+    assert len(took_s) == len(threads)
+    assert max(took_s) < 5.0, took_s
 
 
 def test_wrong_keys_are_told_at_the_start(tmp_path: Path) -> None:
@@ -207,6 +239,11 @@ def _node(guarded: Guarded, folder: Path, kind: str, name: str, password: str) -
     }
     config = {"cluster": "login", "etcd": etcd, "log": {"format": "json"}, "id" if kind == OWNER else "name": name}
     return Node(name, kind, folder, "127.0.0.1", config, {})
+
+
+def holds(value: bytes) -> Callable[[PrefixState], bool]:
+    """Whether /tablewire/a is there and has this value."""
+    return lambda state: (found := state.entries.get(f"{PREFIX}a")) is not None and found.value == value
 
 
 def _answers(session: EtcdSession) -> bool:

@@ -270,17 +270,21 @@ class EtcdSession:
             if self._members[self._current] is member:
                 self._current = (self._current + 1) % len(self._members)
 
-    def who(self, member: _Member) -> Metadata:
+    def who(self) -> Metadata:
         """What tells etcd who we are. EtcdError: it did not let us log in."""
         if self._login is None:
             return NO_TOKEN
 
         def authenticate(username: str, password: str) -> str:
-            request = rpc.AuthenticateRequest(name=username, password=password)
+            # One thread at a time comes here: the next one must not wait for the same frozen member.
+            member, request = self.pick(), rpc.AuthenticateRequest(name=username, password=password)
             try:
                 return str(member.auth.Authenticate(request, self.request_timeout_s).token)
             except (grpc.RpcError, ValueError) as error:
-                raise self.explain(f"log in as {username}", member, error) from error
+                failure = self.explain(f"log in as {username}", member, error)
+                if isinstance(failure, EtcdUnavailableError):
+                    self.failed(member)
+                raise failure from error
 
         return self._login.metadata(authenticate)
 
@@ -308,23 +312,25 @@ class EtcdSession:
         attempt, logins = 0, 0
         while True:
             attempt += 1
+            try:
+                who = self.who()
+            except EtcdUnavailableError:  # nothing was asked yet, and the next login goes to another member
+                if attempt >= attempts or self._clock() >= deadline:
+                    raise
+                continue
             member = self.pick()
             try:
-                who = self.who(member)
                 return call(member, min(timeout_s, max(0.001, deadline - self._clock())), who), attempt
-            except EtcdUnavailableError as error:  # while logging in: nothing was asked yet
-                failure: EtcdError | ClosedError = error
-                cause: BaseException | None = error.__cause__
             except (grpc.RpcError, ValueError) as error:
-                failure, cause = self.explain(what, member, error), error
+                failure = self.explain(what, member, error)
                 if self.forget_refused(who, str(failure)) and not logins:
                     attempt, logins = attempt - 1, 1  # nothing was applied: once more as whoever we are now
                     continue
-            if not isinstance(failure, EtcdUnavailableError):
-                raise failure from cause
-            self.failed(member)
-            if attempt >= attempts or self._clock() >= deadline:
-                raise failure from cause
+                if not isinstance(failure, EtcdUnavailableError):
+                    raise failure from error
+                self.failed(member)
+                if attempt >= attempts or self._clock() >= deadline:
+                    raise failure from error
 
     def explain(self, what: str, member: _Member, error: Exception) -> EtcdError | ClosedError:
         """gRPC's error as ours, with what was tried and where."""

@@ -151,11 +151,11 @@ class PrefixWatch:
 
     def _stream(self, state: PrefixState) -> Iterator[PrefixState]:
         """The states after `state`, one an answer of etcd; returns or raises when the stream is over."""
+        who = self._session.who()
         member = self._session.pick()
         ended = threading.Event()
         self._heard_at = time.monotonic()
         try:
-            who = self._session.who(member)
             self._call = call = member.watch.Watch(self._requests(state.revision + 1, ended), metadata=(REQUIRE_LEADER, *who))
             if self._closed.is_set():
                 call.cancel()

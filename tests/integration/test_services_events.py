@@ -85,6 +85,7 @@ def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> No
     wait_event(world, "failover_done")
     assert captures["processor0"] in wait_event(world, "failover_began")["subject"]
     wait_event(world, "spans_placed", why="add")
+    assert wait_event(world, "capture_gone")["why"] is None  # it was lost
 
     world.cluster.owner_json("changefeed", "pause", "one")
     world.cluster.owner_json("changefeed", "resume", "one")
@@ -96,6 +97,12 @@ def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> No
     life = [kind for kind in kinds if kind.startswith("changefeed_") and kind != "changefeed_bootstrapped"]
     assert life[:3] == ["changefeed_created", "changefeed_paused", "changefeed_resumed"]
     assert life[-1] == "changefeed_removed"
+    asked = {event["kind"]: event["by"] for event in listed if event["by"]}
+    assert asked.keys() == {
+        "changefeed_created", "changefeed_paused", "changefeed_resumed", "changefeed_removing",
+        "move_requested", "span_moved", "owner_stops_leading",
+    }  # fmt: skip
+    assert all(by.startswith("127.") for by in asked.values())
     assert [event["sequence"] for event in listed] == list(range(1, len(listed) + 1))
     assert len(kinds) < 40
 

@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from processor.postgres.wire import Part
 from tablewire.types import TS_MAX, Ts
 
+BACKLOG_US = 1_000_000
+"""Changes that the source sends so long after their commit are worked off in large batches: nobody waits for the single one."""
+
 
 class Budget:
     """Bytes that all queues of one executor hold together."""
@@ -125,6 +128,13 @@ class TableQueue:
         """Something waits in the lane that the writer takes from."""
         with self._lock:
             return bool(self._live) if self.is_joined else bool(self._gap)
+
+    def is_behind(self, enough_bytes: int) -> bool:
+        """Whether what waits is little, and was committed long ago: more of it is on its way."""
+        with self._lock:
+            lane = self._live if self.is_joined else self._gap
+            held = self._live_bytes if self.is_joined else self._gap_bytes
+            return bool(lane) and held < enough_bytes and lane[-1].transaction.lag_us > BACKLOG_US
 
     # --- streams -----------------------------------------------------------------------------------------------------
 

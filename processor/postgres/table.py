@@ -38,6 +38,9 @@ RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 NOT_ALLOWED_RETRY_S = 0.1
 PART_WAIT_S = 0.1
+GATHER_S = 0.2
+GATHER_SHARE = 4
+"""In a backlog a batch waits at most GATHER_S until it has 1/GATHER_SHARE of its greatest size: each costs the sink a commit."""
 
 _log = structlog.get_logger(__name__)
 _BUSY_STATES = (TableState.REPLICATING, TableState.STOPPING)
@@ -74,6 +77,8 @@ class TableWork:
         self._failing_since: float | None = None
         self._is_unsure = False  # a commit may have happened without an answer
         self._delay_s = RETRY_MIN_S
+        self._gathers = False  # a batch is worth waiting for, for a moment
+        self._gather_bytes = services.batch_max_bytes // GATHER_SHARE
         self._rates = (time.monotonic(), 0, 0)
 
     # --- the agent's thread ------------------------------------------------------------------------------------------
@@ -204,7 +209,7 @@ class TableWork:
     def notify(self) -> None:
         """Something was pushed, or a lane has moved."""
         if self.queue.is_writing:
-            if not self.is_scheduled:
+            if not self.is_scheduled and not (self._gathers and self.queue.held_bytes < self._gather_bytes):
                 self._services.submit(self)
         elif self.state is TableState.PREPARING:
             self._look_prepared()
@@ -339,6 +344,11 @@ class TableWork:
 
     def _write(self, session: SinkSession) -> bool:
         self.queue.is_writing = True
+        if not self._gathers and self.queue.is_behind(self._gather_bytes):
+            self._gathers = True
+            self._services.submit_later(self, GATHER_S)
+            return False
+        self._gathers = False
         batch = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
         if batch is None:
             if not self.queue.is_covered:

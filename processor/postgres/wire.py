@@ -49,6 +49,9 @@ _STATUS = struct.Struct(">cQQQqB")
 _UNSIGNED = struct.Struct(">I")
 _SIGNED_PAIR = struct.Struct(">Ii")
 _UNSIGNED_LONG = struct.Struct(">Q")
+_SIGNED_LONG = struct.Struct(">q")
+_SENT_AT = 17
+"""Where an XLogData's clock stands."""
 
 
 _UNREADABLE = (struct.error, IndexError, ValueError)  # UnicodeDecodeError is a ValueError
@@ -82,11 +85,13 @@ class Relation:
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """One source transaction. commit_ts: where its commit record starts: a position p of a transaction boundary lies behind the
-    transaction exactly if commit_ts < p. commit_us: microseconds since 1970."""
+    transaction exactly if commit_ts < p. commit_us: microseconds since 1970. lag_us: how long after the commit the source
+    sent its beginning, by the source's own clock."""
 
     commit_ts: Ts
     commit_us: int
     xid: int
+    lag_us: int = 0
 
 
 class Part:
@@ -132,7 +137,8 @@ def _unreadable(what: str, frame: bytes, error: Exception) -> WireError:
 def read_begin(frame: bytes) -> Transaction:
     with _reading("a begin", frame):
         commit_ts, commit_us, xid = _READ_BEGIN.unpack_from(frame, FRAME_HEADER + 1)
-    return Transaction(commit_ts, commit_us + EPOCH_2000_US, xid)
+        (sent_us,) = _SIGNED_LONG.unpack_from(frame, _SENT_AT)
+    return Transaction(commit_ts, commit_us + EPOCH_2000_US, xid, sent_us - commit_us)
 
 
 def read_commit_end(frame: bytes) -> Ts:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from processor.postgres.sinks import SinkSession
 from processor.postgres.table import TableWork
 
+CANCELS_MAX_S = 4.0
+"""A sink that hangs takes a while to refuse each of many cancel requests: then the connections are cut."""
 CLOSE_CANCEL_AFTER_S = 0.5
 """What the sink is doing when the pool is closed may end by itself this long."""
 
@@ -73,8 +75,9 @@ class WorkerPool:
         deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        cancel_until = time.monotonic() + CANCELS_MAX_S
         for session in list(self._sessions):
-            if any(thread.is_alive() for thread in self._threads):
+            if any(thread.is_alive() for thread in self._threads) and time.monotonic() < cancel_until:
                 session.cancel()
         deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
         for thread in self._threads:

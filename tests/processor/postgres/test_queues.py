@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.postgres.queues import Batch, Budget, TableQueue
+from processor.postgres.queues import BACKLOG_US, Batch, Budget, TableQueue
 from processor.postgres.wire import Part, Relation, Transaction
 from tablewire.types import TS_MAX, Ts
 
@@ -47,6 +47,16 @@ def test_barrier_is_never_passed() -> None:
     assert queue.idle_position(300) == 295  # where the commit record of the waiting one starts
     assert taken(queue, 300) == [300]
     assert queue.idle_position(400) == 400
+
+
+def test_little_of_an_old_backlog_is_behind() -> None:
+    """Changes that were sent long after their commit are worth waiting for more, until there is enough; fresh ones never."""
+    queue = new_queue()
+    assert not queue.is_behind(150)
+    for end_ts, lag_us, is_behind in ((100, 0, False), (200, BACKLOG_US + 1, True), (300, BACKLOG_US + 1, False)):
+        transaction = Transaction(end_ts - 5, 0, end_ts, lag_us)
+        assert queue.push_live([Part(RELATION, [b"x"], 100, transaction, end_ts, True)], 100)
+        assert queue.is_behind(250) is is_behind
 
 
 def piece(commit_ts: Ts, end_ts: Ts, is_last: bool) -> Part:

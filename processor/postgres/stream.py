@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import psycopg
 import structlog
 
 from processor.postgres.queues import Budget, TableQueue
@@ -40,7 +41,7 @@ from processor.postgres.wire import (
     read_truncated,
 )
 from tablewire.errors import InvariantError, OperatingError
-from tablewire.postgres.connections import SourceUnavailableError
+from tablewire.postgres.connections import SourceUnavailableError, error_text
 from tablewire.types import Ts
 
 FRAMES_A_TURN_MAX = 20_000
@@ -199,6 +200,8 @@ class ChangeStream(ABC):
                 if isinstance(error, SilentSourceError):
                     self._silences = min(self._silences + 1, ANSWER_MAX_DOUBLINGS)
                 self._note_loss(error, started)
+            except psycopg.Error as error:
+                self._note_loss(StreamLostError(f"the replication stream broke: {error_text(error)}"), started)
             except OperatingError as error:
                 self.has_failed = True
                 self._fail_all(error)

@@ -6,9 +6,11 @@ import struct
 import threading
 from collections.abc import Sequence
 
+import psycopg
 import pytest
 
-from processor.postgres.sinks import Fence, WriteNotAllowedError
+from processor.postgres.sinks import Fence, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.postgres import PostgresSession
 from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
 from tablewire.errors import EpochRefusedError
@@ -120,6 +122,27 @@ def test_column_that_was_added_in_a_transaction_that_was_rolled_back(source_db: 
         write(session, schema, fence, inserts(wide, [[100, 100]], 400))
         session.close()
         assert kit.at_sink("SELECT count(*), count(v), sum(v) FROM t") == [(100, 99, sum(range(2, 101)))]
+
+
+def test_connection_that_is_ended_while_it_is_set_up(source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the sink's trouble of the moment wherever the session connects, and no bug that would end the process."""
+
+    def end(_: SinkConnection, __: int) -> None:
+        raise psycopg.errors.AdminShutdown("terminating connection due to administrator command")
+
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE t (id int PRIMARY KEY)")
+        kit.start()
+        session, schema = session_of(kit, "a", "t")
+        monkeypatch.setattr(SinkConnection, "_set_up", end)
+        session.warm()
+        for call in (
+            lambda: session.position(schema, Fence(1, 1, 1)),
+            lambda: session.take_over(schema, Fence(1, 1, 1), 100, False),
+            lambda: session.begin(schema, Fence(1, 1, 1)).apply(inserts(relation(schema, ["id"]), [[1]], 200), True),
+        ):
+            with pytest.raises(SinkUnavailableError, match="terminating"):
+                call()
 
 
 def test_names_with_dots_are_told_apart(source_db: str, sink_db: str) -> None:

@@ -73,8 +73,12 @@ class SinkConnection:
         self._poll_write.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
         self._prepared: dict[str, bytes] = {}
         self._names = 0
-        with time_limit(self.connection, SETUP_TIMEOUT_S):
-            self._set_up(statement_timeout_ms)
+        try:
+            with time_limit(self.connection, SETUP_TIMEOUT_S):
+                self._set_up(statement_timeout_ms)
+        except psycopg.Error:
+            self.connection.close()
+            raise
 
     def _set_up(self, statement_timeout_ms: int) -> None:
         self.connection.execute(

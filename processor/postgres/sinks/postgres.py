@@ -128,7 +128,10 @@ class PostgresSession:
         if self._connection is not None and self._connection.is_broken:
             self.reset()
         if self._connection is None:
-            self._connection = SinkConnection(self._uri, self._context.writer, self._options.statement_timeout_ms)
+            try:
+                self._connection = SinkConnection(self._uri, self._context.writer, self._options.statement_timeout_ms)
+            except psycopg.Error as error:
+                raise sink_error(error, self._where) from None
         return self._connection
 
     def rollback(self) -> None:

@@ -168,8 +168,10 @@ def test_a_processor_that_crashes_is_started_again(stack: Stack, step: Step, wor
             lambda: any(c.startswith(container["Id"][:12]) and c != before for c in stack.captures()),
             FAILOVER_TIMEOUT_S,
         )
-        wait_steady(stack)
+        wait_steady(stack, without=before)
+    stack.wait("the former id is gone", lambda: before not in stack.captures(), FAILOVER_TIMEOUT_S)
     assert stack.engine.inspect(container["Id"])[0]["RestartCount"] == 1
+    assert len(stack.captures()) == 3
 
 
 def test_etcd_members_restart_one_by_one(stack: Stack, step: Step, workload: Workload) -> None:

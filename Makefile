@@ -8,6 +8,8 @@ PROTOS := $(wildcard proto/tablewire/v1/*.proto)
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 UPGRADE ?=
+# So many files of tests at a time; most of their time is waiting. ARGS=-n0 runs them in one process.
+WORKERS ?= 2
 ARGS ?=
 SEEDS ?= 0
 SECONDS ?= 60
@@ -34,14 +36,14 @@ check: venv ## lint, types, unit tests, tidy; less than two minutes
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(if $(wildcard tests/sim/__main__.py),$(PY) -m tests.sim --seconds 10)
-	@exec $(PY) -m pytest -q -m 'not integration and not harness' $(ARGS)
+	@exec $(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m 'not integration and not harness' $(ARGS)
 
 test: venv ## everything that CI runs, with real etcd and real PostgreSQL
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(if $(wildcard tests/sim/__main__.py),$(PY) -m tests.sim --seconds 30)
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 proto: venv ## generate the code beside the .proto files
 	@$(PY) -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTOS)

@@ -8,6 +8,10 @@ epoch that was named last (0: none), and the slot walks towards it, one step at 
 Opening (reading etcd, making the executor) and closing (waiting until no write can follow) may block, so each runs on a thread
 of its own and tells the loop when it is done. An agent never starts before the former one of its changefeed has closed.
 
+Invariant: *from a failed opening on (or one that takes longer than OPEN_PATIENCE_S) until one works, somebody answers the owner
+for the changefeed*: a vacant agent, which holds nothing and refuses everything with the reason. It is no phase of its own, since
+opening is tried beside it.
+
 One thread, "agents", owns everything here; the threads of a slot only fill its result. What blocks in a plug-in therefore costs
 its own changefeed alone.
 """
@@ -29,6 +33,7 @@ from processor.exchange import AgentTransport, ExchangeServer, PendingExchange
 from processor.executor import ExecutorMeter, TableExecutor
 from processor.orders_log import OrdersLog
 from processor.plugins import meter_of
+from processor.vacant import VacantExecutor
 from tablewire.errors import OperatingError
 from tablewire.liveness import Liveness
 from tablewire.registry import redact_uri
@@ -38,6 +43,8 @@ from tablewire.types import CaptureID, ChangefeedID, Message, TableState
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 10.0
 METER_INTERVAL_S = 1.0
+OPEN_PATIENCE_S = 10.0
+"""An opening that takes longer is told to the owner as a reason; it goes on."""
 MAX_OPEN_EXCHANGES = 64
 """Turns that the loop may hold at a time; the handlers give up by themselves after exchange_wait_ms."""
 
@@ -97,7 +104,10 @@ class _Slot:
     meter: ExecutorMeter | None = None
     failures: int = 0
     retry_at: float = 0.0
+    patient_until: float = 0.0
     error: str = ""
+    vacancy: VacantExecutor | None = None  # the agent's executor, while it is a vacant one
+    vacant_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +235,14 @@ class AgentHost:
 
     def _tick(self) -> None:
         for slot in self._slots.values():
-            if slot.phase is SlotPhase.RUNNING and slot.agent is not None and slot.transport is not None:
+            if slot.agent is not None and slot.transport is not None:
                 slot.agent.tick()
                 self._sent += slot.transport.sent
                 slot.transport.sent = 0
 
     def _answer(self) -> None:
         """A turn is answered when no agent has anything under way, or as soon as one has said more than that it took it in."""
-        settled = all(slot.agent.is_settled for slot in self._slots.values() if slot.phase is SlotPhase.RUNNING and slot.agent)
+        settled = all(slot.agent.is_settled for slot in self._slots.values() if slot.agent is not None)
         waiting = []
         for turn in self._turns:
             if settled or (turn.sent >= 0 and self._sent > turn.sent):
@@ -266,10 +276,15 @@ class AgentHost:
     def _step(self, slot: _Slot) -> None:
         if slot.phase is SlotPhase.RUNNING and slot.wanted != slot.epoch:
             self._start_closing(slot)
+        if slot.vacancy is not None and slot.vacant_epoch != slot.wanted:
+            self._end_vacancy(slot)
+        if slot.phase is SlotPhase.OPENING and slot.epoch == slot.wanted and self._clock() >= slot.patient_until:
+            self._be_vacant(slot, f"its executor has not been made for {OPEN_PATIENCE_S:.0f} s")
         if slot.phase is SlotPhase.IDLE and not slot.wanted:
             del self._slots[slot.changefeed]
         elif slot.phase is SlotPhase.IDLE and self._clock() >= slot.retry_at and self._may_act():
             slot.phase, slot.epoch = SlotPhase.OPENING, slot.wanted
+            slot.patient_until = self._clock() + OPEN_PATIENCE_S
             changefeed, epoch = slot.changefeed, slot.wanted
             run_thread(f"open {changefeed}", lambda: self._open(slot, changefeed, epoch))
 
@@ -286,17 +301,9 @@ class AgentHost:
         if executor is None:
             self._failed(slot, error)
             return
-        slot.failures, slot.error, slot.phase = 0, "", SlotPhase.RUNNING
-        slot.transport, slot.executor = _SlotTransport(self._server.transport(slot.changefeed, slot.epoch)), executor
-        slot.agent = new_agent(
-            capture_id=self._capture_id,
-            changefeed_id=slot.changefeed,
-            changefeed_epoch=slot.epoch,
-            transport=slot.transport,
-            executor=executor,
-            liveness=self._liveness,
-            config=self._agent_config,
-        )
+        self._end_vacancy(slot)
+        slot.failures, slot.error, slot.phase, slot.executor = 0, "", SlotPhase.RUNNING, executor
+        self._start_agent(slot, executor, slot.epoch)
         _log.info("agent_started", changefeed=str(slot.changefeed), epoch=slot.epoch, capture=self._capture_id)
 
     def _failed(self, slot: _Slot, error: str) -> None:
@@ -305,7 +312,35 @@ class AgentHost:
         pause_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(slot.failures, 10)) * self._jitter.uniform(0.5, 1.0)
         slot.retry_at = self._clock() + pause_s if slot.wanted == slot.epoch else 0.0
         slot.failures += 1
+        if slot.wanted == slot.epoch:
+            self._be_vacant(slot, error)
         slot.phase, slot.epoch, slot.error = SlotPhase.IDLE, 0, error
+
+    def _start_agent(self, slot: _Slot, executor: TableExecutor, epoch: int) -> None:
+        slot.transport = _SlotTransport(self._server.transport(slot.changefeed, epoch))
+        slot.agent = new_agent(
+            capture_id=self._capture_id,
+            changefeed_id=slot.changefeed,
+            changefeed_epoch=epoch,
+            transport=slot.transport,
+            executor=executor,
+            liveness=self._liveness,
+            config=self._agent_config,
+        )
+
+    def _be_vacant(self, slot: _Slot, reason: str) -> None:
+        if slot.vacancy is not None:
+            slot.vacancy.reason = reason
+            return
+        slot.vacancy, slot.vacant_epoch = VacantExecutor(reason), slot.epoch
+        self._start_agent(slot, slot.vacancy, slot.epoch)
+
+    def _end_vacancy(self, slot: _Slot) -> None:
+        if slot.vacancy is None or slot.agent is None or slot.transport is None:
+            return
+        slot.transport.inner.close()
+        slot.agent.close()  # at once: it holds nothing
+        slot.agent, slot.transport, slot.vacancy, slot.vacant_epoch = None, None, None, 0
 
     def _start_closing(self, slot: _Slot) -> None:
         agent, transport = slot.agent, slot.transport

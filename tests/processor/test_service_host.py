@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from deploy.local.process import wait_until
@@ -16,7 +18,22 @@ from processor.host import AgentHost, SlotPhase, SlotView
 from tablewire.errors import OperatingError
 from tablewire.liveness import Liveness
 from tablewire.testing import FakeTableExecutor
-from tablewire.types import ActiveChangefeed, Barrier, CaptureInfo, ChangefeedID, Heartbeat, HeartbeatResponse, Message
+from tablewire.types import (
+    ActiveChangefeed,
+    Barrier,
+    CaptureInfo,
+    ChangefeedID,
+    DispatchAction,
+    DispatchTableRequest,
+    DispatchTableResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    Span,
+    SpanBlock,
+    SpanReports,
+    TableState,
+)
 
 CAPTURE, OWNER = "capture-1", "owner-1"
 ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
@@ -114,6 +131,17 @@ def _answers(transport: HubTransport) -> Sequence[Message]:
     return [message for message in transport.recv() if isinstance(message.body, HeartbeatResponse)]
 
 
+def _first_answer(transport: HubTransport) -> Message:
+    answers: list[Message] = []
+    wait("an answer", lambda: answers.extend(transport.recv()) or answers)
+    return answers[0]
+
+
+def _reports(message: Message) -> SpanReports:
+    assert isinstance(message.body, HeartbeatResponse | DispatchTableResponse)
+    return message.body.reports
+
+
 def test_agents_follow_the_whole_set_that_the_owner_names(world: World) -> None:
     """Named: opened. Not named any more: closed. Nothing else is touched."""
     world.activate((ORDERS, 1), (USERS, 4))
@@ -169,6 +197,51 @@ def test_a_changefeed_that_cannot_be_opened_is_tried_again(world: World) -> None
     world.error = ""
     world.wait_running((ORDERS, 1), (USERS, 1))
     assert world.views()[ORDERS].error == ""
+
+
+def test_who_cannot_serve_a_changefeed_says_so(world: World) -> None:
+    """The owner hears that nothing is held here and why nothing can be; what can be opened later starts with a clean slate."""
+    world.error = "no plug-in serves orders://"
+    world.activate((ORDERS, 1))
+    transport = world.hub.transport(ORDERS, 1)
+    wait("the reason", lambda: ORDERS in world.views() and world.views()[ORDERS].error == world.error)
+    _ask(transport, 1)
+    first = _first_answer(transport)
+    assert len(_reports(first)) == 0
+    number, none = np.array([1], np.uint32), np.zeros(1, np.uint64)
+    actions = np.array([DispatchAction.ADD_PREPARE], np.uint8)
+    add = DispatchTableRequest(number, SpanBlock.of([Span(1)]), actions, none, none, none)
+    transport.send([Message(OWNER, CAPTURE, ORDERS, 7, 1, first.processor_epoch, 2, 0, add)])
+    refused = _reports(_first_answer(transport))
+    assert refused.states.tolist() == [TableState.STOPPED.code]
+    assert refused.errors == ((0, f"this processor cannot serve the changefeed: {world.error}"),)
+    world.error = ""
+    world.wait_running((ORDERS, 1))
+    _ask(transport, 3)
+    assert _first_answer(transport).processor_epoch != first.processor_epoch
+
+
+def test_a_vacancy_ends_with_what_it_was_for(world: World) -> None:
+    """A newer epoch is answered for by itself, and a changefeed that is over by nobody."""
+    world.error = "no plug-in serves orders://"
+    world.activate((ORDERS, 1))
+    wait("it is vacant", lambda: ORDERS in world.views() and world.views()[ORDERS].error)
+    former = world.hub.transport(ORDERS, 1)
+    world.activate((ORDERS, 2))
+    newer = world.hub.transport(ORDERS, 2)
+
+    def answers() -> bool:
+        _ask(newer, next(numbers), epoch=2)
+        return bool(_answers(newer))
+
+    numbers = itertools.count(1)
+    wait("the newer is answered for", answers)
+    _ask(former, 1)
+    taken = world.host.exchanges
+    wait("two more turns", lambda: world.host.exchanges >= taken + 2)
+    assert not _answers(former)
+    world.activate()
+    wait("it is forgotten", lambda: ORDERS not in world.views())
 
 
 def test_without_its_lease_nothing_is_opened_or_ticked(world: World) -> None:

@@ -2,6 +2,7 @@
 
 `counter:///folder`: the file `tables` in that folder holds the names of the tables, one a line (id = line number); a file
 `broken` makes every call of the source fail with its text, and `broken-<table id>` that table's executor.
+While there is a file `no-executor-<node>`, processors whose id begins so cannot make an executor.
 The option `parts` cuts each table into so many spans.
 `file:///folder`: the sink: `<table id>.log` (`<table id>-<start key>.log` for a part that begins there), one line a write:
 changefeed_epoch assignment_epoch capture from to written_at_ms.
@@ -189,4 +190,7 @@ def new_source(request: SourceRequest) -> CounterSource:
 
 
 def new_executor(request: ExecutorRequest) -> CounterExecutor:
+    node = request.capture_id.split("-")[0]
+    if (Path(urlsplit(request.source_uri).path) / f"no-executor-{node}").exists():
+        raise OperatingError(f"{node} lacks what it needs")
     return CounterExecutor(request)

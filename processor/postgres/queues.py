@@ -80,6 +80,7 @@ class TableQueue:
         self._live_bytes = 0
         self._gap_bytes = 0
         self._taken_bytes = 0
+        self._is_taken = False  # a batch is out, and be it of no bytes: the end of a transaction in pieces may be empty
         self._is_inside = False  # the beginning of a transaction was taken and confirmed, its end was not taken yet
         self._held_up: tuple[Ts, Ts] = (0, 0)
         """commit_ts and end_ts of the transaction that was last found to end behind the barrier."""
@@ -114,7 +115,7 @@ class TableQueue:
         """How far the table is done. shared_position: of the shared stream, read before this call. While nothing is being
         written, the cursor follows the lane up to the first transaction that waits in it."""
         with self._lock:
-            if not self._taken_bytes:
+            if not self._is_taken and not self._is_inside:
                 if self.is_joined:
                     done = self._live[0].transaction.commit_ts if self._live else shared_position
                     self.cursor = max(self.cursor, done)
@@ -279,6 +280,7 @@ class TableQueue:
             else:
                 self._live_bytes -= size
             self._taken_bytes = size
+            self._is_taken = True
             generation = self._gap_generation if from_gap else self._live_generation
             return Batch(parts, size, parts[-1].end_ts, bool(whole), generation, from_gap)
 
@@ -289,6 +291,7 @@ class TableQueue:
                 self.cursor = max(self.cursor, batch.end_ts)
             self._is_inside = not is_written
             self._taken_bytes = 0
+            self._is_taken = False
             self._space.notify_all()
         self._budget.add(-batch.size)
 
@@ -296,6 +299,7 @@ class TableQueue:
         """The batch was not written. It is taken again, unless its lane was dropped since: then it will be read again."""
         with self._lock:
             self._taken_bytes = 0
+            self._is_taken = False
             generation = self._gap_generation if batch.from_gap else self._live_generation
             if generation == batch.generation and not self._is_closed:
                 if batch.from_gap:
@@ -370,7 +374,7 @@ class TableQueue:
                 self._clear_gap()
         elif self._is_inside:
             return  # the rest of the transaction comes from the gap, or nowhere
-        elif self.cursor >= self.gap_floor and not self._gap and not self._taken_bytes and self.gap_position >= floor:
+        elif self.cursor >= self.gap_floor and not self._gap and not self._is_taken and self.gap_position >= floor:
             self.cursor = max(self.cursor, self.gap_position)
             self._clear_gap()
 

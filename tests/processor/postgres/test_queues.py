@@ -49,6 +49,26 @@ def test_barrier_is_never_passed() -> None:
     assert queue.idle_position(400) == 400
 
 
+def test_empty_end_of_a_transaction_counts_as_taken() -> None:
+    """The last piece of a large transaction may hold no change and so no byte: until it is confirmed, nothing is done."""
+    queue = new_queue(cursor=10, attached=900)
+    queue.is_writing = True
+    queue.open_gap(10)
+    end = Part(RELATION, [], 0, Transaction(95, 0, 1), 105, True)
+    queue.push_gap([piece(95, 0, False)], 100)
+    begun = queue.take(TS_MAX, 1000)
+    assert begun is not None
+    queue.confirm(begun, is_written=False)
+    assert queue.idle_position(900) <= 95
+    queue.push_gap([end], 0)
+    queue.move_gap(105)
+    last = queue.take(TS_MAX, 1000, continuing=begun)
+    assert last is not None
+    assert queue.idle_position(900) <= 95
+    queue.confirm(last)
+    assert queue.idle_position(900) == 105
+
+
 def test_little_of_an_old_backlog_is_behind() -> None:
     """Changes that were sent long after their commit are worth waiting for more, until there is enough; fresh ones never."""
     queue = new_queue()

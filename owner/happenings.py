@@ -5,7 +5,6 @@ what the schedulers' facts say (see `owner.facts_log`, whose lines are bounded a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from logging import INFO, WARNING
 from typing import Any
 
 import structlog
@@ -49,7 +48,10 @@ def note_captures(
     for capture in joined:
         _log.info("capture_joined", capture=capture, address=after[capture].address)
     for capture in gone:
-        _log.log(INFO if capture in leaving else WARNING, "capture_gone", capture=capture, leaving=capture in leaving)
+        if capture in leaving:
+            _log.info("capture_gone", capture=capture, leaving=True)
+        else:
+            _log.warning("capture_gone", capture=capture, leaving=False)
     if history is None:
         return
     for kind, captures, text in (("capture_joined", joined, "registered"), ("capture_gone", gone, "no longer registered")):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -75,6 +77,20 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     licence = archive.read(info.replace("METADATA", "licenses/LICENSE")).decode()
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_the_source_archive_holds_no_password(tmp_path: Path) -> None:
+    """What deploy/compose/make-secrets.sh writes stays out of the archive; all else of deploy/ is in it."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("__pycache__", "*.env"))
+    run(tmp_path / "deploy/compose/make-secrets.sh", cwd=tmp_path)
+    assert (tmp_path / "deploy/compose/secrets/services.env").exists()
+    name = run(sys.executable, "-c", BUILD.replace("build_wheel", "build_sdist"), tmp_path / "out", cwd=tmp_path).splitlines()[-1]
+    with tarfile.open(tmp_path / "out" / name) as archive:
+        names = {member.partition("/")[2] for member in archive.getnames()}
+    assert {"deploy/Dockerfile", "deploy/compose.yaml", "deploy/compose/secrets/services.env.example"} <= names
+    assert not [member for member in names if member.endswith(".env")]
 
 
 def test_the_wheel_has_its_entry_points(wheel: Path) -> None:

@@ -23,11 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from deploy.local.process import descendants, tail, wait_until
+from deploy.local.process import tail, wait_until
 from tests.compose.preflight import search_path
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 40.0
+KILL_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 120.0
 STORAGE_DRIVERS = ("overlay2", "fuse-overlayfs", "vfs")
 """The first that works here is taken."""
@@ -54,7 +55,6 @@ class Engine:
         self.log = self.folder / "dockerd.log"
         self.storage_driver = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._seen: set[int] = set()  # whatever the engine ever forked, containers too
         self._plugins_folder_is_ours = not Path("/run/docker").exists()
 
     @property
@@ -106,8 +106,7 @@ class Engine:
         if self._running():
             self._remove_all()
         self._end()
-        for mount in sorted(_mounts(self.folder), key=len, reverse=True):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        _unmount(self.folder)
         _remove_cgroups(self.cgroup)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._plugins_folder_is_ours:
@@ -120,7 +119,7 @@ class Engine:
 
     def left_behind(self) -> list[str]:
         """Processes, mounts, bridges, control groups and files of this engine that are still there."""
-        found = [f"process {pid}: {_command(pid)}" for pid in sorted(self._seen) if str(self.folder) in _command(pid)]
+        found = [f"process {pid}: {_command(pid)}" for pid in sorted(_processes(self.folder, self.cgroup))]
         found += [f"mount {mount}" for mount in _mounts(self.folder)]
         found += [f"network interface {self.bridge}"] if Path("/sys/class/net", self.bridge).exists() else []
         found += [f"control group {folder}" for folder in _cgroups(self.cgroup)]
@@ -174,8 +173,6 @@ class Engine:
         return True
 
     def _remove_all(self) -> None:
-        assert self._process is not None
-        self._seen |= {self._process.pid, *descendants(self._process.pid)}
         containers = self.docker("ps", "--all", "--quiet").split()
         if containers:
             self.docker("rm", "--force", "--volumes", *containers)
@@ -185,21 +182,14 @@ class Engine:
 
     def _end(self) -> None:
         process = self._process
-        if process is None or process.poll() is not None:
-            return
-        self._seen |= {process.pid, *descendants(process.pid)}
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in self._seen:
-            if str(self.folder) in _command(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            wait_until("its processes end", lambda: not any(str(self.folder) in _command(p) for p in self._seen), 10.0)
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        _kill_rest(self.folder, self.cgroup)
 
 
 def run(
@@ -237,12 +227,39 @@ def sweep() -> None:
         pid = folder.name[len(_PREFIX) :].partition("-")[0]
         if not pid.isdigit() or Path("/proc", pid).exists():
             continue
-        for mount in sorted(_mounts(folder), key=len, reverse=True):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        cgroup = f"{_PREFIX}{pid}"
+        with contextlib.suppress(TimeoutError):  # it was told to end when its parent died
+            wait_until("the former engine ends", lambda f=folder, c=cgroup: not _processes(f, c), STOP_TIMEOUT_S)  # type: ignore[misc]
+        _kill_rest(folder, cgroup)
+        _unmount(folder)
         if Path("/sys/class/net", f"tw{pid}").exists():
             subprocess.run(["ip", "link", "delete", f"tw{pid}"], check=False, capture_output=True)
-        _remove_cgroups(f"{_PREFIX}{pid}")
+        _remove_cgroups(cgroup)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes(folder: Path, cgroup: str) -> set[int]:
+    """Those that name the engine's folder on their command line, and those in its control groups: its containers."""
+    found = {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and f"{folder}/" in _command(int(pid))}
+    for top in _cgroups(cgroup):
+        for path in [top / "cgroup.procs", *top.rglob("cgroup.procs")]:
+            with contextlib.suppress(OSError):
+                found |= {int(pid) for pid in path.read_text().split()}
+    return found - {os.getpid()}
+
+
+def _kill_rest(folder: Path, cgroup: str) -> None:
+    """What the engine did not end itself."""
+    for pid in _processes(folder, cgroup):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):  # whoever asks what is left behind will say so
+        wait_until("its processes are gone", lambda: not _processes(folder, cgroup), KILL_TIMEOUT_S)
+
+
+def _unmount(folder: Path) -> None:
+    for mount in sorted(_mounts(folder), key=len, reverse=True):
+        subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,7 @@ from deploy.local.admin import Admin
 from deploy.local.compare import compare
 from deploy.local.workload import Workload, create_tables
 from tests.compose.conftest import Step
-from tests.compose.stack import LEASE_TTL_S, Stack
+from tests.compose.stack import LEASE_TTL_S, PROJECT, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -279,12 +279,17 @@ def test_everything_loses_power_at_once(
 
 
 def test_everything_stops_in_order(stack: Stack, step: Step) -> None:
-    """`down` ends all services by themselves within their grace; the volumes stay."""
-    containers = [container for service in ("owner", "processor") for container in stack.containers(service)]
+    """`stop` ends every service by itself, processors before owners before etcd, within its grace; `down` keeps the volumes."""
+    services = ("owner", "processor", "etcd-1", "etcd-2", "etcd-3", "source", "sink")
+    ids = {service: [container["Id"] for container in stack.containers(service)] for service in services}
     with step("stop: all end by themselves"):
         stack.compose("stop")
-    codes = {c["Name"]: c["State"]["ExitCode"] for c in stack.engine.inspect(*[c["Id"] for c in containers])}
-    assert set(codes.values()) == {0}, codes
+    ended = {service: [c["State"] for c in stack.engine.inspect(*found)] for service, found in ids.items()}
+    assert {service: [state["ExitCode"] for state in states] for service, states in ended.items()} == {
+        service: [0] * len(found) for service, found in ids.items()
+    }
+    assert max(state["FinishedAt"] for state in ended["processor"]) < min(state["FinishedAt"] for state in ended["owner"])
+    assert max(state["FinishedAt"] for state in ended["owner"]) < min(state["FinishedAt"] for state in ended["etcd-1"])
     with step("down"):
         stack.compose("down")
-    assert "tablewire-test_source" in stack.engine.docker("volume", "ls", "--quiet").split()
+    assert f"{PROJECT}_source" in stack.engine.docker("volume", "ls", "--quiet").split()

@@ -73,7 +73,7 @@ class World:
 
     def errors(self) -> list[str]:
         """Of all tables, once they are scheduled."""
-        return [row["error"] for row in self.cluster.admin.tables("one")] or [""]
+        return [row["error"] or "" for row in self.cluster.admin.tables("one")] or [""]
 
 
 @pytest.fixture

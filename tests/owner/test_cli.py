@@ -245,7 +245,7 @@ def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view:
 def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -> None:
     """And ends when it is done."""
     view.world.join("d")
-    view.world.tables.extend(range(4, 9))
+    view.world.tables = [*view.world.tables, *range(4, 9)]
     view.world.until(view.world.steady)
     assert answer(owner("table", "move", "1", "--to", target_of(view, 1), "--wait", "-o", "json"))["state"] == "done"
     plan = answer(owner("rebalance", "--dry-run", "-o", "json"))

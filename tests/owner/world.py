@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from owner.core.view import Snapshot
@@ -29,6 +30,7 @@ class World:
     """Ticks the owner and every agent that is up, 100 ms of virtual time apart. `checkpoint_ts` follows the watermark."""
 
     def __init__(self, captures: Sequence[str] = ("a", "b", "c"), tables: Sequence[int] = (1,), seed: int = 0) -> None:
+        self.lock = threading.RLock()  # a test may act while another thread steps
         self.network = LoopbackNetwork(seed)
         self.now = 1000.0
         self.sink = FakeSink()
@@ -66,14 +68,18 @@ class World:
 
     def elect(self, owner_id: str = "owner") -> None:
         """A new owner takes over; the old one just stops ticking."""
-        self.revision += 1
-        self.scheduler = self.new_scheduler(owner_id)
+        with self.lock:
+            self.revision += 1
+            self.scheduler = self.new_scheduler(owner_id)
 
     def join(self, capture: str, executor: FakeTableExecutor | None = None) -> None:
-        self.liveness[capture] = Liveness()
-        self.executors[capture] = executor or FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
-        self.start_agent(capture)
-        self.alive.add(capture)
+        with self.lock:
+            self.liveness[capture] = Liveness()
+            self.executors[capture] = executor or FakeTableExecutor(
+                self.sink, name=capture, changefeed_epoch=self.changefeed_epoch
+            )
+            self.start_agent(capture)
+            self.alive.add(capture)
 
     def start_agent(self, capture: str) -> None:
         self.agents[capture] = new_agent(
@@ -88,16 +94,22 @@ class World:
 
     def restart_agent(self, capture: str) -> None:
         """The agent starts again in the same process slot, with a new processor_epoch and nothing held."""
-        self.agents[capture].close()
-        self.executors[capture] = FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
-        self.start_agent(capture)
+        with self.lock:
+            self.agents[capture].close()
+            self.executors[capture] = FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
+            self.start_agent(capture)
 
     def die(self, capture: str) -> None:
         """The process is gone and so is its lease: it never acts again."""
-        self.alive.discard(capture)
-        del self.agents[capture]
+        with self.lock:
+            self.alive.discard(capture)
+            del self.agents[capture]
 
     def step(self) -> Watermark:
+        with self.lock:
+            return self._step()
+
+    def _step(self) -> Watermark:
         alive = {capture: CaptureInfo(capture, f"{capture}:1") for capture in self.alive}
         self.watermark = self.scheduler.tick(self.checkpoint_ts, self.tables, alive, self.barrier)
         self.scheduler.check()  # type: ignore[attr-defined]

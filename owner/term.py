@@ -47,10 +47,10 @@ from tablewire.registry import (
 from tablewire.runtime.etcd import EtcdSession, KeyValue, PrefixState, PrefixWatch, Put
 from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
-from tablewire.types import SPOKEN, CaptureID, CaptureInfo, CaptureState, ChangefeedID, ProtocolVersions, Ts, Watermark
+from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ChangefeedID, ProtocolVersions, Ts, Watermark
 
 LOAD_TIMEOUT_S = 5.0
-_UNHEARD = (CaptureState.SILENT, CaptureState.UNINITIALIZED)  # the latter: not once in this term
+LOAD_RETRY_S = 0.2
 
 _R = TypeVar("_R", bound=Record)
 
@@ -93,9 +93,8 @@ class Term:
         self._stored: Mapping[ChangefeedID, Stored] = MappingProxyType({})
         self._statuses: Mapping[ChangefeedID, ChangefeedStatus] = MappingProxyType({})
         self._drains: frozenset[CaptureID] = frozenset()
-        self._leases: Mapping[CaptureID, int] = MappingProxyType({})
-        self._silent_since: dict[CaptureID, float] = {}
-        self._evictions = Evictions()
+        self._registered: Mapping[CaptureID, KeyValue] = MappingProxyType({})
+        self._evictions = Evictions(session, election.guarded_write, election.guard, leadership.revision, config, self.history)
         self._unreadable: dict[str, int] = {}
         self._watches: list[PrefixWatch] = []
         self._lock = threading.Lock()
@@ -220,16 +219,20 @@ class Term:
         self._watches = [
             self._session.watch_prefix(prefix, change, name="watch") for (prefix, _), change in zip(places, changes, strict=True)
         ]
-        for watch, change in zip(self._watches, changes, strict=True):
+        # on_change runs after a waiter is woken: apply the state here too, or the first tick might see nothing.
+        loads: list[tuple[str, Callable[[], None]]] = [
+            (watch.prefix, partial(_load_watch, watch, change)) for watch, change in zip(self._watches, changes, strict=True)
+        ]
+        for prefix, load in [*loads, (etcd_keys.evicted_prefix(cluster), self._evictions.load)]:
             while True:
                 if self._doubt():
                     return False
                 try:
-                    # on_change runs after a waiter is woken: apply the state here too, or the first tick might see nothing.
-                    change(watch.wait_loaded(LOAD_TIMEOUT_S))
+                    load()
                     break
                 except EtcdError as error:
-                    _log.warning("cannot_load", prefix=watch.prefix, reason=str(error))
+                    _log.warning("cannot_load", prefix=prefix, reason=str(error))
+                    self._ended.wait(LOAD_RETRY_S)
         self._loaded = True
         return True
 
@@ -301,8 +304,8 @@ class Term:
     # -- the watches' threads (and once the tick's) -------------------------------------------------------------------
 
     def _captures_changed(self, state: PrefixState) -> bool:
-        read = [(self._read(CaptureRecord, item), item.lease) for item in state.entries.values()]
-        self._leases = MappingProxyType({record.id: lease for record, lease in read if record is not None})
+        read = [(self._read(CaptureRecord, item), item) for item in state.entries.values()]
+        self._registered = MappingProxyType({record.id: item for record, item in read if record is not None})
         captures = self._spoken.take(record for record, _ in read if record is not None)
         before, self._captures = self._captures, captures
         note_captures(self.history if self._loaded else None, before, captures, self._spoken.leaving)
@@ -360,7 +363,7 @@ class Term:
                 for run in self._runs.values():
                     self._store_run(run)
                 self._forget_drains()
-                self._evict_silent()
+                self._evict()
                 self.history.flush()
             except (NotLeaderError, ClosedError) as error:
                 self.stop(str(error))
@@ -390,42 +393,14 @@ class Term:
             self.cancel_drain(capture)
             _log.info("drain_ended", capture=capture, reason="it has left")
 
-    def _evict_silent(self) -> None:
-        """Gives up captures that are silent to all schedulers although their leases live, so that their tables can go on: the
-        key goes first, guarded, and with it the capture's permission to write. Never when nobody answers: then it is we who
-        hear nothing."""
-        evict_s = self._config.scheduler.capture_evict_ms / 1000
-        silent, answering = self._silent_captures()
-        now_s = time.monotonic()
-        self._silent_since = {capture: self._silent_since.get(capture, now_s) for capture in silent}
-        if not evict_s or not answering:
-            return
-        for capture, since in sorted(self._silent_since.items()):
-            info, key = self._captures.get(capture), etcd_keys.capture_key(self._config.cluster, capture)
-            if info is None or now_s - since < evict_s:
-                continue
-            lease_s = self._config.etcd.ttl_s + self._config.etcd.margin_s if self._may_be_unfenced(capture) else 0.0
-            self._evictions.evict(info, partial(self._election.guarded_write, [], [key]), lease_s)
-            lease = self._leases.get(capture, 0)
-            if lease:
-                self._session.revoke(lease)
-            _log.error("capture_evicted", capture=capture, silent_ms=round((now_s - since) * 1000))
-            why = f"silent for {now_s - since:.1f} s although its lease lives"
-            self.history.note("capture_evicted", subject=capture, why=why)
+    def _evict(self) -> None:
+        schedulers = [run.scheduler for run in self._runs.values()]
+        snapshots = [scheduler.snapshot() if scheduler is not None else None for scheduler in schedulers]
+        self._evictions.step(self._captures, self._registered, snapshots)
 
-    def _may_be_unfenced(self, capture: CaptureID) -> bool:
-        schedulers = (run.scheduler for run in self._runs.values())
-        return any(capture in scheduler.snapshot().unfenced for scheduler in schedulers if scheduler is not None)
 
-    def _silent_captures(self) -> tuple[set[CaptureID], bool]:
-        """Those that no scheduler hears, and whether any capture is heard."""
-        silent: set[CaptureID] = set()
-        heard: set[CaptureID] = set()
-        for run in self._runs.values():
-            scheduler = run.scheduler
-            for view in scheduler.snapshot().captures if scheduler is not None else ():
-                (silent if view.state in _UNHEARD else heard).add(view.id)
-        return (silent - heard) & self._captures.keys(), bool(heard)
+def _load_watch(watch: PrefixWatch, change: Callable[[PrefixState], None]) -> None:
+    change(watch.wait_loaded(LOAD_TIMEOUT_S))
 
 
 class _Host:

@@ -5,6 +5,7 @@
     /tablewire/<cluster>/changefeeds/<ns>/<id>/info    ChangefeedInfo
     /tablewire/<cluster>/changefeeds/<ns>/<id>/status  ChangefeedStatus
     /tablewire/<cluster>/drains/<capture_id>           DrainRecord
+    /tablewire/<cluster>/evicted/<capture_id>          EvictionRecord, until the capture must have stopped
     /tablewire/<cluster>/events/<sequence>             EventRecord, a bounded number
 
 A name (cluster, namespace, changefeed, capture) is one path element: `check_name` says which are allowed, and every function
@@ -109,6 +110,19 @@ def drain_key(cluster: str, capture_id: CaptureID) -> str:
 def drain_of(cluster: str, key: str) -> CaptureID | None:
     """The capture whose drain this key is, None for any other key."""
     return _last_element(drains_prefix(cluster), key)
+
+
+def evicted_prefix(cluster: str) -> str:
+    return f"{cluster_prefix(cluster)}evicted/"
+
+
+def evicted_key(cluster: str, capture_id: CaptureID) -> str:
+    return evicted_prefix(cluster) + check_name("capture", capture_id)
+
+
+def evicted_of(cluster: str, key: str) -> CaptureID | None:
+    """The capture whose eviction this key is, None for any other key."""
+    return _last_element(evicted_prefix(cluster), key)
 
 
 def events_prefix(cluster: str) -> str:

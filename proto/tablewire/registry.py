@@ -140,6 +140,23 @@ class DrainRecord(Record, frozen=True, kw_only=True):
     requested_by: str = ""
 
 
+class EvictionRecord(Record, frozen=True, kw_only=True):
+    """A capture whose key was taken away while its lease lived, and that may not have stopped yet. id to labels: as it was
+    registered. lease: of its key, to be revoked; 0: it had none. fenced: its sinks are known to refuse what it writes."""
+
+    id: str
+    address: str
+    version: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    lease: Count = 0
+    fenced: bool = False
+    requested_at: Timestamp
+
+    @property
+    def info(self) -> CaptureInfo:
+        return CaptureInfo(self.id, self.address, self.version, dict(self.labels))
+
+
 class EventRecord(Record, frozen=True, kw_only=True):
     """One thing that happened in the cluster, for people. kind: a snake_case word. owner: the leader that saw or did it.
 

@@ -11,7 +11,10 @@ ALLOWED = {
     ("election.py", "transact"): "guarded_write: everything else that an owner writes goes through it",
     ("election.py", "put_if"): "a candidate's own key, under its own lease",
     ("election.py", "revoke"): "a candidate's own lease",
-    ("term.py", "revoke"): "the lease of a capture whose key a guarded write has just deleted; no id ever comes back under it",
+    (
+        "evictions.py",
+        "revoke",
+    ): "the lease of a capture whose key a guarded write has just deleted; no id ever comes back under it",
 }
 
 

@@ -17,6 +17,7 @@ from tablewire.registry import (
     ChangefeedState,
     ChangefeedStatus,
     DrainRecord,
+    EvictionRecord,
     LeaderRecord,
     Record,
     decode,
@@ -41,6 +42,7 @@ INFO = ChangefeedInfo(
         LeaderRecord(id="o1", address="127.0.0.1:1", version="0.1.0"),
         ChangefeedStatus(checkpoint_ts=TS_MAX, resolved_ts=TS_MAX),
         DrainRecord(capture_id="c1", requested_at=now(), requested_by="operator"),
+        EvictionRecord(id="c1", address="127.0.0.1:1", labels={"zone": "a"}, lease=2**62, fenced=True, requested_at=now()),
     ],
     ids=lambda record: type(record).__name__,
 )
@@ -110,10 +112,13 @@ def test_keys_are_those_of_the_design() -> None:
     assert etcd_keys.changefeed_info_key("c", orders) == "/tablewire/c/changefeeds/default/orders/info"
     assert etcd_keys.changefeed_status_key("c", orders) == "/tablewire/c/changefeeds/default/orders/status"
     assert etcd_keys.drain_key("c", "p-1") == "/tablewire/c/drains/p-1"
+    assert etcd_keys.evicted_key("c", "p-1") == "/tablewire/c/evicted/p-1"
     assert etcd_keys.event_key("c", 9) < etcd_keys.event_key("c", 10)
     assert etcd_keys.capture_of("c", "/tablewire/c/captures/p-1") == "p-1"
     assert etcd_keys.capture_of("c", "/tablewire/c/captures/p-1/x") is None
     assert etcd_keys.drain_of("c", "/tablewire/c/captures/p-1") is None
+    assert etcd_keys.evicted_of("c", "/tablewire/c/evicted/p-1") == "p-1"
+    assert etcd_keys.evicted_of("c", "/tablewire/c/drains/p-1") is None
     info = etcd_keys.changefeed_info_key("c", orders)
     assert etcd_keys.changefeed_of("c", info) == (orders, etcd_keys.ChangefeedKey.INFO)
     assert etcd_keys.changefeed_of("c", info + "/x") is None

@@ -3,7 +3,7 @@
 `counter:///folder`: the file `tables` in that folder holds the names of the tables, one a line (id = line number); a file
 `broken` makes every call of the source fail with its text, and `broken-<table id>` that table's executor.
 While there is a file `no-executor-<node>`, processors whose id begins so cannot make an executor.
-The option `parts` cuts each table into so many spans.
+The option `parts` cuts each table into so many spans; with `fenced=no` the sink refuses nobody.
 `file:///folder`: the sink: `<table id>.log` (`<table id>-<start key>.log` for a part that begins there), one line a write:
 changefeed_epoch assignment_epoch capture from to written_at_ms.
 `from` is where the writer before had got to, so a gap, an overlap and a second writer all show in the file itself.
@@ -88,7 +88,7 @@ class _Table:
     error: str = ""
 
 
-class CounterExecutor:
+class UnfencedCounterExecutor:
     """All tables of one (processor, changefeed), written by one thread; the lock covers `_tables`."""
 
     def __init__(self, request: ExecutorRequest) -> None:
@@ -112,10 +112,6 @@ class CounterExecutor:
                 table.checkpoint_ts = max(checkpoint.checkpoint_ts, int(last[4]) if last else 0)
                 table.state = TableState.REPLICATING
         return True
-
-    def set_assignment_epoch(self, span: Span, epoch: int) -> None:
-        with self._lock:
-            self._tables[span].epoch = epoch
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
         return span in self._tables
@@ -185,12 +181,21 @@ class CounterExecutor:
         return lines[-1].decode().split() if lines else None
 
 
+class CounterExecutor(UnfencedCounterExecutor):
+    """Its sink refuses an older epoch than that of the last write."""
+
+    def set_assignment_epoch(self, span: Span, epoch: int) -> None:
+        with self._lock:
+            self._tables[span].epoch = epoch
+
+
 def new_source(request: SourceRequest) -> CounterSource:
     return CounterSource(request)
 
 
-def new_executor(request: ExecutorRequest) -> CounterExecutor:
+def new_executor(request: ExecutorRequest) -> UnfencedCounterExecutor:
     node = request.capture_id.split("-")[0]
     if (Path(urlsplit(request.source_uri).path) / f"no-executor-{node}").exists():
         raise OperatingError(f"{node} lacks what it needs")
-    return CounterExecutor(request)
+    fenced = request.options.get("fenced", "yes") == "yes"
+    return CounterExecutor(request) if fenced else UnfencedCounterExecutor(request)

@@ -67,7 +67,7 @@ class SchedulerSection(Section, frozen=True, kw_only=True):
         int, key("So many prepares of one move may end without success before the move is refused", ge=1, le=100)
     ] = 3
     error_backoff_initial_ms: Annotated[
-        int, key("How long a span waits after an error of its executor; it doubles with each", ge=10, le=600_000)
+        int, key("How long a span waits after an error, doubling; up to half is cut off, unlike for each span", ge=10, le=600_000)
     ] = 1_000
     error_backoff_max_ms: Annotated[int, key("The longest such wait", ge=10, le=3_600_000)] = 60_000
     error_forget_ms: Annotated[

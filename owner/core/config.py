@@ -14,7 +14,7 @@ class SchedulerConfig:
     capture_silent_ms: without an answer for this long a capture counts as silent and is given nothing new.
     add_batch_spans, remove_batch_spans: how many spans one tick adds, and removes, at the most.
     max_task_concurrency, max_task_concurrency_per_capture: how many planned moves may be under way.
-    error_backoff_initial_ms, error_backoff_max_ms: how long a span waits after an executor's error, doubling.
+    error_backoff_initial_ms, error_backoff_max_ms: how long a span waits after an error, doubling, less up to half (jitter).
     error_forget_ms: a span that replicated this long without an error starts again with the shortest wait.
     spans_per_message: how many spans one dispatch message holds; more are sent as several messages.
     prepare_timeout_ms: a prepare that takes longer is undone; the span stays where it was, or is tried elsewhere.

@@ -292,3 +292,24 @@ def test_a_prepare_that_was_ready_is_not_blamed() -> None:
     world.until(lambda: world.view(table).error != "" if len(world.snapshot.spans) == 3 else False)
     assert world.view(table).error == "ready, but another one might still hold it for more than 1500 ms"
     assert world.writers(table) == (source,)
+
+
+def test_spans_that_failed_together_do_not_come_back_together() -> None:
+    """Each waits another part of its backoff, half of it at least and all of it at the most; a replay waits the same."""
+
+    def retries() -> list[int]:
+        world = world_with(["a", "b"], 40, SchedulerConfig(error_backoff_initial_ms=10_000, error_backoff_max_ms=10_000))
+        for executor in world.executors.values():
+            for table in world.tables:
+                executor.fail(Span(table), "no disk")
+        world.run(3)
+        core = world.scheduler._core  # type: ignore[attr-defined]
+        now_ms = core.now_ms
+        waits = [trouble.retry_at_ms - now_ms for trouble in core.tables.trouble.values()]
+        assert len(waits) == len(world.tables)
+        assert all(4_000 <= wait_ms <= 10_000 for wait_ms in waits)
+        return waits
+
+    first = retries()
+    assert len(set(first)) > len(first) // 2
+    assert retries() == first

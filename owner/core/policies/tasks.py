@@ -113,4 +113,13 @@ def note_failure(core: Core, row: int, capture: int, text: str) -> None:
     core.tables.failures[row] = attempts
     wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
     wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
-    core.tables.trouble[row] = Trouble(text, attempts, core.now_ms + wait_ms, capture)
+    core.tables.trouble[row] = Trouble(
+        text, attempts, core.now_ms + _jittered(wait_ms, int(core.tables.number[row]), attempts), capture
+    )
+
+
+def _jittered(wait_ms: int, number: int, attempts: int) -> int:
+    """Half of it to all of it, another part for each span and attempt: spans that failed together do not come back together. By a
+    hash, since a core has no dice."""
+    part = ((number * 40_503 + attempts * 30_011) * 2_654_435_761 >> 16) % 1024
+    return wait_ms // 2 + (wait_ms - wait_ms // 2) * part // 1023

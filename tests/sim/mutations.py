@@ -134,7 +134,7 @@ DEMANDED = (
     ),
     Bug(
         "promotion beside an Undetermined: the Primary has stopped",
-        seed=9,
+        seed=21,
         rules=_first(Rule((S.COMMIT,), Role.PRIMARY, GONE, WITH_SECONDARY, GRANT_AFTER, "planted")),
     ),
     Bug(
@@ -367,7 +367,7 @@ MORE = (
     ),
     Bug(
         "an error that is raised by a removal counts as Stopped",
-        seed=6,
+        seed=8,
         edits=_edit(
             "processor.driver:Driver._remove",
             "holdings.ended(ended, last_checkpoints)",

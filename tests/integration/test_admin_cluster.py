@@ -9,16 +9,11 @@ from pathlib import Path
 import pytest
 
 from deploy.local.cluster import CliError
-from tests.plugins.counter_world import CounterWorld, install_plugin
+from tests.plugins.counter_world import CounterWorld
 
 pytestmark = pytest.mark.integration
 
 TABLES = 6
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from deploy.local.process import wait_until
 from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder
 from tablewire.runtime.grpc import open_channel
 from tests.integration.etcd_faults import Watched, compact, gateway, key_revisions, member_id, pulse, raft_leader, until_healthy
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
+from tests.plugins.counter_world import WAIT_S, CounterWorld
 
 pytestmark = pytest.mark.integration
 
@@ -28,11 +28,6 @@ TTL_MS = 10_000
 """etcd's default for us: a fault that is over before it has passed costs nobody anything."""
 GAP_MS_MAX = 2_500
 """Of a writer whose process has other things to do; without a fault it writes every 20 ms."""
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

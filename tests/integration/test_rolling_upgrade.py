@@ -10,17 +10,12 @@ import pytest
 
 from deploy.local.node import ROOT, service_environment
 from deploy.local.process import ManagedProcess
-from tests.plugins.counter_world import WAIT_S, CounterWorld, environment_of, install_plugin
+from tests.plugins.counter_world import WAIT_S, CounterWorld, environment_of
 
 pytestmark = pytest.mark.integration
 
 TABLES = tuple(range(1, 7))
 GAP_MS_MAX = 1_500
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 
 from deploy.local.cluster import CliError
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
 
 pytestmark = pytest.mark.integration
 
 NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

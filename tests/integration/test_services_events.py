@@ -14,16 +14,11 @@ from typing import Any
 import pytest
 
 from deploy.local.node import ROOT, service_environment
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
+from tests.plugins.counter_world import WAIT_S, CounterWorld
 
 pytestmark = pytest.mark.integration
 
 NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

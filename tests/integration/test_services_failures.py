@@ -10,18 +10,13 @@ from pathlib import Path
 import pytest
 
 from deploy.local.process import wait_until
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
 
 pytestmark = pytest.mark.integration
 
 NewWorld = Callable[..., CounterWorld]
 TTL_S = 3.0
 TABLES = tuple(range(1, 7))
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
 
 pytestmark = pytest.mark.integration
 
@@ -21,11 +21,6 @@ NewWorld = Callable[..., CounterWorld]
 TABLES = tuple(range(1, 7))
 GAP_MS_MAX = 2_000
 LOOKED_AT_MS = 6_000
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin
+from tests.plugins.counter_world import WAIT_S, CounterWorld
 
 pytestmark = pytest.mark.integration
 
 TABLES = 6
 NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 from deploy.local.admin import Admin, AdminError, Json
@@ -31,7 +31,7 @@ from deploy.local.identify import client_name
 from deploy.local.net import Subnet
 from deploy.local.node import OWNER, PROCESSOR, ROOT, TERMINATE_TIMEOUT_S, Node, service_environment
 from deploy.local.postgres import PostgresServer
-from deploy.local.process import ManagedProcess, wait_until
+from deploy.local.process import ManagedProcess, Scoped, wait_until
 from deploy.local.proxy import Link, ProxyLoop, TcpProxy
 
 CLI = "cli"
@@ -46,7 +46,7 @@ class CliError(Exception):
     """The owner CLI ended with another exit code than 0; the text is what it said."""
 
 
-class Cluster:
+class Cluster(Scoped):
     """Start it, use it, close it. Methods may be called from one thread; `link(...)`'s rules from any."""
 
     def __init__(
@@ -127,17 +127,6 @@ class Cluster:
         self.etcd.kill()
         if self._loop is not None:
             self._loop.close()
-
-    def __enter__(self) -> Cluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Nodes

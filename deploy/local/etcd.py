@@ -14,10 +14,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from deploy.local.net import BindLostError, free_port, retry_bind
-from deploy.local.process import ManagedProcess, StartError, tail, wait_until
+from deploy.local.process import ManagedProcess, Scoped, StartError, tail, wait_until
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -48,7 +47,7 @@ def _text(encoded: str) -> str:
     return base64.b64decode(encoded).decode("utf-8", "backslashreplace")
 
 
-class EtcdServer:
+class EtcdServer(Scoped):
     """One member, at a free port of `host` that it keeps for its life. Its data stay under `folder` until that is removed.
 
     peers: name -> peer URL of all members (this one too), None for a cluster of one. `start` picks the ports; with `peers`
@@ -193,15 +192,7 @@ class EtcdServer:
         self.stop()
         self.start()
 
-    def __enter__(self) -> EtcdServer:
-        try:
-            self.start()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         self.kill()
 
     def _log_since_start(self) -> str:
@@ -229,7 +220,7 @@ class EtcdServer:
         return command + [f"--{key}={value}" for key, value in self._settings.items()]
 
 
-class EtcdCluster:
+class EtcdCluster(Scoped):
     """`size` members, one a host of `hosts` (all at 127.0.0.1 when none are given)."""
 
     def __init__(
@@ -277,15 +268,7 @@ class EtcdCluster:
         for member in self.members:
             member.kill()
 
-    def __enter__(self) -> EtcdCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         self.kill()
 
     def _form(self, timeout_s: float) -> None:

@@ -24,12 +24,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import psycopg
 
 from deploy.local.net import BindLostError, free_port, retry_bind
-from deploy.local.process import POLL_INTERVAL_S, ManagedProcess, StartError, launch_command, tail
+from deploy.local.process import POLL_INTERVAL_S, ManagedProcess, Scoped, StartError, launch_command, tail
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -170,7 +170,7 @@ def _sweep_external() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class PostgresServer:
+class PostgresServer(Scoped):
     """One server at a free port of `host`, superuser `postgres` without a password. Its data stay until `close`."""
 
     def __init__(
@@ -314,17 +314,6 @@ class PostgresServer:
                     raise TimeoutError(f"replication slots of database {dbname} stay in use: {found}")
                 time.sleep(POLL_INTERVAL_S)
             connection.execute(f'DROP DATABASE IF EXISTS "{dbname}" WITH (FORCE)'.encode())
-
-    def __enter__(self) -> PostgresServer:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _initdb(self, home: _Home) -> None:
         data = home.base / "data"

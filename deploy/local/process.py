@@ -16,9 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -29,6 +32,27 @@ TAIL_BYTES = 4_000
 
 class StartError(Exception):
     """A server did not start or did not answer in time; the text holds the end of its log."""
+
+
+class Scoped(ABC):
+    """What is started where its `with` block begins and closed where that ends; one whose start fails half way is closed too."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 class _Spawner:

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 from deploy.local.cluster import Cluster
 from deploy.local.postgres import PostgresServer
-from deploy.local.process import wait_until
+from deploy.local.process import Scoped, wait_until
 from deploy.local.workload import Workload, create_tables
 from deploy.monitoring.server import Prometheus
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 60.0
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Scene:
+class Scene(Scoped):
     """One changefeed over the workload's tables. The PostgreSQL servers are the caller's; all else is ended by `close`."""
 
     def __init__(
@@ -76,17 +76,6 @@ class Scene:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Scene:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     # -- what happens -------------------------------------------------------------------------------------------------
 

@@ -18,11 +18,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deploy.local.net import BindLostError, free_port, retry_bind
-from deploy.local.process import ManagedProcess, StartError, tail, wait_until
+from deploy.local.process import ManagedProcess, Scoped, StartError, tail, wait_until
 
 SHIPPED = Path(__file__).with_name("prometheus")
 RULES = SHIPPED / "rules.yml"
@@ -44,7 +43,7 @@ def missing_program() -> str:
     return f"no {' and no '.join(missing)} on this machine: apt install prometheus" if missing else ""
 
 
-class Prometheus:
+class Prometheus(Scoped):
     """start, query, close. One thread."""
 
     def __init__(self, folder: Path, *, targets: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -70,17 +69,6 @@ class Prometheus:
         """Ends it and waits. Idempotent."""
         if self._process is not None and self._process.running:
             self._process.terminate(STOP_TIMEOUT_S)
-
-    def __enter__(self) -> Prometheus:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     # -- what it says -------------------------------------------------------------------------------------------------
 

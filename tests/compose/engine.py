@@ -20,10 +20,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from deploy.local.process import tail, wait_until
+from deploy.local.process import Scoped, tail, wait_until
 from tests.compose.preflight import search_path
 
 START_TIMEOUT_S = 60.0
@@ -44,7 +43,7 @@ class CommandError(Exception):
     """A command ended with another exit code than 0; the text is what it said."""
 
 
-class Engine:
+class Engine(Scoped):
     """Start it, use `docker` and `environment`, close it. One thread."""
 
     def __init__(self) -> None:
@@ -125,17 +124,6 @@ class Engine:
         found += [f"control group {folder}" for folder in _cgroups(self.cgroup)]
         found += [f"folder {self.folder}"] if self.folder.exists() else []
         return found
-
-    def __enter__(self) -> Engine:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _launch(self, driver: str) -> None:
         command = [

@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from owner.core.policies.tasks import under_way
 from owner.core.state import Core
-from owner.core.tables import COMMIT, NO_ROW, PREPARE, TASK_BALANCE, TASK_DRAIN, TASK_MOVE, TASK_NONE
+from owner.core.tables import NO_ROW, TASK_BALANCE, TASK_DRAIN, TASK_MOVE, TASK_NONE
 from owner.core.tick import Facts, Placement
 from tablewire.types import U64, DispatchTableRequest, Message
 
@@ -24,10 +25,7 @@ TOLD_PLACEMENTS_MAX: Final = 64
 
 def moves_ahead(core: Core) -> int:
     """Moves of a rebalance that are under way or planned."""
-    tables = core.tables
-    rows = tables.unsteady_rows()
-    under_way = (tables.task[rows] == TASK_BALANCE) & np.isin(tables.state[rows], (PREPARE, COMMIT))
-    return int(np.count_nonzero(under_way)) + len(core.balancer.planned)
+    return len(under_way(core, (TASK_BALANCE,))) + len(core.balancer.planned)
 
 
 class JobNumbers:

@@ -13,9 +13,9 @@ from owner.core.captures import Capture
 from owner.core.jobs import ENDED
 from owner.core.policies.basic import prepare
 from owner.core.policies.leveling import Leveling, level
-from owner.core.policies.tasks import Slots
+from owner.core.policies.tasks import Slots, under_way
 from owner.core.state import Core
-from owner.core.tables import COMMIT, NOBODY, PREPARE, TASK_BALANCE, Mask
+from owner.core.tables import NOBODY, TASK_BALANCE, Mask
 from tablewire.types import QueryState
 
 MOVES_PLANNED_MAX = 1_024
@@ -77,7 +77,7 @@ def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
     balancer.planned.extend(
         (move.position, int(numbers[move.position]), move.target) for move in moves if move.position not in waiting
     )
-    if moves or _under_way(core):
+    if moves or len(under_way(core, (TASK_BALANCE,))):
         return
     unable = [capture.id for capture in ready if capture not in able]
     if unable and plan(core, ready, for_operator).moves:
@@ -99,12 +99,6 @@ def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
     balancer.job = None
     balancer.is_balancing = False
     balancer.clear()
-
-
-def _under_way(core: Core) -> bool:
-    tables = core.tables
-    rows = tables.unsteady_rows()
-    return bool(((tables.task[rows] == TASK_BALANCE) & np.isin(tables.state[rows], (PREPARE, COMMIT))).any())
 
 
 def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbed: bool) -> bool:

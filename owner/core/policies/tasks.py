@@ -39,8 +39,7 @@ class Slots:
     @classmethod
     def of(cls, core: Core) -> Slots:
         tables = core.tables
-        rows = tables.unsteady_rows()
-        rows = rows[np.isin(tables.task[rows], PLANNED) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
+        rows = under_way(core, PLANNED)
         used: dict[int, int] = {}
         for role in (tables.primary[rows], tables.secondary[rows]):
             for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
@@ -59,6 +58,13 @@ class Slots:
         for capture in (source, target):
             if capture != NOBODY:
                 self.used[capture] = self.used.get(capture, 0) + 1
+
+
+def under_way(core: Core, tasks: tuple[int, ...]) -> Rows:
+    """The spans that moves of these kinds have prepared somewhere and not brought there yet."""
+    tables = core.tables
+    rows = tables.unsteady_rows()
+    return rows[np.isin(tables.task[rows], tasks) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
 
 
 def barred(core: Core) -> str:

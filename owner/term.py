@@ -154,8 +154,8 @@ class Term:
         self.poke()
 
     def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
-        note_asked(self.history, "drain_cancelled", capture, by)
         self._election.guarded_write([], [etcd_keys.drain_key(self._config.cluster, capture)])
+        note_asked(self.history, "drain_cancelled", capture, by)
         with self._lock:
             self._drains -= {capture}
         self.poke()

@@ -6,9 +6,7 @@ Replication goes on, no table moves and the watermark never goes back; who has l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import grpc
 import pytest
@@ -18,11 +16,10 @@ from deploy.local.process import wait_until
 from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder
 from tablewire.runtime.grpc import open_channel
 from tests.integration.etcd_faults import Watched, compact, gateway, key_revisions, member_id, pulse, raft_leader, until_healthy
-from tests.plugins.counter_world import WAIT_S, CounterWorld
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld
 
 pytestmark = pytest.mark.integration
 
-NewWorld = Callable[..., CounterWorld]
 TABLES = (1, 2, 3, 4)
 TTL_MS = 10_000
 """etcd's default for us: a fault that is over before it has passed costs nobody anything."""
@@ -31,24 +28,15 @@ GAP_MS_MAX = 2_500
 
 
 @pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
+def new_world(new_world: NewWorld) -> NewWorld:
     """Starts a cluster with three etcd members, two owners and two processors, which replicates four tables."""
-    worlds: list[CounterWorld] = []
 
     def start(**options: object) -> CounterWorld:
-        options = {"etcd": 3, "owners": 2, "processors": 2, "lease_ttl_ms": TTL_MS, **options}
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in TABLES))
-        world.cluster.start()
-        world.create()
-        world.wait_steady(len(TABLES))
-        world.wait_written(*TABLES)
+        world = new_world(**{"etcd": 3, "owners": 2, "processors": 2, "lease_ttl_ms": TTL_MS, **options})
+        world.replicate(*TABLES)
         return world
 
-    yield start
-    for world in worlds:
-        world.close()
+    return start
 
 
 def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local.cluster import CliError
-from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld, now_ms
 
 pytestmark = pytest.mark.integration
-
-NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
-    """Starts a cluster; six tables, no changefeed yet."""
-    worlds: list[CounterWorld] = []
-
-    def start(**options: object) -> CounterWorld:
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in range(1, 7)))
-        world.cluster.start()
-        return world
-
-    yield start
-    for world in worlds:
-        world.close()
 
 
 def test_a_move_has_no_gap_and_no_second_writer(new_world: NewWorld) -> None:

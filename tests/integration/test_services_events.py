@@ -7,35 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.local.node import ROOT, service_environment
-from tests.plugins.counter_world import WAIT_S, CounterWorld
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld
 
 pytestmark = pytest.mark.integration
-
-NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
-    """Starts a cluster; six tables, no changefeed yet."""
-    worlds: list[CounterWorld] = []
-
-    def start(**options: object) -> CounterWorld:
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in range(1, 7)))
-        world.cluster.start()
-        return world
-
-    yield start
-    for world in worlds:
-        world.close()
 
 
 def events(world: CounterWorld) -> list[Any]:

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from deploy.local.process import wait_until
-from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld, now_ms
 
 pytestmark = pytest.mark.integration
 
-NewWorld = Callable[..., CounterWorld]
 TTL_S = 3.0
 TABLES = tuple(range(1, 7))
 
 
 @pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
+def new_world(new_world: NewWorld) -> NewWorld:
     """Starts a cluster that replicates six tables."""
-    worlds: list[CounterWorld] = []
 
     def start(**options: object) -> CounterWorld:
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in TABLES))
-        world.cluster.start()
-        world.create()
-        world.wait_steady(len(TABLES))
-        world.wait_written(*TABLES)
+        world = new_world(**options)
+        world.replicate(*TABLES)
         return world
 
-    yield start
-    for world in worlds:
-        world.close()
+    return start
 
 
 def _others(world: CounterWorld, capture: str) -> None:

@@ -6,41 +6,31 @@ import itertools
 import os
 import statistics
 import urllib.request
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld, now_ms
 
 pytestmark = pytest.mark.integration
 
-NewWorld = Callable[..., CounterWorld]
 TABLES = tuple(range(1, 7))
 GAP_MS_MAX = 2_000
 LOOKED_AT_MS = 6_000
 
 
 @pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
+def new_world(new_world: NewWorld) -> NewWorld:
     """Starts a cluster that replicates six tables as `one`."""
-    worlds: list[CounterWorld] = []
 
     def start(**options: object) -> CounterWorld:
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in TABLES))
-        world.cluster.start()
-        world.create()
-        world.wait_steady(len(TABLES))
-        world.wait_written(*TABLES)
+        world = new_world(**options)
+        world.replicate(*TABLES)
         return world
 
-    yield start
-    for world in worlds:
-        world.close()
+    return start
 
 
 class Second:

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.plugins.counter_world import WAIT_S, CounterWorld
+from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld
 
 pytestmark = pytest.mark.integration
 
 TABLES = 6
-NewWorld = Callable[..., CounterWorld]
-
-
-@pytest.fixture
-def new_world(tmp_path: Path, plugin: Path) -> Iterator[NewWorld]:
-    """Starts a cluster; six tables, no changefeed yet."""
-    worlds: list[CounterWorld] = []
-
-    def start(**options: object) -> CounterWorld:
-        world = CounterWorld(tmp_path / f"world{len(worlds)}", plugin, **options)
-        worlds.append(world)
-        world.set_tables(*(f"public.t{number}" for number in range(1, TABLES + 1)))
-        world.cluster.start()
-        return world
-
-    yield start
-    for world in worlds:
-        world.close()
 
 
 def held(world: CounterWorld, *changefeeds: str) -> Counter[str]:

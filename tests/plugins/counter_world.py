@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from deploy.local.cluster import Cluster
 from deploy.local.node import ROOT
 from deploy.local.process import wait_until
 
+NewWorld = Callable[..., "CounterWorld"]
+"""Starts a cluster with the given options of `CounterWorld`."""
 PLUGIN = ROOT / "tests" / "plugins" / "counter"
 WAIT_S = 30.0
 LOG_TAIL_CHARACTERS = 6_000
@@ -79,6 +81,13 @@ class CounterWorld:
         pattern = [part for table in tables for part in ("--tables", table)]
         uris = ("--source", f"counter://{self.source}", "--sink", f"file://{sink or self.sink}")
         return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, *pattern, *more)
+
+    def replicate(self, *table_ids: int) -> None:
+        """Gives the source these tables, 1 to the last, and returns when a changefeed `one` writes each of them."""
+        self.set_tables(*(f"public.t{table_id}" for table_id in table_ids))
+        self.create()
+        self.wait_steady(len(table_ids))
+        self.wait_written(*table_ids)
 
     def writes(self, table_id: int | str, sink: Path | None = None) -> list[Write]:
         """table_id: with "-<start key>" behind it, a part of a table."""

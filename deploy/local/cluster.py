@@ -114,6 +114,8 @@ class Cluster(Scoped):
         host = self._subnet.host(_HOSTS[kind] + number)
         node = Node(name, kind, self.folder, host, self._config(kind, name), self._environment)
         node.advertised = self._proxy(name, node.address)
+        if name in self._proxies:
+            node.on_address = self._proxies[name].retarget
         self.nodes[name] = node
         return node
 

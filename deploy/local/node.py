@@ -6,11 +6,11 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.local.net import free_port
+from deploy.local.net import BIND_TRIES, free_port
 from deploy.local.process import ManagedProcess, StartError, tail, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +25,9 @@ _SERVICE_SECTION = {OWNER: "admin", PROCESSOR: "exchange"}
 class Node:
     """Started by `start`; every start writes its configuration anew from `config`, which may be changed in between.
 
-    config: nested tables of the service's TOML. address: host:port that the service binds. advertised: what others dial, a
-    proxy's or the same.
+    config: nested tables of the service's TOML. address: host:port that the service binds; where the very first start loses
+    its bind to a server of somebody else, the next try has other ports, and `on_address` is told. advertised: what others
+    dial, a proxy's or the same.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Node:
         self.host = host
         self.folder = folder / name
         self.config = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
-        self.address = f"{host}:{free_port(host)}"
-        self.http_address = f"{host}:{free_port(host)}"
+        self.address, self.http_address = self._free_addresses()
         self.advertised = self.address
+        self.on_address: Callable[[str], None] = lambda _address: None
+        self._been_ready = False
         self.process = ManagedProcess(
             name,
             [sys.executable, "-m", kind, "serve", "--config", str(self.config_file)],
@@ -64,12 +66,30 @@ class Node:
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Until /readyz answers 200; StartError with the end of its log when it ends before or does not in time."""
-        try:
-            wait_until(f"{self.name} is ready", lambda: not self.process.running or self.ready(), timeout_s)
-        except TimeoutError as error:
-            raise StartError(f"{error}\n{tail(self.log)}") from None
-        if not self.process.running:
-            raise StartError(f"{self.name} ended with {self.process.exit_code}\n{tail(self.log)}")
+        for _ in range(BIND_TRIES):
+            try:
+                wait_until(f"{self.name} is ready", lambda: not self.process.running or self.ready(), timeout_s)
+            except TimeoutError as error:
+                raise StartError(f"{error}\n{tail(self.log)}") from None
+            if self.process.running:
+                self._been_ready = True
+                return
+            if self._been_ready or "cannot listen on" not in tail(self.log):
+                break
+            self._move()
+        raise StartError(f"{self.name} ended with {self.process.exit_code}\n{tail(self.log)}")
+
+    def _move(self) -> None:
+        """Start again on other ports: nobody knows the lost ones yet but us."""
+        proxied = self.advertised != self.address
+        self.address, self.http_address = self._free_addresses()
+        if not proxied:
+            self.advertised = self.address
+        self.on_address(self.address)
+        self.start()
+
+    def _free_addresses(self) -> tuple[str, str]:
+        return f"{self.host}:{free_port(self.host)}", f"{self.host}:{free_port(self.host)}"
 
     def ready(self) -> bool:
         """Never raises, never waits longer than 2 s."""

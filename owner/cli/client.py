@@ -79,8 +79,13 @@ class AdminClient:
         deadline = self._clock() + timeout_s
         failed: set[str] = set()  # asked, and found without a way to the leader: the others first
         strangers: set[str] = set()  # no owners: never again
+        last: CallError | None = None  # what was said to the last call
         while True:
-            channel = self._channel or self._connect(deadline, failed, strangers)
+            try:
+                channel = self._channel or self._connect(deadline, failed, strangers)
+            except CallError as error:
+                # Found again or not, the call was answered, and that answer is the reason why it was not done.
+                raise error if last is None else CallError(last.code, f"{last.text}; then {error.text}") from None
             self._channel = channel
             stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
             left_s = max(deadline - self._clock(), 0.001)
@@ -91,8 +96,9 @@ class AdminClient:
                     strangers.add(self.endpoint)
                 again = _is_undone(error) or (reads and error.code() == grpc.StatusCode.UNAVAILABLE)
                 again = again or (self.endpoint in strangers and not strangers.issuperset(self.endpoints))
+                last = self._error(error, timeout_s)
                 if not again or self._clock() + RETRY_INTERVAL_S >= deadline:
-                    raise self._error(error, timeout_s) from None
+                    raise last from None
             self.close()
             failed.add(self.endpoint)
             time.sleep(RETRY_INTERVAL_S)

@@ -13,7 +13,8 @@ import pytest
 
 from deploy.local.cluster import Cluster
 from deploy.local.identify import client_name
-from deploy.local.node import to_toml
+from deploy.local.net import free_port
+from deploy.local.node import OWNER, to_toml
 from deploy.local.process import ManagedProcess, StartError, wait_until
 from deploy.local.runfolder import LOCK_NAME, RunFolder, sweep
 
@@ -60,6 +61,38 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no_such_key"), cluster:
         pass
     assert not cluster.etcd.members[0].running
+
+
+@pytest.mark.parametrize("which", ["address", "http_address"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_port_lost_before_the_first_start_costs_nothing(tmp_path: Path, which: str, links: bool) -> None:
+    """The node starts on another one, and whoever dials it finds it there."""
+    with Cluster(tmp_path, etcd=1, owners=0, processors=0, links=links) as cluster:
+        node = cluster.add_node(OWNER, 0)
+        lost = getattr(node, which)
+        host, port = lost.split(":")
+        with socket.create_server((host, int(port))):
+            cluster.start_node("owner0")
+            assert getattr(node, which) != lost
+            assert cluster.wait_for_leader() == "owner0"
+            status = cluster.owner_json("status")
+    assert status["leader"]["address"] == node.advertised
+    assert (node.advertised == node.address) is not links
+
+
+def test_a_port_lost_later_is_an_error(tmp_path: Path) -> None:
+    """A node that others know by its address cannot come back at another one."""
+    with Cluster(tmp_path, etcd=1, owners=1, processors=0) as cluster:
+        cluster.kill("owner0")
+        host, port = cluster.node("owner0").address.split(":")
+        with socket.create_server((host, int(port))), pytest.raises(StartError, match="cannot listen on"):
+            cluster.start_node("owner0")
+
+
+def test_no_port_is_given_twice_in_a_row() -> None:
+    """Somebody who was given one may not have bound it yet."""
+    given = [free_port() for _ in range(500)]
+    assert len(set(given)) == len(given)
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class TlsWorld:
         self.proxies = {name: TcpProxy(HOST, node.address, name=name) for name, node in self.nodes.items()} if links else {}
         for name, proxy in self.proxies.items():
             self.nodes[name].advertised = proxy.endpoint
+            self.nodes[name].on_address = proxy.retarget
 
     @property
     def etcd_endpoints(self) -> list[str]:

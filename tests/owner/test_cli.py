@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import CliRunner, Result
 
 from deploy.local.process import wait_until
+from owner.cli.client import AdminClient, CallError
 from owner.cli.docs import command_paths
 from owner.cli.main import cli
 from tablewire.registry import LeaderRecord
 from tablewire.source import CheckFailure
 from tablewire.types import Span, Stats
+from tablewire.v1 import admin_pb2
 from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
 from tests.owner.world import World
 
@@ -150,9 +153,31 @@ def test_a_follower_is_as_good_as_the_leader(owner: Owner, view: AdminView) -> N
 def test_without_a_leader_a_command_waits_for_one(owner: Owner, view: AdminView) -> None:
     """It asks again until its time is over, and then says what is missing."""
     view.leads, view.records = False, []
-    text = failure(owner("capture", "list", "--timeout-s", "1"))
+    text = failure(owner("capture", "list", "--timeout-s", "3"))
     assert "owner owner-1 does not lead, and no leader is known: an election is under way" in text
     assert "none: an election is under way" in owner("status").stdout
+
+
+def test_the_last_answer_is_told_when_nobody_answers_any_more(view: AdminView, free_port: int) -> None:
+    """An owner that could not do it and is then lost does not hide why it could not."""
+    view.leads, view.records = False, []
+    asked: list[str] = []
+
+    def open_channel(endpoint: str) -> grpc.Channel:
+        asked.append(endpoint)
+        return grpc.insecure_channel(endpoint if len(asked) == 1 else f"127.0.0.1:{free_port}")
+
+    with (
+        serving(view) as address,
+        closing(AdminClient([address], open_channel)) as client,
+        pytest.raises(CallError) as caught,
+    ):
+        client.call("ListCaptures", admin_pb2.ListCapturesRequest(), 30, reads=True)
+    assert caught.value.text == (
+        "owner owner-1 does not lead, and no leader is known: an election is under way; "
+        f"try again; then no owner answers; tried {address} (refused)"
+    )
+    assert caught.value.code == "unavailable"
 
 
 def test_the_configuration_names_the_owner(view: AdminView, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

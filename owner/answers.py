@@ -26,7 +26,8 @@ class OwnerRow:
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """leader_revision: 0 on an owner that does not lead. *_by_state: counts. braked: changefeeds whose placement is held back
-    because many captures vanished at once."""
+    because many captures vanished at once. problem: why the owner that answered cannot know more (etcd is out of its reach, say);
+    "" = all is known."""
 
     cluster: str
     answered_by: str
@@ -37,6 +38,7 @@ class ClusterStatus:
     captures_by_state: Mapping[str, int]
     changefeeds_by_state: Mapping[str, int]
     braked: Sequence[str] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 captures_by_state=status.captures_by_state,
                 changefeeds_by_state=status.changefeeds_by_state,
                 braked=status.braked,
+                problem=status.problem,
             )
 
     def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:

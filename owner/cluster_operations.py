@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from owner import tables_view
 from owner.answers import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
-from owner.lookups import check_capture, current_state, schedulers, software_version
+from owner.lookups import check_capture, current_state, schedulers_of, software_version
 from owner.spoken import FOREIGN_LABEL, FOREIGN_STATE
 from owner.view import OwnerView
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
@@ -18,6 +18,7 @@ from tablewire.types import CaptureID, CaptureState, StallReason
 if TYPE_CHECKING:
     from owner.history import History
     from owner.scheduler import SchedulerAndInfo
+    from tablewire.registry import ChangefeedInfo
 
 NO_OTHER = "no other capture is ready to take them: start a processor, or cancel the drain"
 FOLLOW_POLL_S = 0.25
@@ -28,15 +29,20 @@ _WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITI
 
 
 def cluster_status(view: OwnerView) -> ClusterStatus:
-    """Also answered by an owner that does not lead: captures are then counted as "unknown"."""
-    leadership = view.leadership()
-    leader = view.leader()
+    """Also answered by an owner that does not lead (captures are then counted as "unknown"), and by one without etcd."""
+    leadership, problem = view.leadership(), view.why_no_candidate()
+    leader = view.leader() if leadership is not None or not problem else None
     owners = [_owner_row(record, leader) for record in view.owners()]
-    if leadership is None:
+    stored: Sequence[ChangefeedInfo] = ()
+    if not problem:
+        try:
+            stored = view.registry().list()
+        except EtcdError as error:
+            problem = str(error)
+    if leadership is None or problem:
         captures = Counter({UNKNOWN_STATE: len(view.captures())} if view.captures() else {})
     else:
-        captures = Counter(row.state for row in list_captures(view))
-    changefeeds = Counter(current_state(view, info) for info in view.registry().list())
+        captures = Counter(row.state for row in _capture_rows(view, stored))
     return ClusterStatus(
         cluster=view.cluster,
         answered_by=view.owner_id,
@@ -45,8 +51,9 @@ def cluster_status(view: OwnerView) -> ClusterStatus:
         leader_revision=0 if leadership is None else leadership.revision,
         owners=owners,
         captures_by_state=dict(captures),
-        changefeeds_by_state=dict(changefeeds),
-        braked=[str(changefeed) for changefeed, scheduler in schedulers(view) if scheduler.snapshot().brake],
+        changefeeds_by_state=dict(Counter(current_state(view, info) for info in stored)),
+        braked=[str(changefeed) for changefeed, scheduler in schedulers_of(view, stored) if scheduler.snapshot().brake],
+        problem=problem,
     )
 
 
@@ -66,10 +73,14 @@ def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> OwnerRow:
 
 def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
     """Every registered capture, by id."""
+    return _capture_rows(view, view.registry().list())
+
+
+def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence[CaptureRow]:
     states: dict[CaptureID, set[CaptureState]] = {}
     spans: dict[CaptureID, dict[str, int]] = {}
     draining = set(view.draining())
-    for changefeed, scheduler in schedulers(view):
+    for changefeed, scheduler in schedulers_of(view, stored):
         for capture in scheduler.snapshot().captures:
             states.setdefault(capture.id, set()).add(capture.state)
             spans.setdefault(capture.id, {})[str(changefeed)] = capture.spans

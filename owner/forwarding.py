@@ -69,8 +69,11 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                 channel.close()
 
     def _refusal(self, streams: bool, marked: bool) -> Any:
-        text = f"owner {self._view.owner_id} does not lead"
-        text += " (any more)" if marked else ", and no leader is known: an election is under way"
+        text, why = f"owner {self._view.owner_id} does not lead", self._view.why_no_candidate()
+        if why:
+            text += f" and cannot be elected: {why}"
+        else:
+            text += " (any more)" if marked else ", and no leader is known: an election is under way"
 
         def refuse(_request: bytes, context: Any) -> NoReturn:
             abort_for_retry(context, f"{text}; try again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from owner.answers import RefusedError, UnknownTableError
@@ -25,7 +25,12 @@ def software_version() -> str:
 
 
 def schedulers(view: OwnerView) -> Iterator[tuple[ChangefeedID, SchedulerAndInfo]]:
-    for info in view.registry().list():
+    return schedulers_of(view, view.registry().list())
+
+
+def schedulers_of(view: OwnerView, stored: Iterable[ChangefeedInfo]) -> Iterator[tuple[ChangefeedID, SchedulerAndInfo]]:
+    """Of those changefeeds that run here."""
+    for info in stored:
         scheduler = view.scheduler(info.changefeed)
         if scheduler is not None:
             yield info.changefeed, scheduler

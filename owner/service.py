@@ -273,6 +273,9 @@ class OwnerService:
     def leader(self) -> LeaderRecord | None:
         return self._election.leader()
 
+    def why_no_candidate(self) -> str:
+        return self._election.error
+
     def captures(self) -> Mapping[CaptureID, CaptureInfo]:
         term = self._term
         return term.captures if term is not None else MappingProxyType({})

@@ -92,6 +92,10 @@ class OwnerView(Protocol):
         """Who leads now, from etcd; None while an election is under way."""
         ...
 
+    def why_no_candidate(self) -> str:
+        """Why this process cannot be elected now (etcd does not answer, say); "" while it can."""
+        ...
+
     def captures(self) -> Mapping[CaptureID, CaptureInfo]: ...
 
     def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:

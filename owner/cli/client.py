@@ -63,15 +63,15 @@ class AdminClient:
             return call, next(call, None)
 
         call, first = self._ask(start, timeout_s, reads)
-        return self._rest(call, first, timeout_s)
+        return self._rest(call, first, timeout_s, reads)
 
-    def _rest(self, call: Any, first: Any, timeout_s: float) -> Iterator[Any]:
+    def _rest(self, call: Any, first: Any, timeout_s: float, reads: bool) -> Iterator[Any]:
         try:
             if first is not None:
                 yield first
             yield from call
         except grpc.RpcError as error:
-            raise self._error(error, timeout_s) from None
+            raise self._error(error, timeout_s, reads) from None
         finally:
             call.cancel()
 
@@ -96,7 +96,7 @@ class AdminClient:
                     strangers.add(self.endpoint)
                 again = _is_undone(error) or (reads and error.code() == grpc.StatusCode.UNAVAILABLE)
                 again = again or (self.endpoint in strangers and not strangers.issuperset(self.endpoints))
-                last = self._error(error, timeout_s)
+                last = self._error(error, timeout_s, reads)
                 if not again or self._clock() + RETRY_INTERVAL_S >= deadline:
                     raise last from None
             self.close()
@@ -137,10 +137,13 @@ class AdminClient:
         tried = ", ".join(f"{endpoint} ({why[endpoint]})" for endpoint in endpoints)
         raise CallError("unavailable", f"no owner answers; tried {tried}")
 
-    def _error(self, error: grpc.RpcError, timeout_s: float) -> CallError:
+    def _error(self, error: grpc.RpcError, timeout_s: float, reads: bool) -> CallError:
         code, text = error.code(), error.details() or ""
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            text = f"no answer from {self.endpoint} within {timeout_s:g} s; what was asked may still happen"
+            text = f"no answer from {self.endpoint} within {timeout_s:g} s"
+            text += "" if reads else "; what was asked may still happen"
+        elif code == grpc.StatusCode.UNAVAILABLE and reads and not _is_undone(error):
+            text = f"{self.endpoint}: {text}"
         elif code == grpc.StatusCode.UNAVAILABLE and not _is_undone(error):
             text = f"{self.endpoint} did not answer to the end, so what was asked may or may not have happened: {text}"
         elif code == grpc.StatusCode.UNIMPLEMENTED:

@@ -40,16 +40,17 @@ def status(session: Session) -> None:
     if session.output.is_json:
         session.output.json({"endpoint": session.client.endpoint, **shapes.STATUS.of(answer)})
         return
-    leader = answer.leader
+    leader, none = answer.leader, "not known" if answer.problem else "none: an election is under way"
     session.output.pairs(
         (
             ("cluster", answer.cluster),
-            ("leader", f"{leader.id} at {leader.address}" if answer.HasField("leader") else "none: an election is under way"),
+            ("leader", f"{leader.id} at {leader.address}" if answer.HasField("leader") else none),
             ("revision", answer.leader_revision or None),
             ("owners", len(answer.owners)),
             ("captures", counts(answer.captures_by_state) or "none"),
-            ("changefeeds", counts(answer.changefeeds_by_state) or "none"),
+            ("changefeeds", counts(answer.changefeeds_by_state) or ("not known" if answer.problem else "none")),
             *((("brake", f"on for {', '.join(answer.braked)}: {BRAKE_TEXT}"),) if answer.braked else ()),
+            *((("problem", answer.problem),) if answer.problem else ()),
             ("asked", f"{session.client.endpoint}, answered by {answer.answered_by} (tablewire {answer.version})"),
         )
     )

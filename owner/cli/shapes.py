@@ -96,6 +96,7 @@ STATUS = Shape(
         _counts("captures_by_state", "number of captures in each state; `unknown` when no leader answered"),
         _counts("changefeeds_by_state", "number of changefeeds in each state"),
         _list("braked", "changefeeds in which nothing is placed anew for a while, since many captures vanished at once"),
+        _plain("problem", "string", "why the owner that answered cannot know more (etcd is out of its reach, say), or empty"),
     ),
 )
 

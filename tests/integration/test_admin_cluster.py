@@ -118,5 +118,11 @@ def test_a_command_outlasts_the_loss_of_the_leader(world: CounterWorld, how: str
 def test_without_etcd_the_reason_is_told(world: CounterWorld) -> None:
     """Neither a hang nor a stack trace."""
     world.cluster.etcd.kill()
-    with pytest.raises(CliError, match=r"etcd|no leader"):
+    owners = [world.cluster.node(name) for name in world.cluster.owners]
+    world.cluster.wait("no owner can be elected", lambda: not any(owner.ready() for owner in owners))
+    status = world.cluster.owner_json("status")
+    assert (status["leader"], status["changefeeds_by_state"]) == (None, {})
+    assert status["problem"].startswith("etcd ")
+    assert f"problem      {status['problem'][:20]}" in world.cluster.owner_cli("status").stdout
+    with pytest.raises(CliError, match="and cannot be elected: etcd"):
         world.cluster.owner_json("changefeed", "pause", "one", "--timeout-s", "20")

@@ -151,12 +151,16 @@ class AdminView:
         self.events = MemoryHistory()
         self.pokes = threading.Event()
         self.is_closed = False
+        self.no_candidate = ""
 
     def leadership(self) -> Leadership | None:
         return Leadership(7, lease_clock() + 60.0) if self.leads else None
 
     def leader(self) -> LeaderRecord | None:
         return self.records[0] if self.records else None
+
+    def why_no_candidate(self) -> str:
+        return self.no_candidate
 
     def owners(self) -> Sequence[LeaderRecord]:
         return list(self.records)

@@ -23,7 +23,7 @@ class Owner(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., leading: bool = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("cluster", "answered_by", "version", "leader", "leader_revision", "owners", "captures_by_state", "changefeeds_by_state", "braked")
+    __slots__ = ("cluster", "answered_by", "version", "leader", "leader_revision", "owners", "captures_by_state", "changefeeds_by_state", "braked", "problem")
     class CapturesByStateEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class GetStatusResponse(_message.Message):
     CAPTURES_BY_STATE_FIELD_NUMBER: _ClassVar[int]
     CHANGEFEEDS_BY_STATE_FIELD_NUMBER: _ClassVar[int]
     BRAKED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     answered_by: str
     version: str
@@ -56,7 +57,8 @@ class GetStatusResponse(_message.Message):
     captures_by_state: _containers.ScalarMap[str, int]
     changefeeds_by_state: _containers.ScalarMap[str, int]
     braked: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cluster: _Optional[str] = ..., answered_by: _Optional[str] = ..., version: _Optional[str] = ..., leader: _Optional[_Union[Owner, _Mapping]] = ..., leader_revision: _Optional[int] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., captures_by_state: _Optional[_Mapping[str, int]] = ..., changefeeds_by_state: _Optional[_Mapping[str, int]] = ..., braked: _Optional[_Iterable[str]] = ...) -> None: ...
+    problem: str
+    def __init__(self, cluster: _Optional[str] = ..., answered_by: _Optional[str] = ..., version: _Optional[str] = ..., leader: _Optional[_Union[Owner, _Mapping]] = ..., leader_revision: _Optional[int] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., captures_by_state: _Optional[_Mapping[str, int]] = ..., changefeeds_by_state: _Optional[_Mapping[str, int]] = ..., braked: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class ResignRequest(_message.Message):
     __slots__ = ()

@@ -26,7 +26,7 @@ from deploy.local.compare import Comparison, compare
 from deploy.local.node import ROOT
 from deploy.local.observer import Measures, Observer
 from deploy.local.postgres import PostgresServer
-from deploy.local.process import StartError, wait_until
+from deploy.local.process import StartError, adopt_orphans, end_descendants, wait_until
 from deploy.local.runfolder import RunFolder
 from deploy.local.screen import Screen
 from deploy.local.story import Acts, StoryError
@@ -75,6 +75,8 @@ def main() -> int:
         with ExitStack() as stack:
             stack.callback(no_more_interrupts)  # runs last; the first cleanup below runs it too
             run = stack.enter_context(RunFolder(ROOT / ".demo", keep=options.keep))
+            adopt_orphans()
+            stack.callback(end_descendants)
             with Screen(plain=options.plain) as screen:
                 perform(options, run, screen, report)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from deploy.local.cluster import CliError, Cluster
 from deploy.local.demo import CHANGEFEED, LEASE_TTL_MS, ROWS_AT_START, no_more_interrupts, on_interrupt
 from deploy.local.node import ROOT
 from deploy.local.postgres import PostgresServer
-from deploy.local.process import StartError
+from deploy.local.process import StartError, adopt_orphans, end_descendants
 from deploy.local.runfolder import RunFolder
 from deploy.local.workload import Workload, create_tables
 
@@ -32,6 +32,8 @@ def main() -> int:
     try:
         with ExitStack() as stack:
             run = stack.enter_context(RunFolder(ROOT / ".demo", keep=options.keep))
+            adopt_orphans()
+            stack.callback(end_descendants)
             try:
                 start(options, run, stack)
                 threading.Event().wait()

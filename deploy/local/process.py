@@ -1,8 +1,8 @@
 """Real processes of a local cluster: started so that they die with us, signalled by pid, their output in a file.
 
 Every process is forked by one thread that lives as long as this process, because Linux sends the parent-death signal when
-the *thread* that forked dies. That thread also makes us the reaper of our orphans (children of a killed server), so that no
-zombie stays where the machine's first process does not reap. Methods may be called from any thread; none of them touches a
+the *thread* that forked dies. We are also the reaper of our orphans (children of a killed server), so that no zombie stays where
+the machine's first process does not reap. Methods may be called from any thread; none of them touches a
 process that we did not start.
 """
 
@@ -18,7 +18,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 POLL_INTERVAL_S = 0.02
+FORK_TIMEOUT_S = 10.0
 TAIL_BYTES = 4_000
 
 
@@ -65,18 +66,23 @@ class _Spawner:
         self._lock = threading.Lock()
         self._owner_pid = 0
 
-    def spawn(self, job: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    def spawn(self, job: Callable[[], subprocess.Popen[bytes]]) -> None:
+        """Runs the job, which forks and notes what it has forked. When this returns or raises it has done so: a Ctrl-C in
+        between leaves no process that nobody knows."""
         with self._lock:
             if self._owner_pid != os.getpid():  # first use, or first use after a fork
                 self._owner_pid = os.getpid()
                 threading.Thread(target=self._run, name="spawner", daemon=True).start()
         answer: Future[subprocess.Popen[bytes]] = Future()
-        self._jobs.put((job, answer))
-        return answer.result()
+        try:
+            self._jobs.put((job, answer))
+            answer.result()
+        except BaseException:
+            wait([answer], FORK_TIMEOUT_S)
+            raise
 
     def _run(self) -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt_orphans()
         while True:
             job, answer = self._jobs.get()
             try:
@@ -86,6 +92,22 @@ class _Spawner:
 
 
 _spawner = _Spawner()
+
+
+def adopt_orphans() -> None:
+    """What loses its parent below us becomes our child. Where the system cannot do that, nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """Kills whatever is still below this process, and waits until it is gone: the last thing that a program does. Programs that
+    were run to their end and interrupted (initdb) may have left something that nobody knows by name."""
+    while below := descendants(os.getpid()):
+        for pid in below:
+            _signal(pid, signal.SIGKILL)
+        for pid in below:
+            _reap(pid)
 
 
 def launch_command(mode: str, folder: Path | None, argv: Sequence[str]) -> list[str]:
@@ -207,7 +229,7 @@ class ManagedProcess:
 
         def fork() -> subprocess.Popen[bytes]:
             with self.log.open("ab") as output:
-                return subprocess.Popen(
+                self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -216,9 +238,10 @@ class ManagedProcess:
                     cwd=self._cwd,
                     start_new_session=True,  # a Ctrl-C at the terminal is ours to handle, not theirs
                 )
+            return self._process
 
-        self._process = _spawner.spawn(fork)
         self._paused = False
+        _spawner.spawn(fork)
 
     def send_signal(self, number: signal.Signals) -> None:
         """To the process alone, not to what it forked; nothing happens when it has ended."""

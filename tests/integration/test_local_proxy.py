@@ -150,17 +150,17 @@ def test_stalled_sender_is_held_back(proxy: TcpProxy) -> None:
 def test_delay_keeps_the_order(proxy: TcpProxy) -> None:
     """Every byte arrives a delay later each way, in order, and at once again after heal."""
     with dial(proxy) as client:
-        proxy.delay_ms(100)
+        proxy.delay_ms(500)
         begin = time.monotonic()
         for number in range(10):
             client.sendall(bytes([number]))
         assert receive(client, 10) == bytes(range(10))
-        assert time.monotonic() - begin >= 0.2
+        assert time.monotonic() - begin >= 1.0
         proxy.heal()
         begin = time.monotonic()
         client.sendall(b"x")
         assert receive(client, 1) == b"x"
-        assert time.monotonic() - begin < 0.1
+        assert time.monotonic() - begin < 0.9
 
 
 def test_reset_ends_connections_and_new_ones_work(proxy: TcpProxy) -> None:

@@ -15,7 +15,7 @@ from tests.plugins.counter_world import WAIT_S, CounterWorld, environment_of
 pytestmark = pytest.mark.integration
 
 TABLES = tuple(range(1, 7))
-GAP_MS_MAX = 1_500
+GAP_MS_MAX = 2_500
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_a_move_has_no_gap_and_no_second_writer(new_world: NewWorld) -> None:
     world.wait_written(1)
     world.audit(*range(1, 7))
     assert {write.capture for write in world.writes(1)} == {before, target}
-    assert world.longest_gap_ms(1) < 1_000
+    assert world.longest_gap_ms(1) < 2_500
 
 
 def test_tables_that_come_and_go_are_noticed(new_world: NewWorld) -> None:

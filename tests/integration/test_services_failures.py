@@ -13,6 +13,8 @@ from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld, now_ms
 pytestmark = pytest.mark.integration
 
 TTL_S = 3.0
+GAP_MS_MAX = 2_500
+"""A table that waits for a lease stands longer than this."""
 TABLES = tuple(range(1, 7))
 
 
@@ -49,7 +51,7 @@ def test_the_tables_of_a_killed_processor_go_on_elsewhere(new_world: NewWorld) -
     world.cluster.kill("processor0")
     killed = time.monotonic()
     _others(world, victim)
-    assert time.monotonic() - killed < TTL_S + 3.0
+    assert time.monotonic() - killed < TTL_S + 5.0
     world.audit(*TABLES)
 
 
@@ -62,7 +64,7 @@ def test_a_new_leader_goes_on_without_moving_anything(new_world: NewWorld) -> No
     world.cluster.kill(leader)
     killed = time.monotonic()
     world.cluster.wait_for_leader(other_than=leader)
-    assert time.monotonic() - killed < TTL_S + 2.5
+    assert time.monotonic() - killed < TTL_S + 4.0
     seen = [checkpoint]
 
     def moves_on() -> bool:
@@ -73,21 +75,21 @@ def test_a_new_leader_goes_on_without_moving_anything(new_world: NewWorld) -> No
     assert seen == sorted(seen)
     assert world.primaries() == before
     assert {table: world.writes(table)[-1].fence for table in TABLES} == epochs
-    assert max(map(world.longest_gap_ms, TABLES)) < 1_000
+    assert max(map(world.longest_gap_ms, TABLES)) < GAP_MS_MAX
     world.audit(*TABLES)
 
 
 def test_an_owner_that_is_asked_to_leave_hands_over_at_once(new_world: NewWorld) -> None:
     """It resigns first: the next owner does not wait for a lease to expire."""
-    world = new_world(owners=2)
+    world = new_world(owners=2, lease_ttl_ms=10_000)
     leader = world.cluster.wait_for_leader()
     asked = time.monotonic()
     world.cluster.node(leader).process.send_signal(signal.SIGTERM)
     world.cluster.wait_for_leader(other_than=leader)
-    assert time.monotonic() - asked < TTL_S - 1.0
+    assert time.monotonic() - asked < 5.0
     assert world.cluster.node(leader).process.wait(10.0) == 0
     world.wait_written(*TABLES)
-    assert max(map(world.longest_gap_ms, TABLES)) < 1_000
+    assert max(map(world.longest_gap_ms, TABLES)) < GAP_MS_MAX
     world.audit(*TABLES)
 
 
@@ -112,7 +114,7 @@ def test_a_processor_that_is_asked_to_leave_is_drained_first(new_world: NewWorld
     assert world.cluster.terminate("processor1", timeout_s=WAIT_S) == 0
     assert leaving not in world.primaries().values()
     world.wait_written(*TABLES)
-    assert max(map(world.longest_gap_ms, TABLES)) < 1_000
+    assert max(map(world.longest_gap_ms, TABLES)) < GAP_MS_MAX
     assert "leaves_undrained" not in world.log("processor1")
     gone = [event for event in world.cluster.owner_json("events")["events"] if event["kind"] == "capture_gone"]
     assert [(event["subject"], event["why"]) for event in gone] == [(leaving, "it had said that it was leaving")]
@@ -198,7 +200,7 @@ def test_a_leader_that_was_paused_past_its_lease_says_nothing_more(new_world: Ne
     world.wait_written(*TABLES)
     assert world.primaries() == before
     assert world.cluster.leader() == other
-    assert max(map(world.longest_gap_ms, TABLES)) < 1_000
+    assert max(map(world.longest_gap_ms, TABLES)) < GAP_MS_MAX
     world.audit(*TABLES)
 
 

@@ -17,7 +17,7 @@ from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld, now_ms
 pytestmark = pytest.mark.integration
 
 TABLES = tuple(range(1, 7))
-GAP_MS_MAX = 2_000
+GAP_MS_MAX = 2_500
 LOOKED_AT_MS = 6_000
 
 

@@ -25,7 +25,9 @@ from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError, Put, is_ab
 pytestmark = pytest.mark.integration
 
 TIMEOUT_S = 15.0
-TTL_S = 2.0
+TTL_S = 10.0
+SHORT_TTL_S = 3.0
+"""Of a leader whose lease shall run out."""
 CANDIDATE = Path(__file__).with_name("candidate_process.py")
 
 
@@ -86,7 +88,7 @@ def test_the_first_in_the_line_leads(session: EtcdSession, candidate: Callable[.
 
 
 def test_resigning_hands_over_at_once(session: EtcdSession, candidate: Callable[..., Election]) -> None:
-    """The next in the line leads within a second, under a higher revision; who resigned stands last, under a higher one yet."""
+    """The next in the line leads long before the lease ends, under a higher revision; who resigned stands last, higher yet."""
     first, second = candidate(session, "o1"), candidate(session, "o2")
     before = first.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -94,7 +96,7 @@ def test_resigning_hands_over_at_once(session: EtcdSession, candidate: Callable[
     first.resign()
     assert first.leadership() is None
     after = second.wait_for_leadership(TIMEOUT_S)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < TTL_S / 2
     assert after is not None
     assert after.revision > before.revision
     wait_until("the first is last in the line", lambda: [c.id for c in second.candidates()] == ["o2", "o1"], TIMEOUT_S)
@@ -109,7 +111,7 @@ def test_closing_hands_over_at_once(session: EtcdSession, candidate: Callable[..
     first, second = candidate(session, "o1"), candidate(session, "o2")
     first.close()
     first.close()
-    assert second.wait_for_leadership(1.0) is not None
+    assert second.wait_for_leadership(TTL_S / 2) is not None
     assert first.leadership() is None
     wait_until("one is left", lambda: [c.id for c in second.candidates()] == ["o2"], TIMEOUT_S)
 
@@ -263,7 +265,7 @@ class CandidateProcess:
     """The process of candidate_process.py, and what it says."""
 
     def __init__(self, endpoint: str, cluster: str, owner_id: str) -> None:
-        command = [sys.executable, str(CANDIDATE), endpoint, cluster, owner_id, str(TTL_S)]
+        command = [sys.executable, str(CANDIDATE), endpoint, cluster, owner_id, str(SHORT_TTL_S)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.said: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -299,13 +301,13 @@ def other_process(etcd_server: EtcdServer, cluster: str) -> Iterator[CandidatePr
 def test_a_killed_leader_is_followed_after_its_lease(
     session: EtcdSession, candidate: Callable[..., Election], other_process: CandidateProcess
 ) -> None:
-    """The next candidate leads within the TTL and a second after a SIGKILL of the leader."""
+    """The next candidate leads within the TTL and a little after a SIGKILL of the leader."""
     election = candidate(session, "o1")
     assert election.leadership() is None
     start = time.monotonic()
     other_process.signal(signal.SIGKILL)
     assert election.wait_for_leadership(TIMEOUT_S) is not None
-    assert time.monotonic() - start < TTL_S + 1.0
+    assert time.monotonic() - start < SHORT_TTL_S + 3.0
 
 
 def test_a_leader_that_was_stopped_knows_at_once_when_it_wakes_up(

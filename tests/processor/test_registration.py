@@ -26,7 +26,7 @@ from tablewire.types import LivenessState
 pytestmark = pytest.mark.integration
 
 TIMEOUT_S = 15.0
-TTL_S = 2.0
+TTL_S = 3.0
 PROCESS = Path(__file__).with_name("registered_process.py")
 
 Register = Callable[..., tuple[Registration, "queue.Queue[str]"]]

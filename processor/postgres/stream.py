@@ -46,6 +46,14 @@ from tablewire.types import Ts
 
 FRAMES_A_TURN_MAX = 20_000
 """After so many frames a stream looks after its other duties, even while more are there."""
+GATHER_FRAMES = 32
+"""A turn that found fewer is followed by a pause, if the source is behind anyway: a walsender sends each change by itself, and to
+wake up for each costs more than to read it."""
+GATHER_SHARE = 0.02
+"""The pause, as a share of how far the source is behind."""
+GATHER_MIN_S = 0.000_2
+GATHER_MAX_S = 0.000_5
+"""Longer ones fill the socket, and a walsender that has to wait costs the source more than is saved here."""
 STATUS_INTERVAL_S = 1.0
 IDLE_WAIT_S = 1.0
 SPILL_BYTES = 4 * 1024 * 1024
@@ -58,6 +66,12 @@ RECONNECT_MAX_S = 2.0
 _ROW_KINDS = frozenset((INSERT, UPDATE, DELETE))
 _NO_TRANSACTION = Transaction(0, 0, 0)
 _log = structlog.get_logger(__name__)
+
+
+def gather_pause_s(frames: int, lag_us: int) -> float:
+    """How long to let more arrive before the next turn. frames: that the last one found; lag_us: how far the source is behind."""
+    pause_s = min(lag_us / 1_000_000 * GATHER_SHARE, GATHER_MAX_S)
+    return pause_s if 0 < frames < GATHER_FRAMES and pause_s >= GATHER_MIN_S else 0.0
 
 
 class StreamTable(Protocol):
@@ -117,6 +131,8 @@ class ChangeStream(ABC):
         self._delivered: dict[bytes, Ts] = {}
         """commit_ts of the last whole transaction that each table got. A connection may be lost between two tables of one
         transaction; it is then given again from its beginning, and the first table must not get it twice."""
+        self._lag_us = 0
+        """Of the transaction that was last begun; 0 when the source has nothing more to send."""
         self._open_bytes = 0
         self._spill_at = SPILL_BYTES
         self._confirmed_at = 0.0
@@ -240,31 +256,34 @@ class ChangeStream(ABC):
         if not self._duties():
             return
         while not self._stopping.is_set():
-            emptied = self._read_turn(connection)
+            frames = self._read_turn(connection)
             if self._stopping.is_set():
                 return
             if not self._is_inside and not self._duties():
                 return
             self._confirm_if_due(connection)
-            if emptied:
+            if frames < FRAMES_A_TURN_MAX:
+                pause_s = gather_pause_s(frames, self._lag_us)
+                if pause_s:
+                    time.sleep(pause_s)
                 connection.listen(IDLE_WAIT_S)
 
     @property
     def _is_inside(self) -> bool:
         return self._transaction is not _NO_TRANSACTION
 
-    def _read_turn(self, connection: ReplicationConnection) -> bool:
-        """Reads frames; True when there was none left."""
+    def _read_turn(self, connection: ReplicationConnection) -> int:
+        """Reads frames; how many. Fewer than FRAMES_A_TURN_MAX: there was none left."""
         get_copy_data = connection.get_copy_data
         open_frames = self._frames
         open_bytes = self._open_bytes
-        for _ in range(FRAMES_A_TURN_MAX):
+        for count in range(FRAMES_A_TURN_MAX):
             size, view = get_copy_data(1)
             if size <= 0:
                 self._open_bytes = open_bytes
                 if size < 0:
                     connection.raise_end()
-                return True
+                return count
             if view[0] != XLOG_DATA:
                 self._keepalive(connection, bytes(view))
                 continue
@@ -287,11 +306,12 @@ class ChangeStream(ABC):
                 if kind == COMMIT:
                     open_bytes = 0
         self._open_bytes = open_bytes
-        return False
+        return FRAMES_A_TURN_MAX
 
     def _other(self, kind: int, frame: bytes) -> None:
         if kind == BEGIN:
             self._transaction = read_begin(frame)
+            self._lag_us = self._transaction.lag_us
         elif kind == COMMIT:
             self._commit(read_commit_end(frame))
         elif kind == RELATION:
@@ -359,6 +379,7 @@ class ChangeStream(ABC):
         end_ts, wants_answer = read_keepalive(frame)
         if not self._is_inside and end_ts > self.position:
             self._raise_warnings()
+            self._lag_us = 0
             self.position = end_ts
             self._moved()
             wants_answer = True  # the walsender speaks on only after it knows that this arrived

@@ -12,7 +12,8 @@ from processor.postgres.catch_up import CatchUpStream
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import StreamLostError
 from processor.postgres.shared_stream import SharedStream
-from processor.postgres.stream import ChangeStream, StreamTable
+from processor.postgres.stream import GATHER_FRAMES, GATHER_MAX_S, ChangeStream, StreamTable, gather_pause_s
+from processor.postgres.wire import FRAME_HEADER
 from tablewire.errors import OperatingError
 from tablewire.types import TS_MAX, Ts
 from tests.processor.postgres.replication_kit import wait_until
@@ -222,3 +223,33 @@ def test_position_stays_when_the_source_warned() -> None:
         read(stream, connection)
     assert stream.position == 100
     assert not commits(table.queue)
+
+
+@pytest.mark.parametrize(
+    ("frames", "lag_us", "pause_s"),
+    [
+        (1, 0, 0.0),
+        (1, -5_000_000, 0.0),
+        (1, 9_000, 0.0),
+        (1, 10_000, 0.000_2),
+        (GATHER_FRAMES - 1, 3_600_000_000, GATHER_MAX_S),
+        (GATHER_FRAMES, 3_600_000_000, 0.0),
+        (0, 3_600_000_000, 0.0),
+    ],
+)
+def test_only_a_stream_that_is_behind_lets_changes_gather(frames: int, lag_us: int, pause_s: float) -> None:
+    """For a fiftieth of its lag and half a millisecond at most; never after a turn that found many, or before the first."""
+    assert gather_pause_s(frames, lag_us) == pytest.approx(pause_s)
+
+
+def test_a_stream_knows_how_far_the_source_is_behind() -> None:
+    """By the clock of the source: from each begin, until a keepalive says that there is nothing more."""
+    queue = TableQueue(1 << 20, Budget(1 << 30), 100)
+    stream = shared_stream(Budget(1 << 30), 1 << 20, [Table(1, queue, True)])
+    begin, *rest = transaction(110, 120, {1: 4})
+    sent_us = 70_000
+    late = b"w" + struct.pack(">QQq", 0, 0, sent_us) + begin[FRAME_HEADER:]
+    read(stream, Connection([relation(1), late, *rest]))
+    assert stream._lag_us == sent_us
+    read(stream, Connection([b"k" + struct.pack(">QqB", 130, sent_us, 0)]))
+    assert stream._lag_us == 0

@@ -31,6 +31,7 @@ from deploy.local.runfolder import RunFolder
 from deploy.local.screen import Screen
 from deploy.local.story import Acts, StoryError
 from deploy.local.workload import LoadCounts, Workload, create_tables
+from tablewire.postgres.sink_checkpoint import OWNER_SESSION
 
 SECONDS_DEFAULT, SECONDS_MIN, SECONDS_MAX = 45.0, 10.0, 3_600.0
 RATE_DEFAULT = 400.0
@@ -311,10 +312,11 @@ def _position(uri: str) -> int:
 
 
 def _changed_rows(server: PostgresServer, dbname: str) -> dict[str, int]:
-    """Rows that PostgreSQL itself has counted in the sink's tables; its sessions report when they end, so wait for that."""
+    """Rows that PostgreSQL itself has counted in the sink's tables; sessions report when they end, so wait for that of all that
+    wrote them. The owner's stays, and writes none."""
     others = (
         f"SELECT 1 FROM pg_stat_activity WHERE datname = '{dbname}' AND pid <> pg_backend_pid()"
-        " AND backend_type = 'client backend'"
+        f" AND backend_type = 'client backend' AND application_name <> '{OWNER_SESSION}'"
     )
     wait_until("the sink's sessions have ended", lambda: not server.execute(others, dbname), SINK_IDLE_TIMEOUT_S)
     sums = "coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_del), 0)::bigint"

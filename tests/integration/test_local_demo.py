@@ -130,6 +130,23 @@ def test_events_are_told_once() -> None:
     assert writers == {1: "c1"}
 
 
+def test_the_whole_demo(tmp_path: Path) -> None:
+    """What a stranger sees: a move, two kills, a comparison that finds no difference, exit code 0, and nothing left."""
+    figures = tmp_path / "demo.json"
+    command = [sys.executable, "-m", "deploy.local.demo", "--plain", "--seconds", "15", "--json", str(figures)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    assert "source = sink: yes" in said
+    document = json.loads(figures.read_text())
+    assert (document["ok"], document["problems"], document["source_equals_sink"]) == (True, [], True)
+    assert {kill["role"] for kill in document["kills"]} == {"leading owner", "processor"}
+    assert len(document["moves"]) == 1
+    assert all(document["rows_replicated"][kind] > 0 for kind in ("insert", "update", "delete"))
+    assert not any((ROOT / ".demo").glob(f"{run.pid}-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["at once", "is up twice", "processors are up"])
 def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, when: str) -> None:

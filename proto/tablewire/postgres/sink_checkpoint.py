@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS tablewire.checkpoints (
 );
 COMMENT ON TABLE tablewire.checkpoints IS
   'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.'"""
+OWNER_SESSION = "tablewire owner"
+"""The application name of the owner's session, which stays open between two notes."""
 CREATE_LOCK = 0x7461626C65776972  # "tablewir": one creator of Tablewire's own tables at a time
 _CREATE = f"""
 BEGIN;
@@ -106,7 +108,7 @@ class SinkNotes:
             self._run(work)
 
     def _connect(self) -> _Connection:
-        connection = connect(self._uri, application_name="tablewire owner")
+        connection = connect(self._uri, application_name=OWNER_SESSION)
         connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}".encode())
         connection.execute(
             b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"

@@ -291,7 +291,7 @@ class EtcdCluster(Scoped):
                 member.launch()
             for member in self.members:
                 member.wait_healthy(timeout_s)
-        except (StartError, BindLostError):
+        except StartError:
             self.kill()
             for member in self.members:
                 shutil.rmtree(self._folder / member.name, ignore_errors=True)

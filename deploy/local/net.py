@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from deploy.local.process import StartError
+
 _PORT_FIRST, _PORT_LAST = 15_000, 31_999
 _PORT_TRIES = 200
 _PORTS_REMEMBERED = 1_000
@@ -27,7 +29,7 @@ _given: deque[int] = deque(maxlen=_PORTS_REMEMBERED)
 _T = TypeVar("_T")
 
 
-class BindLostError(Exception):
+class BindLostError(StartError):
     """A server could not bind: somebody took its port between our look and its start."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.local.net import BIND_TRIES, free_port
+from deploy.local.net import BindLostError, free_port, retry_bind
 from deploy.local.process import ManagedProcess, StartError, tail, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,18 +66,23 @@ class Node:
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Until /readyz answers 200; StartError with the end of its log when it ends before or does not in time."""
-        for _ in range(BIND_TRIES):
-            try:
-                wait_until(f"{self.name} is ready", lambda: not self.process.running or self.ready(), timeout_s)
-            except TimeoutError as error:
-                raise StartError(f"{error}\n{tail(self.log)}") from None
-            if self.process.running:
-                self._been_ready = True
-                return
-            if self._been_ready or "cannot listen on" not in tail(self.log):
-                break
-            self._move()
-        raise StartError(f"{self.name} ended with {self.process.exit_code}\n{tail(self.log)}")
+        retry_bind(lambda: self._wait_once(timeout_s))
+
+    def _wait_once(self, timeout_s: float) -> None:
+        """BindLostError: the first start lost a port, and the next one is under way on others."""
+        try:
+            wait_until(f"{self.name} is ready", lambda: not self.process.running or self.ready(), timeout_s)
+        except TimeoutError as error:
+            raise StartError(f"{error}\n{tail(self.log)}") from None
+        if self.process.running:
+            self._been_ready = True
+            return
+        text = tail(self.log)
+        reason = f"{self.name} ended with {self.process.exit_code}\n{text}"
+        if self._been_ready or "cannot listen on" not in text:
+            raise StartError(reason)
+        self._move()
+        raise BindLostError(reason)
 
     def _move(self) -> None:
         """Start again on other ports: nobody knows the lost ones yet but us."""

@@ -60,20 +60,18 @@ class _Spawner:
     """The one thread that forks. It starts with the first process and ends with ours."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]] = (
-            queue.SimpleQueue()
-        )
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._owner_pid = 0
 
-    def spawn(self, job: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def spawn(self, job: Callable[[], None]) -> None:
         """Runs the job, which forks and notes what it has forked. When this returns or raises it has done so: a Ctrl-C in
         between leaves no process that nobody knows."""
         with self._lock:
             if self._owner_pid != os.getpid():  # first use, or first use after a fork
                 self._owner_pid = os.getpid()
                 threading.Thread(target=self._run, name="spawner", daemon=True).start()
-        answer: Future[subprocess.Popen[bytes]] = Future()
+        answer: Future[None] = Future()
         try:
             self._jobs.put((job, answer))
             answer.result()
@@ -86,7 +84,8 @@ class _Spawner:
         while True:
             job, answer = self._jobs.get()
             try:
-                answer.set_result(job())
+                job()
+                answer.set_result(None)
             except OSError as error:
                 answer.set_exception(error)
 
@@ -227,7 +226,7 @@ class ManagedProcess:
         command = launch_command(self._mode, None, self._argv)
         self.log.parent.mkdir(parents=True, exist_ok=True)
 
-        def fork() -> subprocess.Popen[bytes]:
+        def fork() -> None:
             with self.log.open("ab") as output:
                 self._process = subprocess.Popen(
                     command,
@@ -238,7 +237,6 @@ class ManagedProcess:
                     cwd=self._cwd,
                     start_new_session=True,  # a Ctrl-C at the terminal is ours to handle, not theirs
                 )
-            return self._process
 
         self._paused = False
         _spawner.spawn(fork)

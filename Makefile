@@ -45,8 +45,8 @@ test: venv ## everything that CI runs, with real etcd and real PostgreSQL
 	@$(if $(wildcard tests/sim/__main__.py),$(PY) -m tests.sim --seconds 30)
 	@exec $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-proto: venv ## generate the code beside the .proto files
-	@$(PY) -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTOS)
+proto: venv ## generate tablewire/v1 from the .proto files
+	@$(PY) -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 lock: venv ## write requirements/*.txt from pyproject.toml; UPGRADE=--upgrade takes newer releases
 	@$(LOCK) $(UPGRADE) --extra local --group dev --output-file requirements/dev.txt

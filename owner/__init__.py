@@ -4,7 +4,7 @@ Read in this order: core/tick.py (the recipe), core/transitions.py (the rules), 
 service.py (the loop round it), election.py, changefeeds.py, transport.py, api.py, cli/.
 """
 
-from owner.scheduler import (
+from owner.scheduling.scheduler import (
     CHECKPOINT_CANNOT_PROCEED,
     CaptureView,
     InfoProvider,

@@ -18,27 +18,28 @@ from types import MappingProxyType
 
 import structlog
 
-from owner.api import SERVICE_NAMES, AdminServer, new_admin_server
-from owner.changefeeds import EtcdChangefeeds
-from owner.config import OwnerConfig
-from owner.election import Election, Leadership
-from owner.history import History
-from owner.lookups import software_version
-from owner.metrics import OwnerMetrics
-from owner.run import ChangefeedRun
-from owner.scheduler import SchedulerAndInfo
-from owner.sources import new_source
-from owner.term import Term
-from owner.transport import ExchangeConfig, ExchangeHub, PeerView
-from owner.view import ChangefeedRegistry, ChangefeedRuntime
-from owner.worker import ChangefeedWorker
+from owner.admin.grpc_service import SERVICE_NAMES, AdminServer, new_admin_server
+from owner.admin.ports import ChangefeedRegistry, ChangefeedRuntime
+from owner.admin.resolve import software_version
+from owner.changefeed.run import ChangefeedRun
+from owner.changefeed.source_worker import ChangefeedWorker
+from owner.changefeed.sources import new_source
+from owner.changefeed.store import EtcdChangefeeds
+from owner.events.history import History
+from owner.exchange.hub import ExchangeConfig, ExchangeHub, PeerView
+from owner.leadership.election import Election, Leadership
+from owner.leadership.term import Term
+from owner.owner_config import OwnerConfig
+from owner.owner_metrics import OwnerMetrics
+from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import ClosedError, EtcdError, NotLeaderError, OperatingError
-from tablewire.registry import LeaderRecord
+from tablewire.etcd.lease import lease_clock
+from tablewire.etcd.records import LeaderRecord
+from tablewire.etcd.session import EtcdSession
+from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.runtime import logs
-from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, listen, open_channel
 from tablewire.runtime.http import HttpServer
-from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.shutdown import Shutdown, run_thread
 from tablewire.runtime.tls import (
     etcd_credentials,
@@ -49,7 +50,7 @@ from tablewire.runtime.tls import (
     warn_of_roles,
 )
 from tablewire.source import Source, SourceRequest
-from tablewire.types import SPOKEN, CaptureID, CaptureInfo, ChangefeedID, ProtocolVersions
+from tablewire.wire.versions import SPOKEN, ProtocolVersions
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

@@ -5,7 +5,7 @@ Read in this order: executor.py (what users implement), core/table.py (one table
 Exchange, tick agents, keep the lease), postgres/ (the executor that ships).
 """
 
-from processor.agent import Agent, AgentConfig, new_agent
-from processor.executor import TableExecutor
+from processor.agent.agent import Agent, AgentConfig, new_agent
+from tablewire.executor import TableExecutor
 
 __all__ = ["Agent", "AgentConfig", "TableExecutor", "new_agent"]

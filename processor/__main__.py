@@ -8,13 +8,13 @@ import sys
 
 import click
 
-from processor.config import ProcessorConfig
-from processor.service import EXIT_FAILED, ProcessorService
+from processor.processor_config import ProcessorConfig
+from processor.service.processor_service import EXIT_FAILED, ProcessorService
 from tablewire.errors import ConfigError, OperatingError
 from tablewire.runtime import config as configuration
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
-from tablewire.types import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SPOKEN, ProtocolVersions
 
 
 def software_version() -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from owner import diagram
-from owner.config import OwnerConfig
+from docs.tools import transitions_page as diagram
 from owner.core.transitions import cells, impossible, rule_for
-from processor.config import ProcessorConfig
+from owner.owner_config import OwnerConfig
+from processor.processor_config import ProcessorConfig
+from tablewire.model.states import TableState
 from tablewire.runtime.config import Section, describe
-from tablewire.types import TableState
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]
@@ -67,7 +67,7 @@ SCENARIOS = {
     36: "mixed versions during a rolling upgrade stop everything",
 }
 
-GENERATED: dict[str, type[Section]] = {"owner/config.py": OwnerConfig, "processor/config.py": ProcessorConfig}
+GENERATED: dict[str, type[Section]] = {"owner/owner_config.py": OwnerConfig, "processor/processor_config.py": ProcessorConfig}
 
 
 def key_table(kind: type[Section]) -> str:
@@ -179,7 +179,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_metrics_that_are_named_exist() -> None:
     """docs/operations.md tells what to alert on by names that /metrics has."""
-    source = "".join((ROOT / file).read_text() for file in ("owner/metrics.py", "owner/facts_log.py"))
+    source = "".join((ROOT / file).read_text() for file in ("owner/owner_metrics.py", "owner/events/placement_log.py"))
     known = set(re.findall(r"""(?:_PREFIX}_|(?:counter|gauge|histogram)\(\s*")(\w+)""", source))
     named = re.findall(r"`tablewire_owner_(\w+?)(?:_total)?`", (ROOT / "docs/operations.md").read_text())
     assert len(named) > 5
@@ -217,7 +217,7 @@ def test_the_figures_are_in_one_table() -> None:
 def test_the_rules_are_drawn_as_they_are() -> None:
     """docs/transitions.md is what the table of rules says, and its diagram shows each change of state that a report can cause."""
     page = (ROOT / "docs/transitions.md").read_text()
-    assert page == diagram.render(), "run `python -m owner.diagram --write docs/transitions.md`"
+    assert page == diagram.render(), "run `python -m docs.tools.transitions_page --write docs/transitions.md`"
     (drawn,) = blocks(ROOT / "docs/transitions.md", "mermaid")
     shown = {(source.lower(), target.lower()) for source, target in re.findall(r"(\w+) --> (\w+) : \w.* reports", drawn)}
     deciding = [

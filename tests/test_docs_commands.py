@@ -14,9 +14,9 @@ import click
 import pytest
 
 from owner.cli.main import cli as owner_cli
-from owner.config import OwnerConfig
+from owner.owner_config import OwnerConfig
 from processor.__main__ import cli as processor_cli
-from processor.config import ProcessorConfig
+from processor.processor_config import ProcessorConfig
 from tablewire.errors import ConfigError
 from tablewire.runtime.config import Section, load
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from owner.metrics import OwnerMetrics
-from processor.metrics import ProcessorMetrics
+from owner.owner_metrics import OwnerMetrics
+from processor.service.processor_metrics import ProcessorMetrics
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/metrics.md"
 HEAD = """# Metrics

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"owner": "owner", "processor": "processor", "tablewire": "proto/tablewire"}
+PACKAGES = {"owner": "owner", "processor": "processor", "tablewire": "tablewire"}
 BUILD = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"
 TIMEOUT_S = 120
 
@@ -54,9 +54,9 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     """Every module of the three packages, the .proto files, py.typed; no tests, no deployment, no caches."""
     names = set(zipfile.ZipFile(wheel).namelist())
     for package, folder in PACKAGES.items():
-        for path in (ROOT / folder).rglob("*"):
+        for path in [*(ROOT / folder).rglob("*"), *(ROOT / "proto" / folder).rglob("*.proto")]:
             if path.suffix in {".py", ".pyi", ".proto"} or path.name == "py.typed":
-                assert f"{package}/{path.relative_to(ROOT / folder).as_posix()}" in names
+                assert path.relative_to(ROOT).as_posix().removeprefix("proto/") in names
         assert f"{package}/py.typed" in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)

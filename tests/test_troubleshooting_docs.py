@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from owner import service as owner_service
-from processor import service as processor_service
+from processor.service import processor_service as processor_service
+from tablewire.model.states import QueryState, StallReason
 from tablewire.runtime import shutdown
-from tablewire.types import QueryState, StallReason
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
-GENERATED = "proto/tablewire/v1/"
-FOLDERS = ("owner", "processor", "proto/tablewire")
-SPEAKS_TO_CLIENTS = ("owner/", "processor/exchange.py", "proto/tablewire/runtime/rates.py", "proto/tablewire/runtime/tls.py")
+GENERATED = "tablewire/v1/"
+FOLDERS = ("owner", "processor", "tablewire")
+SPEAKS_TO_CLIENTS = ("owner/", "processor/service/exchange_server.py", "tablewire/runtime/rates.py", "tablewire/runtime/tls.py")
 """Where a status of gRPC is one that a client can be told; elsewhere it is one of etcd's."""
 SEVERE = {"warning", "error", "critical"}
-PASSES_ON = {"owner/happenings.py"}
-"""Logs what owner/facts_log.py told it by name."""
+PASSES_ON = {"owner/events/recorder.py"}
+"""Logs what owner/events/placement_log.py told it by name."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -172,8 +172,6 @@ def test_every_kind_of_error_is_explained() -> None:
 def test_texts_that_are_quoted_are_in_the_code(pattern: str) -> None:
     """What an operator is told to look for is what the executor says."""
     sources = "".join(
-        path.read_text()
-        for folder in ("processor/postgres", "proto/tablewire/postgres")
-        for path in (ROOT / folder).rglob("*.py")
+        path.read_text() for folder in ("processor/postgres", "tablewire/postgres") for path in (ROOT / folder).rglob("*.py")
     )
     assert pattern in sources

@@ -131,7 +131,7 @@ class Node:
 def service_environment(more: Mapping[str, str]) -> dict[str, str]:
     """Ours without TABLEWIRE_* (keys of a service, which would win over the file) and PG*, with the project importable."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TABLEWIRE_", "PG"))}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "proto"), *filter(None, [kept.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
     return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 

@@ -15,7 +15,7 @@ from owner.cli.names import complete_changefeeds
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
 from owner.cli.progress import Progress
-from tablewire.types import TS_MAX
+from tablewire.model.ids import TS_MAX
 from tablewire.v1 import admin_pb2 as pb
 
 CHECKS_TIMEOUT_S = 60.0

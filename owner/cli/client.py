@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from owner.forwarding import RETRY_KEY, OpenChannel, knock, why_silent
+from owner.admin.forwarding import RETRY_KEY, OpenChannel, knock, why_silent
 from tablewire.v1 import admin_pb2_grpc
 
 ANSWER_BYTES_MAX = 64 << 20

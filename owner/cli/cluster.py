@@ -7,13 +7,13 @@ import time
 
 import click
 
+from owner.admin.resolve import software_version
 from owner.cli import shapes
 from owner.cli.names import complete_captures
 from owner.cli.options import Session, Settings, local, remote
 from owner.cli.output import Output, counts
 from owner.cli.plan import show_plan
 from owner.cli.progress import Progress
-from owner.lookups import software_version
 from tablewire.v1 import admin_pb2 as pb
 
 POLL_INTERVAL_S = 0.25

@@ -10,7 +10,7 @@ from owner.cli.changefeed import changefeed_group
 from owner.cli.cluster import capture_group, resign, status, version
 from owner.cli.events import events
 from owner.cli.options import shared_options
-from owner.cli.service import config_group, serve
+from owner.cli.serve import config_group, serve
 from owner.cli.statistics import statistics
 from owner.cli.table import rebalance, table_group
 from owner.cli.top import top

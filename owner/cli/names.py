@@ -11,8 +11,8 @@ from typing import TypeAlias
 import click
 from click.shell_completion import CompletionItem
 
+from owner.admin.operations import DEFAULT_NAMESPACE
 from owner.cli.options import Session, Settings, open_session
-from owner.operations import DEFAULT_NAMESPACE
 from tablewire.v1 import admin_pb2 as pb
 
 COMPLETION_TIMEOUT_S = 2.0

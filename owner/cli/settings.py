@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import grpc
 
-from owner.config import OwnerConfig
+from owner.owner_config import OwnerConfig
 from tablewire.errors import ConfigError
 from tablewire.runtime.config import load, load_with_origins
 from tablewire.runtime.grpc import open_channel

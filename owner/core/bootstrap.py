@@ -23,7 +23,9 @@ from owner.core.tables import (
     TASK_MOVE,
     Rows,
 )
-from tablewire.types import DispatchAction, SpanBlock, SpanReports, TableState
+from tablewire.model.messages import SpanReports
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction, TableState
 
 PREPARING, PREPARED = TableState.PREPARING.code, TableState.PREPARED.code
 WRITES, STOPPED = TableState.REPLICATING.code, TableState.STOPPED.code

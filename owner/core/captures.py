@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from owner.core.tables import Rows
-from tablewire.types import CaptureID, CaptureInfo, CaptureState, LivenessState
+from tablewire.model.ids import CaptureID, CaptureInfo
+from tablewire.model.states import CaptureState, LivenessState
 
 GONE_KEPT = 10_000
 """So many captures that are gone are remembered, should one come back under its id."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.tables import Rows, Tables
-from tablewire.types import DispatchAction, DispatchTableRequest
+from tablewire.model.messages import DispatchTableRequest
+from tablewire.model.states import DispatchAction
 
 
 @dataclass(slots=True)

@@ -25,20 +25,19 @@ from owner.core.replication import (
 from owner.core.state import Core
 from owner.core.tables import NO_ROW, REMOVING, Rows, Tables
 from owner.core.transitions import Role
-from tablewire.types import (
+from tablewire.model.columns import U8, U32
+from tablewire.model.messages import (
     PROTOCOL_VERSION,
-    U8,
-    U32,
     DispatchTableResponse,
     HeartbeatResponse,
     Message,
-    SpanBlock,
     SpanReports,
     SpanStats,
-    TableState,
     join_reports,
     span_checksum,
 )
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import TableState
 
 HELD = np.zeros(len(TableState), np.bool_)
 HELD[[TableState.PREPARING.code, TableState.PREPARED.code, TableState.REPLICATING.code, TableState.STOPPING.code]] = True

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-from tablewire.types import CaptureID, QueryState, Span, TableID
+from tablewire.model.ids import CaptureID, TableID
+from tablewire.model.spans import Span
+from tablewire.model.states import QueryState
 
 ENDED = (QueryState.DONE, QueryState.REFUSED, QueryState.CANCELLED)
 

@@ -24,7 +24,8 @@ from owner.core.tables import (
     Tables,
 )
 from owner.core.transitions import COMPILED, Dispatch, Note, Outcome, Role, RoleChange, key_of
-from tablewire.types import U8, U64, DispatchAction, ReplicationState, TableState
+from tablewire.model.columns import U8, U64
+from tablewire.model.states import DispatchAction, ReplicationState, TableState
 
 EPOCH_SHIFT = 20
 STOPPED = TableState.STOPPED.code

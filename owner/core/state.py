@@ -7,23 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from owner.core.balancer import Balancer
-from owner.core.brake import Brake
 from owner.core.captures import Capture, Captures
-from owner.core.config import SchedulerConfig
 from owner.core.jobs import DrainJob, MoveJob
+from owner.core.mass_failure_guard import Brake
 from owner.core.replication import Replication
+from owner.core.scheduler_config import SchedulerConfig
 from owner.core.tables import Tables
-from tablewire.splitter import Splitter, WholeTables
-from tablewire.types import (
-    I64,
-    BarrierWithMinTs,
-    CaptureID,
-    CaptureState,
-    ChangefeedID,
-    SpanReports,
-    Ts,
-    Watermark,
-)
+from tablewire.model.columns import I64
+from tablewire.model.ids import CaptureID, ChangefeedID, Ts
+from tablewire.model.messages import SpanReports
+from tablewire.model.progress import BarrierWithMinTs, Watermark
+from tablewire.model.splitter import Splitter, WholeTables
+from tablewire.model.states import CaptureState
 
 
 @dataclass(frozen=True, slots=True)

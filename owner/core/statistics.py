@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tablewire.types import F64, I64, U64
+from tablewire.model.columns import F64, I64, U64
 
 F32 = npt.NDArray[np.float32]
 

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from owner.core.statistics import Statistics
-from tablewire.types import I64, U8, U32, U64, ReplicationState, Span, SpanBlock, TableState
+from tablewire.model.columns import I64, U8, U32, U64
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import ReplicationState, TableState
 
 NOBODY = -1
 NO_ROW = -1

@@ -26,20 +26,12 @@ from owner.core.replication import drop_removed, stopped_for_good
 from owner.core.state import Core
 from owner.core.tables import NOBODY, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
 from owner.core.transitions import Note
-from tablewire.types import (
-    I64,
-    BarrierWithMinTs,
-    CaptureID,
-    CaptureInfo,
-    DispatchTableRequest,
-    Heartbeat,
-    LivenessState,
-    Message,
-    MessageBody,
-    Span,
-    Ts,
-    Watermark,
-)
+from tablewire.model.columns import I64
+from tablewire.model.ids import CaptureID, CaptureInfo, Ts
+from tablewire.model.messages import DispatchTableRequest, Heartbeat, Message, MessageBody
+from tablewire.model.progress import BarrierWithMinTs, Watermark
+from tablewire.model.spans import Span
+from tablewire.model.states import LivenessState
 
 INTRODUCTIONS_MAX = 65_536
 PLACEMENTS_MAX = 256
@@ -72,7 +64,7 @@ class TwoWriters:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A span began to replicate at `target`. source: where it came from by a planned move, None else. why: a word for people.
-    job: the manual job that it belongs to, 0 = none, or not known here (see `owner.job_numbers`)."""
+    job: the manual job that it belongs to, 0 = none, or not known here (see `owner.scheduling.job_ids`)."""
 
     span: Span
     source: CaptureID | None

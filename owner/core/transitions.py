@@ -21,7 +21,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from tablewire.types import ReplicationState, TableState
+from tablewire.model.states import ReplicationState, TableState
 
 S = ReplicationState
 T = TableState

@@ -10,7 +10,7 @@ import numpy as np
 
 from owner.core.state import Core
 from owner.core.tables import REMOVING, Mask, Tables
-from tablewire.types import BarrierWithMinTs, Watermark
+from tablewire.model.progress import BarrierWithMinTs, Watermark
 
 CANNOT_PROCEED = Watermark(0, 0, 0, 0)
 

@@ -1,1 +1,1 @@
-"""The pure core of an agent: no clock, thread, socket, log or random; numpy and tablewire.types alone."""
+"""The pure core of an agent: no clock, thread, socket, log or random; numpy and tablewire.model alone."""

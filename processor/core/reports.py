@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from processor.core.holdings import NEWS, Holdings, Rows
-from processor.core.table import STATE_CODES, Phase
-from tablewire.types import SpanBlock, SpanReports, SpanStats
+from processor.core.span_table import NEWS, Holdings, Rows
+from processor.core.table_life import STATE_CODES, Phase
+from tablewire.model.messages import SpanReports, SpanStats
+from tablewire.model.spans import SpanBlock
 
 ROW_BYTES = 48
 """Upper bound of what a numbered row takes on the wire: five columns of 8 bytes, number and state."""

@@ -4,8 +4,8 @@ Read in this order: executor.py (the face and its threads), table.py (one table'
 writers), wire.py, stream.py, shared_stream.py, catch_up.py (the source's side), workers.py, snapshot.py, sinks/ (the other side).
 """
 
-from processor.executor import ExecutorRequest, TableExecutor
 from processor.postgres.executor import PostgresExecutor
+from tablewire.executor import ExecutorRequest, TableExecutor
 
 
 def new_executor(request: ExecutorRequest) -> TableExecutor:

@@ -15,8 +15,8 @@ from processor.postgres.queues import TableQueue
 from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
+from tablewire.model.ids import Ts
 from tablewire.postgres.connections import format_lsn
-from tablewire.types import Ts
 
 GROUP_PATIENCE_S = 0.5
 SPACE_WAIT_S = 0.02

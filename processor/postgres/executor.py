@@ -1,4 +1,4 @@
-"""PostgresExecutor: the TableExecutor of PostgreSQL sources (processor/executor.py says what each method promises).
+"""PostgresExecutor: the TableExecutor of PostgreSQL sources (tablewire/executor.py says what each method promises).
 
 The agent's thread calls in here and never waits: tables are asked for what they know, and work is handed to threads:
  - control: describes new tables at the source, starts the streams
@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import structlog
 
-from processor.executor import ExecutorMeter, ExecutorRequest
 from processor.postgres.catch_up import CatchUpStream
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import ReplicationConnection
@@ -26,14 +25,18 @@ from processor.postgres.snapshot import SnapshotRunner
 from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.statuses import status_columns
 from processor.postgres.stream import StreamTable
-from processor.postgres.table import TableWork
+from processor.postgres.table_work import TableWork
 from processor.postgres.workers import WorkerPool
 from tablewire.errors import ClosedError, InvariantError, OperatingError
+from tablewire.executor import ExecutorMeter, ExecutorRequest
+from tablewire.model.ids import TS_MAX, TableID, Ts
+from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
+from tablewire.model.spans import Span
+from tablewire.model.states import TableState
 from tablewire.postgres.connections import SourceUnavailableError, parse_uri
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.runtime.shutdown import EXIT_BUG, end_process
-from tablewire.types import TS_MAX, Barrier, Checkpoint, Span, StatusColumns, TableID, TableState, TableStatus, Ts
 
 CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor.postgres.wire import Part
-from tablewire.types import TS_MAX, Ts
+from tablewire.model.ids import TS_MAX, Ts
 
 BACKLOG_US = 1_000_000
 """Changes that the source sends so long after their commit are worked off in large batches: nobody waits for the single one."""

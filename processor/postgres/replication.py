@@ -17,6 +17,7 @@ from psycopg import pq
 
 from processor.postgres.wire import status_update
 from tablewire.errors import OperatingError
+from tablewire.model.ids import ChangefeedID, Ts
 from tablewire.postgres.connections import (
     SourceUnavailableError,
     connect,
@@ -26,8 +27,7 @@ from tablewire.postgres.connections import (
     quote_text,
 )
 from tablewire.postgres.names import slot_name, temporary_slot_name
-from tablewire.registry import redact_uri
-from tablewire.types import ChangefeedID, Ts
+from tablewire.runtime.uris import redact_uri
 
 COMMAND_WAIT_S = 1.0
 COMMAND_MAX_S = 60.0

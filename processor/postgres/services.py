@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from tablewire.types import Ts
+from tablewire.model.ids import Ts
 
 if TYPE_CHECKING:
-    from processor.postgres.table import TableWork
+    from processor.postgres.table_work import TableWork
 
 
 class TableServices(Protocol):

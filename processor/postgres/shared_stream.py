@@ -16,7 +16,7 @@ from processor.postgres.queues import Budget
 from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
-from tablewire.types import Ts
+from tablewire.model.ids import Ts
 
 SLOW_TABLE_PATIENCE_S = 1.0
 """How long a full queue may hold up the stream while other tables have nothing to do."""

@@ -16,8 +16,9 @@ import psycopg
 from processor.postgres.replication import ReplicationConnection
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
 from processor.postgres.source_catalogue import SourceCatalogue, copy_cast
-from processor.postgres.table import TableWork
+from processor.postgres.table_work import TableWork
 from tablewire.errors import OperatingError
+from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table
 from tablewire.postgres.connections import (
     SourceUnavailableError,
@@ -28,7 +29,6 @@ from tablewire.postgres.connections import (
     quote_name,
     quote_text,
 )
-from tablewire.types import Ts
 
 CHUNK_BYTES = 256 * 1024
 GROUP_MAX = 32

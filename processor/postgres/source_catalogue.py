@@ -13,6 +13,7 @@ from typing import TypeVar
 import psycopg
 
 from tablewire.errors import OperatingError
+from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
 from tablewire.postgres.connections import (
     SourceUnavailableError,
@@ -24,7 +25,6 @@ from tablewire.postgres.connections import (
     time_limit,
 )
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
-from tablewire.types import TableID, Ts
 
 FIRST_USER_OID = 16384
 """Types below are the server's own and have the same id on every server."""

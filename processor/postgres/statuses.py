@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from processor.postgres.table import TableWork
-from tablewire.types import Span, StatusColumns
+from processor.postgres.table_work import TableWork
+from tablewire.model.progress import StatusColumns
+from tablewire.model.spans import Span
 
 
 def status_columns(tables: Mapping[Span, TableWork], spans: Sequence[Span]) -> StatusColumns:

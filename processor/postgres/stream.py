@@ -41,8 +41,8 @@ from processor.postgres.wire import (
     read_truncated,
 )
 from tablewire.errors import InvariantError, OperatingError
+from tablewire.model.ids import Ts
 from tablewire.postgres.connections import SourceUnavailableError, error_text
-from tablewire.types import Ts
 
 FRAMES_A_TURN_MAX = 20_000
 """After so many frames a stream looks after its other duties, even while more are there."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tablewire.errors import OperatingError
-from tablewire.types import Ts
+from tablewire.model.ids import Ts
 
 FRAME_HEADER = 25
 XLOG_DATA = 0x77  # w

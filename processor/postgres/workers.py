@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from processor.postgres.sinks import SinkSession
-from processor.postgres.table import TableWork
+from processor.postgres.table_work import TableWork
 
 CANCELS_MAX_S = 4.0
 """A sink that hangs takes a while to refuse each of many cancel requests: then the connections are cut."""

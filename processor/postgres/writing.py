@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from processor.postgres.queues import Batch, TableQueue
 from processor.postgres.sinks import SinkTransaction, SinkUnavailableError
-from tablewire.types import Ts
+from tablewire.model.ids import Ts
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,14 @@ from pathlib import Path
 import psycopg
 
 from deploy.local.postgres import PostgresServer, postgres_bin_folder
-from processor.executor import ExecutorRequest
 from processor.postgres import PostgresExecutor, new_executor
 from processor.postgres.queues import Batch, TableQueue
+from tablewire.executor import ExecutorRequest
+from tablewire.model.ids import ChangefeedID, Ts
+from tablewire.model.progress import Checkpoint
+from tablewire.model.spans import Span
 from tablewire.postgres import new_source
 from tablewire.source import SourceRequest
-from tablewire.types import ChangefeedID, Checkpoint, Span, Ts
 from tests.bench.native import NativeLine, describe_native
 
 TABLES = 8

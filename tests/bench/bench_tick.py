@@ -14,12 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from owner.scheduler import SchedulerConfig, new_scheduler
-from processor.agent import new_agent
-from tablewire.codec import decode_message, encode_message
-from tablewire.liveness import Liveness
+from owner.scheduling.scheduler import SchedulerConfig, new_scheduler
+from processor.agent.agent import new_agent
+from tablewire.model.ids import TS_MAX, CaptureInfo, ChangefeedID
+from tablewire.model.liveness import Liveness
+from tablewire.model.messages import Message
+from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
 from tablewire.testing import FakeTableExecutor
-from tablewire.types import TS_MAX, Barrier, BarrierWithMinTs, CaptureInfo, ChangefeedID, Message, Watermark
+from tablewire.wire.codec import decode_message, encode_message
 
 CAPTURES = 8
 TICKS = 30

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from owner.config import OwnerConfig
-from processor.config import ProcessorConfig
+from owner.owner_config import OwnerConfig
+from processor.processor_config import ProcessorConfig
 from tablewire.runtime import config as configuration
 from tablewire.runtime.config import OTHER_VARIABLES, Section
 

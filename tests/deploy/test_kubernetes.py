@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from owner.config import OwnerConfig
+from owner.owner_config import OwnerConfig
 from owner.service import STOP_TIMEOUT_S
-from processor.config import ProcessorConfig
+from processor.processor_config import ProcessorConfig
 from tablewire.runtime import config as configuration
 from tablewire.runtime.config import Section, describe
 

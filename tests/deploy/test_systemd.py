@@ -14,7 +14,7 @@ import pytest
 from owner.cli.main import cli as owner_cli
 from owner.service import STOP_TIMEOUT_S
 from processor.__main__ import cli as processor_cli
-from processor.config import ProcessorConfig
+from processor.processor_config import ProcessorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/systemd"

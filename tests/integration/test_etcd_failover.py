@@ -9,8 +9,8 @@ import pytest
 from deploy.local.etcd import EtcdCluster
 from deploy.local.process import wait_until
 from tablewire.errors import EtcdError
-from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError, PrefixWatch
-from tablewire.runtime.lease import LeaseKeeper
+from tablewire.etcd.lease import LeaseKeeper
+from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, PrefixWatch
 from tablewire.runtime.shutdown import run_thread
 
 pytestmark = pytest.mark.integration

@@ -13,8 +13,8 @@ import pytest
 
 from deploy.local.node import PROCESSOR
 from deploy.local.process import wait_until
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder
 from tablewire.runtime.grpc import open_channel
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder
 from tests.integration.etcd_faults import Watched, compact, gateway, key_revisions, member_id, pulse, raft_leader, until_healthy
 from tests.plugins.counter_world import WAIT_S, CounterWorld, NewWorld
 

@@ -9,8 +9,8 @@ import pytest
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
 from tablewire.errors import EtcdError
-from tablewire.runtime.etcd import EtcdSession
-from tablewire.runtime.lease import LeaseKeeper, default_margin_s, lease_clock
+from tablewire.etcd.lease import LeaseKeeper, default_margin_s, lease_clock
+from tablewire.etcd.session import EtcdSession
 from tablewire.runtime.shutdown import run_thread
 
 pytestmark = pytest.mark.integration

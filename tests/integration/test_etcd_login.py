@@ -16,8 +16,8 @@ from deploy.local.etcd import EtcdCluster, EtcdServer
 from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
 from tablewire.errors import ConfigError, EtcdError
+from tablewire.etcd.session import EtcdSession, Login, PrefixState
 from tablewire.runtime import tls
-from tablewire.runtime.etcd import EtcdSession, Login, PrefixState
 from tablewire.runtime.sections import EtcdSection
 from tests.integration.etcd_faults import gateway
 

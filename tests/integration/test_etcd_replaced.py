@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
-from tablewire.runtime.etcd import EtcdSession, Put
+from tablewire.etcd.session import EtcdSession, Put
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ from google.protobuf.internal import api_implementation
 from deploy.local.etcd import EtcdServer
 from deploy.local.proxy import Direction, TcpProxy
 from tablewire.errors import ClosedError, EtcdError
-from tablewire.runtime.etcd import (
+from tablewire.etcd.session import (
     Compare,
     CompareTarget,
     EtcdSession,

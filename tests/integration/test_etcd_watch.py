@@ -10,8 +10,8 @@ from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
 from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
-from tablewire.runtime import etcd_watch
-from tablewire.runtime.etcd import EtcdSession, PrefixState, PrefixWatch, Put
+from tablewire.etcd import watch as etcd_watch
+from tablewire.etcd.session import EtcdSession, PrefixState, PrefixWatch, Put
 
 pytestmark = pytest.mark.integration
 

@@ -18,15 +18,15 @@ from deploy.local.etcd import EtcdServer
 from deploy.local.node import OWNER, Node
 from deploy.local.process import wait_until
 from owner import service
-from owner.config import OwnerConfig
-from owner.election import Election
+from owner.leadership.election import Election
+from owner.leadership.term import Term
+from owner.owner_config import OwnerConfig
 from owner.service import OwnerService
-from owner.term import Term
-from tablewire.codec import EXCHANGE_SERVICE
+from tablewire.etcd.session import EtcdSession
 from tablewire.runtime.config import load
-from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.shutdown import Shutdown, run_thread
+from tablewire.wire.codec import EXCHANGE_SERVICE
 from tests.plugins.counter_world import CounterWorld, install_plugin
 
 pytestmark = pytest.mark.integration

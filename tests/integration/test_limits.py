@@ -15,8 +15,8 @@ import grpc
 import pytest
 
 from deploy.local.node import ROOT, service_environment
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tests.integration.test_health import ask
 from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
 

@@ -18,10 +18,13 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
-from processor.postgres.sinks.postgres import PostgresTransaction
+from processor.postgres.sinks.postgres_sink import PostgresTransaction
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
-from tablewire.types import Barrier, Span, TableBarrier, TableState, Ts
+from tablewire.model.ids import Ts
+from tablewire.model.progress import Barrier, TableBarrier
+from tablewire.model.spans import Span
+from tablewire.model.states import TableState
 from tests.processor.postgres.replication_kit import (
     Kit,
     begin,
@@ -534,7 +537,7 @@ def test_scenario_12_stopped_process_is_replaced_and_changes_nothing_when_it_wak
                 "table_ids": [span.table_id for span in spans],
             }
             command = [sys.executable, "-m", "tests.processor.postgres.writer_process", json.dumps(given)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ".:proto"})
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "writing\n"

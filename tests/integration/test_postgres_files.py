@@ -9,7 +9,7 @@ import pytest
 
 from processor.postgres.executor import PostgresExecutor
 from tablewire.errors import EpochRefusedError
-from tablewire.types import Span
+from tablewire.model.spans import Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, promote, stop, wait_until
 
 pytestmark = pytest.mark.integration

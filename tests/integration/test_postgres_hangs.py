@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from deploy.local.postgres import PostgresServer
+from tablewire.model.progress import Barrier, Checkpoint
 from tablewire.postgres.connections import SourceUnavailableError
-from tablewire.types import Barrier, Checkpoint
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, wait_until
 
 pytestmark = pytest.mark.integration

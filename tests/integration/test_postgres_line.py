@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tablewire.errors import EpochRefusedError, OperatingError
-from tablewire.types import Checkpoint, Span, TableState
+from tablewire.model.progress import Checkpoint
+from tablewire.model.spans import Span
+from tablewire.model.states import TableState
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, promote, stop, wait_until
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from processor.postgres import PostgresExecutor
-from tablewire.types import Span
+from tablewire.model.spans import Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
 
 pytestmark = pytest.mark.integration

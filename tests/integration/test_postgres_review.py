@@ -12,10 +12,11 @@ import pytest
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
 from tablewire.errors import OperatingError
+from tablewire.model.progress import Checkpoint
+from tablewire.model.spans import Span
 from tablewire.postgres import new_source
 from tablewire.runtime.shutdown import EXIT_BUG
 from tablewire.source import SourceRequest
-from tablewire.types import Checkpoint, Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, stop, wait_until
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,7 @@ import pytest
 
 from processor.postgres.sinks import Fence, SinkUnavailableError, WriteNotAllowedError
 from processor.postgres.sinks.connection import SinkConnection
-from processor.postgres.sinks.postgres import PostgresSession
+from processor.postgres.sinks.postgres_sink import PostgresSession
 from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
 from tablewire.errors import EpochRefusedError
 from tablewire.postgres.catalogue import TableSchema

@@ -10,9 +10,9 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from tablewire.errors import OperatingError
+from tablewire.model.ids import ChangefeedID
 from tablewire.postgres import PostgresSource, new_source
 from tablewire.source import SourceRequest
-from tablewire.types import ChangefeedID
 
 pytestmark = pytest.mark.integration
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from deploy.local.process import wait_until
-from tablewire import etcd_keys
-from tablewire.types import ChangefeedID
+from tablewire.etcd import keys as etcd_keys
+from tablewire.model.ids import ChangefeedID
 from tests.integration.tls_world import PASSWORD, USER, WAIT_S, TlsWorld
 from tests.plugins.counter_world import CounterWorld, install_plugin
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.local.admin import Json
-from tablewire.splitter import HashRanges
+from tablewire.model.splitter import HashRanges
 from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
 
 pytestmark = pytest.mark.integration

@@ -17,11 +17,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tablewire.runtime import tls
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import PeerTlsSection
 from tablewire.v1 import admin_pb2 as pb
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tests.integration.tls_world import USER, WAIT_S, TlsWorld, identity, make_certs
 
 pytestmark = pytest.mark.integration

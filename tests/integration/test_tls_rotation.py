@@ -14,10 +14,10 @@ import pytest
 
 from deploy.local.node import OWNER
 from deploy.local.process import wait_until
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tablewire.runtime import tls
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import PeerTlsSection
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tests.integration.tls_world import WAIT_S, TlsWorld, identity, make_certs
 
 pytestmark = pytest.mark.integration

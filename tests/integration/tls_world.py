@@ -25,8 +25,8 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.process import ManagedProcess, wait_until
 from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
+from tablewire.etcd.session import EtcdSession
 from tablewire.runtime import tls
-from tablewire.runtime.etcd import EtcdSession
 from tablewire.runtime.sections import ClientTlsSection
 
 MAKE_CERTS = ROOT / "deploy/tls/make-certs.sh"

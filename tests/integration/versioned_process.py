@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from owner.config import OwnerConfig
+from owner.owner_config import OwnerConfig
 from owner.service import serve
 from processor.__main__ import run
-from processor.config import ProcessorConfig
+from processor.processor_config import ProcessorConfig
 from tablewire.runtime import config as configuration
-from tablewire.types import ProtocolVersions
+from tablewire.wire.versions import ProtocolVersions
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from deploy.monitoring.server import RULES, SHIPPED, Prometheus, with_targets
-from owner.config import OwnerConfig
-from processor.config import ProcessorConfig
+from owner.owner_config import OwnerConfig
+from processor.processor_config import ProcessorConfig
 from tests.monitoring.alert_cases import CASES, Case, Series
 
 pytestmark = pytest.mark.integration

@@ -13,21 +13,21 @@ from typing import Any
 
 import msgspec
 
-from owner.answers import CreateRequest
-from owner.api import new_admin_server
-from owner.changefeeds import ChangefeedEvent, replaced, step
-from owner.election import Leadership
-from owner.history import Event
-from owner.scheduler import SchedulerAndInfo
-from owner.view import ChangefeedRuntime
+from owner.admin.grpc_service import new_admin_server
+from owner.admin.models import CreateRequest
+from owner.admin.ports import ChangefeedRuntime
+from owner.changefeed.store import ChangefeedEvent, replaced, step
+from owner.events.history import Event
+from owner.leadership.election import Leadership
+from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
-from tablewire.registry import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
+from tablewire.etcd.lease import lease_clock
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
+from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.runtime.grpc import listen, open_channel
-from tablewire.runtime.lease import lease_clock
 from tablewire.runtime.sections import PeerTlsSection
 from tablewire.runtime.tls import channel_credentials, interceptors, server_credentials
 from tablewire.source import CheckFailure, Source, SourceRequest
-from tablewire.types import CaptureID, CaptureInfo, ChangefeedID
 from tests.owner.world import CHANGEFEED, World
 
 TICK_PAUSE_S = 0.002

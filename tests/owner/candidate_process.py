@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import threading
 
-from owner.election import Election
+from owner.leadership.election import Election
+from tablewire.etcd.session import EtcdSession
 from tablewire.runtime import logs
-from tablewire.runtime.etcd import EtcdSession
 
 LOOK_INTERVAL_S = 0.001
 

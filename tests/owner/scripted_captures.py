@@ -11,26 +11,23 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 
-from owner.transport import ExchangeConfig, ExchangeHub
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
-from tablewire.runtime.grpc import listen, server_options
-from tablewire.types import (
+from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from tablewire.model.ids import CaptureInfo, ChangefeedID
+from tablewire.model.messages import (
     ActiveChangefeed,
-    Barrier,
     Batch,
-    CaptureInfo,
-    ChangefeedID,
-    DispatchAction,
     DispatchTableRequest,
     Heartbeat,
     HeartbeatResponse,
-    LivenessState,
     Message,
     MessageBody,
-    SpanBlock,
     SpanReports,
-    TableState,
 )
+from tablewire.model.progress import Barrier
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction, LivenessState, TableState
+from tablewire.runtime.grpc import listen, server_options
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
 
 OWNER = "owner-1"
 REVISION = 7

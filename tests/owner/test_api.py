@@ -10,13 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
-from owner.api import CHUNK_ROWS, FOLLOWERS_MAX, WAITERS_MAX, clip
-from owner.forwarding import FORWARDED_KEY, RETRY_KEY
+from owner.admin.forwarding import FORWARDED_KEY, RETRY_KEY
+from owner.admin.grpc_service import CHUNK_ROWS, FOLLOWERS_MAX, WAITERS_MAX, clip
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
-from tablewire.registry import ChangefeedInfo, LeaderRecord
+from tablewire.etcd.records import ChangefeedInfo, LeaderRecord
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.spans import Span
 from tablewire.runtime.grpc import KEEPALIVE_INTERVAL_MS, open_channel
 from tablewire.source import CheckFailure
-from tablewire.types import ChangefeedID, Span
 from tablewire.v1 import admin_pb2 as pb
 from tablewire.v1 import admin_pb2_grpc
 from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking

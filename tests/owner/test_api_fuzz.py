@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from owner.api import AdminServicer
+from owner.admin.grpc_service import AdminServicer
 from tablewire.runtime.grpc import open_channel
 from tablewire.v1 import admin_pb2 as pb
 from tests.owner.admin_world import AdminView, serving

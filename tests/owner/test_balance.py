@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from owner.core.policies.leveling import level
-from owner.scheduler import SchedulerConfig
-from tablewire.types import QueryKind, QueryState, Span, Stats
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.model.progress import Stats
+from tablewire.model.spans import Span
+from tablewire.model.states import QueryKind, QueryState
 from tests.owner.world import World
 
 

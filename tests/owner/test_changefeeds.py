@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from owner.changefeeds import TRANSITIONS, ChangefeedEvent, ChangefeedRefusedError, Next, step
-from tablewire import registry
-from tablewire.registry import ChangefeedInfo, ChangefeedState
+from owner.changefeed.store import TRANSITIONS, ChangefeedEvent, ChangefeedRefusedError, Next, step
+from tablewire.etcd import records as registry
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedState
 
 # One row a state, one column an event. "!" = refused, "+" = a new start at a higher epoch.
 MATRIX = """

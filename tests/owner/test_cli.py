@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deploy.local.process import wait_until
+from docs.tools.cli_page import command_paths
 from owner.cli.client import AdminClient, CallError
-from owner.cli.docs import command_paths
 from owner.cli.main import cli
-from tablewire.registry import LeaderRecord
+from tablewire.etcd.records import LeaderRecord
+from tablewire.model.progress import Stats
+from tablewire.model.spans import Span
 from tablewire.source import CheckFailure
-from tablewire.types import Span, Stats
 from tablewire.v1 import admin_pb2
 from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
 from tests.owner.world import World

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from owner import answers
-from owner.changefeeds import TRANSITIONS, Refused
-from owner.cli import docs, shapes
+from docs.tools import cli_page as docs
+from owner.admin import models as answers
+from owner.changefeed.store import TRANSITIONS, Refused
+from owner.cli import shapes
 from tablewire.v1 import admin_pb2 as pb
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/cli.md"
@@ -32,10 +33,11 @@ SAMPLES = {
 
 
 def test_the_page_is_up_to_date() -> None:
-    """It is written by `python -m owner.cli.docs --write docs/cli.md`. In a process of its own: a command remembers how it was
+    """It is written by `python -m docs.tools.cli_page --write docs/cli.md`. In a process of its
+    own: a command remembers how it was
     asked for help first, and other tests ask otherwise."""
-    said = subprocess.run([sys.executable, "-m", "owner.cli.docs"], capture_output=True, encoding="utf-8", check=True).stdout
-    assert said == PAGE.read_text(encoding="utf-8"), "run: python -m owner.cli.docs --write docs/cli.md"
+    said = subprocess.run([sys.executable, "-m", "docs.tools.cli_page"], capture_output=True, encoding="utf-8", check=True).stdout
+    assert said == PAGE.read_text(encoding="utf-8"), "run: python -m docs.tools.cli_page --write docs/cli.md"
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES, ids=lambda shape: shape.name)

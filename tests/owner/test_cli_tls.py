@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from owner.callers import CALLER_KEY
+from owner.admin.caller_identity import CALLER_KEY
+from owner.admin.forwarding import FORWARDED_KEY
 from owner.cli.main import cli
-from owner.forwarding import FORWARDED_KEY
-from tablewire.registry import LeaderRecord
+from tablewire.etcd.records import LeaderRecord
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import PeerTlsSection
 from tablewire.runtime.tls import channel_credentials

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from deploy.local.process import wait_until
 from owner.cli.main import cli
-from tablewire.types import Span, Stats
+from tablewire.model.progress import Stats
+from tablewire.model.spans import Span
 from tests.owner.admin_world import FEED, AdminView, serving, ticking
 
 WAIT_S = 30.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from owner.loads import ClusterLoad
-from owner.scheduler import SchedulerConfig
-from tablewire.types import QueryState
+from owner.changefeed.cluster_load import ClusterLoad
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.model.states import QueryState
 from tests.owner.world import World
 
 

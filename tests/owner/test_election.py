@@ -16,11 +16,11 @@ import pytest
 from deploy.local.etcd import EtcdCluster, EtcdServer
 from deploy.local.process import wait_until
 from deploy.local.proxy import TcpProxy
-from owner.election import Election
-from tablewire import etcd_keys
+from owner.leadership.election import Election
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
-from tablewire.registry import LeaderRecord
-from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError, Put, is_absent, is_unchanged
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.records import LeaderRecord
+from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, Put, is_absent, is_unchanged
 
 pytestmark = pytest.mark.integration
 

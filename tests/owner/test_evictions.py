@@ -8,20 +8,20 @@ import pytest
 
 from deploy.local.etcd import EtcdServer
 from deploy.local.proxy import TcpProxy
-from owner.changefeeds import GuardedWrite
-from owner.config import OwnerConfig, SchedulerSection
-from owner.core.view import Snapshot
-from owner.election import Election
-from owner.evictions import Evictions
-from owner.history import History
-from owner.scheduler import SchedulerConfig
-from tablewire import etcd_keys
+from owner.changefeed.store import GuardedWrite
+from owner.events.history import History
+from owner.leadership.election import Election
+from owner.leadership.evictions import Evictions
+from owner.owner_config import OwnerConfig, SchedulerSection
+from owner.scheduling.scheduler import SchedulerConfig
+from owner.scheduling.snapshot import Snapshot
 from tablewire.errors import EtcdError, NotLeaderError
-from tablewire.fake_executor import UnfencedFakeTableExecutor
-from tablewire.registry import CaptureRecord, EvictionRecord, decode, encode, now
-from tablewire.runtime.etcd import Compare, EtcdSession, EtcdUnavailableError, KeyValue, LeaseLostError, Put
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.records import CaptureRecord, EvictionRecord, decode, encode, now
+from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, KeyValue, LeaseLostError, Put
+from tablewire.model.ids import CaptureInfo
 from tablewire.runtime.sections import EtcdSection
-from tablewire.types import CaptureInfo
+from tablewire.testing.fake_executor import UnfencedFakeTableExecutor
 from tests.owner.world import World
 
 pytestmark = pytest.mark.integration

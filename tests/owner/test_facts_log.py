@@ -9,11 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from owner.core.tick import Facts, TwoWriters
-from owner.facts_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
-from owner.scheduler import SchedulerConfig
-from tablewire.queries import ENDED, job_id
+from owner.events.placement_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.model.queries import ENDED, job_id
+from tablewire.model.spans import Span
+from tablewire.model.states import QueryKind
 from tablewire.runtime.metrics import Metrics
-from tablewire.types import QueryKind, Span
 from tests.owner.world import CHANGEFEED, World
 
 NAME = str(CHANGEFEED)

@@ -10,14 +10,14 @@ import pytest
 import structlog
 
 from deploy.local.etcd import EtcdServer
-from owner.happenings import ToldPlacement, note_captures, note_changefeeds
-from owner.history import PENDING_MAX, History
-from owner.run import Stored
-from tablewire import etcd_keys
+from owner.changefeed.run import Stored
+from owner.events.history import PENDING_MAX, History
+from owner.events.recorder import ToldPlacement, note_captures, note_changefeeds
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
-from tablewire.registry import ChangefeedState, EventRecord, encode
-from tablewire.runtime.etcd import Compare, EtcdSession, EtcdUnavailableError, Put
-from tablewire.types import CaptureInfo, ChangefeedID
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.records import ChangefeedState, EventRecord, encode
+from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, Put
+from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tests.owner.admin_world import feed
 
 pytestmark = pytest.mark.integration

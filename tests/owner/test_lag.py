@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owner.lag import SAMPLES_MAX, SourceLag
+from owner.changefeed.source_lag import SAMPLES_MAX, SourceLag
 
 
 def test_the_lag_is_how_long_ago_the_source_was_there() -> None:

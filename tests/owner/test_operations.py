@@ -7,20 +7,14 @@ import itertools
 
 import pytest
 
-from owner import cluster_operations, operations
-from owner.answers import (
-    AlreadyExistsError,
-    InvalidRequestError,
-    RefusedError,
-    TableFilter,
-    UnknownTableError,
-)
-from owner.changefeeds import ChangefeedRefusedError
-from owner.jobs import Job
+from owner.admin import cluster_operations, operations
+from owner.admin.jobs import Job
+from owner.admin.models import AlreadyExistsError, InvalidRequestError, RefusedError, TableFilter, UnknownTableError
+from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import ConfigError, UnknownCaptureError, UnknownChangefeedError
-from tablewire.registry import ChangefeedState, LeaderRecord
+from tablewire.etcd.records import ChangefeedState, LeaderRecord
+from tablewire.model.spans import Span
 from tablewire.source import CheckFailure
-from tablewire.types import Span
 from tests.owner.admin_world import CREATE, FEED, AdminView, feed, paused
 from tests.owner.world import CHANGEFEED, World
 

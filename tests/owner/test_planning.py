@@ -6,13 +6,14 @@ from collections import Counter
 
 import pytest
 
-from owner import cluster_operations, operations, planning
-from owner.answers import Plan, RefusedError, UnknownTableError
-from owner.jobs import follow
-from owner.scheduler import SchedulerAndInfo, SchedulerConfig
+from owner.admin import cluster_operations, operations
+from owner.admin import plans as planning
+from owner.admin.jobs import follow
+from owner.admin.models import Plan, RefusedError, UnknownTableError
+from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig
 from tablewire.errors import UnknownCaptureError, UnknownChangefeedError
-from tablewire.registry import ChangefeedState
-from tablewire.types import ChangefeedID
+from tablewire.etcd.records import ChangefeedState
+from tablewire.model.ids import ChangefeedID
 from tests.owner.admin_world import FEED, AdminView, feed
 from tests.owner.world import CHANGEFEED, World
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from owner.scheduler import HashRanges, SchedulerConfig
+from owner.scheduling.scheduler import HashRanges, SchedulerConfig
+from tablewire.model.messages import DispatchTableRequest, Heartbeat, Message
+from tablewire.model.spans import Span
+from tablewire.model.states import QueryState, ReplicationState, TableState
 from tablewire.testing import Deliver
-from tablewire.types import DispatchTableRequest, Heartbeat, Message, QueryState, ReplicationState, Span, TableState
 from tests.owner.world import World
 
 

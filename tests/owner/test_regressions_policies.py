@@ -6,9 +6,11 @@ import numpy as np
 
 from owner.core.replication import Replication, Reports, apply_reports
 from owner.core.tables import COMMIT, PREPARE, Tables
-from owner.scheduler import SchedulerConfig
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.model.messages import DispatchTableRequest, Message
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction, QueryState, TableState
 from tablewire.testing import Deliver
-from tablewire.types import DispatchAction, DispatchTableRequest, Message, QueryState, Span, SpanBlock, TableState
 from tests.owner.world import World
 
 MUTE = "mute has not answered since this owner began, and may hold anything"

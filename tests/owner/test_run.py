@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from owner.config import SourceSection
-from owner.facts_log import FactCounters
-from owner.run import ChangefeedRun, Stored
-from owner.scheduler import SchedulerConfig
-from owner.worker import ChangefeedWorker, Duty, SourceView
-from tablewire import registry
-from tablewire.registry import ChangefeedInfo
+from owner.changefeed.run import ChangefeedRun, Stored
+from owner.changefeed.source_worker import ChangefeedWorker, Duty, SourceView
+from owner.events.placement_log import FactCounters
+from owner.owner_config import SourceSection
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.etcd import records as registry
+from tablewire.etcd.records import ChangefeedInfo
+from tablewire.model.ids import CaptureInfo
+from tablewire.model.progress import Watermark
 from tablewire.runtime.metrics import Metrics
 from tablewire.testing import LoopbackNetwork
-from tablewire.types import CaptureInfo, Watermark
 
 INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"], created_at=registry.now(), epoch=3, start_ts=100)
 

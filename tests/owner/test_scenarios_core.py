@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from owner.scheduler import SchedulerConfig
+from owner.scheduling.scheduler import SchedulerConfig
+from tablewire.model.messages import DispatchTableRequest, Message
+from tablewire.model.spans import Span
+from tablewire.model.states import DispatchAction, QueryState, ReplicationState, StallReason
 from tablewire.testing import Deliver
-from tablewire.types import (
-    DispatchAction,
-    DispatchTableRequest,
-    Message,
-    QueryState,
-    ReplicationState,
-    Span,
-    StallReason,
-)
 from tests.owner.world import World
 
 

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tablewire.splitter import HashRanges
+from tablewire.model.columns import I64
+from tablewire.model.messages import DispatchTableResponse, HeartbeatResponse, Message
+from tablewire.model.progress import Watermark
+from tablewire.model.spans import SpanBlock
+from tablewire.model.splitter import HashRanges
+from tablewire.model.states import StallReason
 from tablewire.testing import Deliver
-from tablewire.types import I64, DispatchTableResponse, HeartbeatResponse, Message, SpanBlock, StallReason, Watermark
 from tests.owner.world import World
 
 

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from tablewire.errors import ClosedError, UnknownCaptureError
-from tablewire.types import (
-    Barrier,
-    BarrierWithMinTs,
-    CaptureState,
-    QueryState,
-    ReplicationState,
-    Span,
-    StallReason,
-    TableBarrier,
-    Watermark,
-)
+from tablewire.model.progress import Barrier, BarrierWithMinTs, TableBarrier, Watermark
+from tablewire.model.spans import Span
+from tablewire.model.states import CaptureState, QueryState, ReplicationState, StallReason
 from tests.owner.world import World
 
 

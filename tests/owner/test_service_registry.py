@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from deploy.local.etcd import EtcdServer
-from owner.changefeeds import ChangefeedEvent, ChangefeedRefusedError, EtcdChangefeeds
-from owner.election import Election
-from tablewire import etcd_keys, registry
+from owner.changefeed.store import ChangefeedEvent, ChangefeedRefusedError, EtcdChangefeeds
+from owner.leadership.election import Election
 from tablewire.errors import ConflictError, NotLeaderError, UnknownChangefeedError
-from tablewire.registry import ChangefeedInfo, ChangefeedState, ChangefeedStatus
-from tablewire.runtime.etcd import EtcdSession
-from tablewire.types import ChangefeedID
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd import records as registry
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, ChangefeedStatus
+from tablewire.etcd.session import EtcdSession
+from tablewire.model.ids import ChangefeedID
 
 pytestmark = pytest.mark.integration
 

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from deploy.local.process import wait_until
-from owner.config import SourceSection
-from owner.worker import ChangefeedWorker, Duty
-from tablewire import registry
+from owner.changefeed.source_worker import ChangefeedWorker, Duty
+from owner.owner_config import SourceSection
 from tablewire.errors import NotLeaderError, OperatingError
-from tablewire.registry import ChangefeedInfo
+from tablewire.etcd import records as registry
+from tablewire.etcd.records import ChangefeedInfo
+from tablewire.model.columns import I64
+from tablewire.model.spans import Span, SpanBlock
 from tablewire.source import CheckFailure
-from tablewire.types import I64, Span, SpanBlock
 
 WAIT_S = 10.0
 CONFIG = SourceSection(poll_interval_ms=50, idle_poll_interval_ms=100, retry_min_ms=10, retry_max_ms=20)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from owner.core.splitter import uncovered_tables
-from owner.scheduler import Splitter
-from tablewire.splitter import HashRanges, WholeTables
-from tablewire.types import I64, QueryState, ReplicationState, Span, SpanBlock, Watermark
+from owner.core.coverage import uncovered_tables
+from owner.scheduling.scheduler import Splitter
+from tablewire.model.columns import I64
+from tablewire.model.progress import Watermark
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.splitter import HashRanges, WholeTables
+from tablewire.model.states import QueryState, ReplicationState
 from tests.owner.world import World
 
 

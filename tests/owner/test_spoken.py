@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from owner.spoken import FOREIGN_LABEL, Spoken
-from tablewire.registry import CaptureRecord, decode, encode, now
-from tablewire.types import ProtocolVersions
+from owner.leadership.compatibility import FOREIGN_LABEL, Spoken
+from tablewire.etcd.records import CaptureRecord, decode, encode, now
+from tablewire.wire.versions import ProtocolVersions
 
 
 def record(name: str, lowest: int, highest: int) -> CaptureRecord:

@@ -22,7 +22,8 @@ from owner.core.transitions import (
     key_of,
     rule_for,
 )
-from tablewire.types import DispatchAction, ReplicationState, SpanBlock, TableState
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction, ReplicationState, TableState
 
 REPORTER, PRIMARY, SECONDARY, OTHER = 0, 1, 2, 3
 POSSIBLE = [cell for cell in cells() if not impossible(cell)]

@@ -9,17 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from owner.transport import ExchangeConfig, ExchangeHub
-from tablewire.codec import encode_batch
+from owner.exchange.hub import ExchangeConfig, ExchangeHub
 from tablewire.errors import ClosedError
-from tablewire.types import (
-    Batch,
-    DispatchTableRequest,
-    DispatchTableResponse,
-    Message,
-    MessageBody,
-    TableState,
-)
+from tablewire.model.messages import Batch, DispatchTableRequest, DispatchTableResponse, Message, MessageBody
+from tablewire.model.states import TableState
+from tablewire.wire.codec import encode_batch
 from tests.owner.scripted_captures import (
     ACTIVE,
     DEADLINE_S,

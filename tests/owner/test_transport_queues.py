@@ -7,13 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from owner.peer import MAX_QUEUED_DISPATCHES
-from owner.transport import MAX_INBOX_MESSAGES, ExchangeHub
-from tablewire.types import (
-    Batch,
-    Message,
-    TableState,
-)
+from owner.exchange.hub import MAX_INBOX_MESSAGES, ExchangeHub
+from owner.exchange.processor_client import MAX_QUEUED_DISPATCHES
+from tablewire.model.messages import Batch, Message
+from tablewire.model.states import TableState
 from tests.owner.scripted_captures import (
     ORDERS,
     OWNER,

@@ -5,21 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from owner.core.view import Snapshot
-from owner.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, Splitter, WholeTables, new_scheduler
-from processor.agent import Agent, new_agent
-from tablewire.liveness import Liveness
+from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, Splitter, WholeTables, new_scheduler
+from owner.scheduling.snapshot import Snapshot
+from processor.agent.agent import Agent, new_agent
+from tablewire.model.ids import TS_MAX, CaptureInfo, ChangefeedID
+from tablewire.model.liveness import Liveness
+from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
+from tablewire.model.spans import Span
+from tablewire.model.states import ReplicationState
 from tablewire.testing import FakeSink, FakeTableExecutor, LoopbackNetwork
-from tablewire.types import (
-    TS_MAX,
-    Barrier,
-    BarrierWithMinTs,
-    CaptureInfo,
-    ChangefeedID,
-    ReplicationState,
-    Span,
-    Watermark,
-)
 
 CHANGEFEED = ChangefeedID("default", "test")
 NO_BARRIER = BarrierWithMinTs(Barrier(TS_MAX), TS_MAX)

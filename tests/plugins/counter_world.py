@@ -41,7 +41,7 @@ def install_plugin(target: Path, plugin: Path = PLUGIN) -> Path:
 
 def environment_of(plugin: Path) -> dict[str, str]:
     """What a service needs to find the installed plug-in."""
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto"), str(plugin)])}
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(plugin)])}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from processor import Agent, AgentConfig, new_agent
-from processor.executor import TableExecutor
 from tablewire import Barrier, ChangefeedID, Liveness, Span, TableState, Ts
-from tablewire.testing import FakeTableExecutor, LoopbackNetwork
-from tablewire.types import (
-    DispatchAction,
+from tablewire.executor import TableExecutor
+from tablewire.model.messages import (
     DispatchTableRequest,
     DispatchTableResponse,
     Heartbeat,
     HeartbeatResponse,
     Message,
     MessageBody,
-    SpanBlock,
     SpanReports,
     join_reports,
 )
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction
+from tablewire.testing import FakeTableExecutor, LoopbackNetwork
 
 CHANGEFEED = ChangefeedID("default", "orders")
 CHANGEFEED_EPOCH = 3

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 import threading
 
-from processor.registration import Registration
-from tablewire.registry import CaptureRecord, now
+from processor.service.registration import Registration
+from tablewire.etcd.records import CaptureRecord, now
+from tablewire.etcd.session import EtcdSession
 from tablewire.runtime import logs
-from tablewire.runtime.etcd import EtcdSession
 
 LOOK_INTERVAL_S = 0.001
 

@@ -11,16 +11,10 @@ import pytest
 from processor import AgentConfig
 from tablewire import Barrier, ChangefeedID, Checkpoint, LivenessState, Span, Stats, TableBarrier, TableState
 from tablewire.errors import ClosedError, ConfigError
+from tablewire.model.messages import DispatchTableResponse, Heartbeat, HeartbeatResponse, Message, span_checksum
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction
 from tablewire.testing import Deliver, FakeSink, FakeTableExecutor, UnfencedFakeTableExecutor
-from tablewire.types import (
-    DispatchAction,
-    DispatchTableResponse,
-    Heartbeat,
-    HeartbeatResponse,
-    Message,
-    SpanBlock,
-    span_checksum,
-)
 
 SPAN = Span(11)
 OTHER = Span(12, b"\x01", b"\x02")

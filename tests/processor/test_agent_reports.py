@@ -12,8 +12,8 @@ import pytest
 from processor import AgentConfig
 from processor.core.reports import make_reports
 from tablewire import Span, TableState
+from tablewire.model.messages import DispatchTableResponse, HeartbeatResponse, Message, SpanReports
 from tablewire.testing import Deliver, FakeTableExecutor
-from tablewire.types import DispatchTableResponse, HeartbeatResponse, Message, SpanReports
 
 SPANS = [Span(table_id) for table_id in range(1, 9)] + [Span(9, b"a", b"m"), Span(9, b"m", b"")]
 

@@ -10,8 +10,9 @@ import pytest
 from owner import SchedulerConfig, new_scheduler
 from processor import Agent, AgentConfig, new_agent
 from tablewire import Barrier, BarrierWithMinTs, CaptureInfo, ChangefeedID, Liveness, QueryState, ReplicationState, Span
+from tablewire.model.messages import Message
+from tablewire.model.progress import Watermark
 from tablewire.testing import Deliver, FakeSink, FakeTableExecutor, LoopbackNetwork
-from tablewire.types import Message, Watermark
 
 FEED = ChangefeedID("default", "orders")
 TICK_S = 0.1

@@ -13,28 +13,26 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from owner.transport import ExchangeConfig, ExchangeHub
-from processor.exchange import MAX_QUEUED_RESPONSES, AgentTransport, ExchangeServer
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
+from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from processor.service.exchange_server import MAX_QUEUED_RESPONSES, AgentTransport, ExchangeServer
 from tablewire.errors import ClosedError, OperatingError
-from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES, open_channel
-from tablewire.types import (
+from tablewire.model.ids import CaptureInfo, ChangefeedID
+from tablewire.model.messages import (
     ActiveChangefeed,
-    Barrier,
     Batch,
-    CaptureInfo,
-    ChangefeedID,
     DispatchTableResponse,
     Heartbeat,
     HeartbeatResponse,
-    LivenessState,
     Message,
     MessageBody,
-    SpanBlock,
     SpanReports,
-    TableState,
 )
+from tablewire.model.progress import Barrier
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import LivenessState, TableState
+from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES, open_channel
 from tablewire.v1 import schedule_pb2 as pb
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
 
 CAPTURE, OWNER, REVISION = "capture-1", "owner-1", 7
 ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
@@ -297,7 +295,7 @@ def test_answer_larger_than_a_batch_goes_in_several(
     impatient: ExchangeServer, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not fit leads the next answer, in order."""
-    monkeypatch.setattr("tablewire.codec.MAX_ROWS_PER_BATCH", 25)
+    monkeypatch.setattr("tablewire.wire.codec.MAX_ROWS_PER_BATCH", 25)
     impatient.transport(ORDERS, 1).send([said(number, DispatchTableResponse(report(10))) for number in range(1, 6)])
     answers = [[message.number for message in caller.call(batch_of()).messages] for _ in range(3)]
     assert answers == [[1, 2], [3, 4], [5]]

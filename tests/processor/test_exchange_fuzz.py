@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deploy.local.process import wait_until
-from owner.transport import ExchangeConfig, ExchangeHub
-from processor.exchange import ExchangeServer
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
+from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import CodecError
+from tablewire.model.ids import CaptureInfo
+from tablewire.model.messages import Batch
 from tablewire.runtime.grpc import listen, new_server, open_channel
-from tablewire.types import Batch, CaptureInfo
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
 from tests.processor.test_exchange import ACTIVE, CAPTURE, OWNER, REVISION, asked, batch_of, response, said
 
 TIMEOUT_S = 20.0

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from owner.transport import ExchangeConfig, ExchangeHub, PeerView
-from processor.exchange import ExchangeServer
+from owner.exchange.hub import ExchangeConfig, ExchangeHub, PeerView
+from processor.service.exchange_server import ExchangeServer
+from tablewire.model.ids import CaptureInfo, ChangefeedID
+from tablewire.model.messages import ActiveChangefeed
 from tablewire.runtime import tls
 from tablewire.runtime.sections import PeerTlsSection
-from tablewire.types import ActiveChangefeed, CaptureInfo, ChangefeedID
 
 FILES = Path(__file__).parent.parent / "tablewire" / "tls"
 DEADLINE_S = 10.0

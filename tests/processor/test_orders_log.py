@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 from structlog.testing import capture_logs
 
-from processor.orders_log import NAMED_MAX, REMEMBERED_MAX, OrdersLog
-from tablewire.queries import job_id, new_job_number
-from tablewire.types import Batch, ChangefeedID, DispatchAction, DispatchTableRequest, Message, Span, SpanBlock
+from processor.agent.dispatch_log import NAMED_MAX, REMEMBERED_MAX, OrdersLog
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.messages import Batch, DispatchTableRequest, Message
+from tablewire.model.queries import job_id, new_job_number
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction
 
 FEED = ChangefeedID("default", "orders")
 PREPARE, WRITE, STOP = DispatchAction.ADD_PREPARE, DispatchAction.ADD_WRITE, DispatchAction.REMOVE

@@ -15,13 +15,13 @@ import pytest
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
 from deploy.local.proxy import TcpProxy
-from processor.registration import Registration
-from tablewire import etcd_keys
+from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
-from tablewire.registry import CaptureRecord, decode, now
-from tablewire.runtime.etcd import EtcdSession, EtcdUnavailableError
-from tablewire.runtime.lease import lease_clock
-from tablewire.types import LivenessState
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.lease import lease_clock
+from tablewire.etcd.records import CaptureRecord, decode, now
+from tablewire.etcd.session import EtcdSession, EtcdUnavailableError
+from tablewire.model.states import LivenessState
 
 pytestmark = pytest.mark.integration
 

@@ -11,29 +11,26 @@ import numpy as np
 import pytest
 
 from deploy.local.process import wait_until
-from owner.transport import ExchangeHub, HubTransport
-from processor.exchange import ExchangeServer
-from processor.executor import TableExecutor
-from processor.host import AgentHost, SlotPhase, SlotView
+from owner.exchange.hub import ExchangeHub, HubTransport
+from processor.service.agents import AgentHost, SlotPhase, SlotView
+from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import OperatingError
-from tablewire.liveness import Liveness
-from tablewire.testing import FakeTableExecutor
-from tablewire.types import (
+from tablewire.executor import TableExecutor
+from tablewire.model.ids import CaptureInfo, ChangefeedID
+from tablewire.model.liveness import Liveness
+from tablewire.model.messages import (
     ActiveChangefeed,
-    Barrier,
-    CaptureInfo,
-    ChangefeedID,
-    DispatchAction,
     DispatchTableRequest,
     DispatchTableResponse,
     Heartbeat,
     HeartbeatResponse,
     Message,
-    Span,
-    SpanBlock,
     SpanReports,
-    TableState,
 )
+from tablewire.model.progress import Barrier
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction, TableState
+from tablewire.testing import FakeTableExecutor
 
 CAPTURE, OWNER = "capture-1", "owner-1"
 ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from processor.core.holdings import Holdings
-from processor.core.table import (
+from processor.core.span_table import Holdings
+from processor.core.table_life import (
     CALL_DUE,
     DEEDS,
     IMPOSSIBLE,
@@ -19,7 +19,9 @@ from processor.core.table import (
     ImpossibleEventError,
     Phase,
 )
-from tablewire.types import DispatchAction, DispatchTableRequest, Span, SpanBlock, TableState
+from tablewire.model.messages import DispatchTableRequest
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction, TableState
 
 SPAN = Span(11)
 DISPATCHES = (Event.ADD_PREPARE, Event.ADD_WRITE, Event.REMOVE)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from tablewire.types import LivenessState, Span
+from tablewire.model.spans import Span
+from tablewire.model.states import LivenessState
 from tests.sim.network import FINE
 from tests.sim.nodes import LEASE_S, Process
 

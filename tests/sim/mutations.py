@@ -27,8 +27,8 @@ from owner.core.transitions import (
     compile_rules,
 )
 from tablewire.errors import InvariantError
-from tablewire.types import ReplicationState as S
-from tablewire.types import TableState as T
+from tablewire.model.states import ReplicationState as S
+from tablewire.model.states import TableState as T
 from tests.sim.simulation import Simulation
 
 Rules = tuple[Rule, ...]
@@ -124,7 +124,7 @@ GRANT_AFTER = Outcome(None, RoleChange.CLEAR, Dispatch.GRANT, checkpoint=True)
 ALONE = Condition(primary=False)
 WITH_SECONDARY = Condition(secondary=True)
 BESIDE_ANOTHER = Condition(primary=True, undetermined=True)
-INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processor.agent"
+INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processor.agent.agent"
 
 DEMANDED = (
     Bug(
@@ -369,7 +369,7 @@ MORE = (
         "an error that is raised by a removal counts as Stopped",
         seed=8,
         edits=_edit(
-            "processor.driver:Driver._remove",
+            "processor.agent.executor_driver:Driver._remove",
             "holdings.ended(ended, last_checkpoints)",
             "holdings.ended(stopping, [0] * len(stopping)) if self.last_error else holdings.ended(ended, last_checkpoints)",
         ),
@@ -380,7 +380,7 @@ MORE = (
 HARMLESS = (
     Bug(
         "a permission from before the prepare point is taken",
-        edits=_edit("processor.driver:Driver._write", "if doubtful:", "if False:"),
+        edits=_edit("processor.agent.executor_driver:Driver._write", "if doubtful:", "if False:"),
     ),
     Bug(
         "a drain waits for a prepare towards its target",
@@ -398,7 +398,7 @@ HARMLESS = (
     ),
     Bug(
         "a Remove leaves the kept permission behind",
-        edits=_edit("processor.core.holdings:Holdings._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
+        edits=_edit("processor.core.span_table:Holdings._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
     ),
     Bug(
         "any other processor epoch is believed",

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tablewire.types import Message
+from tablewire.model.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from owner.core.state import Core
-from owner.scheduler import SchedulerAndInfo, SchedulerConfig
-from processor.agent import Agent
-from tablewire.liveness import Liveness
-from tablewire.types import CaptureInfo, Span, Ts
+from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig
+from processor.agent.agent import Agent
+from tablewire.model.ids import CaptureInfo, Ts
+from tablewire.model.liveness import Liveness
+from tablewire.model.spans import Span
 from tests.sim.network import SimTransport
 from tests.sim.sink import SimExecutor, UnfencedSimExecutor
 

@@ -11,21 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from owner.core.coverage import overlaps
 from owner.core.policies.tasks import PLANNED
-from owner.core.splitter import overlaps
 from owner.core.tables import ABSENT, COMMIT, PREPARE, REPLICATING
-from tablewire.queries import ENDED, Query
-from tablewire.types import (
-    DispatchAction,
-    DispatchTableRequest,
-    DispatchTableResponse,
-    HeartbeatResponse,
-    Message,
-    QueryKind,
-    QueryState,
-    Span,
-    Watermark,
-)
+from tablewire.model.messages import DispatchTableRequest, DispatchTableResponse, HeartbeatResponse, Message
+from tablewire.model.progress import Watermark
+from tablewire.model.queries import ENDED, Query
+from tablewire.model.spans import Span
+from tablewire.model.states import DispatchAction, QueryKind, QueryState
 from tests.sim.nodes import Owner
 
 if TYPE_CHECKING:

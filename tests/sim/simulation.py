@@ -17,12 +17,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import structlog
 
-from owner.scheduler import SchedulerConfig, new_scheduler
-from processor.agent import AgentConfig, new_agent
-from tablewire.liveness import Liveness
-from tablewire.queries import ENDED
-from tablewire.splitter import HashRanges, Splitter, WholeTables
-from tablewire.types import Barrier, BarrierWithMinTs, ChangefeedID, LivenessState, QueryState, Span, Watermark
+from owner.scheduling.scheduler import SchedulerConfig, new_scheduler
+from processor.agent.agent import AgentConfig, new_agent
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.liveness import Liveness
+from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
+from tablewire.model.queries import ENDED
+from tablewire.model.spans import Span
+from tablewire.model.splitter import HashRanges, Splitter, WholeTables
+from tablewire.model.states import LivenessState, QueryState
 from tests.sim.faults import Faults
 from tests.sim.network import SimNetwork, Weather
 from tests.sim.nodes import FENCE_MARGIN_S, LEASE_S, TICK_S, Lease, Owner, Process

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from owner.core.splitter import overlaps
-from processor.executor import StatusColumns
+from owner.core.coverage import overlaps
+from tablewire.executor import StatusColumns
+from tablewire.model.ids import Ts
+from tablewire.model.progress import Checkpoint
+from tablewire.model.spans import Span
 from tablewire.testing import FakeSink, FakeTableExecutor, UnfencedFakeTableExecutor
-from tablewire.types import Checkpoint, Span, Ts
 
 
 class SimSink(FakeSink):
@@ -46,7 +48,7 @@ class SimSink(FakeSink):
         super().write(span, writer, checkpoint_ts)
 
     def _row(self, span: Span):  # type: ignore[no-untyped-def]
-        from tablewire.fake_sink import _SinkRow
+        from tablewire.testing.fake_sink import _SinkRow
 
         return self._rows.setdefault(span, _SinkRow())
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tablewire.types import Message
+from tablewire.model.messages import Message
 from tests.sim.simulation import Simulation, quietly
 
 SEEDS = range(1, 9)
@@ -44,7 +44,7 @@ def test_a_seed_replays() -> None:
     said = [
         subprocess.run(
             [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([".", "proto"])},
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
             check=True,
             capture_output=True,
             text=True,

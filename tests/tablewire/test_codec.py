@@ -11,7 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tablewire.codec import (
+from tablewire.errors import CodecError
+from tablewire.model.ids import TS_MAX, ChangefeedID
+from tablewire.model.messages import (
+    ActiveChangefeed,
+    Batch,
+    DispatchTableRequest,
+    DispatchTableResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    MessageBody,
+    SpanReports,
+    SpanStats,
+)
+from tablewire.model.progress import Barrier, TableBarrier
+from tablewire.model.spans import SpanBlock
+from tablewire.model.states import DispatchAction, LivenessState, TableState
+from tablewire.wire.codec import (
     MAX_ROWS_PER_MESSAGE,
     BatchBuilder,
     decode_batch,
@@ -20,28 +37,7 @@ from tablewire.codec import (
     encode_message,
     rows_of,
 )
-from tablewire.errors import CodecError
-from tablewire.types import (
-    TS_MAX,
-    ActiveChangefeed,
-    Barrier,
-    Batch,
-    ChangefeedID,
-    DispatchAction,
-    DispatchTableRequest,
-    DispatchTableResponse,
-    Heartbeat,
-    HeartbeatResponse,
-    LivenessState,
-    Message,
-    MessageBody,
-    ProtocolVersions,
-    SpanBlock,
-    SpanReports,
-    SpanStats,
-    TableBarrier,
-    TableState,
-)
+from tablewire.wire.versions import ProtocolVersions
 
 CHANGEFEED = ChangefeedID("default", "orders")
 NO_SPANS = SpanBlock(np.empty(0, np.int64))
@@ -263,7 +259,7 @@ def test_builder_takes_what_fits_and_keeps_the_rest(monkeypatch: pytest.MonkeyPa
     """A full batch says so, and what it refused is a batch of its own."""
     one = message(DispatchTableResponse(steady_report(1_000)))
     size = len(encode_message(one))
-    monkeypatch.setattr("tablewire.codec.MAX_MESSAGE_BYTES", 2 * size + 200)
+    monkeypatch.setattr("tablewire.wire.codec.MAX_MESSAGE_BYTES", 2 * size + 200)
     builder = BatchBuilder("owner-1", "capture-1", 7)
     assert [builder.add(one), builder.add(one), builder.add(one)] == [True, True, False]
     assert len(decode_batch(builder.finish()).messages) == 2
@@ -271,7 +267,7 @@ def test_builder_takes_what_fits_and_keeps_the_rest(monkeypatch: pytest.MonkeyPa
 
 def test_message_larger_than_a_batch_is_refused_by_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can never be sent is an error, not something to wait for."""
-    monkeypatch.setattr("tablewire.codec.MAX_MESSAGE_BYTES", 5_000)
+    monkeypatch.setattr("tablewire.wire.codec.MAX_MESSAGE_BYTES", 5_000)
     with pytest.raises(CodecError, match="at most 5000"):
         BatchBuilder("owner-1", "capture-1", 7).add(message(DispatchTableResponse(steady_report(1_000))))
 

@@ -12,29 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tablewire.codec import MAX_MESSAGE_BYTES, decode_batch, decode_message, encode_batch, encode_message
 from tablewire.errors import CodecError
-from tablewire.types import (
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.messages import (
     ActiveChangefeed,
-    Barrier,
     Batch,
-    ChangefeedID,
-    DispatchAction,
     DispatchTableRequest,
     DispatchTableResponse,
     Heartbeat,
     HeartbeatResponse,
-    LivenessState,
     Message,
     MessageBody,
-    Span,
-    SpanBlock,
     SpanReports,
     SpanStats,
-    TableBarrier,
-    TableState,
 )
+from tablewire.model.progress import Barrier, TableBarrier
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction, LivenessState, TableState
 from tablewire.v1 import schedule_pb2 as pb
+from tablewire.wire.codec import MAX_MESSAGE_BYTES, decode_batch, decode_message, encode_batch, encode_message
 
 CHANGEFEED = ChangefeedID("default", "orders")
 
@@ -282,7 +278,7 @@ def test_changefeed_named_twice_is_refused() -> None:
 
 def test_rows_of_a_whole_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small envelopes cannot unfold to more rows than one batch may have."""
-    monkeypatch.setattr("tablewire.codec.MAX_ROWS_PER_BATCH", 60)
+    monkeypatch.setattr("tablewire.wire.codec.MAX_ROWS_PER_BATCH", 60)
     data = encode_batch(Batch("owner-1", "capture-1", 7, (), BATCH.messages[:2]))
     decode_batch(data)
     many = pb.Batch.FromString(data)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from owner.config import OwnerConfig, SchedulerSection
-from owner.core.config import SchedulerConfig
-from processor.config import ProcessorConfig
+from owner.core.scheduler_config import SchedulerConfig
+from owner.owner_config import OwnerConfig, SchedulerSection
+from processor.processor_config import ProcessorConfig
 from tablewire.errors import ConfigError
 from tablewire.runtime.config import Section, describe, flatten, key, load, load_with_origins, variable_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tablewire.runtime.lanes import Lanes
+from tablewire.runtime.fair_queue import Lanes
 
 
 def test_items_leave_in_the_order_they_came() -> None:

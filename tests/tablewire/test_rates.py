@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owner import api
-from processor import exchange
-from tablewire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
+from owner.admin import grpc_service as api
+from processor.service import exchange_server as exchange
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.rates import RateLimit
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
 from tests.owner.admin_world import FEED, AdminView, serving
 
 TIMEOUT_S = 30.0

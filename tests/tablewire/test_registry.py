@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tablewire import etcd_keys
 from tablewire.errors import ConfigError, OperatingError
-from tablewire.registry import (
+from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.records import (
     CaptureRecord,
     ChangefeedInfo,
     ChangefeedState,
@@ -24,10 +24,10 @@ from tablewire.registry import (
     encode,
     next_epoch,
     now,
-    redact_uri,
-    resolve_uri,
 )
-from tablewire.types import TS_MAX, CaptureInfo, ChangefeedID, LivenessState
+from tablewire.model.ids import TS_MAX, CaptureInfo, ChangefeedID
+from tablewire.model.states import LivenessState
+from tablewire.runtime.uris import redact_uri, resolve_uri
 
 INFO = ChangefeedInfo(
     id="orders", source_uri="postgresql://u:${PW}@h/db", sink_uri="blackhole:", tables=["public.*"], created_at=now()

@@ -5,17 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from processor.executor import (
+from tablewire import Barrier, ChangefeedID, Checkpoint, Span, Stats, TableBarrier, TableState
+from tablewire.errors import CodecError, EpochRefusedError
+from tablewire.executor import (
     BarrierTableExecutor,
     BulkTableExecutor,
     ClosableTableExecutor,
     FencedTableExecutor,
     TableExecutor,
 )
-from tablewire import Barrier, ChangefeedID, Checkpoint, Span, Stats, TableBarrier, TableState
-from tablewire.errors import CodecError, EpochRefusedError
-from tablewire.testing import Deliver, FakeCall, FakeSink, FakeTableExecutor, LoopbackNetwork, UnfencedFakeTableExecutor
-from tablewire.types import PROTOCOL_VERSION, Heartbeat, Message
+from tablewire.model.messages import PROTOCOL_VERSION, Heartbeat, Message
+from tablewire.testing import (
+    Deliver,
+    FakeCall,
+    FakeSink,
+    FakeTableExecutor,
+    LoopbackNetwork,
+    UnfencedFakeTableExecutor,
+)
 
 SPAN = Span(11)
 OTHER = Span(12, b"a", b"b")

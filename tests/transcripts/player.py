@@ -13,18 +13,12 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from owner.scheduler import HashRanges, SchedulerConfig
-from tablewire.queries import Query
+from owner.scheduling.scheduler import HashRanges, SchedulerConfig
+from tablewire.model.messages import DispatchTableRequest, DispatchTableResponse, HeartbeatResponse, Message
+from tablewire.model.queries import Query
+from tablewire.model.spans import Span
+from tablewire.model.states import DispatchAction, TableState
 from tablewire.testing import Deliver
-from tablewire.types import (
-    DispatchAction,
-    DispatchTableRequest,
-    DispatchTableResponse,
-    HeartbeatResponse,
-    Message,
-    Span,
-    TableState,
-)
 from tests.owner.world import World
 
 FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ from owner.core.policies.leveling import Leveling, level
 from owner.core.policies.tasks import Slots, under_way
 from owner.core.state import Core
 from owner.core.tables import NOBODY, TASK_BALANCE, Mask
-from tablewire.types import QueryState
+from tablewire.model.states import QueryState
 
 MOVES_PLANNED_MAX = 1_024
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.captures import Capture
+from owner.core.coverage import overlaps, uncovered_tables
 from owner.core.policies.placement import Placement
 from owner.core.replication import raise_progress
-from owner.core.splitter import overlaps, uncovered_tables
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
@@ -19,7 +19,9 @@ from owner.core.tables import (
     TASK_REMOVE,
     Rows,
 )
-from tablewire.types import I64, DispatchAction, Span, SpanBlock
+from tablewire.model.columns import I64
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import DispatchAction
 
 
 def take_current_tables(core: Core, current_tables: I64) -> None:

@@ -10,7 +10,7 @@ from owner.core.policies.placement import Placement
 from owner.core.policies.tasks import Slots, barred, can_be_stopped, undo_prepare
 from owner.core.state import Core
 from owner.core.tables import NOBODY, PREPARE, TASK_DRAIN
-from tablewire.types import QueryState
+from tablewire.model.states import QueryState
 
 
 def drain(core: Core, ready: list[Capture], slots: Slots) -> None:

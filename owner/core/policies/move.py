@@ -10,7 +10,7 @@ from owner.core.policies.basic import prepare
 from owner.core.policies.tasks import Slots, can_be_stopped, undo_prepare
 from owner.core.state import Core
 from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
-from tablewire.types import CaptureState, QueryState
+from tablewire.model.states import CaptureState, QueryState
 
 _WHY_NOT = {
     CaptureState.UNINITIALIZED: "has not answered yet",

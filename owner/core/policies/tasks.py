@@ -21,7 +21,7 @@ from owner.core.tables import (
     Rows,
     Trouble,
 )
-from tablewire.types import CaptureState, DispatchAction, TableState
+from tablewire.model.states import CaptureState, DispatchAction, TableState
 
 PREPARED = TableState.PREPARED.code
 PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)

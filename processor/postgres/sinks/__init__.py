@@ -17,8 +17,8 @@ from typing import Protocol
 
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
+from tablewire.model.ids import ChangefeedID, TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.types import ChangefeedID, TableID, Ts
 
 
 class SinkUnavailableError(OperatingError):

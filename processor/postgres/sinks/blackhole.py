@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from processor.postgres.sinks import Fence, Resume, SinkContext, WriteNotAllowedError
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
+from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.types import TableID, Ts
 
 
 class BlackholeSink:

@@ -25,9 +25,9 @@ from processor.postgres.wire import (
     Value,
     read_change,
 )
+from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import format_lsn
-from tablewire.types import Ts
 
 _BOOL_OID = 16
 _INTEGER_OIDS = frozenset((20, 21, 23, 26))

@@ -24,9 +24,9 @@ from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailable
 from processor.postgres.sinks.envelope import change_lines, copy_lines
 from processor.postgres.wire import Part, Transaction
 from tablewire.errors import EpochRefusedError, OperatingError
+from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.checks import sink_folder
-from tablewire.types import TableID, Ts
 
 EPOCHS_KEPT = 50
 TORN_FILES_MAX = 3

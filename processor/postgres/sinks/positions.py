@@ -13,10 +13,10 @@ from psycopg import pq
 
 from processor.postgres.sinks import Fence
 from processor.postgres.sinks.connection import SinkConnection, Statement
+from tablewire.model.ids import Ts
 from tablewire.postgres import sink_checkpoint
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import format_lsn, parse_lsn, quote_text
-from tablewire.types import Ts
 
 TAKEOVERS_KEPT = 200
 SNAPSHOT_LOST = "lost"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from processor.postgres.sinks import Sink, SinkContext
 from processor.postgres.sinks.blackhole import BlackholeSink
 from processor.postgres.sinks.files import FilesSink
-from processor.postgres.sinks.postgres import PostgresSink
+from processor.postgres.sinks.postgres_sink import PostgresSink
 from processor.postgres.source_catalogue import SourceCatalogue
 from tablewire.errors import OperatingError
 from tablewire.postgres.connections import SCHEMES
 from tablewire.postgres.options import PostgresOptions
-from tablewire.registry import redact_uri
+from tablewire.runtime.uris import redact_uri
 
 
 def new_sink(uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> Sink:

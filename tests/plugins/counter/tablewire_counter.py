@@ -20,11 +20,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from processor.executor import ExecutorRequest
 from tablewire.errors import EpochRefusedError, OperatingError
+from tablewire.executor import ExecutorRequest
+from tablewire.model.columns import I64
+from tablewire.model.progress import Checkpoint, TableStatus
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.splitter import HashRanges
+from tablewire.model.states import TableState
 from tablewire.source import CheckFailure, SourceRequest
-from tablewire.splitter import HashRanges
-from tablewire.types import I64, Checkpoint, Span, SpanBlock, TableState, TableStatus
 
 WRITE_INTERVAL_S = 0.02
 

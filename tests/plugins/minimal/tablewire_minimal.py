@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from tablewire.types import Checkpoint, TableState, TableStatus
+from tablewire.model.progress import Checkpoint, TableStatus
+from tablewire.model.states import TableState
 
 
 class Source:

@@ -9,11 +9,14 @@ from contextlib import ExitStack
 
 import psycopg
 
-from processor.executor import ExecutorRequest
 from processor.postgres import PostgresExecutor, new_executor
+from tablewire.executor import ExecutorRequest
+from tablewire.model.ids import ChangefeedID, Ts
+from tablewire.model.progress import Checkpoint
+from tablewire.model.spans import Span
+from tablewire.model.states import TableState
 from tablewire.postgres import PostgresSource, new_source
 from tablewire.source import SourceRequest
-from tablewire.types import ChangefeedID, Checkpoint, Span, TableState, Ts
 
 DEADLINE_S = 20.0
 _numbers = itertools.count(1)

@@ -11,8 +11,8 @@ import pytest
 from processor.postgres.sinks import Fence, SinkContext, WriteNotAllowedError
 from processor.postgres.sinks.files import FilesSession, FilesSink
 from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
+from tablewire.model.ids import ChangefeedID
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.types import ChangefeedID
 
 SCHEMA = TableSchema(7, "public", "t", "d", ("id",), ("id",), ())
 RELATION = Relation(7, "public", "t", "d", (RelationColumn("id", 23, -1, True),))

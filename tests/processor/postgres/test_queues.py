@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from processor.postgres.queues import BACKLOG_US, Batch, Budget, TableQueue
 from processor.postgres.wire import Part, Relation, Transaction
-from tablewire.types import TS_MAX, Ts
+from tablewire.model.ids import TS_MAX, Ts
 
 RELATION = Relation(1, "public", "t", "d", ())
 MAX_BYTES = 1000

@@ -15,7 +15,7 @@ from processor.postgres.shared_stream import SharedStream
 from processor.postgres.stream import GATHER_FRAMES, GATHER_MAX_S, ChangeStream, StreamTable, gather_pause_s
 from processor.postgres.wire import FRAME_HEADER
 from tablewire.errors import OperatingError
-from tablewire.types import TS_MAX, Ts
+from tablewire.model.ids import TS_MAX, Ts
 from tests.processor.postgres.replication_kit import wait_until
 
 

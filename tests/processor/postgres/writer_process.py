@@ -9,9 +9,10 @@ import json
 import sys
 import threading
 
-from processor.executor import ExecutorRequest
 from processor.postgres import PostgresExecutor, new_executor
-from tablewire.types import ChangefeedID, Span
+from tablewire.executor import ExecutorRequest
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.spans import Span
 from tests.processor.postgres.replication_kit import prepare, promote
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tablewire.errors import OperatingError
+from tablewire.model.ids import ChangefeedID
 from tablewire.postgres import new_source
 from tablewire.postgres.catalogue import TableFilter
 from tablewire.postgres.connections import format_lsn, parse_lsn, parse_uri
 from tablewire.postgres.names import slot_name, temporary_slot_name
 from tablewire.postgres.options import PostgresOptions, parse_options
 from tablewire.source import SourceRequest
-from tablewire.types import ChangefeedID
 
 
 def test_plain_id_gives_a_plain_slot_name() -> None:

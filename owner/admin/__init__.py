@@ -1,0 +1,1 @@
+"""What operators can ask of the owner, and the gRPC service that they ask."""

@@ -1,0 +1,219 @@
+"""The operations on the cluster and its captures. Any thread; reads take the snapshot of the last tick."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from owner.admin import tables_view
+from owner.admin.models import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
+from owner.admin.ports import OwnerView
+from owner.admin.resolve import check_capture, current_state, schedulers_of, software_version
+from owner.leadership.compatibility import FOREIGN_LABEL, FOREIGN_STATE
+from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
+from tablewire.etcd.records import EventRecord, LeaderRecord
+from tablewire.model.ids import CaptureID
+from tablewire.model.states import CaptureState, StallReason
+
+if TYPE_CHECKING:
+    from owner.events.history import History
+    from owner.scheduling.scheduler import SchedulerAndInfo
+    from tablewire.etcd.records import ChangefeedInfo
+
+NO_OTHER = "no other capture is ready to take them: start a processor, or cancel the drain"
+FOLLOW_POLL_S = 0.25
+UNKNOWN_STATE = "unknown"
+IDLE_STATE = "idle"
+
+_WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITIALIZED, CaptureState.READY)
+
+
+def cluster_status(view: OwnerView) -> ClusterStatus:
+    """Also answered by an owner that does not lead (captures are then counted as "unknown"), and by one without etcd."""
+    leadership, problem = view.leadership(), view.why_no_candidate()
+    leader = view.leader() if leadership is not None or not problem else None
+    owners = [_owner_row(record, leader) for record in view.owners()]
+    stored: Sequence[ChangefeedInfo] = ()
+    if not problem:
+        try:
+            stored = view.registry().list()
+        except EtcdError as error:
+            problem = str(error)
+    if leadership is None or problem:
+        captures = Counter({UNKNOWN_STATE: len(view.captures())} if view.captures() else {})
+    else:
+        captures = Counter(row.state for row in _capture_rows(view, stored))
+    return ClusterStatus(
+        cluster=view.cluster,
+        answered_by=view.owner_id,
+        version=software_version(),
+        leader=None if leader is None else _owner_row(leader, leader),
+        leader_revision=0 if leadership is None else leadership.revision,
+        owners=owners,
+        captures_by_state=dict(captures),
+        changefeeds_by_state=dict(Counter(current_state(view, info) for info in stored)),
+        braked=[str(changefeed) for changefeed, scheduler in schedulers_of(view, stored) if scheduler.snapshot().brake],
+        problem=problem,
+    )
+
+
+def resign(view: OwnerView, by: str = "") -> str:
+    """The leader steps down and campaigns again as the last in line; its id."""
+    if view.leadership() is None:
+        raise RefusedError(f"owner {view.owner_id} does not lead, so it cannot resign")
+    if len(view.owners()) < 2:
+        raise RefusedError(f"owner {view.owner_id} is the only owner: nobody could take over")
+    view.resign(by)
+    return view.owner_id
+
+
+def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> OwnerRow:
+    return OwnerRow(record.id, record.address, record.version, leader is not None and record.id == leader.id)
+
+
+def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
+    """Every registered capture, by id."""
+    return _capture_rows(view, view.registry().list())
+
+
+def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence[CaptureRow]:
+    states: dict[CaptureID, set[CaptureState]] = {}
+    spans: dict[CaptureID, dict[str, int]] = {}
+    draining = set(view.draining())
+    for changefeed, scheduler in schedulers_of(view, stored):
+        for capture in scheduler.snapshot().captures:
+            states.setdefault(capture.id, set()).add(capture.state)
+            spans.setdefault(capture.id, {})[str(changefeed)] = capture.spans
+    rows = []
+    for info in sorted(view.captures().values(), key=lambda info: info.id):
+        seen = states.get(info.id, set())
+        state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
+        if FOREIGN_LABEL in info.labels:
+            state = FOREIGN_STATE
+        held = spans.get(info.id, {})
+        progress = drain_progress(view, info.id) if info.id in draining else None
+        rows.append(
+            CaptureRow(
+                id=info.id,
+                address=info.address,
+                version=info.version,
+                state=state,
+                spans=sum(held.values()),
+                draining=info.id in draining,
+                labels=dict(info.labels),
+                spans_by_changefeed=held,
+                remaining=None if progress is None else progress.remaining,
+                reasons={} if progress is None else progress.reasons,
+            )
+        )
+    return rows
+
+
+def drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
+    """Asks for the capture to be emptied (idempotent), and tells how that stands."""
+    check_capture(view, capture)
+    view.drain(capture, by)
+    view.poke()
+    return drain_progress(view, capture)
+
+
+def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
+    if capture not in view.draining():
+        raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
+    view.cancel_drain(capture, by)
+    view.poke()
+    return drain_progress(view, capture)
+
+
+def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
+    """Starts nothing. A capture that has left is an answer here (gone), so that who waits for a drain sees its end."""
+    if capture not in view.captures():
+        return DrainProgress(capture, draining=capture in view.draining(), remaining=0, gone=True)
+    draining = capture in view.draining()
+    remaining, reasons, notes = 0, Counter[str](), []
+    for info in view.registry().list():
+        scheduler = view.scheduler(info.changefeed)
+        if scheduler is not None:
+            left, why = _left(scheduler, capture, draining)
+            remaining += left
+            reasons.update(why)
+            if StallReason.NO_CAPTURE in why:
+                notes.append(NO_OTHER)
+        elif draining and info.state.runs and info.start_ts:
+            # It runs on the captures all the same, and nobody knows yet what is where.
+            remaining += 1
+            reasons[StallReason.BOOTSTRAP.value] += 1
+            notes.append(f"changefeed {info.changefeed} is not scheduled yet, so nobody can tell what it has there")
+    return DrainProgress(capture, draining, remaining, dict(reasons), note="; ".join(dict.fromkeys(notes)))
+
+
+def list_events(view: OwnerView, after: int, limit: int) -> Sequence[EventRow]:
+    """What happened, oldest first: the newest `limit` (0 = all) with a higher sequence than `after`."""
+    found = _history(view).events_after(after)
+    if found is None:
+        raise EtcdError("the events have not been read from etcd yet: try again")
+    rows = [_event_row(event.sequence, event.record) for event in found if event.record is not None]
+    return rows[-limit:] if limit else rows
+
+
+def follow_events(view: OwnerView, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[EventRow]]:
+    """What happens from now on, several at a time, until nobody wants to know. NotLeaderError when this owner's term ends."""
+    history = _history(view)
+    while is_wanted():
+        if history.wait_after(after, FOLLOW_POLL_S):
+            events = history.events_after(after) or ()
+            after = events[-1].sequence if events else after
+            yield [_event_row(event.sequence, event.record) for event in events if event.record is not None]
+        elif view.history() is not history:
+            raise NotLeaderError("another owner leads now")
+
+
+def _history(view: OwnerView) -> History:
+    history = view.history()
+    if history is None:
+        raise NotLeaderError(f"owner {view.owner_id} does not lead")
+    return history
+
+
+def _event_row(sequence: int, record: EventRecord) -> EventRow:
+    return EventRow(
+        sequence=sequence,
+        at=record.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        kind=record.kind,
+        owner=record.owner,
+        owner_revision=record.owner_revision,
+        changefeed=record.changefeed,
+        subject=record.subject,
+        text=record.text,
+        why=record.why,
+        by=record.by,
+        job=record.job,
+    )
+
+
+def _left(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tuple[int, dict[str, int]]:
+    """How many spans of one changefeed still touch the capture, and why. While it is drained inbound moves and Undetermined count
+    too, and it is at least 1 until a tick has taken the drain in."""
+    snapshot = scheduler.snapshot()
+    reasons = dict(tables_view.reasons_at(snapshot, capture))
+    if not draining:
+        return sum(reasons.values()), reasons
+    try:
+        left = scheduler.drain_capture(capture)
+    except UnknownCaptureError:
+        left = 1  # registered since the last tick: the next one takes it in
+    if not left:
+        return 0, {}
+    if not any(seen.id == capture and seen.draining for seen in snapshot.captures):
+        return left, {tables_view.WAITING: left}
+    steady = reasons.pop(tables_view.WAITING, 0)
+    if steady:
+        others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
+        silent = snapshot.everywhere or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
+        why = StallReason.NO_CAPTURE if not others else StallReason.SILENT_CAPTURE if silent else StallReason.CONCURRENCY
+        reasons[why] = reasons.get(why, 0) + steady
+    unseen = left - sum(reasons.values())
+    if unseen > 0:  # it may still hold spans in which it has no role any more
+        reasons[StallReason.UNDETERMINED] = reasons.get(StallReason.UNDETERMINED, 0) + unseen
+    return left, reasons

@@ -1,0 +1,318 @@
+"""What an operator can ask of the cluster: the verbs themselves, without a wire and without a terminal.
+
+`owner.admin.grpc_service` turns these into gRPC and `owner.cli` into commands. The contract with
+the service is `owner.admin.ports`; answers are the frozen values of `owner.admin.models`. Every
+verb may be called from any thread, takes no lock of its own, and reads the snapshot of the last
+tick, so it never waits for one. Trouble is an OperatingError with one clear text; which kind it is
+tells the API its status code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from owner.admin import tables_view
+from owner.admin.jobs import Job, jobs_under_way
+from owner.admin.models import (
+    AlreadyExistsError,
+    ChangefeedRow,
+    CreateRequest,
+    InvalidRequestError,
+    RefusedError,
+    TableFilter,
+    TableRow,
+    UpdateRequest,
+)
+from owner.admin.ports import ChangefeedRegistry, ChangefeedRuntime, OwnerView
+from owner.admin.resolve import (
+    check_capture,
+    current_state,
+    names_text,
+    running,
+    software_version,
+    table_id_of,
+    table_names,
+)
+from owner.changefeed.sources import source_request
+from tablewire.errors import OperatingError, UnknownChangefeedError
+from tablewire.etcd.keys import check_name
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
+from tablewire.model.ids import TS_MAX, CaptureID, ChangefeedID
+from tablewire.model.progress import Watermark
+from tablewire.runtime.uris import redact_uri
+from tablewire.source import CheckFailure
+
+if TYPE_CHECKING:
+    from owner.scheduling.scheduler import SchedulerAndInfo
+
+__all__ = ["ChangefeedRegistry", "ChangefeedRuntime", "OwnerView"]
+
+DEFAULT_NAMESPACE = "default"
+CHANGEFEED_ID_LENGTH_MAX = 48
+"""A source names things after a changefeed: PostgreSQL allows a slot 63 characters, `tablewire_` included."""
+URI_LENGTH_MAX = 4_096
+PATTERNS_MAX = 1_000
+OPTIONS_MAX = 100
+
+_CHANGEFEED_ID = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changefeeds
+
+
+def parse_changefeed(text: str) -> ChangefeedID:
+    """`id` or `namespace/id`; InvalidRequestError when it cannot be one."""
+    namespace, slash, name = text.rpartition("/")
+    if not slash:
+        namespace = DEFAULT_NAMESPACE
+    try:
+        check_name("namespace", namespace)
+    except OperatingError as error:
+        raise InvalidRequestError(str(error)) from error
+    if not _CHANGEFEED_ID.fullmatch(name) or len(name) > CHANGEFEED_ID_LENGTH_MAX:
+        raise InvalidRequestError(
+            f"changefeed id {name[:100]!r} is not valid: lower-case letters, digits, '_' and '-', "
+            f"starting with a letter or digit, at most {CHANGEFEED_ID_LENGTH_MAX} characters"
+        )
+    return ChangefeedID(namespace, name)
+
+
+def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
+    """The changefeed of this name; of the empty name while there is exactly one."""
+    if text:
+        changefeed = parse_changefeed(text)
+        try:
+            return view.registry().get(changefeed)
+        except UnknownChangefeedError:
+            known = sorted(str(info.changefeed) for info in view.registry().list())
+            raise UnknownChangefeedError(f"no changefeed {changefeed}; {names_text('there', known)}") from None
+    infos = view.registry().list()
+    if len(infos) > 1:  # one that is on its way out is not meant, unless there is no other
+        infos = [info for info in infos if info.state is not ChangefeedState.REMOVED] or infos
+    if len(infos) == 1:
+        return infos[0]
+    if not infos:
+        raise UnknownChangefeedError("there is no changefeed")
+    names = sorted(str(info.changefeed) for info in infos)
+    raise InvalidRequestError(f"there are {len(infos)} changefeeds, so say which one; {names_text('there', names)}")
+
+
+def list_changefeeds(view: OwnerView) -> Sequence[ChangefeedRow]:
+    return [_changefeed_row(view, info) for info in sorted(view.registry().list(), key=lambda info: info.changefeed)]
+
+
+def query_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
+    return _changefeed_row(view, find_changefeed(view, text))
+
+
+def create_changefeed(view: OwnerView, request: CreateRequest, by: str = "") -> ChangefeedRow:
+    """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
+    changefeed = parse_changefeed(request.changefeed)
+    _check_request(request)
+    try:
+        view.registry().get(changefeed)
+    except UnknownChangefeedError:
+        pass
+    else:
+        raise AlreadyExistsError(f"changefeed {changefeed} exists already; nothing was changed")
+    info = ChangefeedInfo(
+        version=software_version(),
+        namespace=changefeed.namespace,
+        id=changefeed.id,
+        source_uri=request.source_uri,
+        sink_uri=request.sink_uri,
+        tables=list(request.tables),
+        created_at=now(),
+        initial_snapshot=not request.skip_snapshot,
+        options=dict(request.options),
+        target_ts=request.target_ts,
+        asked_by=by,
+    )
+    _check_source(view, info, "created")
+    if not request.dry_run:
+        view.registry().create(info)
+        view.poke()
+    return _changefeed_row(view, info)
+
+
+def pause_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+    """The answer tells what the source retains: as it was before, while it has not been looked at since."""
+    runtime = view.runtime(find_changefeed(view, text).changefeed)
+    row = _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
+    known = row.retained_bytes if runtime is None or row.retained_bytes is not None else runtime.retained_bytes
+    return replace(row, retained_bytes=known)
+
+
+def resume_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+    return _change(view, text, lambda registry, changefeed: registry.resume(changefeed, by))
+
+
+def update_changefeed(view: OwnerView, request: UpdateRequest, by: str = "") -> ChangefeedRow:
+    """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
+    if not (request.tables or request.options or request.unset_options):
+        raise InvalidRequestError("nothing to change: give tables or options")
+    info = find_changefeed(view, request.changefeed)
+    if info.state is not ChangefeedState.STOPPED:
+        state = current_state(view, info)
+        raise RefusedError(f"changefeed {info.changefeed} is {state}: only a paused one can be changed; nothing was changed")
+    if unknown := sorted(set(request.unset_options) - info.options.keys()):
+        raise InvalidRequestError(f"option {unknown[0]!r} is not set; {names_text('there', sorted(info.options))}")
+    _check_patterns(request.tables or info.tables, len(info.options) + len(request.options))
+    kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
+    tables, options = list(request.tables or info.tables), {**kept, **request.options}
+    _check_source(view, msgspec.structs.replace(info, tables=tables, options=options), "changed")
+    view.registry().update(info.changefeed, info, tables=tables, options=options, by=by)
+    view.poke()
+    return _changefeed_row(view, view.registry().get(info.changefeed))
+
+
+def remove_changefeed(view: OwnerView, text: str, by: str = "") -> str:
+    """Marks it removed; the leader stops it, drops what it made at the source, then forgets it. Its name."""
+    if not text:
+        raise InvalidRequestError("a removal must name its changefeed")
+    info = find_changefeed(view, text)
+    view.registry().remove(info.changefeed, by)
+    view.poke()
+    return str(info.changefeed)
+
+
+def _change(view: OwnerView, text: str, write: Callable[[ChangefeedRegistry, ChangefeedID], None]) -> ChangefeedRow:
+    info = find_changefeed(view, text)
+    write(view.registry(), info.changefeed)
+    view.poke()
+    return _changefeed_row(view, view.registry().get(info.changefeed))
+
+
+def _check_request(request: CreateRequest) -> None:
+    for what, uri in (("source", request.source_uri), ("sink", request.sink_uri)):
+        if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", uri):
+            raise InvalidRequestError(f"the {what} {redact_uri(uri)!r} is not a URI (scheme://...)")
+        if len(uri) > URI_LENGTH_MAX:
+            raise InvalidRequestError(f"the {what} URI is longer than {URI_LENGTH_MAX} characters")
+    if not 0 <= request.target_ts <= TS_MAX:
+        raise InvalidRequestError(f"the target {request.target_ts} is not a Ts")
+    if not request.tables:
+        raise InvalidRequestError("no tables: give at least one pattern, such as 'public.*'")
+    _check_patterns(request.tables, len(request.options))
+
+
+def _check_patterns(tables: Sequence[str], options: int) -> None:
+    if len(tables) > PATTERNS_MAX or options > OPTIONS_MAX:
+        raise InvalidRequestError(f"at most {PATTERNS_MAX} table patterns and {OPTIONS_MAX} options")
+    for pattern in tables:
+        if not pattern.strip() or pattern != pattern.strip():
+            raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
+
+
+def _check_source(view: OwnerView, info: ChangefeedInfo, done: str) -> None:
+    source = view.new_source(source_request(info))
+    try:
+        failures = list(source.check())
+        if info.target_ts and not info.start_ts and not failures and (source_ts := source.current_ts()) > info.target_ts:
+            failures.append(CheckFailure("target_ts", f"the source is at {source_ts}, past the target {info.target_ts} already"))
+    finally:
+        source.close()
+    if failures:
+        named = "; ".join(f"{failure.check}: {redact_uri(failure.reason)}" for failure in failures)
+        count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
+        raise RefusedError(f"changefeed {info.changefeed} was not {done}, {count} failed: {named}")
+
+
+def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
+    changefeed = info.changefeed
+    runtime = view.runtime(changefeed)
+    scheduler = view.scheduler(changefeed)
+    snapshot = scheduler.snapshot() if scheduler is not None else None
+    watermark = runtime.watermark if runtime is not None else Watermark(0, 0)
+    source_ts = runtime.source_ts if runtime is not None else 0
+    known = source_ts > 0 and watermark.checkpoint_ts > 0
+    summary = tables_view.summarize(snapshot)
+    names = runtime.table_names if runtime is not None else {}
+    return ChangefeedRow(
+        changefeed=str(changefeed),
+        state=current_state(view, info),
+        error=redact_uri((runtime.error if runtime is not None else "") or info.error),
+        epoch=info.epoch,
+        source_uri=redact_uri(info.source_uri),
+        sink_uri=redact_uri(info.sink_uri),
+        tables=tuple(info.tables),
+        skip_snapshot=not info.initial_snapshot,
+        start_ts=info.start_ts,
+        target_ts=info.target_ts,
+        options={name: redact_uri(f"{name}={value}")[len(name) + 1 :] for name, value in info.options.items()},
+        running=scheduler is not None,
+        initialized=snapshot is not None and snapshot.initialized,
+        checkpoint_ts=watermark.checkpoint_ts,
+        resolved_ts=watermark.resolved_ts,
+        last_synced_ts=watermark.last_synced_ts,
+        source_ts=source_ts,
+        lag=max(0, source_ts - watermark.checkpoint_ts) if known else None,
+        retained_bytes=runtime.retained_bytes if runtime is not None else None,
+        spans=summary.spans,
+        spans_by_state=summary.by_state,
+        stalls=summary.stalls,
+        slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, names),
+        jobs=[] if scheduler is None else jobs_under_way(changefeed, scheduler),
+        rows_per_s=summary.rows_per_s,
+        bytes_per_s=summary.bytes_per_s,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and jobs
+
+
+def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, Iterator[TableRow]]:
+    """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
+    info = find_changefeed(view, text)
+    scheduler = running(view, info)
+    names = table_names(view, info)
+    table_id = table_id_of(info, names, wanted.table) if wanted.table else None
+    if wanted.capture:
+        check_capture(view, wanted.capture)
+    snapshot = scheduler.snapshot()
+    spans = tables_view.select_positions(snapshot, capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
+    rows = (tables_view.table_row(span, names, tables_view.rates(snapshot, position)) for position, span in spans)
+    return str(info.changefeed), rows
+
+
+def move_table(view: OwnerView, text: str, table: str, target: CaptureID, by: str = "") -> Job:
+    """Asks the scheduler; it decides by its next tick (see Job)."""
+    info = find_changefeed(view, text)
+    scheduler = running(view, info)
+    names = table_names(view, info)
+    table_id = table_id_of(info, names, table)
+    check_capture(view, target)
+    query = scheduler.move_table(table_id, target)
+    job = Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
+    job.note_asked(by)
+    view.poke()
+    return job
+
+
+def rebalance(view: OwnerView, text: str, by: str = "") -> Sequence[Job]:
+    """One job for each changefeed that is named: text, or all that run. They see each other's loads and plans."""
+    jobs = []
+    for info, scheduler in rebalanced(view, text):
+        jobs.append(Job(view, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
+        jobs[-1].note_asked(by)
+    view.poke()
+    return jobs
+
+
+def rebalanced(view: OwnerView, text: str) -> Sequence[tuple[ChangefeedInfo, SchedulerAndInfo]]:
+    """The changefeeds that a rebalance is about, by name; RefusedError when none of them runs."""
+    infos = sorted(view.registry().list(), key=lambda info: info.changefeed)
+    if text or len(infos) < 2:
+        info = find_changefeed(view, text)
+        return [(info, running(view, info))]
+    found = [(info, scheduler) for info in infos if (scheduler := view.scheduler(info.changefeed)) is not None]
+    if not found:
+        raise RefusedError(f"none of the {len(infos)} changefeeds runs, so there is nothing to rebalance")
+    return found

@@ -1,0 +1,162 @@
+"""Dry runs: what a move, a drain or a rebalance would do now, over all changefeeds, and the loads before and after. Any thread.
+
+A plan is made from the snapshots of the last ticks and changes nothing. Changefeeds are planned for in the order of their names,
+each with what those before it would move, as their schedulers do it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from owner.admin.models import Plan, PlannedMoveRow, RefusedError, UnknownTableError
+from owner.admin.operations import find_changefeed, rebalanced
+from owner.admin.ports import OwnerView
+from owner.admin.resolve import check_capture, running, schedulers, table_id_of, table_names
+from owner.changefeed.cluster_load import ClusterLoad, Loads
+from owner.core.jobs import PlannedMove
+from tablewire.model.ids import CaptureID, ChangefeedID
+from tablewire.model.states import CaptureState
+
+if TYPE_CHECKING:
+    from owner.scheduling.snapshot import Snapshot
+
+MOVES_MAX = 100_000
+"""A plan names at most so many; the loads after it are those after these moves."""
+
+_WHY_NOT = {
+    CaptureState.UNINITIALIZED: "has not answered yet",
+    CaptureState.SILENT: "is silent",
+    CaptureState.STOPPING: "is stopping",
+}
+
+
+def plan_rebalance(view: OwnerView, text: str) -> Plan:
+    """As `operations.rebalance` would do it."""
+    chosen = {info.changefeed for info, _ in rebalanced(view, text)}
+    return _plan(view, chosen, lambda snapshot: snapshot.plan_rebalance(), _why_no_rebalance)
+
+
+def plan_drain(view: OwnerView, capture: CaptureID) -> Plan:
+    """Where everything on this capture would go."""
+    check_capture(view, capture)
+    chosen = {changefeed for changefeed, _ in schedulers(view)}
+    return _plan(view, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
+
+
+def plan_move(view: OwnerView, text: str, table: str, target: CaptureID) -> Plan:
+    """RefusedError for what the scheduler would refuse, with its reason."""
+    info = find_changefeed(view, text)
+    running(view, info)
+    table_id = table_id_of(info, table_names(view, info), table)
+    check_capture(view, target)
+
+    def moves(snapshot: Snapshot) -> Sequence[PlannedMove]:
+        _check_target(snapshot, target)
+        return _moves_of_table(snapshot, table_id, target)
+
+    return _plan(view, {info.changefeed}, moves, lambda _: "")
+
+
+def _plan(
+    view: OwnerView,
+    chosen: set[ChangefeedID],
+    plan: Callable[[Snapshot], Sequence[PlannedMove]],
+    why_not_more: Callable[[Sequence[Snapshot]], str],
+) -> Plan:
+    snapshots = {changefeed: scheduler.snapshot() for changefeed, scheduler in sorted(schedulers(view), key=lambda pair: pair[0])}
+    for changefeed in sorted(chosen & snapshots.keys()):
+        if not snapshots[changefeed].initialized:
+            raise RefusedError(f"changefeed {changefeed} cannot be planned for yet: its owner is still hearing from the captures")
+    loads: dict[ChangefeedID, Loads] = {changefeed: snapshot.loads_to_come() for changefeed, snapshot in snapshots.items()}
+    cluster = ClusterLoad(loads.values())
+    before = dict(cluster.without({}))
+    rows: list[PlannedMoveRow] = []
+    seen = []
+    for changefeed, snapshot in snapshots.items():
+        if changefeed not in chosen:
+            continue
+        own = loads[changefeed]
+        snapshot = dataclasses.replace(snapshot, cluster_load=cluster.without(own))
+        seen.append(snapshot)
+        moves = plan(snapshot)[: MOVES_MAX - len(rows)]
+        cluster.replace(own, _after(own, moves))
+        rows.extend(_rows(view, changefeed, moves))
+    note = why_not_more(seen)
+    if len(rows) == MOVES_MAX:
+        note = f"only the first {MOVES_MAX} moves were planned"
+    return Plan([str(changefeed) for changefeed in sorted(chosen)], rows, before, dict(cluster.without({})), note)
+
+
+def _after(own: Loads, moves: Sequence[PlannedMove]) -> Loads:
+    after = dict(own)
+    for move in moves:
+        after[move.target] = after.get(move.target, 0.0) + move.weight
+        if move.source:
+            after[move.source] = after.get(move.source, 0.0) - move.weight
+    return after
+
+
+def _rows(view: OwnerView, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[PlannedMoveRow]:
+    runtime = view.runtime(changefeed)
+    names = runtime.table_names if runtime is not None else {}
+    for move in moves:
+        span = move.span
+        yield PlannedMoveRow(
+            changefeed=str(changefeed),
+            table_id=span.table_id,
+            table=names.get(span.table_id, ""),
+            start_key=span.start_key,
+            end_key=span.end_key,
+            source=move.source,
+            target=move.target,
+            weight=move.weight,
+            reason=move.reason,
+        )
+
+
+def _why_no_rebalance(snapshots: Sequence[Snapshot]) -> str:
+    ready = {snapshot.capture_ids[index] for snapshot in snapshots for index in snapshot.ready}
+    if len(ready) < 2:
+        return f"{len(ready)} of the captures may be given work, so there is nothing to even out"
+    within = max((snapshot.balance_stop_percent for snapshot in snapshots), default=0)
+    return f"a difference of up to {within} % from the mean is left alone, and so is a span whose move would not lessen it"
+
+
+def _why_no_drain(snapshots: Sequence[Snapshot], capture: CaptureID) -> str:
+    ready = {snapshot.capture_ids[index] for snapshot in snapshots for index in snapshot.ready}
+    return "" if not snapshots or ready - {capture} else "no other capture is ready to take anything: start a processor first"
+
+
+def _check_target(snapshot: Snapshot, target: CaptureID) -> None:
+    found = next((capture for capture in snapshot.captures if capture.id == target), None)
+    if found is None:
+        raise RefusedError(f"target capture {target} is unknown")
+    if found.state in _WHY_NOT:
+        raise RefusedError(f"target capture {target} {_WHY_NOT[found.state]}")
+    if found.draining:
+        raise RefusedError(f"target capture {target} is being drained")
+
+
+def _moves_of_table(snapshot: Snapshot, table_id: int, target: CaptureID) -> Sequence[PlannedMove]:
+    roles = snapshot.roles
+    positions = np.flatnonzero((roles.spans.table_ids == table_id) & roles.wanted).tolist()
+    if not positions:
+        raise UnknownTableError(f"table {table_id} is unknown")
+    at = next(index for index, name in snapshot.capture_ids.items() if name == target)
+    away = [position for position in positions if roles.primary[position] != at]
+    if not away:
+        raise RefusedError(f"capture {target} is already the primary")
+    return [
+        PlannedMove(
+            roles.spans[position],
+            snapshot.capture_ids.get(int(roles.primary[position]), ""),
+            target,
+            float(snapshot.weight[position]),
+            "asked for" if roles.steady[position] else f"asked for; it waits until {roles.spans[position]} is steady",
+        )
+        for position in away
+    ]

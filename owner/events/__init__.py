@@ -1,0 +1,1 @@
+"""What happened: the log, the metrics and the history of events."""

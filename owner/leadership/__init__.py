@@ -1,0 +1,1 @@
+"""Who leads, for how long, and what a leader must not do."""

@@ -1,0 +1,174 @@
+"""What an owner shows at /metrics: read from the last snapshots when Prometheus asks, so that no tick pays for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from owner.changefeed.run import ChangefeedRun
+from owner.events.placement_log import FactCounters
+from owner.exchange.hub import PeerView
+from tablewire.model.ids import ChangefeedID
+from tablewire.model.states import CaptureState, ReplicationState, StallReason
+from tablewire.runtime.metrics import Metrics
+
+_PREFIX = "tablewire_owner"
+_BY_CHANGEFEED = ["changefeed"]
+_BY_CAPTURE = ["capture"]
+_CHANGEFEED_STATES = ("normal", "warning", "failed", "stopped", "finished", "removed")
+
+
+class Shown(Protocol):
+    """What the metrics read of the service; any thread."""
+
+    def is_leading(self) -> bool: ...
+
+    def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]: ...
+
+    def peers(self) -> Iterable[PeerView]: ...
+
+    def margin_s(self) -> float | None:
+        """Seconds until this owner must stop leading unless its lease is renewed; None: it does not lead."""
+        ...
+
+
+class OwnerMetrics(Collector):
+    def __init__(self, version: str, shown: Shown) -> None:
+        self._shown = shown
+        self._metrics = Metrics("owner", version)
+        self.tick_seconds = self._metrics.histogram("tick_seconds", "One round of ticks of all changefeeds")
+        self.elections = self._metrics.counter("elections", "How often this process became the leader")
+        self.facts = FactCounters(self._metrics)
+        self._metrics.registry.register(self)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        return self._metrics.registry
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the families depend on what runs."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        leading = GaugeMetricFamily(f"{_PREFIX}_is_leader", "1 while this owner leads")
+        is_leading = self._shown.is_leading()
+        leading.add_metric([], 1 if is_leading else 0)
+        margin = GaugeMetricFamily(
+            f"{_PREFIX}_lease_margin_seconds", "Until this leader must stop acting unless its lease is renewed; absent elsewhere"
+        )
+        margin_s = self._shown.margin_s()
+        if margin_s is not None:
+            margin.add_metric([], margin_s)
+        yield from (leading, margin)
+        runs = list(self._shown.runs().items())
+        yield from _progress(runs)
+        yield from _placement(runs)
+        yield from _loads(runs)
+        # The connections of a former leader stay; what they last were is no news.
+        yield from _exchanges(list(self._shown.peers()) if is_leading else [])
+
+
+Runs = Sequence[tuple[ChangefeedID, ChangefeedRun]]
+
+
+def _progress(runs: Runs) -> Iterable[Metric]:
+    """How far each changefeed is, and what that costs its source."""
+
+    def gauge(name: str, doc: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_BY_CHANGEFEED)
+
+    checkpoint = gauge("checkpoint_ts", "The global checkpoint, as stored")
+    resolved = gauge("resolved_ts", "The global resolved_ts, as stored")
+    source = gauge("source_ts", "Where the source was when it was asked last")
+    lag = gauge("checkpoint_lag", "source_ts - checkpoint_ts, in the source's units (PostgreSQL: bytes of WAL)")
+    lag_s = gauge("checkpoint_lag_seconds", "How long ago the source was where the checkpoint is, as far as this leader has seen")
+    retained = gauge("source_retained_bytes", "What the source keeps on disk for the changefeed (PostgreSQL: its slot's WAL)")
+    state = GaugeMetricFamily(f"{_PREFIX}_changefeed_state", "1 for the present state", labels=["changefeed", "state"])
+    for changefeed, run in runs:
+        name, runtime = [str(changefeed)], run.runtime()
+        checkpoint.add_metric(name, runtime.watermark.checkpoint_ts)
+        resolved.add_metric(name, runtime.watermark.resolved_ts)
+        source.add_metric(name, runtime.source_ts)
+        seconds = run.lag_s()
+        if seconds is not None:
+            lag.add_metric(name, max(0, runtime.source_ts - runtime.watermark.checkpoint_ts))
+            lag_s.add_metric(name, seconds)
+        if runtime.retained_bytes is not None:
+            retained.add_metric(name, runtime.retained_bytes)
+        for word in _CHANGEFEED_STATES:
+            state.add_metric([*name, word], 1 if runtime.state == word else 0)
+    return (checkpoint, resolved, source, lag, lag_s, retained, state)
+
+
+def _placement(runs: Runs) -> Iterable[Metric]:
+    """Who holds what, and what stands still; of the changefeeds that run."""
+    spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans, by replication state", labels=["changefeed", "state"])
+    stalls = GaugeMetricFamily(f"{_PREFIX}_stalled_spans", "Spans that stand still, by reason", labels=["changefeed", "reason"])
+    captures = GaugeMetricFamily(
+        f"{_PREFIX}_captures", "Processors as the changefeed's scheduler sees them, by state", labels=["changefeed", "state"]
+    )
+    brake = GaugeMetricFamily(f"{_PREFIX}_brake", "1 while a mass loss of processors holds placement back", labels=_BY_CHANGEFEED)
+    for changefeed, run in runs:
+        scheduler, name = run.scheduler, str(changefeed)
+        if scheduler is None:
+            continue
+        snapshot = scheduler.snapshot()
+        brake.add_metric([name], 1 if snapshot.brake else 0)
+        states, reasons = snapshot.states(), snapshot.stalls()
+        for replication in ReplicationState:
+            spans.add_metric([name, replication], states.get(replication, 0))
+        for reason in StallReason:
+            stalls.add_metric([name, reason], reasons.get(reason, 0))
+        seen = Counter(capture.state for capture in snapshot.captures)
+        for capture_state in CaptureState:
+            captures.add_metric([name, capture_state], seen[capture_state])
+    return (spans, stalls, captures, brake)
+
+
+def _loads(runs: Runs) -> Iterable[Metric]:
+    """What each processor carries, as the scheduler sees it."""
+    by_both = [*_BY_CHANGEFEED, *_BY_CAPTURE]
+    spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans that a processor writes (is the Primary of)", labels=by_both)
+    load = GaugeMetricFamily(
+        f"{_PREFIX}_capture_load", "Their weight, which is what is evened out: 1 a span, more with its rates", labels=by_both
+    )
+    for changefeed, run in runs:
+        scheduler, name = run.scheduler, str(changefeed)
+        if scheduler is None:
+            continue
+        snapshot = scheduler.snapshot()
+        for capture in snapshot.captures:
+            spans.add_metric([name, capture.id], capture.spans)
+        for capture_id, weight in snapshot.loads().items():
+            load.add_metric([name, capture_id], weight)
+    return (spans, load)
+
+
+def _exchanges(peers: Sequence[PeerView]) -> Iterable[Metric]:
+    """The calls to each processor that is registered now."""
+    duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Exchanges that have begun, and their time", labels=_BY_CAPTURE)
+    failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Exchanges that failed", labels=_BY_CAPTURE)
+    failing = GaugeMetricFamily(
+        f"{_PREFIX}_exchange_failing_seconds",
+        "Since the first of the failures in a row; 0: the last one went well",
+        labels=_BY_CAPTURE,
+    )
+    queued = GaugeMetricFamily(f"{_PREFIX}_exchange_queued_messages", "Waiting for the next Exchange", labels=_BY_CAPTURE)
+    dropped = CounterMetricFamily(
+        f"{_PREFIX}_exchange_dropped_messages", "Pushed out of the queue by newer ones, which say it again", labels=_BY_CAPTURE
+    )
+    version = GaugeMetricFamily(f"{_PREFIX}_exchange_protocol_version", "Version of the wire that is spoken", labels=_BY_CAPTURE)
+    for peer in peers:
+        name = [peer.capture_id]
+        duration.add_metric(name, count_value=peer.exchanges, sum_value=peer.exchange_s)
+        failures.add_metric(name, peer.failures)
+        failing.add_metric(name, (peer.failing_ms or 0) / 1000)
+        queued.add_metric(name, peer.queued)
+        dropped.add_metric(name, peer.dropped)
+        version.add_metric(name, peer.version)
+    return (duration, failures, failing, queued, dropped, version)

@@ -1,0 +1,321 @@
+"""What a tick leaves for readers: frozen columns, and views that are made when somebody looks. Any thread may read.
+
+publisher.py makes them; no list of spans is made per tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from owner.core.jobs import PlannedMove, RebalancePlan
+from owner.core.policies.leveling import level
+from owner.core.tables import (
+    ABSENT,
+    COMMIT,
+    I32,
+    NOBODY,
+    PREPARE,
+    REMOVING,
+    Holders,
+    Mask,
+)
+from tablewire.model.columns import I64, U8, U64
+from tablewire.model.ids import TS_MAX, CaptureID
+from tablewire.model.progress import BarrierWithMinTs, CaptureView, Checkpoint, SpanView, TaskStatus, Watermark
+from tablewire.model.spans import Span, SpanBlock
+from tablewire.model.states import ReplicationState, StallReason, TableState
+
+PLANNED_MAX = 100_000
+"""A dry run names at most so many moves."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns that change when a span's life changes; shape (n,) each, sorted by span."""
+
+    rows: I32
+    spans: SpanBlock
+    state: U8
+    primary: Holders
+    secondary: Holders
+    undetermined: Mask
+    primary_reported: U8
+    secondary_reported: U8
+    wanted: Mask
+    steady: Mask
+    in_snapshot: Mask
+    state_since_ms: I64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The columns that change with every heartbeat; indexed by row."""
+
+    checkpoint_ts: U64
+    resolved_ts: U64
+    last_synced_ts: U64
+
+    def of(self, row: int) -> Checkpoint:
+        return Checkpoint(int(self.checkpoint_ts[row]), int(self.resolved_ts[row]), int(self.last_synced_ts[row]))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after one tick; immutable."""
+
+    watermark: Watermark
+    initialized: bool
+    captures: Sequence[CaptureView]
+    slowest: Span | None
+    now_ms: int
+    roles: Roles
+    progress: Progress
+    weight: npt.NDArray[np.float32]  # of each span, in the order of roles
+    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s of each span, shape (2, n) in that order; None: none were given
+    capture_ids: Mapping[int, CaptureID]
+    silent: frozenset[int]
+    ready: frozenset[int]  # captures that may be given work
+    cluster_load: Mapping[CaptureID, float]
+    planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
+    balance_stop_percent: int
+    everywhere: bool
+    unfenced: frozenset[CaptureID]  # captures that have not said that their sink refuses older permissions
+    brake: bool
+    errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
+    barrier: BarrierWithMinTs
+
+    @property
+    def spans(self) -> Sequence[SpanView]:
+        """Every span, by table and start key; made as they are read."""
+        return _Spans(self)
+
+    @cached_property
+    def table_barriers(self) -> Mapping[int, int]:
+        return {barrier.table_id: barrier.barrier_ts for barrier in self.barrier.barrier.table_barriers}
+
+    def stalls(self) -> dict[StallReason, int]:
+        """How many spans stand still, by reason; costs what is not steady."""
+        counts: dict[StallReason, int] = {}
+        roles = self.roles
+        mask = ~roles.steady | roles.in_snapshot | np.isin(roles.primary, list(self.silent))
+        if self._may_stall_steady:
+            mask[:] = True
+        for position in np.flatnonzero(mask).tolist():
+            reason = stall_reason(self, position)
+            if reason is not None:
+                counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
+    def states(self) -> dict[ReplicationState, int]:
+        """How many spans are in each state."""
+        counts = np.bincount(self.roles.state, minlength=len(ReplicationState)).tolist()
+        return dict(zip(ReplicationState, counts, strict=True))
+
+    @property
+    def _may_stall_steady(self) -> bool:
+        return not self.initialized or self.barrier.barrier.global_barrier_ts < TS_MAX or bool(self.table_barriers)
+
+    def loads(self) -> dict[CaptureID, float]:
+        """The weight that each living capture carries for this changefeed."""
+        held = self.roles.primary >= 0
+        loads = np.bincount(self.roles.primary[held], weights=self.weight[held]).tolist()
+        return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
+
+    def loads_to_come(self) -> dict[CaptureID, float]:
+        """The weight that each living capture carries once the moves that are under way and planned have ended."""
+        roles = self.roles
+        where = np.where(roles.secondary != NOBODY, roles.secondary, roles.primary)
+        held = where >= 0
+        loads = np.bincount(where[held], weights=self.weight[held], minlength=max(self.capture_ids, default=-1) + 1)
+        return {id: float(loads[index]) + self.planned.get(index, 0.0) for index, id in self.capture_ids.items()}
+
+    def plan_rebalance(self) -> RebalancePlan:
+        """What a rebalance would do now: the moves, and the loads before and after them. Any thread; changes nothing."""
+        roles = self.roles
+        found = level(
+            np.where(roles.secondary != NOBODY, roles.secondary, roles.primary),
+            self.weight,
+            roles.steady & roles.wanted,
+            sorted(self.ready),
+            {index: self.cluster_load.get(self.capture_ids[index], 0.0) for index in self.ready},
+            self.balance_stop_percent,
+            PLANNED_MAX,
+        )
+        return RebalancePlan(
+            tuple(
+                PlannedMove(
+                    roles.spans[move.position],
+                    self.capture_ids[move.source],
+                    self.capture_ids[move.target],
+                    move.weight,
+                    f"{self.capture_ids[move.source]} carries more than {self.capture_ids[move.target]}",
+                )
+                for move in found.moves
+            ),
+            {self.capture_ids[index]: load for index, load in found.before.items()},
+            {self.capture_ids[index]: load for index, load in found.after.items()},
+        )
+
+    def plan_drain(self, target: CaptureID) -> RebalancePlan:
+        """Where the spans of a capture would go if it were drained now; empty for an unknown one. Any thread; changes nothing."""
+        index = next((index for index, id in self.capture_ids.items() if id == target), None)
+        others = sorted(self.ready - {index})
+        before = self.loads()
+        if index is None or not others:
+            return RebalancePlan((), before, before)
+        load = {other: before[self.capture_ids[other]] + self.cluster_load.get(self.capture_ids[other], 0.0) for other in others}
+        moves = []
+        for position in np.flatnonzero(self.roles.primary == index)[:PLANNED_MAX].tolist():
+            best = min(others, key=lambda other: load[other])
+            weight = float(self.weight[position])
+            load[best] += weight
+            span, to = self.roles.spans[position], self.capture_ids[best]
+            moves.append(PlannedMove(span, target, to, weight, f"{target} is drained; {to} carries least"))
+        after = dict(before)
+        for move in moves:
+            after[move.source] -= move.weight
+            after[move.target] += move.weight
+        return RebalancePlan(tuple(moves), before, after)
+
+    def slowest_spans(self, count: int) -> Sequence[SpanView]:
+        """The spans of current tables that are furthest behind, the slowest first."""
+        positions = np.flatnonzero(self.roles.wanted)
+        checkpoints = self.progress.checkpoint_ts[self.roles.rows[positions]]
+        if len(positions) > count:
+            nearest = np.argpartition(checkpoints, count)[:count]
+            positions, checkpoints = positions[nearest], checkpoints[nearest]
+        return [span_view(self, position) for position in positions[np.argsort(checkpoints, kind="stable")].tolist()]
+
+    def touching(self, capture: int) -> int:
+        """How many spans have this capture as Primary or Secondary."""
+        return int(np.count_nonzero((self.roles.primary == capture) | (self.roles.secondary == capture)))
+
+
+class _Spans(Sequence[SpanView]):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __len__(self) -> int:
+        return len(self._snapshot.roles.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SpanView: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SpanView]: ...
+
+    def __getitem__(self, index: int | slice) -> SpanView | Sequence[SpanView]:
+        if isinstance(index, slice):
+            return [span_view(self._snapshot, position) for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return span_view(self._snapshot, index % len(self))
+
+    def __iter__(self) -> Iterator[SpanView]:
+        return (span_view(self._snapshot, position) for position in range(len(self)))
+
+
+def span_view(snapshot: Snapshot, position: int) -> SpanView:
+    roles, progress = snapshot.roles, snapshot.progress
+    row = int(roles.rows[position])
+    return SpanView(
+        span=roles.spans[position],
+        state=ReplicationState.from_code(int(roles.state[position])),  # type: ignore[arg-type]
+        primary=snapshot.capture_ids.get(int(roles.primary[position])),
+        secondary=snapshot.capture_ids.get(int(roles.secondary[position])),
+        checkpoint=progress.of(row),
+        state_age_ms=snapshot.now_ms - int(roles.state_since_ms[position]),
+        stall_reason=stall_reason(snapshot, position),
+        error=snapshot.errors.get(row, ("", 0))[0],
+    )
+
+
+def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
+    """Why the span is not steady, or why a steady one does not write; None when all is well."""
+    roles = snapshot.roles
+    if not snapshot.initialized:
+        return StallReason.BOOTSTRAP
+    state, primary, secondary = int(roles.state[position]), int(roles.primary[position]), int(roles.secondary[position])
+    if state == REMOVING:
+        return StallReason.SILENT_CAPTURE if {primary, secondary} & snapshot.silent else StallReason.REMOVING
+    if state == ABSENT:
+        return _why_absent(snapshot, position)
+    if state == PREPARE:
+        if secondary in snapshot.silent or primary in snapshot.silent:
+            return StallReason.SILENT_CAPTURE
+        if int(roles.secondary_reported[position]) == TableState.PREPARED.code:  # it waits until nobody else may hold the span
+            if snapshot.everywhere:
+                return StallReason.SILENT_CAPTURE
+            if roles.undetermined[position]:
+                return StallReason.UNDETERMINED
+        return StallReason.EXECUTOR_ERROR if int(roles.rows[position]) in snapshot.errors else StallReason.PREPARING
+    if primary in snapshot.silent:
+        return StallReason.SILENT_CAPTURE
+    if state == COMMIT:
+        if primary != NOBODY:
+            return StallReason.PRIMARY_STOPPING if secondary != NOBODY else StallReason.PREPARING
+        return StallReason.SILENT_CAPTURE if snapshot.everywhere else StallReason.UNDETERMINED
+    if roles.steady[position]:
+        return _why_steady_waits(snapshot, position)
+    if roles.undetermined[position]:
+        return StallReason.UNDETERMINED
+    return StallReason.PRIMARY_STOPPING if int(roles.primary_reported[position]) == TableState.STOPPING.code else None
+
+
+def _why_absent(snapshot: Snapshot, position: int) -> StallReason:
+    if snapshot.brake:
+        return StallReason.BRAKE
+    error = snapshot.errors.get(int(snapshot.roles.rows[position]))
+    if error is not None and error[1] > snapshot.now_ms:
+        return StallReason.BACKOFF
+    if not snapshot.ready:
+        return StallReason.NO_CAPTURE
+    if error is not None:
+        return StallReason.EXECUTOR_ERROR
+    return StallReason.UNDETERMINED if snapshot.roles.undetermined[position] else StallReason.CONCURRENCY
+
+
+def _why_steady_waits(snapshot: Snapshot, position: int) -> StallReason | None:
+    roles, progress = snapshot.roles, snapshot.progress
+    if roles.in_snapshot[position]:
+        return StallReason.SNAPSHOT
+    row = int(roles.rows[position])
+    bound = snapshot.table_barriers.get(int(roles.spans.table_ids[position]), TS_MAX)
+    bound = min(bound, snapshot.barrier.barrier.global_barrier_ts)
+    if bound == TS_MAX:
+        return None
+    checkpoint = progress.of(row)
+    return StallReason.BARRIER if checkpoint.checkpoint_ts >= bound and checkpoint.resolved_ts > bound else None
+
+
+class _Statuses(Mapping[Span, Checkpoint]):
+    """The spans of one capture; found when first asked."""
+
+    def __init__(self, snapshot: Snapshot, capture: int) -> None:
+        self._snapshot, self._capture = snapshot, capture
+
+    @cached_property
+    def _positions(self) -> dict[Span, int]:
+        roles = self._snapshot.roles
+        return {roles.spans[position]: position for position in np.flatnonzero(roles.primary == self._capture).tolist()}
+
+    def __getitem__(self, span: Span) -> Checkpoint:
+        return span_view(self._snapshot, self._positions[span]).checkpoint
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._snapshot.roles.primary == self._capture))
+
+
+def task_statuses(snapshot: Snapshot) -> Mapping[CaptureID, TaskStatus]:
+    """One for every living capture, empty where it writes nothing."""
+    index_of = {capture_id: index for index, capture_id in snapshot.capture_ids.items()}
+    return {view.id: TaskStatus(_Statuses(snapshot, index_of[view.id])) for view in snapshot.captures}

@@ -1,0 +1,1 @@
+"""The processor service: serves Exchange, ticks agents, keeps its registration and lease."""

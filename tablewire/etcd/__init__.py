@@ -1,0 +1,1 @@
+"""Everything that touches etcd: sessions, watches, leases, keys and records."""

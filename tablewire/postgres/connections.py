@@ -1,0 +1,161 @@
+"""Connections to PostgreSQL, positions in its WAL, and error texts that never hold a password.
+
+URIs come here with their `${NAME}` already expanded (tablewire.etcd.records); libpq itself adds PGPASSWORD, the passfile and the
+service file. Blocking; any thread; a connection belongs to the thread that uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import conninfo
+
+from tablewire.errors import OperatingError
+from tablewire.runtime.uris import redact_uri
+
+CONNECT_TIMEOUT_S = 5
+TCP_USER_TIMEOUT_MS = 10_000
+"""A peer that acknowledges nothing for this long is gone; without it a cut link holds a connection for minutes."""
+KEEPALIVE_IDLE_S = 5
+SCHEMES = ("postgresql", "postgres")
+
+
+class SourceUnavailableError(OperatingError):
+    """The server did not answer or ended the connection: worth another try."""
+
+
+def parse_uri(uri: str) -> dict[str, str]:
+    """The parameters of a connection URI, OperatingError (without the URI's text) if it cannot be parsed."""
+    if uri.partition("://")[0] not in SCHEMES:
+        raise OperatingError(f"{redact_uri(uri)}: not a postgresql:// URI")
+    path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
+    if "@" in path:
+        # libpq would take a part of the password for the port and the rest for the database, and show both in its errors.
+        raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI: '/' and '@' in a password are written %2F and %40")
+    try:
+        parameters = conninfo.conninfo_to_dict(uri)
+    except psycopg.ProgrammingError as error:
+        # libpq quotes the part that it did not understand, which may be the password: the cause is dropped on purpose.
+        raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI ({_class_of(error)})") from None
+    return {key: str(value) for key, value in parameters.items() if value is not None}
+
+
+def server_name(uri: str) -> str:
+    """`host:port/dbname` of a URI, for texts."""
+    parameters = parse_uri(uri)
+    host = parameters.get("host") or parameters.get("hostaddr") or "localhost"
+    return f"{host}:{parameters.get('port', '5432')}/{parameters.get('dbname') or parameters.get('user', '')}"
+
+
+def connect(uri: str, *, application_name: str, replication: bool = False) -> psycopg.Connection[tuple[object, ...]]:
+    """A new connection in autocommit, UTF-8 on both sides, with dead-peer detection; SourceUnavailableError if there is none.
+
+    replication: a walsender that also takes SQL (`replication=database`). What the URI itself sets wins over our defaults.
+    """
+    parameters: dict[str, str] = {
+        "connect_timeout": str(CONNECT_TIMEOUT_S),
+        "tcp_user_timeout": str(TCP_USER_TIMEOUT_MS),
+        "keepalives_idle": str(KEEPALIVE_IDLE_S),
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        **parse_uri(uri),
+        "application_name": application_name,
+        "client_encoding": "UTF8",
+    }
+    if replication:
+        parameters["replication"] = "database"
+    try:
+        return psycopg.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
+    except psycopg.Error as error:
+        raise SourceUnavailableError(f"{server_name(uri)}: {error_text(error)}") from None
+
+
+def cut(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Ends the connection under whoever waits on it: they get an OperationalError at once, even if the server never answers. Any
+    thread; the connection must still be closed by its own."""
+    try:
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        return  # it is closed already
+
+
+@contextmanager
+def time_limit(connection: psycopg.Connection[tuple[object, ...]], limit_s: float) -> Iterator[None]:
+    """Cuts the connection when the block takes longer. A server that hangs keeps none of the limits that it was given itself."""
+    lock = threading.Lock()
+    is_over = False
+
+    def end() -> None:
+        with lock:
+            if not is_over:
+                cut(connection)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            is_over = True
+
+
+def error_text(error: psycopg.Error) -> str:
+    """One line: what the server (or libpq) said, with its detail, without passwords."""
+    diagnostic = error.diag
+    text = diagnostic.message_primary or next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if diagnostic.message_detail:
+        text = f"{text} ({' '.join(diagnostic.message_detail.split())})"
+    return redact_uri(" ".join(text.split()))
+
+
+def is_connection_loss(error: psycopg.Error) -> bool:
+    """Whether the error ended the connection, or the server is going away or starting: another try may go well."""
+    code = error.sqlstate
+    if code is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return code.startswith(("08", "57P"))
+
+
+def parse_lsn(text: str) -> int:
+    """A pg_lsn (`16/B374D848`) as a number."""
+    high, separator, low = text.partition("/")
+    if not separator:
+        raise ValueError(f"{text!r} is not a pg_lsn")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """A position as PostgreSQL writes it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def quote_name(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_table(schema: str, name: str) -> str:
+    return f"{quote_name(schema)}.{quote_name(name)}"
+
+
+def full_table_name(schema: str, name: str) -> str:
+    """`schema.name` for people and as a key: a part that holds a dot or a quote is quoted, so that no two tables share one."""
+    return ".".join(quote_name(part) if "." in part or '"' in part else part for part in (schema, name))
+
+
+def quote_text(text: str) -> str:
+    """A quoted SQL string that does not depend on standard_conforming_strings."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{escaped}'" if "\\" in text else f"'{escaped}'"
+
+
+def _class_of(error: Exception) -> str:
+    return type(error).__name__

@@ -1,0 +1,40 @@
+"""Names of what a changefeed owns at its source. Pure.
+
+The slot and the publication have one name: `tablewire_<id>` for a plain id in the namespace `default`, else
+`tablewire_<namespace>_<id>_h<digest>`, so that no two changefeeds share one. At most 63 bytes of [a-z0-9_].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from tablewire.model.ids import ChangefeedID
+
+NAME_BYTES_MAX = 63
+DEFAULT_NAMESPACE = "default"
+_DIGEST_CHARS = 10
+_PREFIX = "tablewire_"
+_PLAIN = re.compile(r"[a-z0-9_]+\Z")
+_DIGEST_END = re.compile(rf"_h[0-9a-f]{{{_DIGEST_CHARS}}}\Z")
+
+
+def slot_name(changefeed: ChangefeedID) -> str:
+    """The changefeed's permanent slot; its publication has the same name."""
+    plain = _PREFIX + changefeed.id
+    if (
+        changefeed.namespace == DEFAULT_NAMESPACE
+        and _PLAIN.match(changefeed.id)
+        and not _DIGEST_END.search(changefeed.id)  # else an id could spell another changefeed's digest
+        and len(plain) <= NAME_BYTES_MAX
+    ):
+        return plain
+    digest = hashlib.sha256(f"{changefeed.namespace}\0{changefeed.id}".encode()).hexdigest()[:_DIGEST_CHARS]
+    readable = re.sub(r"[^a-z0-9]+", "_", f"{changefeed.namespace}_{changefeed.id}".lower()).strip("_")
+    end = f"_h{digest}"
+    return _PREFIX + readable[: NAME_BYTES_MAX - len(_PREFIX) - len(end)] + end
+
+
+def temporary_slot_name(changefeed: ChangefeedID, token: str) -> str:
+    """A temporary slot of one connection; `token` (of [a-z0-9_], at most 24 characters) is unique at the server."""
+    return slot_name(changefeed)[: NAME_BYTES_MAX - len(token) - 1] + "_" + token

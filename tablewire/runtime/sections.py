@@ -1,0 +1,108 @@
+"""The configuration sections that both services have: etcd, TLS, logs, the addresses they listen on.
+
+Addresses: `host` and `port` are what is bound (port 0: a free one), `advertise` is what others are told to connect to, when that
+differs (containers, several interfaces).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from tablewire.etcd.lease import default_margin_s
+from tablewire.runtime.config import Section, key
+
+Port = Annotated[int, key("TCP port to listen on; 0 takes a free one", ge=0, le=65535)]
+Host = Annotated[str, key("Address to listen on", min_length=1)]
+PemFile = Annotated[str, key("Path of a PEM file; empty: none")]
+
+
+class TlsSection(Section, frozen=True, kw_only=True):
+    """Files of one TLS identity. Every new connection is made with what they hold then."""
+
+    ca_file: Annotated[str, key("Certificates that peers are checked against; empty: the system's")] = ""
+    cert_file: Annotated[str, key("Our certificate with its chain; empty: none")] = ""
+    key_file: Annotated[str, key("The private key of cert_file")] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file belong together")
+
+
+class ClientTlsSection(TlsSection, frozen=True, kw_only=True):
+    enabled: Annotated[bool, key("Connect by TLS")] = False
+
+
+class PeerTlsSection(TlsSection, frozen=True, kw_only=True):
+    """TLS between owners, processors and the CLI, both as server and as client."""
+
+    enabled: Annotated[bool, key("Serve and connect by TLS; needs cert_file and key_file")] = False
+    require_client_cert: Annotated[bool, key("Refuse clients without a certificate of ca_file (mTLS)")] = True
+    allowed_common_names: Annotated[
+        tuple[str, ...], key("Common names of client certificates that may call; empty: any that ca_file signed")
+    ] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enabled and not self.cert_file:
+            raise ValueError("enabled needs cert_file and key_file")
+        if self.enabled and self.require_client_cert and not self.ca_file:
+            raise ValueError("require_client_cert needs ca_file")
+        if self.allowed_common_names and not (self.enabled and self.require_client_cert):
+            raise ValueError("allowed_common_names needs enabled and require_client_cert")
+
+
+class EtcdSection(Section, frozen=True, kw_only=True):
+    endpoints: Annotated[tuple[str, ...], key("host:port of each etcd member", min_length=1)] = ("127.0.0.1:2379",)
+    request_timeout_ms: Annotated[int, key("One attempt of one request", ge=50, le=60_000)] = 2_000
+    lease_ttl_ms: Annotated[
+        int, key("How long etcd keeps a silent process; rounded up to whole seconds", ge=2_000, le=600_000)
+    ] = 10_000
+    lease_margin_ms: Annotated[
+        int,
+        key("How long before the lease can expire its holder has stopped; 0: a fifth of the TTL, 0.3 to 2 s", ge=0, le=60_000),
+    ] = 0
+    start_timeout_ms: Annotated[int, key("How long a start waits for etcd before it fails; 0: for ever", ge=0, le=3_600_000)] = (
+        30_000
+    )
+    username: Annotated[str, key("User of etcd, where etcd asks for one; empty: none", max_length=200)] = ""
+    password_file: Annotated[str, key("Path of a file that holds the password of username, and nothing else")] = ""
+    tls: ClientTlsSection = ClientTlsSection()
+
+    def __post_init__(self) -> None:
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("username and password_file belong together")
+        if self.lease_margin_ms * 2 > self.lease_ttl_ms:
+            raise ValueError("lease_margin_ms must be at most half of lease_ttl_ms")
+        for endpoint in self.endpoints:
+            host, colon, port = endpoint.rpartition(":")
+            if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or "/" in endpoint:
+                raise ValueError(f"endpoints: {endpoint!r} is not host:port")
+
+    @property
+    def ttl_s(self) -> float:
+        return self.lease_ttl_ms / 1000
+
+    @property
+    def margin_s(self) -> float:
+        return self.lease_margin_ms / 1000 if self.lease_margin_ms else default_margin_s(self.ttl_s)
+
+
+class LogSection(Section, frozen=True, kw_only=True):
+    level: Annotated[Literal["debug", "info", "warning", "error"], key("The least severe event that is written")] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"], key("One JSON object a line, or text for people; auto: console on a terminal")
+    ] = "auto"
+
+
+class HttpSection(Section, frozen=True, kw_only=True):
+    """/metrics, /healthz, /readyz."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 0
+    enabled: Annotated[bool, key("Serve /metrics, /healthz and /readyz")] = True
+
+
+class GrpcSection(Section, frozen=True, kw_only=True):
+    host: Host = "127.0.0.1"
+    port: Port = 0
+    advertise: Annotated[str, key("host:port that others connect to; empty: what is bound")] = ""

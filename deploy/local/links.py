@@ -1,23 +1,24 @@
-"""The links of proxies (their rules and connections) and the thread that carries their bytes; see `proxy.py`."""
+"""The links of TCP proxies: their rules, their connections, and the thread that carries the bytes. See `proxy.py`."""
 
 from __future__ import annotations
 
-import errno
-import selectors
+import asyncio
+import contextlib
+import inspect
 import socket
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from enum import StrEnum
 
 BUFFER_BYTES = 1 << 18
-"""Held per direction of a connection at most; then the proxy stops reading, and the sender feels it."""
+"""The most that a proxy holds for one direction of a connection; above it the proxy stops reading from the sender."""
 CHUNK_BYTES = 1 << 16
 APPLY_TIMEOUT_S = 10.0
 LINGER_RESET = struct.pack("ii", 1, 0)
+"""With this SO_LINGER, closing a socket sends an RST instead of a FIN."""
 
 
 class Direction(StrEnum):
@@ -26,337 +27,227 @@ class Direction(StrEnum):
     BOTH = "both"
 
 
-class _Pipe:
-    """One direction of one connection: what was read from `source` and is due to be written to `sink`."""
-
-    __slots__ = ("chunks", "direction", "eof", "held", "shut", "sink", "source")
-
-    def __init__(self, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
-        self.direction = direction
-        self.source = source
-        self.sink = sink
-        self.chunks: deque[tuple[float, memoryview]] = deque()  # (due, bytes)
-        self.held = 0
-        self.eof = False
-        self.shut = False
-
-    def due(self, now: float) -> bool:
-        return bool(self.chunks) and self.chunks[0][0] <= now
-
-
-class Link:
-    """The rules of one client-server pair, and its connections. Made by `TcpProxy` or by hand for several proxies."""
-
-    def __init__(self, loop: ProxyLoop, name: str = "link") -> None:
-        self.name = name
-        self._loop = loop
-        self._connections: set[Connection] = set()
-        self._cut = {Direction.TO_TARGET: False, Direction.FROM_TARGET: False}
-        self._delay_s = 0.0
-        self._refuse = False
-        self.accepted = 0
-        """Connections so far."""
-        self.carried_bytes = 0
-        """Bytes delivered so far, both ways."""
-
-    def cut(self, direction: Direction | str = Direction.BOTH) -> None:
-        """Nothing passes in this direction until `heal`. While to_target is cut, new connections do not reach the target."""
-        self._set_cut(Direction(direction), True)
-
-    def stall(self) -> None:
-        """Both directions stand still, as when the other machine hangs; the same as cut("both")."""
-        self.cut()
-
-    def refuse(self) -> None:
-        """Reset the connections, and every new one at once, as when nobody listens, until `heal`."""
-
-        def apply() -> None:
-            self._refuse = True
-            self._drop_all()
-
-        self._loop.run(apply)
-
-    def delay_ms(self, milliseconds: float) -> None:
-        """What is read from now on arrives this much later, in both directions. 0: at once again."""
-
-        def apply() -> None:
-            self._delay_s = milliseconds / 1000
-
-        self._loop.run(apply)
-
-    def reset(self) -> None:
-        """End the present connections with an RST at both ends; what was held is lost. New ones are as the rules say."""
-        self._loop.run(self._drop_all)
-
-    def heal(self) -> None:
-        """No cut, no delay, nothing refused. What was held arrives now."""
-
-        def apply() -> None:
-            self._refuse = False
-            self._delay_s = 0.0
-            self._cut = dict.fromkeys(self._cut, False)
-            for connection in list(self._connections):
-                for pipe in connection.pipes:
-                    pipe.chunks = deque((0.0, chunk) for _, chunk in pipe.chunks)
-                connection.refresh()
-
-        self._loop.run(apply)
-
-    @property
-    def connections(self) -> int:
-        """Open now."""
-        return len(self._connections)
-
-    def blocked(self, direction: Direction) -> bool:
-        return self._cut[direction]
-
-    @property
-    def refusing(self) -> bool:
-        return self._refuse
-
-    @property
-    def delay_s(self) -> float:
-        return self._delay_s
-
-    def _set_cut(self, direction: Direction, value: bool) -> None:
-        def apply() -> None:
-            for one in (Direction.TO_TARGET, Direction.FROM_TARGET):
-                if direction in (one, Direction.BOTH):
-                    self._cut[one] = value
-            for connection in list(self._connections):
-                connection.refresh()
-
-        self._loop.run(apply)
-
-    def _drop_all(self) -> None:
-        for connection in list(self._connections):
-            connection.drop(reset=True)
-
-    # On the loop's thread.
-    def joined(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        self.accepted += 1
-
-    def left(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-
-
-class Connection:
-    """A client's socket and ours to the target. Lives on the loop's thread alone."""
-
-    def __init__(self, loop: ProxyLoop, link: Link, client: socket.socket, target: tuple[str, int]) -> None:
-        self._loop = loop
-        self.link = link
-        self._client = client
-        self._target_address = target
-        self._target = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        for end in (self._client, self._target):
-            end.setblocking(False)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._dialled = False
-        self._connected = False
-        self._closed = False
-        self._interest: dict[socket.socket, int] = {}
-        self.pipes = (
-            _Pipe(Direction.TO_TARGET, self._client, self._target),
-            _Pipe(Direction.FROM_TARGET, self._target, self._client),
-        )
-        link.joined(self)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Dial if it is time to, and watch exactly what may move now under the link's rules."""
-        if self._closed:
-            return
-        if not self._dialled and not self.link.blocked(Direction.TO_TARGET):
-            self._dialled = True
-            outcome = self._target.connect_ex(self._target_address)
-            self._connected = outcome == 0
-            if outcome not in (0, errno.EINPROGRESS):
-                self.drop(reset=True)
-                return
-        now = time.monotonic()
-        wanted = {self._client: 0, self._target: 0}
-        if self._dialled and not self._connected:
-            wanted[self._target] |= selectors.EVENT_WRITE
-        next_due = 0.0
-        for pipe in self.pipes:
-            if self.link.blocked(pipe.direction) or not self._connected:
-                continue
-            if not pipe.eof and pipe.held < BUFFER_BYTES:
-                wanted[pipe.source] |= selectors.EVENT_READ
-            if pipe.due(now) or (pipe.eof and not pipe.chunks and not pipe.shut):
-                wanted[pipe.sink] |= selectors.EVENT_WRITE
-            elif pipe.chunks:
-                next_due = min(next_due or pipe.chunks[0][0], pipe.chunks[0][0])
-        for end, mask in wanted.items():
-            self._watch(end, mask)
-        self._loop.wake_at(self, next_due)
-
-    def on_event(self, end: socket.socket, mask: int) -> None:
-        if self._closed:  # by an earlier event of this round
-            return
-        try:
-            if not self._connected:
-                self._finish_dialling()
-            else:
-                for pipe in self.pipes:
-                    if pipe.source is end and mask & selectors.EVENT_READ:
-                        self._read(pipe)
-                    if pipe.sink is end and mask & selectors.EVENT_WRITE:
-                        self._write(pipe)
-        except OSError:  # either end has reset: the other one shall know
-            self.drop(reset=True)
-            return
-        if all(pipe.shut for pipe in self.pipes):
-            self.drop(reset=False)
-            return
-        self.refresh()
-
-    def drop(self, *, reset: bool) -> None:
-        """Close both ends; with reset, both get an RST. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._loop.wake_at(self, 0.0)
-        for end in (self._client, self._target):
-            self._watch(end, 0)
-            if reset:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-            end.close()
-        self.link.left(self)
-
-    def _finish_dialling(self) -> None:
-        error = self._target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, "the target refused")
-        self._connected = True
-
-    def _read(self, pipe: _Pipe) -> None:
-        try:
-            data = pipe.source.recv(CHUNK_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            pipe.eof = True
-            return
-        pipe.held += len(data)
-        delay_s = self.link.delay_s
-        pipe.chunks.append((time.monotonic() + delay_s if delay_s else 0.0, memoryview(data)))
-        if not delay_s:
-            self._write(pipe)
-
-    def _write(self, pipe: _Pipe) -> None:
-        now = time.monotonic()
-        while pipe.due(now):
-            due, chunk = pipe.chunks[0]
-            try:
-                sent = pipe.sink.send(chunk)
-            except BlockingIOError:
-                return
-            pipe.held -= sent
-            self.link.carried_bytes += sent
-            if sent < len(chunk):
-                pipe.chunks[0] = (due, chunk[sent:])
-                return
-            pipe.chunks.popleft()
-        if pipe.eof and not pipe.chunks and not pipe.shut:
-            pipe.shut = True
-            pipe.sink.shutdown(socket.SHUT_WR)
-
-    def _watch(self, end: socket.socket, mask: int) -> None:
-        before = self._interest.get(end, 0)
-        if mask == before:
-            return
-        selector = self._loop.selector
-        if not before:
-            selector.register(end, mask, lambda events, end=end: self.on_event(end, events))
-        elif not mask:
-            selector.unregister(end)
-        else:
-            selector.modify(end, mask, lambda events, end=end: self.on_event(end, events))
-        self._interest[end] = mask
-
-
 class ProxyLoop:
-    """The thread that carries bytes for any number of proxies. `close` ends it with all of them."""
+    """A thread with an event loop that serves any number of proxies. `close` ends all of their connections."""
 
     def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self._wakers: dict[Connection, float] = {}
-        self._jobs: deque[tuple[Callable[[], object], Future[None]]] = deque()
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self.selector.register(self._reader, selectors.EVENT_READ, lambda _events: self._drain())
-        self._closing = False
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._closing = asyncio.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="proxies", daemon=True)
         self._thread.start()
 
     def run(self, job: Callable[[], object]) -> None:
-        """Run `job` on the loop's thread and wait until it has run. Any thread. RuntimeError after close."""
-        if threading.current_thread() is self._thread:
-            job()
-            return
-        if self._closing:
-            raise RuntimeError("the proxies are closed")
-        answer: Future[None] = Future()
-        self._jobs.append((job, answer))
-        self._wake()
-        answer.result(APPLY_TIMEOUT_S)
+        """Run `job` on the loop's thread, await its result if it is awaitable, and return when it has ended.
 
-    def wake_at(self, connection: Connection, due: float) -> None:
-        """Refresh the connection at this time of time.monotonic(); 0 = no need."""
-        if due:
-            self._wakers[connection] = due
-        else:
-            self._wakers.pop(connection, None)
+        Any thread except the loop's own. Raises RuntimeError after `close`.
+        """
+        if self._closed:
+            raise RuntimeError("the proxies are closed")
+
+        async def apply() -> None:
+            outcome = job()
+            if inspect.isawaitable(outcome):
+                await outcome
+
+        asyncio.run_coroutine_threadsafe(apply(), self._loop).result(APPLY_TIMEOUT_S)
 
     def close(self) -> None:
         """End the thread and every connection. Idempotent; not from the loop's own thread."""
-        if self._closing:
+        if self._closed:
             return
-        self._closing = True
-        self._wake()
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(APPLY_TIMEOUT_S)
 
-    def _wake(self) -> None:
-        try:
-            self._writer.send(b"\0")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups
-        except OSError:
-            if not self._closing:
-                raise
-            return  # the thread saw `_closing` by itself, and has gone with the pipe
-
-    def _drain(self) -> None:
-        try:
-            while self._reader.recv(4096):
-                continue
-        except BlockingIOError:
-            return
-
     def _run(self) -> None:
-        while not self._closing:
-            timeout = None
-            if self._wakers:
-                timeout = max(0.0, min(self._wakers.values()) - time.monotonic())
-            for key, mask in self.selector.select(timeout):
-                key.data(mask)
-            now = time.monotonic()
-            for connection in [c for c, due in self._wakers.items() if due <= now]:
-                self._wakers.pop(connection, None)
-                connection.refresh()
-            while self._jobs:
-                job, answer = self._jobs.popleft()
-                try:
-                    job()
-                    answer.set_result(None)
-                except OSError as error:
-                    answer.set_exception(error)
-        for key in list(self.selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
-        self.selector.close()
-        self._writer.close()
+        with self._runner as runner:  # its end cancels every task: the listeners and the connections
+            runner.run(self._wait_closing())
+
+    async def _wait_closing(self) -> None:
+        await self._closing.wait()
+
+
+class Link:
+    """The rules and connections of one pair of client and server. Rules may be set from any thread."""
+
+    def __init__(self, loop: ProxyLoop, name: str = "link") -> None:
+        self.name = name
+        self._loop = loop
+        self._pipes: set[_Pipe] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cut = {Direction.TO_TARGET: False, Direction.FROM_TARGET: False}
+        self.refusing = False
+        self.delay_s = 0.0
+        self.accepted = 0
+        """Connections accepted so far."""
+        self.carried_bytes = 0
+        """Bytes delivered so far, in both directions."""
+
+    def cut(self, direction: Direction | str = Direction.BOTH) -> None:
+        """Let nothing pass in this direction until `heal`. While to_target is cut, new connections do not reach the target."""
+        cut = (Direction.TO_TARGET, Direction.FROM_TARGET) if direction == Direction.BOTH else (Direction(direction),)
+        self._apply(lambda: self._cut.update(dict.fromkeys(cut, True)))
+
+    def stall(self) -> None:
+        """Stop both directions, as if the other machine hung. The same as cut("both")."""
+        self.cut()
+
+    def refuse(self) -> None:
+        """Reset all connections, and each new one at once, as if no process listened, until `heal`."""
+        self._loop.run(lambda: self._reset(refuse=True))
+
+    def delay_ms(self, milliseconds: float) -> None:
+        """Delay what is read from now on by this much, in both directions; 0 ends the delay."""
+        self._apply(lambda: setattr(self, "delay_s", milliseconds / 1000))
+
+    def reset(self) -> None:
+        """End the present connections with an RST at both ends. Bytes that were held are lost. Rules stay as they are."""
+        self._loop.run(self._reset)
+
+    def heal(self) -> None:
+        """Remove all rules. Bytes that were held are delivered now."""
+
+        def apply() -> None:
+            self.refusing = False
+            self.delay_s = 0.0
+            self._cut = dict.fromkeys(self._cut, False)
+            for pipe in self._pipes:
+                pipe.chunks = deque((0.0, chunk) for _, chunk in pipe.chunks)
+
+        self._apply(apply)
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._tasks)
+
+    def blocked(self, direction: Direction) -> bool:
+        return self._cut[direction]
+
+    def carry(self, client: socket.socket, address: tuple[str, int]) -> None:
+        """Carry an accepted connection to `address` until either end closes it, or refuse it. On the loop's thread."""
+        if self.refusing:
+            _close(client, reset=True)
+            return
+        self.accepted += 1
+        task = asyncio.create_task(self._carry(client, address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _apply(self, change: Callable[[], object]) -> None:
+        def apply() -> None:
+            change()
+            for pipe in self._pipes:
+                pipe.changed.set()
+
+        self._loop.run(apply)
+
+    async def _reset(self, *, refuse: bool = False) -> None:
+        self.refusing |= refuse
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _carry(self, client: socket.socket, address: tuple[str, int]) -> None:
+        target = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        for end in (client, target):
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        pipes = (_Pipe(self, Direction.TO_TARGET, client, target), _Pipe(self, Direction.FROM_TARGET, target, client))
+        self._pipes.update(pipes)
+        reset = True
+        try:
+            await pipes[0].wait_open()
+            await asyncio.get_running_loop().sock_connect(target, address)
+            async with asyncio.TaskGroup() as group:
+                for pipe in pipes:
+                    group.create_task(pipe.read())
+                    group.create_task(pipe.write())
+            reset = False
+        except* OSError:
+            pass  # one end has reset or refused: `finally` passes that on to the other
+        finally:
+            self._pipes.difference_update(pipes)
+            _close(client, reset=reset)
+            _close(target, reset=reset)
+
+
+class _Pipe:
+    """One direction of one connection, carried by two coroutines: one reads from `source`, one writes to `sink`."""
+
+    def __init__(self, link: Link, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
+        self._link = link
+        self._direction = direction
+        self._source = source
+        self._sink = sink
+        self._held = 0
+        self.chunks: deque[tuple[float, memoryview]] = deque()
+        """(when it is due by time.monotonic(), the bytes); an empty chunk is the end of the stream."""
+        self.changed = asyncio.Event()
+        """Set when a rule of the link or the content of this pipe has changed."""
+
+    async def wait_open(self) -> None:
+        """Return when the link lets this direction pass."""
+        await self._wait(lambda: not self._link.blocked(self._direction))
+
+    async def read(self) -> None:
+        data = b"-"
+        while data:
+            await self._wait(lambda: not self._link.blocked(self._direction) and self._held < BUFFER_BYTES)
+            try:
+                data = await asyncio.get_running_loop().sock_recv(self._source, CHUNK_BYTES)
+            except OSError:
+                await self.wait_open()  # a cut link does not show a reset either
+                raise
+            self._held += len(data)
+            delay_s = self._link.delay_s
+            self.chunks.append((time.monotonic() + delay_s if delay_s else 0.0, memoryview(data)))
+            self.changed.set()
+
+    async def write(self) -> None:
+        while True:
+            await self._wait(lambda: bool(self.chunks))
+            while (ahead_s := self.chunks[0][0] - time.monotonic()) > 0:
+                self.changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), ahead_s)
+            await self.wait_open()
+            due, chunk = self.chunks[0]
+            if not chunk:
+                self._sink.shutdown(socket.SHUT_WR)
+                return
+            try:
+                sent = self._sink.send(chunk)
+            except BlockingIOError:
+                await _writable(self._sink)
+                continue
+            self._link.carried_bytes += sent
+            self._held -= sent
+            self.chunks.popleft()
+            if sent < len(chunk):
+                self.chunks.appendleft((due, chunk[sent:]))
+            self.changed.set()
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
+
+async def _writable(sink: socket.socket) -> None:
+    """Return when the socket takes bytes again."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(sink, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sink)
+
+
+def _close(end: socket.socket, *, reset: bool) -> None:
+    if reset:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+    end.close()

@@ -1,8 +1,7 @@
-"""Addresses and ports on the loopback for servers of ours.
+"""Loopback addresses and ports for local servers, and the start of a server that may lose its port to another process.
 
-Ports are taken below the kernel's range for outgoing connections, so that nobody's client can sit on one, and by chance,
-so that two clusters started at once seldom meet; this process is not given a port again while it may still be about to bind
-it; whoever starts a server still retries when the bind is lost to another process.
+Ports are chosen below the kernel's range for outgoing connections, so that no client can occupy one, and at random, so that two
+clusters that start at once rarely collide. A port may still be taken before the server binds it; the start is then repeated.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deploy.local.process import StartError
+from deploy.local.process import ManagedProcess, StartError, tail, wait_until
 
 _PORT_FIRST, _PORT_LAST = 15_000, 31_999
 _PORT_TRIES = 200
 _PORTS_REMEMBERED = 1_000
+_BIND_ERRORS = ("address already in use", "cannot listen on", "could not bind", "could not create any TCP/IP sockets")
+"""What the log of etcd, of Tablewire's services, or of PostgreSQL says when a port is taken."""
 
 BIND_TRIES = 5
-"""How often a server is started again on other ports after it has lost its bind to somebody else."""
+"""How often a server is started on new ports before its lost bind is an error."""
 
 _chance = random.SystemRandom()
 _given: deque[int] = deque(maxlen=_PORTS_REMEMBERED)
@@ -30,12 +31,14 @@ _T = TypeVar("_T")
 
 
 class BindLostError(StartError):
-    """A server could not bind: somebody took its port between our look and its start."""
+    """A server could not bind its port, because another process took it first."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on at `host` now, and none of the last that were given here (a server of ours may not
-    have bound its port yet); OSError when none is found. From any thread."""
+    """Return a TCP port that is free at `host` and was not returned recently (its server may not have bound it yet).
+
+    Any thread. Raises OSError when none is found.
+    """
     for _ in range(_PORT_TRIES):
         port = _chance.randint(_PORT_FIRST, _PORT_LAST)
         if port in _given:
@@ -50,8 +53,24 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise OSError(f"no free TCP port at {host} between {_PORT_FIRST} and {_PORT_LAST}")
 
 
+def wait_answering(process: ManagedProcess, answers: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until a server answers after its start.
+
+    Raises StartError with the end of its log when it ends first or does not answer in time, BindLostError when its log says that
+    it could not bind.
+    """
+    try:
+        wait_until(f"{process.name} is ready", lambda: not process.running or answers(), timeout_s)
+    except TimeoutError as error:
+        raise StartError(f"{error}\n{tail(process.log)}") from None
+    if not process.running:
+        text = process.log_since_start()
+        reason = f"{process.name} ended with {process.exit_code}\n{text[-4000:]}"
+        raise BindLostError(reason) if any(sign in text for sign in _BIND_ERRORS) else StartError(reason)
+
+
 def retry_bind(start: Callable[[], _T]) -> _T:
-    """What `start` gives, called again (it picks new ports) while it raises BindLostError, at most BIND_TRIES times."""
+    """Call `start`, which chooses new ports each time, until it does not raise BindLostError; at most BIND_TRIES times."""
     for _ in range(BIND_TRIES - 1):
         try:
             return start()
@@ -62,7 +81,7 @@ def retry_bind(start: Callable[[], _T]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One /24 of the loopback, chosen by chance: every node of a cluster gets an address of its own."""
+    """A /24 of the loopback, chosen at random, so that each node of a cluster has an address of its own."""
 
     prefix: str
 
@@ -71,7 +90,7 @@ class Subnet:
         return cls(f"127.{_chance.randint(16, 250)}.{_chance.randint(1, 250)}")
 
     def host(self, number: int) -> str:
-        """The address of node `number`, 1..254. Where the loopback has one address alone (macOS), that one."""
+        """Return the address of node `number`, 1 to 254; where the loopback has a single address (macOS), that one."""
         if not 1 <= number <= 254:
             raise ValueError(f"a subnet has hosts 1 to 254, not {number}")
         return f"{self.prefix}.{number}" if sys.platform == "linux" else "127.0.0.1"

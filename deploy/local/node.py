@@ -1,4 +1,4 @@
-"""One owner or processor process of a local cluster: its configuration, its addresses, its log."""
+"""An owner or processor process of a local cluster: its configuration, addresses and log."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.local.net import BindLostError, free_port, retry_bind
-from deploy.local.process import ManagedProcess, StartError, tail, wait_until
+from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
+from deploy.local.process import ManagedProcess, StartError
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
@@ -23,11 +23,11 @@ _SERVICE_SECTION = {OWNER: "admin", PROCESSOR: "exchange"}
 
 
 class Node:
-    """Started by `start`; every start writes its configuration anew from `config`, which may be changed in between.
+    """An owner or processor process. Each start writes its configuration from `config`, which may be changed in between.
 
-    config: nested tables of the service's TOML. address: host:port that the service binds; where the very first start loses
-    its bind to a server of somebody else, the next try has other ports, and `on_address` is told. advertised: what others
-    dial, a proxy's or the same.
+    config: nested tables of the service's TOML. address: host:port that the service binds. It changes only if the very first
+    start loses the port to another process; `on_address` is then called with the new one. advertised: the address that others
+    dial; a proxy's, or the same.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class Node:
         self.kind = kind
         self.host = host
         self.folder = folder / name
-        self.config = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
+        self.config_file = self.folder / f"{kind}.toml"
+        self.log = self.folder / f"{name}.log"
+        self.config = _copied(config)
         self.address, self.http_address = self._free_addresses()
         self.advertised = self.address
         self.on_address: Callable[[str], None] = lambda _address: None
@@ -50,42 +52,48 @@ class Node:
             cwd=ROOT,
         )
 
-    @property
-    def config_file(self) -> Path:
-        return self.folder / f"{self.kind}.toml"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.name}.log"
-
     def start(self) -> None:
-        """Start it; does not wait."""
+        """Start it and return at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(to_toml(self._whole_config()), encoding="utf-8")
         self.process.start()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Until /readyz answers 200; StartError with the end of its log when it ends before or does not in time."""
-        retry_bind(lambda: self._wait_once(timeout_s))
+        """Wait until /readyz answers 200. Raises StartError with the end of its log if it ends first or does not in time."""
 
-    def _wait_once(self, timeout_s: float) -> None:
-        """BindLostError: the first start lost a port, and the next one is under way on others."""
-        try:
-            wait_until(f"{self.name} is ready", lambda: not self.process.running or self.ready(), timeout_s)
-        except TimeoutError as error:
-            raise StartError(f"{error}\n{tail(self.log)}") from None
-        if self.process.running:
+        def wait_once() -> None:
+            try:
+                wait_answering(self.process, self.ready, timeout_s)
+            except BindLostError as error:
+                if self._been_ready:  # others know its address
+                    raise StartError(str(error)) from None
+                self._restart_elsewhere()
+                raise
             self._been_ready = True
-            return
-        text = tail(self.log)
-        reason = f"{self.name} ended with {self.process.exit_code}\n{text}"
-        if self._been_ready or "cannot listen on" not in text:
-            raise StartError(reason)
-        self._move()
-        raise BindLostError(reason)
 
-    def _move(self) -> None:
-        """Start again on other ports: nobody knows the lost ones yet but us."""
+        retry_bind(wait_once)
+
+    def ready(self) -> bool:
+        """Return whether /readyz answers 200. Never raises; waits at most 2 s."""
+        try:
+            return self._get("/readyz")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def metrics(self) -> str:
+        """Return the text of /metrics. Raises OSError when it is unreachable."""
+        return self._get("/metrics")[1]
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.http_address, timeout=_HTTP_TIMEOUT_S)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode("utf-8")
+        finally:
+            connection.close()
+
+    def _restart_elsewhere(self) -> None:
         proxied = self.advertised != self.address
         self.address, self.http_address = self._free_addresses()
         if not proxied:
@@ -96,28 +104,8 @@ class Node:
     def _free_addresses(self) -> tuple[str, str]:
         return f"{self.host}:{free_port(self.host)}", f"{self.host}:{free_port(self.host)}"
 
-    def ready(self) -> bool:
-        """Never raises, never waits longer than 2 s."""
-        connection = http.client.HTTPConnection(self.http_address, timeout=_HTTP_TIMEOUT_S)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def metrics(self) -> str:
-        """The text of /metrics; OSError when it does not answer."""
-        connection = http.client.HTTPConnection(self.http_address, timeout=_HTTP_TIMEOUT_S)
-        try:
-            connection.request("GET", "/metrics")
-            return connection.getresponse().read().decode("utf-8")
-        finally:
-            connection.close()
-
     def _whole_config(self) -> dict[str, Any]:
-        whole = {name: dict(value) if isinstance(value, dict) else value for name, value in self.config.items()}
+        whole = _copied(self.config)
         host, port = self.address.rsplit(":", 1)
         http_host, http_port = self.http_address.rsplit(":", 1)
         service = whole.setdefault(_SERVICE_SECTION[self.kind], {})
@@ -128,15 +116,22 @@ class Node:
         return whole
 
 
+def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+
+
 def service_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Ours without TABLEWIRE_* (keys of a service, which would win over the file) and PG*, with the project importable."""
+    """Return this process's environment with the project importable, without PG* and without TABLEWIRE_*.
+
+    TABLEWIRE_* variables set keys of a service and would win over its configuration file.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TABLEWIRE_", "PG"))}
     path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
     return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """TOML of nested tables of strings, numbers, booleans and lists of those. JSON's strings are TOML's."""
+    """Return TOML of nested tables of strings, numbers, booleans and lists of those. JSON literals are valid TOML."""
     plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     text = "\n".join(plain) + "\n"
     for key, value in table.items():

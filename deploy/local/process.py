@@ -1,9 +1,8 @@
-"""Real processes of a local cluster: started so that they die with us, signalled by pid, their output in a file.
+"""Processes of a local cluster: they die with this process, are signalled by pid, and write their output to a file.
 
-Every process is forked by one thread that lives as long as this process, because Linux sends the parent-death signal when
-the *thread* that forked dies. We are also the reaper of our orphans (children of a killed server), so that no zombie stays where
-the machine's first process does not reap. Methods may be called from any thread; none of them touches a
-process that we did not start.
+One thread that lives as long as this process forks all of them, because Linux sends the parent-death signal when the *thread*
+that forked ends. This process also adopts its orphans (children of a killed server) and reaps them, so that no zombie remains
+where the machine's init does not reap. Methods may be called from any thread. Only descendants are signalled.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ TAIL_BYTES = 4_000
 
 
 class StartError(Exception):
-    """A server did not start or did not answer in time; the text holds the end of its log."""
+    """A server did not start or did not become ready in time. The text holds the end of its log."""
 
 
 class Scoped(ABC):
-    """What is started where its `with` block begins and closed where that ends; one whose start fails half way is closed too."""
+    """Started at the beginning of its `with` block, closed at the end; also closed when its start fails."""
 
     @abstractmethod
     def start(self) -> None: ...
@@ -57,7 +56,7 @@ class Scoped(ABC):
 
 
 class _Spawner:
-    """The one thread that forks. It starts with the first process and ends with ours."""
+    """The thread that forks. It starts with the first process and lives as long as this process."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
@@ -65,8 +64,10 @@ class _Spawner:
         self._owner_pid = 0
 
     def spawn(self, job: Callable[[], None]) -> None:
-        """Runs the job, which forks and notes what it has forked. When this returns or raises it has done so: a Ctrl-C in
-        between leaves no process that nobody knows."""
+        """Run `job`, which forks and records the new process.
+
+        The job has ended when this returns or raises, so that a Ctrl-C in between leaves no unrecorded process.
+        """
         with self._lock:
             if self._owner_pid != os.getpid():  # first use, or first use after a fork
                 self._owner_pid = os.getpid()
@@ -94,14 +95,16 @@ _spawner = _Spawner()
 
 
 def adopt_orphans() -> None:
-    """What loses its parent below us becomes our child. Where the system cannot do that, nothing happens."""
+    """Make this process the parent of descendants that lose their own parent. Linux only; elsewhere nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_descendants() -> None:
-    """Kills whatever is still below this process, and waits until it is gone: the last thing that a program does. Programs that
-    were run to their end and interrupted (initdb) may have left something that nobody knows by name."""
+    """Kill all remaining descendants and wait until they are gone; the last action of a program.
+
+    An interrupted helper such as initdb may have left processes that are not recorded anywhere.
+    """
     while below := descendants(os.getpid()):
         for pid in below:
             _signal(pid, signal.SIGKILL)
@@ -110,13 +113,13 @@ def end_descendants() -> None:
 
 
 def launch_command(mode: str, folder: Path | None, argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` through launch.py as a child of this process."""
+    """Return the command line that runs `argv` through launch.py as a child of this process."""
     where = str(folder) if folder is not None else "-"
     return [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), mode, where, "--", *argv]
 
 
 def wait_until(what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-    """Return as soon as condition() is true; TimeoutError naming `what` after timeout_s."""
+    """Return as soon as condition() is true. Raises TimeoutError that names `what` after timeout_s."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:
@@ -125,7 +128,7 @@ def wait_until(what: str, condition: Callable[[], bool], timeout_s: float) -> No
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """The last bytes of a log, as text; empty when there is none."""
+    """Return the last `size` bytes of a log as text, "" when the file does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -136,7 +139,7 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
 
 
 def descendants(pid: int) -> list[int]:
-    """The pids below `pid`, parents first. Empty where there is no /proc."""
+    """Return the pids of all descendants of `pid`, parents first. Empty where there is no /proc."""
     children: dict[int, list[int]] = {}
     try:
         entries = os.listdir("/proc")
@@ -160,7 +163,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _reap(pid: int) -> None:
-    """Collect an orphan that was killed; nothing when it is not ours to collect."""
+    """Collect a killed orphan; do nothing when it is not a child of this process."""
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -175,7 +178,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 class ManagedProcess:
-    """One process (and what it forks). `start` may be called again after it has ended."""
+    """A process and everything that it forks. `start` may be called again after it has ended."""
 
     def __init__(
         self,
@@ -187,7 +190,7 @@ class ManagedProcess:
         cwd: Path | None = None,
         mode: str = "plain",
     ) -> None:
-        """argv[0] is an absolute path. env None: ours. log: output is appended to it. mode: of launch.py."""
+        """argv[0] is an absolute path. log: output is appended to it. env None: this process's. mode: see launch.py."""
         self.name = name
         self.log = log
         self._argv = list(argv)
@@ -196,13 +199,18 @@ class ManagedProcess:
         self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
+        self._log_start = 0
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} has not been started")
+        return self._process
 
     @property
     def pid(self) -> int:
-        """The pid of the program itself; RuntimeError when it was never started."""
-        if self._process is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        return self._process.pid
+        """The pid of the program itself. Raises RuntimeError before the first start."""
+        return self._started.pid
 
     @property
     def running(self) -> bool:
@@ -217,14 +225,19 @@ class ManagedProcess:
         """As in subprocess: negative = ended by that signal; None = running, or never started."""
         return self._process.poll() if self._process is not None else None
 
+    def log_since_start(self) -> str:
+        """Return what it has written to its log since the last start."""
+        return self.log.read_bytes()[self._log_start :].decode("utf-8", "replace")
+
     def start(self, argv: Sequence[str] | None = None) -> None:
-        """Start it (with a new command line if given); returns at once. RuntimeError when it is running."""
+        """Start it, with a new command line if given, and return at once. Raises RuntimeError while it runs."""
         if self.running:
             raise RuntimeError(f"{self.name} is running already (pid {self.pid})")
         if argv is not None:
             self._argv = list(argv)
         command = launch_command(self._mode, None, self._argv)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = self.log.stat().st_size if self.log.is_file() else 0
 
         def fork() -> None:
             with self.log.open("ab") as output:
@@ -235,42 +248,40 @@ class ManagedProcess:
                     stderr=subprocess.STDOUT,
                     env=self._env,
                     cwd=self._cwd,
-                    start_new_session=True,  # a Ctrl-C at the terminal is ours to handle, not theirs
+                    start_new_session=True,  # a Ctrl-C at the terminal reaches this process alone
                 )
 
         self._paused = False
         _spawner.spawn(fork)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """To the process alone, not to what it forked; nothing happens when it has ended."""
+        """Signal the process itself, not what it forked; do nothing when it has ended."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code; TimeoutError when it has not ended by then."""
-        if self._process is None:
-            raise RuntimeError(f"{self.name} has not been started")
+        """Return its exit code. Raises TimeoutError when it has not ended by then."""
         try:
-            return self._process.wait(timeout_s)
+            return self._started.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{self.name} (pid {self.pid}) did not end within {timeout_s:g} s") from None
 
     def kill(self) -> None:
-        """SIGKILL to it and to all that it forked, and wait until it is gone. Nothing happens when it has ended."""
-        if self._process is None or self._process.poll() is not None:
+        """Kill it and everything that it forked with SIGKILL, and wait until it is gone; do nothing when it has ended."""
+        if not self.running:
             return
-        self._process.send_signal(signal.SIGSTOP)  # so that it forks no more while we look
-        below = descendants(self._process.pid)
-        self._process.kill()
+        self.send_signal(signal.SIGSTOP)  # so that it does not fork while its descendants are listed
+        below = descendants(self.pid)
+        self._started.kill()
         for pid in below:
             _signal(pid, signal.SIGKILL)
-        self._process.wait()
+        self._started.wait()
         for pid in below:
             _reap(pid)
         self._paused = False
 
     def pause(self) -> None:
-        """SIGSTOP to it and to all that it forked."""
+        """Stop it and everything that it forked with SIGSTOP."""
         if not self.running:
             raise RuntimeError(f"{self.name} is not running")
         self.send_signal(signal.SIGSTOP)
@@ -279,7 +290,7 @@ class ManagedProcess:
         self._paused = True
 
     def resume(self) -> None:
-        """SIGCONT to it and to all that it forked; nothing happens when it was not paused."""
+        """Continue it and everything that it forked with SIGCONT; do nothing when it is not paused."""
         if self.running:
             for pid in descendants(self.pid):
                 _signal(pid, signal.SIGCONT)
@@ -287,7 +298,7 @@ class ManagedProcess:
         self._paused = False
 
     def terminate(self, timeout_s: float, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end, wait, kill it after timeout_s. Its exit code (-9 when it had to be killed)."""
+        """Send `number`, wait, and kill it after timeout_s. Returns its exit code (-9 when it had to be killed)."""
         if self.running:
             self.resume()
             self.send_signal(number)

@@ -23,12 +23,12 @@ class OwnerHttpSection(HttpSection, frozen=True, kw_only=True):
     port: Annotated[int, key("TCP port of /metrics, /healthz, /readyz; 0 takes a free one", ge=0, le=65535)] = DEFAULT_HTTP_PORT
 
 
-class TickSection(Section, frozen=True, kw_only=True):
+class OwnerTickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The longest time between two ticks of a changefeed", ge=10, le=10_000)] = 100
     status_interval_ms: Annotated[int, key("How often a checkpoint that moved is stored in etcd", ge=50, le=600_000)] = 200
 
 
-class ExchangeSection(Section, frozen=True, kw_only=True):
+class OwnerExchangeSection(Section, frozen=True, kw_only=True):
     """The calls to the processors."""
 
     timeout_ms: Annotated[int, key("Deadline of one Exchange with a processor", ge=100, le=60_000)] = 5_000
@@ -152,8 +152,8 @@ class OwnerConfig(Section, frozen=True, kw_only=True):
     http: OwnerHttpSection = OwnerHttpSection()
     tls: PeerTlsSection = PeerTlsSection()
     log: LogSection = LogSection()
-    tick: TickSection = TickSection()
-    exchange: ExchangeSection = ExchangeSection()
+    tick: OwnerTickSection = OwnerTickSection()
+    exchange: OwnerExchangeSection = OwnerExchangeSection()
     scheduler: SchedulerSection = SchedulerSection()
     source: SourceSection = SourceSection()
     history: HistorySection = HistorySection()

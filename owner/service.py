@@ -19,9 +19,9 @@ from types import MappingProxyType
 import structlog
 
 from owner.admin.grpc_service import SERVICE_NAMES, AdminServer, new_admin_server
-from owner.admin.ports import ChangefeedRegistry, ChangefeedRuntime
+from owner.admin.ports import ChangefeedRegistry
 from owner.admin.resolve import software_version
-from owner.changefeed.run import ChangefeedRun
+from owner.changefeed.run import ChangefeedRun, ChangefeedRuntime
 from owner.changefeed.source_worker import ChangefeedWorker
 from owner.changefeed.sources import new_source
 from owner.changefeed.store import EtcdChangefeeds
@@ -198,7 +198,8 @@ class OwnerService:
             session=self._session,
             election=self._election,
             hub=self._hub,
-            metrics=self._metrics,
+            counters=self._metrics.facts,
+            observe_tick=self._metrics.tick_seconds.observe,
             former_workers=self._workers,
             protocols=self._protocols,
         )
@@ -299,7 +300,7 @@ class OwnerService:
         self._wake.set()
         term = self._term
         if term is not None:
-            term.poke()
+            term.wake()
 
     def drain(self, capture: CaptureID, by: str = "") -> None:
         self._leading_term().drain(capture, by)

@@ -13,7 +13,7 @@ DEFAULT_EXCHANGE_PORT = 7450
 DEFAULT_HTTP_PORT = 7451
 
 
-class ExchangeSection(GrpcSection, frozen=True, kw_only=True):
+class ProcessorExchangeSection(GrpcSection, frozen=True, kw_only=True):
     """The Exchange service, which owners call."""
 
     port: Annotated[int, key("TCP port of the Exchange service; 0 takes a free one", ge=0, le=65535)] = DEFAULT_EXCHANGE_PORT
@@ -24,7 +24,7 @@ class ProcessorHttpSection(HttpSection, frozen=True, kw_only=True):
     port: Annotated[int, key("TCP port of /metrics, /healthz, /readyz; 0 takes a free one", ge=0, le=65535)] = DEFAULT_HTTP_PORT
 
 
-class TickSection(Section, frozen=True, kw_only=True):
+class ProcessorTickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The longest time between two ticks of an agent", ge=5, le=10_000)] = 50
     unsettled_interval_ms: Annotated[int, key("The same while a span is being prepared or stopped", ge=1, le=10_000)] = 10
 
@@ -47,9 +47,9 @@ class ProcessorConfig(Section, frozen=True, kw_only=True):
     name: Annotated[str, key("How the capture ids of this processor begin; empty: the host's name", max_length=100)] = ""
     labels: Annotated[dict[str, str], key("Free name=value pairs that lists show")] = msgspec.field(default_factory=dict)
     etcd: EtcdSection = EtcdSection()
-    exchange: ExchangeSection = ExchangeSection()
+    exchange: ProcessorExchangeSection = ProcessorExchangeSection()
     http: ProcessorHttpSection = ProcessorHttpSection()
     tls: PeerTlsSection = PeerTlsSection()
     log: LogSection = LogSection()
-    tick: TickSection = TickSection()
+    tick: ProcessorTickSection = ProcessorTickSection()
     stop: StopSection = StopSection()

@@ -10,7 +10,6 @@ from owner.admin import tables_view
 from owner.admin.models import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
 from owner.admin.ports import OwnerView
 from owner.admin.resolve import check_capture, current_state, schedulers_of, software_version
-from owner.leadership.compatibility import FOREIGN_LABEL, FOREIGN_STATE
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.etcd.records import EventRecord, LeaderRecord
 from tablewire.model.ids import CaptureID
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from owner.events.history import History
     from owner.scheduling.scheduler import SchedulerAndInfo
     from tablewire.etcd.records import ChangefeedInfo
+from tablewire.wire.versions import INCOMPATIBLE_LABEL
 
 NO_OTHER = "no other capture is ready to take them: start a processor, or cancel the drain"
 FOLLOW_POLL_S = 0.25
@@ -89,8 +89,8 @@ def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence
     for info in sorted(view.captures().values(), key=lambda info: info.id):
         seen = states.get(info.id, set())
         state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
-        if FOREIGN_LABEL in info.labels:
-            state = FOREIGN_STATE
+        if INCOMPATIBLE_LABEL in info.labels:
+            state = INCOMPATIBLE_LABEL
         held = spans.get(info.id, {})
         progress = drain_progress(view, info.id) if info.id in draining else None
         rows.append(

@@ -28,7 +28,7 @@ from owner.admin.models import (
     TableRow,
     UpdateRequest,
 )
-from owner.admin.ports import ChangefeedRegistry, ChangefeedRuntime, OwnerView
+from owner.admin.ports import ChangefeedRegistry, OwnerView
 from owner.admin.resolve import (
     check_capture,
     current_state,
@@ -50,7 +50,7 @@ from tablewire.source import CheckFailure
 if TYPE_CHECKING:
     from owner.scheduling.scheduler import SchedulerAndInfo
 
-__all__ = ["ChangefeedRegistry", "ChangefeedRuntime", "OwnerView"]
+__all__ = ["ChangefeedRegistry", "OwnerView"]
 
 DEFAULT_NAMESPACE = "default"
 CHANGEFEED_ID_LENGTH_MAX = 48

@@ -9,11 +9,10 @@ ChangefeedRegistry talk to etcd and take at most its deadline.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts
-from tablewire.model.progress import Watermark
+from owner.changefeed.run import ChangefeedRuntime
+from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.source import Source, SourceRequest
 
 if TYPE_CHECKING:
@@ -21,24 +20,6 @@ if TYPE_CHECKING:
     from owner.leadership.election import Leadership
     from owner.scheduling.scheduler import SchedulerAndInfo
     from tablewire.etcd.records import ChangefeedInfo, LeaderRecord
-
-
-@dataclass(frozen=True, slots=True)
-class ChangefeedRuntime:
-    """What the leader knows of a changefeed beyond what etcd holds; a new value whenever something of it changes.
-
-    state: normal, warning, failed, stopped, finished (the text shown to operators). error: why, empty when all is well.
-    watermark: of the last tick, or the stored status while not running. source_ts: where the source is now, 0 = not known.
-    retained_bytes: what the source keeps on disk for this changefeed, None = not known.
-    table_names: what the filter matched last, id -> `schema.table`.
-    """
-
-    state: str
-    error: str = ""
-    watermark: Watermark = field(default_factory=lambda: Watermark(0, 0))
-    source_ts: Ts = 0
-    retained_bytes: int | None = None
-    table_names: Mapping[TableID, str] = field(default_factory=dict)
 
 
 class ChangefeedRegistry(Protocol):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import structlog
 
-from owner.admin.ports import ChangefeedRuntime
 from owner.changefeed.cluster_load import ClusterLoad, Loads
 from owner.changefeed.source_lag import SourceLag
 from owner.changefeed.source_worker import ChangefeedWorker, Duty
@@ -32,7 +31,7 @@ _log = structlog.get_logger("owner.run")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredChangefeed:
     """A changefeed's record as etcd has it, and the revision of its last change."""
 
     info: ChangefeedInfo
@@ -43,6 +42,24 @@ class Stored:
         if self.info.state.runs:
             return Duty.RUN
         return Duty.DROP if self.info.state is ChangefeedState.REMOVED else Duty.WATCH
+
+
+@dataclass(frozen=True, slots=True)
+class ChangefeedRuntime:
+    """What the leader knows of a changefeed beyond what etcd holds; a new value whenever something of it changes.
+
+    state: normal, warning, failed, stopped, finished (the text shown to operators). error: why, empty when all is well.
+    watermark: of the last tick, or the stored status while not running. source_ts: where the source is now, 0 = not known.
+    retained_bytes: what the source keeps on disk for this changefeed, None = not known.
+    table_names: what the filter matched last, id -> `schema.table`.
+    """
+
+    state: str
+    error: str = ""
+    watermark: Watermark = field(default_factory=lambda: Watermark(0, 0))
+    source_ts: Ts = 0
+    retained_bytes: int | None = None
+    table_names: Mapping[TableID, str] = field(default_factory=dict)
 
 
 NewTransport = Callable[[ChangefeedID, int], Transport]
@@ -62,7 +79,7 @@ class ChangefeedRun:
 
     def __init__(
         self,
-        stored: Stored,
+        stored: StoredChangefeed,
         watermark: Watermark,
         worker: ChangefeedWorker,
         *,
@@ -116,7 +133,7 @@ class ChangefeedRun:
     def has_reached_target(self) -> bool:
         return self.duty is Duty.RUN and 0 < self.stored.info.target_ts <= self.watermark.checkpoint_ts
 
-    def serves(self, stored: Stored) -> bool:
+    def serves(self, stored: StoredChangefeed) -> bool:
         """Whether this run is the right one for the record as it stands now."""
         return stored.info.epoch == self.epoch and stored.duty is self.duty
 

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol
 
 import msgspec
 import structlog
 
 from tablewire.errors import ConflictError, OperatingError, UnknownChangefeedError
 from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.keys import ChangefeedKey
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, ChangefeedStatus, decode, encode, next_epoch
-from tablewire.etcd.session import Compare, EtcdSession, KeyValue, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession, KeyValue, Put, is_absent, is_unchanged
 from tablewire.model.ids import ChangefeedID, Ts
 
 CONFLICT_ATTEMPTS = 5
@@ -148,12 +148,6 @@ def replaced(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The registry
-
-
-class GuardedWrite(Protocol):
-    """`Election.guarded_write`."""
-
-    def __call__(self, puts: Sequence[Put], deletes: Sequence[str] = (), extra_compares: Sequence[Compare] = ()) -> int: ...
 
 
 class EtcdChangefeeds:

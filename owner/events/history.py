@@ -16,9 +16,9 @@ from itertools import islice
 
 import structlog
 
-from owner.changefeed.store import GuardedWrite
 from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import EventRecord, decode, encode, now
 from tablewire.etcd.session import EtcdSession, Put, is_absent, is_unchanged
 from tablewire.runtime.uris import redact_uri

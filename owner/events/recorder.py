@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 
-from owner.changefeed.run import Stored
 from owner.events.history import History
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, TableID
@@ -66,16 +65,18 @@ def note_captures(
             history.note(kind, subject=capture, text=f"{text}, address {info.address}", why=why if capture in gone else "")
 
 
-def note_changefeeds(history: History, before: Mapping[ChangefeedID, Stored], after: Mapping[ChangefeedID, Stored]) -> None:
+def note_changefeeds(
+    history: History, before: Mapping[ChangefeedID, ChangefeedInfo], after: Mapping[ChangefeedID, ChangefeedInfo]
+) -> None:
     """before, after: all records."""
     for changefeed in sorted(before.keys() | after.keys()):
         former, latter = before.get(changefeed), after.get(changefeed)
-        kind = _what_happened(former.info if former else None, latter.info if latter else None)
+        kind = _what_happened(former, latter)
         record = latter or former
         if kind and record is not None:
-            by = record.info.asked_by if kind in _ASKED_FOR else ""
-            history.note(kind, changefeed=str(changefeed), text=f"epoch {record.info.epoch}", why=record.info.error, by=by)
-            _log.info(kind, changefeed=str(changefeed), epoch=record.info.epoch, **({"by": by} if by else {}))
+            by = record.asked_by if kind in _ASKED_FOR else ""
+            history.note(kind, changefeed=str(changefeed), text=f"epoch {record.epoch}", why=record.error, by=by)
+            _log.info(kind, changefeed=str(changefeed), epoch=record.epoch, **({"by": by} if by else {}))
 
 
 def _what_happened(former: ChangefeedInfo | None, latter: ChangefeedInfo | None) -> str:

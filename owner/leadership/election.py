@@ -54,7 +54,7 @@ class Leadership:
 
 
 @dataclass(frozen=True, slots=True)
-class _Term:
+class Candidacy:
     """One candidacy: a lease, the key below it, and the revision at which the key was created."""
 
     keeper: LeaseKeeper
@@ -89,7 +89,7 @@ class Election:
         self._on_change = on_change
         self._prefix = etcd_keys.owner_prefix(cluster)
         self._condition = threading.Condition()
-        self._term: _Term | None = None
+        self._candidacy: Candidacy | None = None
         self._watch: PrefixWatch | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -100,13 +100,17 @@ class Election:
 
     def leadership(self) -> Leadership | None:
         """Ours, if we lead at this moment."""
-        term, watch = self._term, self._watch
-        if term is None or watch is None or watch.state is None:
+        candidacy, watch = self._candidacy, self._watch
+        if candidacy is None or watch is None or watch.state is None:
             return None
         first = _first(watch.state)
-        if first is None or (first.key, first.create_revision) != (term.key, term.revision) or not term.keeper.is_valid():
+        if (
+            first is None
+            or (first.key, first.create_revision) != (candidacy.key, candidacy.revision)
+            or not candidacy.keeper.is_valid()
+        ):
             return None
-        return Leadership(term.revision, term.keeper.deadline())
+        return Leadership(candidacy.revision, candidacy.keeper.deadline())
 
     def leader(self) -> LeaderRecord | None:
         """Who leads as far as etcd was last heard; None when nobody does or its record cannot be read."""
@@ -133,8 +137,8 @@ class Election:
 
     def guard(self) -> Compare:
         """ "My leader key still exists at my revision", for a transaction; NotLeaderError when we do not lead."""
-        term = self._leading_term()
-        return is_created_at(term.key, term.revision)
+        candidacy = self._leading_candidacy()
+        return is_created_at(candidacy.key, candidacy.revision)
 
     def guarded_write(self, puts: Sequence[Put], deletes: Sequence[str] = (), extra_compares: Sequence[Compare] = ()) -> int:
         """Writes all of it if we still lead at etcd and the compares hold, and nothing otherwise; its revision, which is the new
@@ -144,19 +148,19 @@ class Election:
         EtcdUnavailableError: nobody knows whether it was written. Pin each key by `is_unchanged` or `is_absent`: then it is tried
         again on another member before that, and no late first attempt can overwrite a later write.
         """
-        term = self._leading_term()
-        guard = is_created_at(term.key, term.revision)
+        candidacy = self._leading_candidacy()
+        guard = is_created_at(candidacy.key, candidacy.revision)
         result = self._session.transact(
             [guard, *extra_compares],
             puts,
             deletes,
-            read_on_failure=[term.key, *(compare.key for compare in extra_compares)],
+            read_on_failure=[candidacy.key, *(compare.key for compare in extra_compares)],
         )
         if result.applied:
             return result.revision
-        mine = result.found.get(term.key)
-        if mine is None or mine.create_revision != term.revision:
-            term.keeper.lose("a guarded write found the leader key gone")
+        mine = result.found.get(candidacy.key)
+        if mine is None or mine.create_revision != candidacy.revision:
+            candidacy.keeper.lose("a guarded write found the leader key gone")
             raise NotLeaderError(f"etcd: the leader key of {self._record.id} is gone: another owner leads or will")
         raise ConflictError(f"etcd: lost a race for {', '.join(compare.key for compare in extra_compares)}: read again")
 
@@ -181,13 +185,13 @@ class Election:
         EtcdError: we lead no more in any case, but the next owner has to wait until our lease expires.
         """
         with self._condition:
-            term, self._term = self._term, None
-        if term is None:
+            candidacy, self._candidacy = self._candidacy, None
+        if candidacy is None:
             return
-        term.keeper.close()
-        _log.info("resigns", owner=self._record.id, owner_revision=term.revision)
+        candidacy.keeper.close()
+        _log.info("resigns", owner=self._record.id, owner_revision=candidacy.revision)
         self._changed()
-        self._session.revoke(term.keeper.lease_id)
+        self._session.revoke(candidacy.keeper.lease_id)
 
     def close(self) -> None:
         """Resigns and leaves the line for good. Idempotent. Never raises: without etcd the lease expires by itself."""
@@ -209,7 +213,7 @@ class Election:
         failures = 0
         while not self._closed.is_set():
             try:
-                term = self._enter()
+                candidacy = self._enter()
             except ClosedError:
                 return
             except EtcdError as error:
@@ -221,14 +225,14 @@ class Election:
                 continue
             failures = 0
             self._error = ""
-            self._check_key(term)
+            self._check_key(candidacy)
             self._changed()
-            term.keeper.run()
-            self._leave(term)
+            candidacy.keeper.run()
+            self._leave(candidacy)
 
-    def _enter(self) -> _Term:
+    def _enter(self) -> Candidacy:
         """A new lease and the key below it."""
-        keeper = LeaseKeeper(self._session, ttl_s=self._ttl_s, margin_s=self._margin_s, on_lost=self._term_lost)
+        keeper = LeaseKeeper(self._session, ttl_s=self._ttl_s, margin_s=self._margin_s, on_lost=self._candidacy_lost)
         key = etcd_keys.owner_key(self._cluster, keeper.lease_id)
         try:
             result = self._session.put_if(is_absent(key), key, encode(self._record), lease=keeper.lease_id)
@@ -238,22 +242,22 @@ class Election:
             keeper.close()
             self._revoke(keeper)
             raise
-        term = _Term(keeper, key, result.revision)
+        candidacy = Candidacy(keeper, key, result.revision)
         with self._condition:
             if not self._closed.is_set():
-                self._term = term
-                return term
+                self._candidacy = candidacy
+                return candidacy
         keeper.close()
         self._revoke(keeper)
         raise ClosedError("the election is closed")
 
-    def _leave(self, term: _Term) -> None:
-        """The term is over. Its lease may still stand at etcd, and its key with it, in everybody's way."""
+    def _leave(self, candidacy: Candidacy) -> None:
+        """The candidacy is over. Its lease may still stand at etcd, and its key with it, in everybody's way."""
         with self._condition:
-            if self._term is term:
-                self._term = None
-        if term.keeper.lost_reason:
-            self._revoke(term.keeper)
+            if self._candidacy is candidacy:
+                self._candidacy = None
+        if candidacy.keeper.lost_reason:
+            self._revoke(candidacy.keeper)
 
     def _revoke(self, keeper: LeaseKeeper) -> None:
         try:
@@ -261,39 +265,39 @@ class Election:
         except (EtcdError, ClosedError) as error:
             _log.warning("revoke_failed", owner=self._record.id, reason=str(error))
 
-    def _term_lost(self, reason: str) -> None:
+    def _candidacy_lost(self, reason: str) -> None:
         _log.warning("left_the_line", owner=self._record.id, reason=reason)
         self._changed()
 
     # -- the thread "watch owner"
 
     def _candidates_changed(self, _state: PrefixState) -> None:
-        term = self._term
-        if term is not None:
-            self._check_key(term)
+        candidacy = self._candidacy
+        if candidacy is not None:
+            self._check_key(candidacy)
         self._changed()
 
-    def _check_key(self, term: _Term) -> None:
-        """Called after the term was set and after the state was: whichever is later sees both."""
+    def _check_key(self, candidacy: Candidacy) -> None:
+        """Called after the candidacy was set and after the state was: whichever is later sees both."""
         state = self._watch.state if self._watch is not None else None
-        if state is None or state.revision < term.revision:
+        if state is None or state.revision < candidacy.revision:
             return
-        mine = state.entries.get(term.key)
-        if mine is None or mine.create_revision != term.revision:
-            term.keeper.lose("the leader key was deleted")
+        mine = state.entries.get(candidacy.key)
+        if mine is None or mine.create_revision != candidacy.revision:
+            candidacy.keeper.lose("the leader key was deleted")
 
     # -- helpers
 
-    def _leading_term(self) -> _Term:
-        term = self._term
-        if term is None or self.leadership() is None:
+    def _leading_candidacy(self) -> Candidacy:
+        candidacy = self._candidacy
+        if candidacy is None or self.leadership() is None:
             raise NotLeaderError(f"owner {self._record.id} does not lead")
-        return term
+        return candidacy
 
-    def _entered(self) -> _Term | None:
-        """The term once our own watch has seen it."""
-        term, state = self._term, self._watch.state if self._watch is not None else None
-        return term if term is not None and state is not None and state.revision >= term.revision else None
+    def _entered(self) -> Candidacy | None:
+        """The candidacy once our own watch has seen it."""
+        candidacy, state = self._candidacy, self._watch.state if self._watch is not None else None
+        return candidacy if candidacy is not None and state is not None and state.revision >= candidacy.revision else None
 
     def _changed(self) -> None:
         with self._condition:

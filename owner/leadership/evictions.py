@@ -28,12 +28,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from owner.changefeed.store import GuardedWrite
 from owner.events.history import History
 from owner.owner_config import OwnerConfig
 from owner.scheduling.snapshot import Snapshot
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import EvictionRecord, decode, encode, now
 from tablewire.etcd.session import Compare, EtcdSession, KeyValue, Put, is_absent, is_unchanged
 from tablewire.model.ids import CaptureID, CaptureInfo

@@ -19,18 +19,18 @@ from typing import TypeVar
 import structlog
 
 from owner.changefeed.cluster_load import ClusterLoad
-from owner.changefeed.run import ChangefeedRun, Stored
+from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty
 from owner.changefeed.sources import new_source, source_request
 from owner.changefeed.store import ChangefeedEvent, EtcdChangefeeds
 from owner.events.history import History
+from owner.events.placement_log import FactCounters
 from owner.events.recorder import ToldPlacement, note_asked, note_captures, note_changefeeds
 from owner.exchange.hub import ExchangeHub
-from owner.leadership.compatibility import Spoken
 from owner.leadership.election import Election, Leadership
 from owner.leadership.evictions import Evictions
+from owner.leadership.protocol_compatibility import ProtocolCompatibility
 from owner.owner_config import OwnerConfig
-from owner.owner_metrics import OwnerMetrics
 from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.keys import ChangefeedKey
@@ -62,7 +62,8 @@ class Term:
         session: EtcdSession,
         election: Election,
         hub: ExchangeHub,
-        metrics: OwnerMetrics,
+        counters: FactCounters,
+        observe_tick: Callable[[float], None],
         former_workers: Mapping[ChangefeedID, ChangefeedWorker],
         protocols: ProtocolVersions = SPOKEN,
     ) -> None:
@@ -73,17 +74,18 @@ class Term:
         self._session = session
         self._election = election
         self._hub = hub
-        self._metrics = metrics
+        self._counters = counters
+        self._observe_tick = observe_tick
         self._registry = EtcdChangefeeds(session, config.cluster, election.guarded_write)
         self.history = History(
             session, config.cluster, election.guarded_write, owner_id, leadership.revision, config.history.events_max
         )
         self._workers = dict(former_workers)
-        self._spoken = Spoken(protocols)
+        self._compatibility = ProtocolCompatibility(protocols)
         self._scheduler_config = config.scheduler.for_core()
         self._runs: Mapping[ChangefeedID, ChangefeedRun] = MappingProxyType({})
         self._captures: Mapping[CaptureID, CaptureInfo] = MappingProxyType({})
-        self._stored: Mapping[ChangefeedID, Stored] = MappingProxyType({})
+        self._stored: Mapping[ChangefeedID, StoredChangefeed] = MappingProxyType({})
         self._statuses: Mapping[ChangefeedID, ChangefeedStatus] = MappingProxyType({})
         self._drains: frozenset[CaptureID] = frozenset()
         self._registered: Mapping[CaptureID, KeyValue] = MappingProxyType({})
@@ -112,7 +114,7 @@ class Term:
 
     @property
     def captures(self) -> Mapping[CaptureID, CaptureInfo]:
-        return {**self._captures, **self._spoken.foreign}
+        return {**self._captures, **self._compatibility.incompatible}
 
     @property
     def drains(self) -> Sequence[CaptureID]:
@@ -127,7 +129,7 @@ class Term:
         """The last worker of each changefeed whose thread has not ended."""
         return {changefeed: worker for changefeed, worker in self._workers.items() if worker.alive}
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         self._wake.set()
 
     def stop(self, reason: str, by: str = "") -> None:
@@ -144,14 +146,14 @@ class Term:
         note_asked(self.history, "drain_requested", capture, by)
         with self._lock:
             self._drains |= {capture}
-        self.poke()
+        self.wake()
 
     def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
         self._election.guarded_write([], [etcd_keys.drain_key(self._config.cluster, capture)])
         note_asked(self.history, "drain_cancelled", capture, by)
         with self._lock:
             self._drains -= {capture}
-        self.poke()
+        self.wake()
 
     # -- the tick's thread --------------------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class Term:
                 for run in runs:
                     run.tick(captures, self._drains, cluster, self._hub.transport, self._scheduler_config)
                 took_s = time.monotonic() - started
-                self._metrics.tick_seconds.observe(took_s)
+                self._observe_tick(took_s)
                 self._wake.wait(max(0.0, interval_s - took_s))
             return reason
         finally:
@@ -182,7 +184,7 @@ class Term:
             self._ended.set()
             for run in self._runs.values():
                 run.close()
-            self._metrics.facts.keep_only(())  # the next leader counts
+            self._counters.keep_only(())  # the next leader counts
             if self._stop_reason:
                 self.history.flush_last()
 
@@ -239,7 +241,7 @@ class Term:
                 self._revisions[prefix] = state.revision
                 matters = changed(state)
             if matters:
-                self.poke()
+                self.wake()
 
         return apply
 
@@ -261,11 +263,11 @@ class Term:
         if changed:
             self._runs = MappingProxyType(dict(sorted(runs.items())))
             self._workers = {name: worker for name, worker in self._workers.items() if name in runs or worker.alive}
-        self._metrics.facts.keep_only(map(str, runs))
-        self._hub.set_captures(self._spoken.reached(self._captures), self._spoken.versions)
+        self._counters.keep_only(map(str, runs))
+        self._hub.set_captures(self._compatibility.compatible(self._captures), self._compatibility.versions)
         self._hub.set_active([active for run in self._runs.values() if (active := run.active) is not None])
 
-    def _new_run(self, stored: Stored, former: ChangefeedRun | None) -> ChangefeedRun:
+    def _new_run(self, stored: StoredChangefeed, former: ChangefeedRun | None) -> ChangefeedRun:
         info = stored.info
         status = self._statuses.get(info.changefeed)
         watermark = Watermark(status.checkpoint_ts, status.resolved_ts) if status is not None else Watermark(0, 0)
@@ -285,7 +287,7 @@ class Term:
             worker,
             owner_id=self._owner_id,
             owner_revision=self.revision,
-            counters=self._metrics.facts,
+            counters=self._counters,
             tell=lambda log: ToldPlacement(log, self.history, info.changefeed, lambda: worker.view.table_names),
         )
         if former is not None and former.stored.info.created_at == info.created_at:
@@ -299,13 +301,13 @@ class Term:
     def _captures_changed(self, state: PrefixState) -> bool:
         read = [(self._read(CaptureRecord, item), item) for item in state.entries.values()]
         self._registered = MappingProxyType({record.id: item for record, item in read if record is not None})
-        captures = self._spoken.take(record for record, _ in read if record is not None)
+        captures = self._compatibility.update(record for record, _ in read if record is not None)
         before, self._captures = self._captures, captures
-        note_captures(self.history if self._loaded else None, before, captures, self._spoken.leaving)
+        note_captures(self.history if self._loaded else None, before, captures, self._compatibility.leaving)
         return True
 
     def _changefeeds_changed(self, state: PrefixState) -> bool:
-        stored: dict[ChangefeedID, Stored] = {}
+        stored: dict[ChangefeedID, StoredChangefeed] = {}
         statuses: dict[ChangefeedID, ChangefeedStatus] = {}
         before = self._stored
         for item in state.entries.values():
@@ -324,12 +326,12 @@ class Term:
                 continue
             info = self._read(ChangefeedInfo, item)
             if info is not None:
-                stored[changefeed] = Stored(info, item.mod_revision)
+                stored[changefeed] = StoredChangefeed(info, item.mod_revision)
         self._statuses = MappingProxyType(statuses)
         if stored == before:
             return False  # a status alone, most likely our own
         if self._loaded:
-            note_changefeeds(self.history, before, stored)
+            note_changefeeds(self.history, _infos(before), _infos(stored))
         self._stored = MappingProxyType(stored)
         return True
 
@@ -392,6 +394,10 @@ class Term:
         self._evictions.step(self._captures, self._registered, snapshots)
 
 
+def _infos(stored: Mapping[ChangefeedID, StoredChangefeed]) -> dict[ChangefeedID, ChangefeedInfo]:
+    return {changefeed: one.info for changefeed, one in stored.items()}
+
+
 def _load_watch(watch: PrefixWatch, change: Callable[[PrefixState], None]) -> None:
     change(watch.wait_loaded(LOAD_TIMEOUT_S))
 
@@ -415,4 +421,4 @@ class _Host:
         _log.info("changefeed_removed", changefeed=str(info.changefeed))
 
     def changed(self) -> None:
-        self._term.poke()
+        self._term.wake()

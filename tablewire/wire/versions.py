@@ -28,3 +28,6 @@ class ProtocolVersions:
 
 SPOKEN = ProtocolVersions()
 """What this build speaks. A release that changes the wire raises `highest`, and keeps the former version for one more release."""
+
+INCOMPATIBLE_LABEL = "incompatible"
+"""The label in listings of captures whose versions do not overlap with the owner's; its value is the reason."""

@@ -15,7 +15,7 @@ import msgspec
 
 from owner.admin.grpc_service import new_admin_server
 from owner.admin.models import CreateRequest
-from owner.admin.ports import ChangefeedRuntime
+from owner.changefeed.run import ChangefeedRuntime
 from owner.changefeed.store import ChangefeedEvent, replaced, step
 from owner.events.history import Event
 from owner.leadership.election import Leadership

@@ -8,7 +8,6 @@ import pytest
 
 from deploy.local.etcd import EtcdServer
 from deploy.local.proxy import TcpProxy
-from owner.changefeed.store import GuardedWrite
 from owner.events.history import History
 from owner.leadership.election import Election
 from owner.leadership.evictions import Evictions
@@ -17,6 +16,7 @@ from owner.scheduling.scheduler import SchedulerConfig
 from owner.scheduling.snapshot import Snapshot
 from tablewire.errors import EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import CaptureRecord, EvictionRecord, decode, encode, now
 from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, KeyValue, LeaseLostError, Put
 from tablewire.model.ids import CaptureInfo

@@ -10,7 +10,6 @@ import pytest
 import structlog
 
 from deploy.local.etcd import EtcdServer
-from owner.changefeed.run import Stored
 from owner.events.history import PENDING_MAX, History
 from owner.events.recorder import ToldPlacement, note_captures, note_changefeeds
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
@@ -231,9 +230,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
         None,
     ]
     created_at = feed().created_at
-    stored = [
-        {name: Stored(msgspec.structs.replace(info, created_at=created_at), at)} if info else {} for at, info in enumerate(life)
-    ]
+    stored = [{name: msgspec.structs.replace(info, created_at=created_at)} if info else {} for info in life]
     for before, after in itertools.pairwise(stored):
         note_changefeeds(history, before, after)
     history.flush()

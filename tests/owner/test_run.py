@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from owner.changefeed.run import ChangefeedRun, Stored
+from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty, SourceView
 from owner.events.placement_log import FactCounters
 from owner.owner_config import SourceSection
@@ -24,7 +24,9 @@ def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
     worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
     worker._view = SourceView(start_ts=100, table_ids=np.array([1], np.int64))
     counters = FactCounters(Metrics("owner", "1.0"))
-    run = ChangefeedRun(Stored(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, counters=counters)
+    run = ChangefeedRun(
+        StoredChangefeed(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, counters=counters
+    )
     network, captures = LoopbackNetwork(), {"a": CaptureInfo("a", "a:1")}
 
     def tick(drains: frozenset[str]) -> None:

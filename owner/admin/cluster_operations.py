@@ -210,7 +210,7 @@ def _left(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tu
     steady = reasons.pop(tables_view.WAITING, 0)
     if steady:
         others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
-        silent = snapshot.everywhere or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
+        silent = snapshot.may_hold_any_span or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
         why = StallReason.NO_CAPTURE if not others else StallReason.SILENT_CAPTURE if silent else StallReason.CONCURRENCY
         reasons[why] = reasons.get(why, 0) + steady
     unseen = left - sum(reasons.values())

@@ -11,12 +11,12 @@ import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.inbox import HELD, rows_of_report
-from owner.core.replication import Reports, raise_progress, take_checkpoints
+from owner.core.replication import RowReports, advance_checkpoints, raise_progress
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
+    NO_CAPTURE,
     NO_ROW,
-    NOBODY,
     PREPARE,
     REPLICATING,
     TASK_ADD,
@@ -31,7 +31,7 @@ PREPARING, PREPARED = TableState.PREPARING.code, TableState.PREPARED.code
 WRITES, STOPPED = TableState.REPLICATING.code, TableState.STOPPED.code
 
 
-def try_open_gate(core: Core) -> bool:
+def try_finish_bootstrap(core: Core) -> bool:
     """Opens the gate if it is time to; True when this call did it."""
     gate = core.bootstrap
     if gate.done:
@@ -44,7 +44,7 @@ def try_open_gate(core: Core) -> bool:
         return False
     gate.done = True
     # Captures that joined while the gate was closed and have not answered hold nothing of a former term: their id is new.
-    core.replication.everywhere |= gate.waiting_for
+    core.replication.may_hold_any_span |= gate.waiting_for
     _rebuild(core)
     gate.reports.clear()
     return True
@@ -61,15 +61,15 @@ def _rebuild(core: Core) -> None:
     for capture, _, _ in told:
         capture.acked = capture.received
     for capture, report, rows in told:
-        _seat_writers(core, capture, report, rows)
+        _assign_primaries(core, capture, report, rows)
     for wanted in (PREPARED, PREPARING):
         for capture, report, rows in told:
-            _seat_prepared(core, capture, rows, report.states, wanted)
+            _assign_secondaries(core, capture, rows, report.states, wanted)
     for capture, report, rows in told:
-        _seat_rest(core, capture, report, rows)
+        _note_stopping(core, capture, report, rows)
     tables = core.tables
     rows = tables.all_rows()
-    primary, secondary = tables.primary[rows] != NOBODY, tables.secondary[rows] != NOBODY
+    primary, secondary = tables.primary[rows] != NO_CAPTURE, tables.secondary[rows] != NO_CAPTURE
     tables.set_state(rows[secondary], PREPARE, core.now_ms)
     tables.set_state(rows[primary & ~secondary], REPLICATING, core.now_ms)
     tables.set_state(rows[~primary & ~secondary], ABSENT, core.now_ms)
@@ -93,48 +93,48 @@ def _rows(core: Core, capture: Capture, report: SpanReports) -> Rows:
     return rows_of_report(core, capture, report)
 
 
-def _seat_writers(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
+def _assign_primaries(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
     tables = core.tables
     mask = (report.states == WRITES) & (rows != NO_ROW)
     at, epochs = rows[mask], report.assignment_epochs[mask]
-    wins = (tables.primary[at] == NOBODY) | (epochs > tables.assignment_epoch[at])
-    beaten = at[wins & (tables.primary[at] != NOBODY)]
+    wins = (tables.primary[at] == NO_CAPTURE) | (epochs > tables.assignment_epoch[at])
+    beaten = at[wins & (tables.primary[at] != NO_CAPTURE)]
     for row in beaten.tolist():
         former = int(tables.primary[row])
         tables.add_undetermined((row,), former, WRITES)
-        core.replication.book.add(former, np.array([row], np.int64), DispatchAction.REMOVE)
+        core.replication.outgoing.add(former, np.array([row], np.int64), DispatchAction.REMOVE)
         core.replication.two_writers.append((row, capture.index, former))
     losers = at[~wins]
     for row in losers.tolist():
         tables.add_undetermined((row,), capture.index, WRITES)
         core.replication.two_writers.append((row, int(tables.primary[row]), capture.index))
-    core.replication.book.add(capture.index, losers, DispatchAction.REMOVE)
+    core.replication.outgoing.add(capture.index, losers, DispatchAction.REMOVE)
     winners = at[wins]
     tables.primary[winners] = capture.index
     tables.primary_reported[winners] = WRITES
     tables.assignment_epoch[winners] = epochs[wins]
-    take_checkpoints(tables, _progress(report, rows, mask))
+    advance_checkpoints(tables, _progress(report, rows, mask))
 
 
-def _seat_prepared(core: Core, capture: Capture, rows: Rows, states: np.ndarray, wanted: int) -> None:
+def _assign_secondaries(core: Core, capture: Capture, rows: Rows, states: np.ndarray, wanted: int) -> None:
     tables = core.tables
     at = rows[(states == wanted) & (rows != NO_ROW)]
-    seated = at[tables.secondary[at] == NOBODY]
+    seated = at[tables.secondary[at] == NO_CAPTURE]
     tables.secondary[seated] = capture.index
     tables.secondary_reported[seated] = wanted
     for row in at[tables.secondary[at] != capture.index].tolist():
         tables.add_undetermined((row,), capture.index, wanted)
 
 
-def _seat_rest(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
+def _note_stopping(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
     stopping = rows[(report.states == TableState.STOPPING.code) & (rows != NO_ROW)]
     core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)
     stopped = (report.states == STOPPED) & (rows != NO_ROW)
-    take_checkpoints(core.tables, _progress(report, rows, stopped))
+    advance_checkpoints(core.tables, _progress(report, rows, stopped))
 
 
-def _progress(report: SpanReports, rows: Rows, mask: np.ndarray) -> Reports:
-    return Reports(
+def _progress(report: SpanReports, rows: Rows, mask: np.ndarray) -> RowReports:
+    return RowReports(
         rows[mask],
         report.states[mask],
         report.checkpoint_ts[mask],

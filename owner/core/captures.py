@@ -32,19 +32,19 @@ class Capture:
     received: int = 0  # m of the last report that was applied
     acked: int = 0  # what its next report may build on
     echoed: int = 0  # the largest echo that was applied
-    heard_ms: int | None = None  # when it answered last, in this life
+    reported_ms: int | None = None  # when it answered last, in this life
     heartbeat_ms: int | None = None  # when it was asked last
     stats_ms: int | None = None
     liveness: LivenessState = LivenessState.ALIVE
     fenced: bool = False
-    wants_names: bool = False  # it used a number that is not known here
-    introduce: list[Rows] = field(default_factory=list)  # rows that it reported by name
+    must_report_names: bool = False  # it used a number that is not known here
+    unnumbered: list[Rows] = field(default_factory=list)  # rows that it reported by name
     audited_ms: int | None = None
 
     def state(self, now_ms: int, silent_ms: int) -> CaptureState:
-        if self.heard_ms is None:
+        if self.reported_ms is None:
             return CaptureState.UNINITIALIZED
-        if now_ms - self.heard_ms > silent_ms:
+        if now_ms - self.reported_ms > silent_ms:
             return CaptureState.SILENT
         if self.liveness is LivenessState.STOPPING:
             return CaptureState.STOPPING
@@ -88,13 +88,13 @@ class Captures:
             elif not capture.alive:
                 self._give_index(capture)
                 # All that was known of it was taken for stopped; it has to tell everything again, by name.
-                capture.alive, capture.joined_ms, capture.heard_ms = True, now_ms, None
-                capture.acked, capture.wants_names, capture.heartbeat_ms = 0, True, None
+                capture.alive, capture.joined_ms, capture.reported_ms = True, now_ms, None
+                capture.acked, capture.must_report_names, capture.heartbeat_ms = 0, True, None
                 joined.append(capture)
         for capture in self.alive():
             if capture.id not in alive:
                 capture.alive = False
-                capture.introduce.clear()
+                capture.unnumbered.clear()
                 gone.append(capture)
         return joined, gone
 

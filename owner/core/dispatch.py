@@ -17,7 +17,7 @@ from tablewire.model.states import DispatchAction
 
 
 @dataclass(slots=True)
-class DispatchBook:
+class OutgoingDispatches:
     """The dispatches of one tick in the order in which they were decided: capture index -> (rows, action)."""
 
     entries: dict[int, list[tuple[Rows, DispatchAction]]] = field(default_factory=dict)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.policies.tasks import note_failure
+from owner.core.moves import note_failure
 from owner.core.replication import (
-    Reports,
+    RowReports,
     apply_reports,
-    bare_reports,
+    apply_steady_reports,
     counted,
     note_reports,
     note_states,
+    reports_without_progress,
     roles_of,
-    take_steady,
 )
 from owner.core.state import Core
 from owner.core.tables import NO_ROW, REMOVING, Rows, Tables
@@ -44,15 +44,15 @@ HELD[[TableState.PREPARING.code, TableState.PREPARED.code, TableState.REPLICATIN
 CHUNKS_MAX = 1_024
 
 
-def take_messages(core: Core, messages: Sequence[Message]) -> None:
+def receive_messages(core: Core, messages: Sequence[Message]) -> None:
     """Applies what counts, by capture and in the order of their numbers; the rest is counted by its reason."""
     for message in sorted(messages, key=lambda message: (message.sender, message.number)):
-        why_not = _take(core, message)
+        why_not = _receive(core, message)
         if why_not:
             core.dropped_messages[why_not] = core.dropped_messages.get(why_not, 0) + 1
 
 
-def _take(core: Core, message: Message) -> str:
+def _receive(core: Core, message: Message) -> str:
     identity, body = core.identity, message.body
     if not isinstance(body, HeartbeatResponse | DispatchTableResponse):
         return "not for an owner"
@@ -81,15 +81,15 @@ def _take(core: Core, message: Message) -> str:
     follows = message.number == capture.received + 1
     capture.received = message.number
     capture.echoed = max(capture.echoed, message.echo)
-    capture.heard_ms = core.now_ms
+    capture.reported_ms = core.now_ms
     if isinstance(body, HeartbeatResponse):
         capture.liveness, capture.fenced = body.liveness, body.fenced
-    report = _whole(core, capture, body.reports, follows)
+    report = _join_chunks(core, capture, body.reports, follows)
     if report is None:
         return ""
-    if report.base > capture.acked or (capture.wants_names and (report.base or report.numbers.any())):
+    if report.base > capture.acked or (capture.must_report_names and (report.base or report.numbers.any())):
         return "base"
-    capture.wants_names = False
+    capture.must_report_names = False
     capture.acked = message.number
     if core.bootstrap.done:
         apply_span_reports(core, capture, report, message.echo, isinstance(body, HeartbeatResponse))
@@ -109,11 +109,11 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int)
         return
     capture.audited_ms = core.now_ms
     tables = core.tables
-    rows = tables.rows_touching(capture.index)
+    rows = tables.rows_with_role(capture.index)
     states = _last_reported(tables, rows, roles_of(tables, rows, capture.index), capture.index)
     held = HELD[states]
     count, checksum = int(np.count_nonzero(held)), span_checksum(tables.number[rows[held]], states[held])
-    if count == response.held and (checksum == response.checksum or capture.introduce):
+    if count == response.held and (checksum == response.checksum or capture.unnumbered):
         return
     if count == response.held and base:
         capture.audited_ms = None  # it may not know its numbers: ask for everything, and look again
@@ -122,7 +122,7 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int)
     capture.acked = 0
 
 
-def _whole(core: Core, capture: Capture, chunk: SpanReports, follows: bool) -> SpanReports | None:
+def _join_chunks(core: Core, capture: Capture, chunk: SpanReports, follows: bool) -> SpanReports | None:
     """The whole report once its last chunk is there, else None. Chunks follow each other without a gap; a chunk that comes after
     a gap begins a report whose base was never applied, and is dropped for that."""
     before = core.chunks.pop(capture.index, None)
@@ -147,17 +147,17 @@ def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: 
         reports = _reports(report, rows)
     else:
         reports = _reports(report, rows).take(found)
-    _claim_everywhere(core, capture, reports, whole_truth)
-    if report.errors or not take_steady(tables, capture.index, reports):
+    _resolve_unheard_capture(core, capture, reports, whole_truth)
+    if report.errors or not apply_steady_reports(tables, capture.index, reports):
         _apply_counted(core, capture, report, reports, rows, echo)
-    take_stats(core, capture, report.stats, rows)
+    apply_stats(core, capture, report.stats, rows)
     if whole_truth:
-        _tell(core, capture, _without(tables.rows_touching(capture.index), reports.rows, tables.size), echo, absent=True)
+        _restate(core, capture, _without(tables.rows_with_role(capture.index), reports.rows, tables.size), echo, absent=True)
     elif restate:
-        _tell(core, capture, _without(unsteady_rows_of(tables, capture.index), reports.rows, tables.size), echo, absent=False)
+        _restate(core, capture, _without(unsteady_rows_of(tables, capture.index), reports.rows, tables.size), echo, absent=False)
 
 
-def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: Reports, rows: Rows, echo: int) -> None:
+def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: RowReports, rows: Rows, echo: int) -> None:
     """The rules for what counts, a note of what does not."""
     tables = core.tables
     roles = roles_of(tables, reports.rows, capture.index)
@@ -168,7 +168,7 @@ def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: R
     else:
         note_reports(tables, capture.index, reports.take(~mask), roles[~mask])
         apply_reports(core.replication, capture.index, reports.take(mask))
-    take_errors(core, capture, failed)
+    apply_errors(core, capture, failed)
 
 
 def _without(rows: Rows, told: Rows, size: int) -> Rows:
@@ -192,7 +192,7 @@ def unsteady_rows_of(tables: Tables, capture: int) -> Rows:
     return found
 
 
-def _tell(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> None:
+def _restate(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> None:
     if not len(rows):
         return
     tables = core.tables
@@ -200,10 +200,10 @@ def _tell(core: Core, capture: Capture, rows: Rows, echo: int, absent: bool) -> 
     mask = counted(tables, rows, roles, capture.index, echo)
     if absent:
         # Too old to count, but it is what the capture said last: it will not say so again.
-        note_states(tables, capture.index, bare_reports(rows[~mask], TableState.ABSENT.code), roles[~mask])
+        note_states(tables, capture.index, reports_without_progress(rows[~mask], TableState.ABSENT.code), roles[~mask])
     rows, roles = rows[mask], roles[mask]
     states: U8 | int = TableState.ABSENT.code if absent else _last_reported(tables, rows, roles, capture.index)
-    apply_reports(core.replication, capture.index, bare_reports(rows, states))
+    apply_reports(core.replication, capture.index, reports_without_progress(rows, states))
 
 
 def _last_reported(tables: Tables, rows: Rows, roles: U8, capture: int) -> U8:
@@ -215,12 +215,12 @@ def _last_reported(tables: Tables, rows: Rows, roles: U8, capture: int) -> U8:
     return states
 
 
-def _claim_everywhere(core: Core, capture: Capture, reports: Reports, whole_truth: bool) -> None:
+def _resolve_unheard_capture(core: Core, capture: Capture, reports: RowReports, whole_truth: bool) -> None:
     """A capture that might have held anything has told what it holds: those spans name it, and it is free of the others."""
     replication = core.replication
-    if capture.index not in replication.everywhere or not whole_truth:
+    if capture.index not in replication.may_hold_any_span or not whole_truth:
         return
-    replication.everywhere.discard(capture.index)
+    replication.may_hold_any_span.discard(capture.index)
     held = reports.take(HELD[reports.states])
     roles = roles_of(core.tables, held.rows, capture.index)
     new = roles == Role.NONE
@@ -241,17 +241,17 @@ def rows_of_report(core: Core, capture: Capture, report: SpanReports) -> Rows:
         by_name = tables.rows_of_spans(report.spans)
         strangers = (by_name == NO_ROW) & HELD[report.states[named]]
         if strangers.any():
-            by_name[strangers] = adopt_strangers(core, report.spans, np.flatnonzero(strangers))
+            by_name[strangers] = insert_unknown_spans(core, report.spans, np.flatnonzero(strangers))
         rows[named] = by_name
-        capture.introduce.append(by_name[by_name != NO_ROW])
+        capture.unnumbered.append(by_name[by_name != NO_ROW])
     if not (rows != NO_ROW).all():
         unknown = (rows == NO_ROW) & (numbers != 0) & HELD[report.states]
         if unknown.any():
-            capture.wants_names, capture.acked = True, 0
+            capture.must_report_names, capture.acked = True, 0
     return rows
 
 
-def adopt_strangers(core: Core, spans: SpanBlock, positions: Rows) -> Rows:
+def insert_unknown_spans(core: Core, spans: SpanBlock, positions: Rows) -> Rows:
     """Spans that somebody holds and nobody knows: rows that are being removed, so that the holder is not forgotten."""
     rows = core.tables.add(SpanBlock.of([spans[int(position)] for position in positions]), core.now_ms)
     core.tables.set_state(rows, REMOVING, core.now_ms)
@@ -271,7 +271,7 @@ def _failed(report: SpanReports, rows: Rows, counting: Rows) -> dict[int, str]:
     }
 
 
-def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
+def apply_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
     """An executor's error stopped these spans."""
     for row, text in failed.items():
         if core.tables.state[row] == REMOVING:
@@ -279,7 +279,7 @@ def take_errors(core: Core, capture: Capture, failed: dict[int, str]) -> None:
         note_failure(core, row, capture.index, text)
 
 
-def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> None:
+def apply_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> None:
     """What a capture says of spans that it writes; rates become weights."""
     tables, config = core.tables, core.config
     if not len(stats.rows):
@@ -288,7 +288,7 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     mask = at != NO_ROW
     mask[mask] = tables.primary[at[mask]] == capture.index
     at = at[mask]
-    tables.statistics.tell_puller(at, stats.puller_resolved_ts[mask])
+    tables.statistics.set_puller(at, stats.puller_resolved_ts[mask])
     in_snapshot = stats.in_snapshot[mask] != 0
     if (tables.in_snapshot[at] != in_snapshot).any():
         tables.version += 1  # a steady report says so too, and the published view has to show it
@@ -296,12 +296,12 @@ def take_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> No
     rate = np.maximum(
         stats.rows_per_s[mask] / config.rows_per_s_per_weight, stats.bytes_per_s[mask] / config.bytes_per_s_per_weight
     )
-    tables.statistics.tell_rates(at, stats.rows_per_s[mask], stats.bytes_per_s[mask])
-    tables.statistics.tell_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
+    tables.statistics.set_rates(at, stats.rows_per_s[mask], stats.bytes_per_s[mask])
+    tables.statistics.set_weights(at, 1 + np.where(in_snapshot, 0.0, rate))
 
 
-def _reports(report: SpanReports, rows: Rows) -> Reports:
-    return Reports(
+def _reports(report: SpanReports, rows: Rows) -> RowReports:
+    return RowReports(
         rows,
         report.states,
         report.checkpoint_ts,

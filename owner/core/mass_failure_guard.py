@@ -13,10 +13,10 @@ from owner.core.scheduler_config import SchedulerConfig
 
 
 @dataclass(slots=True)
-class Brake:
+class MassFailureGuard:
     """One scheduler's brake; told of every tick."""
 
-    is_on: bool = False
+    is_active: bool = False
     since_ms: int = 0
     before: int = 0  # how many captures there were when the loss began
     losses: list[tuple[int, int]] = field(default_factory=list)  # (when, how many) within the window
@@ -27,12 +27,12 @@ class Brake:
         if gone:
             self.losses.append((now_ms, gone))
         lost = sum(lost for _, lost in self.losses)
-        if not self.is_on:
+        if not self.is_active:
             self.before = alive + lost
             if self.before >= config.brake_min_captures and lost * 100 > self.before * config.brake_percent:
-                self.is_on, self.since_ms = True, now_ms
+                self.is_active, self.since_ms = True, now_ms
             return
         missing = max(0, self.before - alive)
         if missing * 200 <= self.before * config.brake_percent or now_ms - self.since_ms >= config.brake_hold_ms:
-            self.is_on = False
+            self.is_active = False
             self.losses.clear()

@@ -1,4 +1,4 @@
-"""Reports move rows: the rules of transitions.py, applied to whole columns.
+"""RowReports move rows: the rules of transitions.py, applied to whole columns.
 
 The steady case (a Primary that goes on writing) is a handful of array operations; everything else is looked up in the compiled
 table and done outcome by outcome, each for all of its rows at once. A row occurs at most once in a report.
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from owner.core.dispatch import DispatchBook
+from owner.core.dispatch import OutgoingDispatches
 from owner.core.tables import (
     COMMIT,
-    NOBODY,
+    NO_CAPTURE,
     PREPARE,
     REMOVING,
     REPLICATING,
@@ -36,7 +36,7 @@ WRITING = np.array([TableState.REPLICATING.code, TableState.STOPPING.code, STOPP
 
 
 @dataclass(frozen=True, slots=True)
-class Reports:
+class RowReports:
     """What one capture says of rows, shape (n,) each; rows unique. Only reports that count."""
 
     rows: Rows
@@ -46,8 +46,8 @@ class Reports:
     last_synced_ts: U64
     assignment_epochs: U64
 
-    def take(self, mask: Mask) -> Reports:
-        return Reports(
+    def take(self, mask: Mask) -> RowReports:
+        return RowReports(
             self.rows[mask],
             self.states[mask],
             self.checkpoint_ts[mask],
@@ -57,10 +57,10 @@ class Reports:
         )
 
 
-def bare_reports(rows: Rows, states: U8 | int) -> Reports:
-    """Reports that bring a state and no progress."""
+def reports_without_progress(rows: Rows, states: U8 | int) -> RowReports:
+    """RowReports that bring a state and no progress."""
     nothing = np.zeros(len(rows), np.uint64)
-    return Reports(rows, np.full(len(rows), states, np.uint8), nothing, nothing, nothing, nothing)
+    return RowReports(rows, np.full(len(rows), states, np.uint8), nothing, nothing, nothing, nothing)
 
 
 @dataclass(slots=True)
@@ -69,9 +69,9 @@ class Replication:
 
     tables: Tables
     owner_revision: int
-    book: DispatchBook = field(default_factory=DispatchBook)
+    outgoing: OutgoingDispatches = field(default_factory=OutgoingDispatches)
     notes: Counter[Note] = field(default_factory=Counter)
-    everywhere: set[int] = field(default_factory=set)  # captures that may hold any span: silent since before this term
+    may_hold_any_span: set[int] = field(default_factory=set)  # captures that may hold any span: silent since before this term
     grants_floor: int = 0  # no new row starts with fewer grants, so that a span never gets a permission twice
     now_ms: int = 0
     refused: list[int] = field(default_factory=list)  # rows whose Secondary gave up during a planned move
@@ -101,27 +101,27 @@ def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> M
     return mask
 
 
-def apply_reports(replication: Replication, capture: int, reports: Reports) -> None:
+def apply_reports(replication: Replication, capture: int, reports: RowReports) -> None:
     """Applies counted reports of one capture."""
     tables, rows = replication.tables, reports.rows
     writes = writes_steadily(tables, capture, reports)
     if writes.all():
-        take_checkpoints(tables, reports)
+        advance_checkpoints(tables, reports)
         return
     if writes.any():
-        take_checkpoints(tables, reports.take(writes))
+        advance_checkpoints(tables, reports.take(writes))
         reports = reports.take(~writes)
         rows = reports.rows
     roles = roles_of(tables, rows, capture)
     others = tables.undetermined_count[rows] - (roles == Role.UNDETERMINED) > 0
-    if replication.everywhere - {capture}:
+    if replication.may_hold_any_span - {capture}:
         others[:] = True
     keys = key_of(
         tables.state[rows],
         roles,
         reports.states,
-        tables.primary[rows] != NOBODY,
-        tables.secondary[rows] != NOBODY,
+        tables.primary[rows] != NO_CAPTURE,
+        tables.secondary[rows] != NO_CAPTURE,
         others,
     )
     codes = COMPILED.code[keys]
@@ -131,14 +131,14 @@ def apply_reports(replication: Replication, capture: int, reports: Reports) -> N
     tables.refresh_steady(rows)
 
 
-def writes_steadily(tables: Tables, capture: int, reports: Reports) -> Mask:
+def writes_steadily(tables: Tables, capture: int, reports: RowReports) -> Mask:
     """Where a steady row's Primary goes on writing, so that there is nothing but progress; shape (len(reports.rows),)."""
     rows = reports.rows
     mask: Mask = (tables.primary[rows] == capture) & (reports.states == TableState.REPLICATING.code) & tables.steady[rows]
     return mask
 
 
-def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
+def apply_steady_reports(tables: Tables, capture: int, reports: RowReports) -> bool:
     """Takes the progress of a report that brings nothing else; False, and nothing is done, when it brings more.
 
     An agent reports its spans in the order in which it got them, which is mostly that of the rows: runs of neighbouring rows are
@@ -148,7 +148,7 @@ def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
     if len(rows) < SLICED_ROWS_MIN:
         if not writes_steadily(tables, capture, reports).all():
             return False
-        take_checkpoints(tables, reports)
+        advance_checkpoints(tables, reports)
         return True
     if not (reports.states == TableState.REPLICATING.code).all():
         return False
@@ -156,7 +156,7 @@ def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
     if len(runs) * SLICED_ROWS_MIN > len(rows):
         if not writes_steadily(tables, capture, reports).all():
             return False
-        take_checkpoints(tables, reports)
+        advance_checkpoints(tables, reports)
         return True
     for first, _, _, count in runs:
         at = slice(first, first + count)
@@ -172,7 +172,7 @@ def take_steady(tables: Tables, capture: int, reports: Reports) -> bool:
         if has_synced:
             synced = tables.last_synced_ts[at]
             np.maximum(synced, reports.last_synced_ts[start:end], out=synced)
-    tables.touch(rows)
+    tables.mark_changed(rows)
     return True
 
 
@@ -186,14 +186,14 @@ def _runs(rows: Rows) -> list[tuple[int, int, int, int]]:
     return [(int(rows[start]), start, end, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def take_checkpoints(tables: Tables, reports: Reports) -> None:
+def advance_checkpoints(tables: Tables, reports: RowReports) -> None:
     """Progress never goes back, and resolved is never below the checkpoint."""
     rows = reports.rows
     checkpoint = np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)
     tables.checkpoint_ts[rows] = checkpoint
     tables.resolved_ts[rows] = np.maximum(np.maximum(tables.resolved_ts[rows], reports.resolved_ts), checkpoint)
     tables.last_synced_ts[rows] = np.maximum(tables.last_synced_ts[rows], reports.last_synced_ts)
-    tables.touch(rows)
+    tables.mark_changed(rows)
 
 
 def raise_progress(tables: Tables, rows: Rows, checkpoint_ts: int) -> None:
@@ -201,10 +201,10 @@ def raise_progress(tables: Tables, rows: Rows, checkpoint_ts: int) -> None:
     checkpoint = np.maximum(tables.checkpoint_ts[rows], np.uint64(checkpoint_ts))
     tables.checkpoint_ts[rows] = checkpoint
     tables.resolved_ts[rows] = np.maximum(tables.resolved_ts[rows], checkpoint)
-    tables.touch(rows)
+    tables.mark_changed(rows)
 
 
-def _perform(replication: Replication, capture: int, outcome: Outcome, reports: Reports, roles: U8) -> None:
+def _perform(replication: Replication, capture: int, outcome: Outcome, reports: RowReports, roles: U8) -> None:
     tables, rows = replication.tables, reports.rows
     if outcome.note is not Note.NOTHING:
         replication.notes[outcome.note] += len(rows)
@@ -215,7 +215,7 @@ def _perform(replication: Replication, capture: int, outcome: Outcome, reports: 
     if outcome.note is Note.REFUSED:
         replication.refused.extend(rows.tolist())
     if outcome.checkpoint:
-        take_checkpoints(tables, reports)
+        advance_checkpoints(tables, reports)
     _change_role(tables, capture, outcome.reporter, reports, roles)
     _dispatch(replication, capture, outcome.dispatch, rows)
     if outcome.state is ReplicationState.REPLICATING:
@@ -228,7 +228,7 @@ def _perform(replication: Replication, capture: int, outcome: Outcome, reports: 
             tables.task[rows] = TASK_NONE
 
 
-def _change_role(tables: Tables, capture: int, change: RoleChange, reports: Reports, roles: U8) -> None:
+def _change_role(tables: Tables, capture: int, change: RoleChange, reports: RowReports, roles: U8) -> None:
     if change is RoleChange.KEEP:
         note_states(tables, capture, reports, roles)
         return
@@ -258,18 +258,18 @@ def _change_role(tables: Tables, capture: int, change: RoleChange, reports: Repo
             tables.add_undetermined((row,), capture, int(reports.states[position]), int(dispatches[position]))
 
 
-def note_reports(tables: Tables, capture: int, reports: Reports, roles: U8) -> None:
-    """Reports that do not count: no rule is applied, but they are what the capture said last, and will not be said again.
+def note_reports(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
+    """RowReports that do not count: no rule is applied, but they are what the capture said last, and will not be said again.
 
     The Primary's progress is taken all the same: what is durable in the sink remains so, whatever is under way to it.
     """
     note_states(tables, capture, reports, roles)
     progress = (roles == Role.PRIMARY) & np.isin(reports.states, WRITING)
     if progress.any():
-        take_checkpoints(tables, reports.take(progress))
+        advance_checkpoints(tables, reports.take(progress))
 
 
-def note_states(tables: Tables, capture: int, reports: Reports, roles: U8) -> None:
+def note_states(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
     """Remembers what was said last, at the role of the capture."""
     primary, secondary = roles == Role.PRIMARY, roles == Role.SECONDARY
     tables.primary_reported[reports.rows[primary]] = reports.states[primary]
@@ -279,28 +279,28 @@ def note_states(tables: Tables, capture: int, reports: Reports, roles: U8) -> No
 
 
 def clear_primary(tables: Tables, rows: Rows) -> None:
-    tables.primary[rows] = NOBODY
+    tables.primary[rows] = NO_CAPTURE
     tables.primary_reported[rows] = TABLE_ABSENT
     tables.primary_dispatch[rows] = 0
     tables.in_snapshot[rows] = False
 
 
 def clear_secondary(tables: Tables, rows: Rows) -> None:
-    tables.secondary[rows] = NOBODY
+    tables.secondary[rows] = NO_CAPTURE
     tables.secondary_reported[rows] = TABLE_ABSENT
     tables.secondary_dispatch[rows] = 0
 
 
 def _dispatch(replication: Replication, capture: int, dispatch: Dispatch, rows: Rows) -> None:
-    tables, book = replication.tables, replication.book
+    tables, outgoing = replication.tables, replication.outgoing
     if dispatch is Dispatch.PREPARE_REPORTER:
-        book.add(capture, rows, DispatchAction.ADD_PREPARE)
+        outgoing.add(capture, rows, DispatchAction.ADD_PREPARE)
     elif dispatch is Dispatch.WRITE_REPORTER:
-        book.add(capture, rows, DispatchAction.ADD_WRITE)
+        outgoing.add(capture, rows, DispatchAction.ADD_WRITE)
     elif dispatch is Dispatch.REMOVE_REPORTER:
-        book.add(capture, rows, DispatchAction.REMOVE)
+        outgoing.add(capture, rows, DispatchAction.REMOVE)
     elif dispatch is Dispatch.REMOVE_PRIMARY:
-        book.add_by_capture(tables.primary[rows], rows, DispatchAction.REMOVE)
+        outgoing.add_by_capture(tables.primary[rows], rows, DispatchAction.REMOVE)
     elif dispatch is Dispatch.GRANT:
         grant(replication, rows)
 
@@ -314,7 +314,7 @@ def grant(replication: Replication, rows: Rows) -> None:
     tables.primary_reported[rows] = tables.secondary_reported[rows]
     tables.primary_dispatch[rows] = tables.secondary_dispatch[rows]
     clear_secondary(tables, rows)
-    replication.book.add_by_capture(tables.primary[rows], rows, DispatchAction.ADD_WRITE)
+    replication.outgoing.add_by_capture(tables.primary[rows], rows, DispatchAction.ADD_WRITE)
 
 
 def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -> None:
@@ -337,9 +337,9 @@ def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -
     else:
         tables.add_undetermined((row,), capture, TableState.REPLICATING.code, dispatch)
         loser, winner = capture, former
-    replication.book.add(loser, rows, DispatchAction.REMOVE)
+    replication.outgoing.add(loser, rows, DispatchAction.REMOVE)
     replication.two_writers.append((row, winner, loser))
-    if tables.secondary[row] == NOBODY and tables.state[row] in (PREPARE, COMMIT):
+    if tables.secondary[row] == NO_CAPTURE and tables.state[row] in (PREPARE, COMMIT):
         tables.set_state(rows, REPLICATING, replication.now_ms)
     elif winner == capture and tables.state[row] == COMMIT:
         tables.set_state(
@@ -348,16 +348,16 @@ def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -
     tables.refresh_steady(rows)
 
 
-def drop_removed(replication: Replication) -> Rows:
+def find_removed(replication: Replication) -> Rows:
     """Rows in Removing that nobody holds any more are dropped; the rows that were, as they are in use no more."""
     tables = replication.tables
-    if replication.everywhere:
+    if replication.may_hold_any_span:
         return np.empty(0, np.int64)
     size = tables.size
     mask = tables.state[:size] == REMOVING
     if not mask.any():
         return np.empty(0, np.int64)
-    mask &= (tables.primary[:size] == NOBODY) & (tables.secondary[:size] == NOBODY)
+    mask &= (tables.primary[:size] == NO_CAPTURE) & (tables.secondary[:size] == NO_CAPTURE)
     mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)
     rows = np.flatnonzero(mask)
     if len(rows):
@@ -365,9 +365,9 @@ def drop_removed(replication: Replication) -> Rows:
     return rows
 
 
-def stopped_for_good(replication: Replication, capture: int) -> None:
+def apply_capture_loss(replication: Replication, capture: int) -> None:
     """A capture's death counts as Stopped from it, in every state; it leaves no role behind."""
-    replication.everywhere.discard(capture)
-    rows = replication.tables.rows_touching(capture)
+    replication.may_hold_any_span.discard(capture)
+    rows = replication.tables.rows_with_role(capture)
     if len(rows):
-        apply_reports(replication, capture, bare_reports(rows, STOPPED))
+        apply_reports(replication, capture, reports_without_progress(rows, STOPPED))

@@ -9,7 +9,7 @@ import numpy as np
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture, Captures
 from owner.core.jobs import DrainJob, MoveJob
-from owner.core.mass_failure_guard import Brake
+from owner.core.mass_failure_guard import MassFailureGuard
 from owner.core.replication import Replication
 from owner.core.scheduler_config import SchedulerConfig
 from owner.core.tables import Tables
@@ -51,7 +51,7 @@ class Core:
     tables: Tables = field(default_factory=Tables)
     captures: Captures = field(default_factory=Captures)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    brake: Brake = field(default_factory=Brake)
+    mass_failure_guard: MassFailureGuard = field(default_factory=MassFailureGuard)
     balancer: Balancer = field(default_factory=Balancer)
     replication: Replication = field(init=False)
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
@@ -62,7 +62,7 @@ class Core:
     reconciled: bool = False  # the rows are those that the current tables should have
     uncovered: dict[int, str] = field(default_factory=dict)  # tables that the splitter's spans do not cover, and where
     now_ms: int = 0
-    smoothed_ms: int = 0
+    weights_smoothed_ms: int = 0
     checkpoint_ts: Ts = 0  # as passed to this tick
     barrier: BarrierWithMinTs | None = None
     cluster_load: dict[CaptureID, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What executors tell of their spans beside progress, by row: columns that are made only when somebody first tells anything.
 
 A span weighs 1 until its rates say otherwise; the weight that placement uses moves slowly towards what was told, so that a burst
-is not taken for a habit. Only `Tables` and `inbox.take_stats` write here.
+is not taken for a habit. Only `Tables` and `inbox.apply_stats` write here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Statistics:
     def __init__(self, capacity: int) -> None:
         self.puller_resolved_ts: U64 | None = None  # 0 = not given
         self.rates: F32 | None = None  # rows/s and bytes/s, shape (2, capacity)
-        self.weight_told: F32 | None = None
+        self.reported_weight: F32 | None = None
         self.have_changed = False  # rates or weights, since they were published
         self._is_settled = True  # the weights are what was told
         self._capacity = capacity
@@ -34,8 +34,8 @@ class Statistics:
             self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(more, np.uint64)])
         if self.rates is not None:
             self.rates = np.concatenate([self.rates, np.zeros((2, more), np.float32)], axis=1)
-        if self.weight_told is not None:
-            self.weight_told = np.concatenate([self.weight_told, np.ones(more, np.float32)])
+        if self.reported_weight is not None:
+            self.reported_weight = np.concatenate([self.reported_weight, np.ones(more, np.float32)])
         self._capacity = capacity
 
     def forget(self, rows: I64) -> None:
@@ -44,10 +44,10 @@ class Statistics:
             self.puller_resolved_ts[rows] = 0
         if self.rates is not None:
             self.rates[:, rows] = 0
-        if self.weight_told is not None:
-            self.weight_told[rows] = 1
+        if self.reported_weight is not None:
+            self.reported_weight[rows] = 1
 
-    def tell_puller(self, rows: I64, resolved_ts: U64) -> None:
+    def set_puller(self, rows: I64, resolved_ts: U64) -> None:
         """How far the stage "puller" of these rows is; 0 = not given."""
         if self.puller_resolved_ts is None:
             if not resolved_ts.any():
@@ -55,7 +55,7 @@ class Statistics:
             self.puller_resolved_ts = np.zeros(self._capacity, np.uint64)
         self.puller_resolved_ts[rows] = np.maximum(self.puller_resolved_ts[rows], resolved_ts)
 
-    def tell_rates(self, rows: I64, rows_per_s: F64, bytes_per_s: F64) -> None:
+    def set_rates(self, rows: I64, rows_per_s: F64, bytes_per_s: F64) -> None:
         if self.rates is None:
             if not (rows_per_s.any() or bytes_per_s.any()):
                 return
@@ -64,20 +64,20 @@ class Statistics:
         self.rates[1, rows] = bytes_per_s
         self.have_changed = True
 
-    def tell_weights(self, rows: I64, weights: F64) -> None:
+    def set_weights(self, rows: I64, weights: F64) -> None:
         """What these rows should weigh by their last statistics."""
-        if self.weight_told is None:
+        if self.reported_weight is None:
             if (weights == 1).all():
                 return
-            self.weight_told = np.ones(self._capacity, np.float32)
-        self.weight_told[rows] = weights
+            self.reported_weight = np.ones(self._capacity, np.float32)
+        self.reported_weight[rows] = weights
         self._is_settled = False
 
     def smooth(self, weight: F32, share: float) -> None:
         """Moves the weights, those of the rows in use, by this share towards what was told."""
-        if self._is_settled or self.weight_told is None:
+        if self._is_settled or self.reported_weight is None:
             return
-        told = self.weight_told[: len(weight)]
+        told = self.reported_weight[: len(weight)]
         weight += np.float32(share) * (told - weight)
         close = np.abs(told - weight) < WEIGHT_CLOSE * told
         weight[close] = told[close]

@@ -1,7 +1,7 @@
 """The columns: one row a span, one numpy array a field. Only `Tables` and the kernels in this package write them.
 
 A row is found by its number (what goes over the wire; never used twice in a term), by its table id when it is a whole table,
-or by its span. Captures appear as small ints (`captures.py`); `NOBODY` is the empty role. Whoever may still hold a span
+or by its span. Captures appear as small ints (`captures.py`); `NO_CAPTURE` is the empty role. Whoever may still hold a span
 without being its Primary or Secondary is Undetermined; that is rare, so these stand in a dict beside the columns, and
 `undetermined_count` says where to look.
 
@@ -22,7 +22,7 @@ from tablewire.model.columns import I64, U8, U32, U64
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import ReplicationState, TableState
 
-NOBODY = -1
+NO_CAPTURE = -1
 NO_ROW = -1
 
 ABSENT = ReplicationState.ABSENT.code
@@ -34,13 +34,13 @@ REMOVING = ReplicationState.REMOVING.code
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
-Holders = npt.NDArray[np.int16]  # captures by index, NOBODY where there is none
+CaptureIndexes = npt.NDArray[np.int16]  # captures by index, NO_CAPTURE where there is none
 F64 = npt.NDArray[np.float64]
 
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
 _GROWTH = 1.25
-TOUCHED_SHARE = 8
+CHANGED_SHARE = 8
 """Up to one in so many rows are published one by one; when more have changed, the columns are copied."""
 _SMALLEST = 64
 
@@ -59,8 +59,8 @@ _COLUMNS = (
     _Column("scheduled", np.bool_, 0),  # it was added somewhere at least once, so its checkpoint counts
     _Column("steady", np.bool_, 0),  # Replicating, its Primary says so, nobody else has a role
     _Column("state", np.uint8, ABSENT),
-    _Column("primary", np.int16, NOBODY),
-    _Column("secondary", np.int16, NOBODY),
+    _Column("primary", np.int16, NO_CAPTURE),
+    _Column("secondary", np.int16, NO_CAPTURE),
     _Column("undetermined_count", np.int16, 0),
     _Column("primary_reported", np.uint8, 0),  # TableState code that the Primary last reported and that counted
     _Column("secondary_reported", np.uint8, 0),
@@ -87,7 +87,7 @@ class Holder:
 
 
 @dataclass(slots=True)
-class Trouble:
+class SpanFailure:
     """An executor's error of one row, or a prepare that took too long: not again before retry_at_ms, and elsewhere first."""
 
     error: str
@@ -129,8 +129,8 @@ class Tables:
     scheduled: Mask
     steady: Mask
     state: U8
-    primary: Holders
-    secondary: Holders
+    primary: CaptureIndexes
+    secondary: CaptureIndexes
     undetermined_count: npt.NDArray[np.int16]
     primary_reported: U8
     secondary_reported: U8
@@ -151,10 +151,10 @@ class Tables:
         for column in _COLUMNS:
             setattr(self, column.name, np.full(_SMALLEST, column.empty, column.dtype))
         self.undetermined: dict[int, dict[int, Holder]] = {}
-        self.trouble: dict[int, Trouble] = {}
-        self.failures: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
-        self.touched: list[Rows] = []  # rows whose progress has changed since it was published
-        self.touched_count = 0
+        self.failures: dict[int, SpanFailure] = {}
+        self.attempts: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
+        self.changed: list[Rows] = []  # rows whose progress has changed since it was published
+        self.changed_count = 0
         self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
@@ -298,7 +298,7 @@ class Tables:
             keys = self._keys.pop(row, None)
             if keys is not None:
                 del self._partial[Span(int(self.table_id[row]), *keys)]
-            for rare in (self.undetermined, self.trouble, self.failures, self.moved_ms, self.origin):
+            for rare in (self.undetermined, self.failures, self.attempts, self.moved_ms, self.origin):
                 rare.pop(row, None)
             self.pinned.discard(row)
         self.statistics.forget(rows)
@@ -331,7 +331,7 @@ class Tables:
     def rows_undetermined_at(self, capture: int) -> Rows:
         return np.array(sorted(row for row, holders in self.undetermined.items() if capture in holders), np.int64)
 
-    def rows_touching(self, capture: int) -> Rows:
+    def rows_with_role(self, capture: int) -> Rows:
         """Every row in which the capture has any role, sorted."""
         size = self.size
         mask = (self.primary[:size] == capture) | (self.secondary[:size] == capture)
@@ -339,17 +339,17 @@ class Tables:
         other = self.rows_undetermined_at(capture)
         return np.union1d(rows, other) if len(other) else rows
 
-    def touch(self, rows: Rows) -> None:
+    def mark_changed(self, rows: Rows) -> None:
         """The progress of these rows has changed."""
-        self.touched_count += len(rows)
-        if self.touched_count <= self.size:
-            self.touched.append(rows)
+        self.changed_count += len(rows)
+        if self.changed_count <= self.size:
+            self.changed.append(rows)
 
-    def take_touched(self) -> list[Rows] | None:
+    def take_changed(self) -> list[Rows] | None:
         """The rows whose progress has changed since the last call; None = too many to name them."""
-        touched = self.touched if self.touched_count * TOUCHED_SHARE <= self.size else None
-        self.touched, self.touched_count = [], 0
-        return touched
+        changed = self.changed if self.changed_count * CHANGED_SHARE <= self.size else None
+        self.changed, self.changed_count = [], 0
+        return changed
 
     def unsteady_rows(self) -> Rows:
         """Live rows that are not steady, sorted; costs nothing while there are none."""
@@ -359,7 +359,7 @@ class Tables:
         self.all_steady = not len(rows)
         return rows
 
-    def unsettle(self, rows: Rows) -> None:
+    def mark_unsteady(self, rows: Rows) -> None:
         """These rows are not steady now."""
         self.steady[rows] = False
         self.all_steady = False
@@ -369,8 +369,8 @@ class Tables:
         self.steady[rows] = (
             (self.state[rows] == REPLICATING)
             & (self.primary_reported[rows] == TableState.REPLICATING.code)
-            & (self.primary[rows] != NOBODY)
-            & (self.secondary[rows] == NOBODY)
+            & (self.primary[rows] != NO_CAPTURE)
+            & (self.secondary[rows] == NO_CAPTURE)
             & (self.undetermined_count[rows] == 0)
         )
 
@@ -392,14 +392,14 @@ class Tables:
         """What of the row invariant does not hold, one text each; empty when all is well."""
         wrong = []
         rows = self.all_rows()
-        both = rows[(self.primary[rows] != NOBODY) & (self.primary[rows] == self.secondary[rows])]
+        both = rows[(self.primary[rows] != NO_CAPTURE) & (self.primary[rows] == self.secondary[rows])]
         wrong += [f"row {row} has one capture in two roles: {self.row(row)}" for row in both.tolist()]
         for row, holders in self.undetermined.items():
             if not self.live[row] or int(self.primary[row]) in holders or int(self.secondary[row]) in holders:
                 wrong.append(f"row {row} has a misplaced undetermined: {self.row(row)}")
             if len(holders) != self.undetermined_count[row]:
                 wrong.append(f"row {row} miscounts its undetermined: {self.row(row)}")
-        prepared_for = rows[(self.state[rows] == PREPARE) & (self.secondary[rows] == NOBODY)]
+        prepared_for = rows[(self.state[rows] == PREPARE) & (self.secondary[rows] == NO_CAPTURE)]
         wrong += [f"row {row} prepares for nobody: {self.row(row)}" for row in prepared_for.tolist()]
         ahead = rows[self.checkpoint_ts[rows] > self.resolved_ts[rows]]
         wrong += [f"row {row} has a checkpoint past resolved: {self.row(row)}" for row in ahead.tolist()]

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from owner.core import watermark
-from owner.core.bootstrap import try_open_gate
+from owner.core.bootstrap import try_finish_bootstrap
 from owner.core.captures import Capture
-from owner.core.dispatch import DispatchBook, note_number
-from owner.core.inbox import take_messages
-from owner.core.policies.balance import balance, forget_moves
-from owner.core.policies.basic import add_missing, remove_unwanted, take_current_tables
-from owner.core.policies.drain import drain, settle_drains
+from owner.core.dispatch import OutgoingDispatches, note_number
+from owner.core.inbox import receive_messages
+from owner.core.moves import PLANNED, MoveSlots, undo_overdue_prepares
+from owner.core.policies.add_and_remove import add_missing, reconcile_tables, remove_unwanted
+from owner.core.policies.drain import drain, update_drains
 from owner.core.policies.move import move
-from owner.core.policies.tasks import PLANNED, Slots, undo_late
-from owner.core.replication import drop_removed, stopped_for_good
+from owner.core.policies.rebalance import balance, forget_moves
+from owner.core.replication import apply_capture_loss, find_removed
 from owner.core.state import Core
-from owner.core.tables import NOBODY, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
+from owner.core.tables import NO_CAPTURE, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
 from owner.core.transitions import Note
 from tablewire.model.columns import I64
 from tablewire.model.ids import CaptureID, CaptureInfo, Ts
@@ -96,45 +96,45 @@ class TickOutput:
     roles_changed: bool  # a span's life changed, not its progress alone
 
 
-def tick(core: Core, given: TickInput) -> TickOutput:
+def tick(core: Core, inputs: TickInput) -> TickOutput:
     """One tick of one scheduler; `core` is its memory."""
-    core.now_ms = max(core.now_ms, given.now_ms)
-    core.checkpoint_ts, core.barrier = given.checkpoint_ts, given.barrier
-    core.cluster_load = dict(given.cluster_load)
+    core.now_ms = max(core.now_ms, inputs.now_ms)
+    core.checkpoint_ts, core.barrier = inputs.checkpoint_ts, inputs.barrier
+    core.cluster_load = dict(inputs.cluster_load)
     replication = core.replication
     replication.now_ms = core.now_ms
-    replication.book = DispatchBook()
+    replication.outgoing = OutgoingDispatches()
     replication.notes.clear()
     replication.two_writers.clear()
     replication.refused.clear()
     replication.arrived.clear()
     version, unsteady = core.tables.version, bool(len(core.tables.unsteady_rows()))
-    joined, gone = core.captures.update(given.alive_captures, core.now_ms)
-    take_messages(core, given.messages)
+    joined, gone = core.captures.update(inputs.alive_captures, core.now_ms)
+    receive_messages(core, inputs.messages)
     for capture in gone:
         core.chunks.pop(capture.index, None)
         core.bootstrap.waiting_for.discard(capture.index)
         core.bootstrap.reports.pop(capture.index, None)
-        stopped_for_good(replication, capture.index)
+        apply_capture_loss(replication, capture.index)
         core.captures.release(capture)
     lost = [capture for capture in gone if capture.id not in core.drains and capture.liveness is LivenessState.ALIVE]
-    core.brake.tick(core.now_ms, sum(1 for _ in core.captures.alive()), len(lost), core.config)
-    bootstrapped = try_open_gate(core)
+    core.mass_failure_guard.tick(core.now_ms, sum(1 for _ in core.captures.alive()), len(lost), core.config)
+    bootstrapped = try_finish_bootstrap(core)
     _drop(core)
-    take_current_tables(core, given.current_tables)
+    reconcile_tables(core, inputs.current_tables)
     if core.bootstrap.done:
         _run_policies(core, disturbed=bool(joined or gone))
         _forget_troubles(core)
         _drop(core)
-    if core.now_ms - core.smoothed_ms >= core.config.stats_interval_ms:
-        core.smoothed_ms = core.now_ms
+    if core.now_ms - core.weights_smoothed_ms >= core.config.stats_interval_ms:
+        core.weights_smoothed_ms = core.now_ms
         core.tables.statistics.smooth(core.tables.weight[: core.tables.size], WEIGHT_SMOOTHING)
-    core.watermark = watermark.compute(core, given.barrier)
+    core.watermark = watermark.compute(core, inputs.barrier)
     two_writers = tuple(
         TwoWriters(core.tables.span(row), core.captures[stays].id, core.captures[goes].id)
         for row, stays, goes in replication.two_writers
     )
-    messages = _messages(core, given.barrier)
+    messages = _messages(core, inputs.barrier)
     return TickOutput(
         messages=messages,
         watermark=core.watermark,
@@ -145,7 +145,7 @@ def tick(core: Core, given: TickInput) -> TickOutput:
             replication.notes[Note.ORPHAN],
             two_writers,
             *_placements(core),
-            core.brake.is_on,
+            core.mass_failure_guard.is_active,
             core.audits_failed,
         ),
         roles_changed=unsteady
@@ -169,7 +169,7 @@ def _placements(core: Core) -> tuple[tuple[Placement, ...], dict[str, int]]:
                 tables.pinned.add(row)
         room = PLACEMENTS_MAX - len(found)
         for row, task in zip(rows[:room].tolist(), tasks[:room].tolist(), strict=True):
-            if tables.primary[row] == NOBODY:
+            if tables.primary[row] == NO_CAPTURE:
                 continue
             source = tables.origin.pop(row, None) if task in PLANNED else None
             found.append(Placement(tables.span(row), source, core.captures[int(tables.primary[row])].id, _WHY.get(task, "add")))
@@ -178,7 +178,7 @@ def _placements(core: Core) -> tuple[tuple[Placement, ...], dict[str, int]]:
 
 def _drop(core: Core) -> None:
     """Rows that nobody holds any more go; a table that came back meanwhile gets a new row with the next reconciliation."""
-    rows = drop_removed(core.replication)
+    rows = find_removed(core.replication)
     if len(rows):
         if core.tables.wanted[rows].any():
             core.reconciled = False
@@ -190,24 +190,24 @@ def _run_policies(core: Core, disturbed: bool) -> None:
         job.taken_in = True
     ready = core.ready_captures()
     remove_unwanted(core)
-    undo_late(core)
-    if not core.brake.is_on:
+    undo_overdue_prepares(core)
+    if not core.mass_failure_guard.is_active:
         add_missing(core, ready)
-    slots = Slots.of(core)
+    slots = MoveSlots.of(core)
     drain(core, ready, slots)
     move(core, slots)
     balance(core, ready, slots, disturbed)
-    settle_drains(core)
+    update_drains(core)
 
 
 def _forget_troubles(core: Core) -> None:
     """An error is over once its span replicates again and its time has come; how often it failed is forgotten some time later."""
     tables = core.tables
-    for row in [row for row, trouble in tables.trouble.items() if tables.steady[row] and trouble.retry_at_ms <= core.now_ms]:
-        del tables.trouble[row]
-    for row in list(tables.failures):
+    for row in [row for row, trouble in tables.failures.items() if tables.steady[row] and trouble.retry_at_ms <= core.now_ms]:
+        del tables.failures[row]
+    for row in list(tables.attempts):
         if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:
-            del tables.failures[row]
+            del tables.attempts[row]
     forget_moves(core)
 
 
@@ -215,7 +215,7 @@ def _messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
     """Dispatches first, so that the heartbeat behind them acknowledges that they were taken in."""
     messages = []
     for capture in core.captures.alive():
-        requests = core.replication.book.requests(core.tables, capture, core.config.spans_per_message)
+        requests = core.replication.outgoing.requests(core.tables, capture, core.config.spans_per_message)
         if capture.processor_epoch:
             for request in requests:
                 messages.append(_envelope(core, capture, _with_ack(request, capture.acked)))
@@ -241,22 +241,22 @@ def _with_ack(request: DispatchTableRequest, acked: int) -> DispatchTableRequest
 def _heartbeat(core: Core, capture: Capture, barrier: BarrierWithMinTs, now: bool) -> Heartbeat | None:
     config = core.config
     due = capture.heartbeat_ms is None or core.now_ms - capture.heartbeat_ms >= config.heartbeat_interval_ms
-    if not (due or now or capture.introduce or capture.wants_names):
+    if not (due or now or capture.unnumbered or capture.must_report_names):
         return None
     capture.heartbeat_ms = core.now_ms
     collect = capture.stats_ms is None or core.now_ms - capture.stats_ms >= config.stats_interval_ms
     if collect:
         capture.stats_ms = core.now_ms
     rows = np.empty(0, np.int64)
-    if capture.introduce and core.bootstrap.done:
-        rows = np.unique(np.concatenate(capture.introduce))[:INTRODUCTIONS_MAX]
+    if capture.unnumbered and core.bootstrap.done:
+        rows = np.unique(np.concatenate(capture.unnumbered))[:INTRODUCTIONS_MAX]
         rows = rows[core.tables.live[rows]]
-        capture.introduce.clear()  # what is left out, or lost, is reported by name again
+        capture.unnumbered.clear()  # what is left out, or lost, is reported by name again
     return Heartbeat(
         barrier=barrier.barrier,
         acked=capture.acked,
         collect_stats=collect,
-        by_name=capture.wants_names,
+        by_name=capture.must_report_names,
         numbers=core.tables.number[rows],
         spans=core.tables.spans(rows),
     )

@@ -120,7 +120,7 @@ CLEAR, TO_PRIMARY = RoleChange.CLEAR, RoleChange.TO_PRIMARY
 TO_SECONDARY, TO_UNDETERMINED = RoleChange.TO_SECONDARY, RoleChange.TO_UNDETERMINED
 GONE = (T.STOPPED, T.ABSENT)
 HELD = (T.PREPARING, T.PREPARED, T.REPLICATING)
-BUT_REMOVING = (S.ABSENT, S.PREPARE, S.COMMIT, S.REPLICATING)
+NOT_REMOVING = (S.ABSENT, S.PREPARE, S.COMMIT, S.REPLICATING)
 TWO_WRITERS = _outcome(note=Note.TWO_WRITERS)
 
 
@@ -281,7 +281,7 @@ _REMOVING = tuple(
 
 _UNDETERMINED = (
     Rule(
-        BUT_REMOVING,
+        NOT_REMOVING,
         Role.UNDETERMINED,
         (T.REPLICATING,),
         _when(primary=False, secondary=True),
@@ -289,14 +289,14 @@ _UNDETERMINED = (
         "it is the writer; the Secondary goes on preparing",
     ),
     Rule(
-        BUT_REMOVING,
+        NOT_REMOVING,
         Role.UNDETERMINED,
         (T.REPLICATING,),
         _when(primary=False, secondary=False),
         _outcome(S.REPLICATING, TO_PRIMARY, checkpoint=True),
         "it is the writer",
     ),
-    Rule(BUT_REMOVING, Role.UNDETERMINED, (T.REPLICATING,), ALWAYS, TWO_WRITERS, "two writers"),
+    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.REPLICATING,), ALWAYS, TWO_WRITERS, "two writers"),
     Rule(
         (S.ABSENT,),
         Role.UNDETERMINED,
@@ -306,15 +306,15 @@ _UNDETERMINED = (
         "it is nearly ready: use it",
     ),
     Rule(
-        BUT_REMOVING,
+        NOT_REMOVING,
         Role.UNDETERMINED,
         (T.PREPARING, T.PREPARED),
         ALWAYS,
         _outcome(dispatch=Dispatch.REMOVE_REPORTER),
         "it is not needed",
     ),
-    Rule(BUT_REMOVING, Role.UNDETERMINED, (T.STOPPED,), ALWAYS, _outcome(None, CLEAR, checkpoint=True), "it stopped"),
-    Rule(BUT_REMOVING, Role.UNDETERMINED, (T.ABSENT,), ALWAYS, _outcome(None, CLEAR), "it holds nothing"),
+    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.STOPPED,), ALWAYS, _outcome(None, CLEAR, checkpoint=True), "it stopped"),
+    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.ABSENT,), ALWAYS, _outcome(None, CLEAR), "it holds nothing"),
 )
 
 _NO_ROLE = (

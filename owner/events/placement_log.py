@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import structlog
 
-from owner.core.tables import NOBODY
+from owner.core.tables import NO_CAPTURE
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.queries import ENDED, job_id
 from tablewire.model.states import QueryKind, QueryState, StallReason
@@ -233,4 +233,4 @@ def _ids(query: Query | None) -> dict[str, Any]:
 
 def _without_writer(snapshot: Snapshot) -> int:
     """How many spans that somebody should write are written by nobody."""
-    return int(np.count_nonzero(snapshot.roles.wanted & (snapshot.roles.primary == NOBODY)))
+    return int(np.count_nonzero(snapshot.roles.wanted & (snapshot.roles.primary == NO_CAPTURE)))

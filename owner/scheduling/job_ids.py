@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from owner.core.policies.tasks import under_way
+from owner.core.moves import under_way
 from owner.core.state import Core
 from owner.core.tables import NO_ROW, TASK_BALANCE, TASK_DRAIN, TASK_MOVE, TASK_NONE
 from owner.core.tick import Facts, Placement

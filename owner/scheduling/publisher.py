@@ -49,16 +49,16 @@ class Publisher:
         roles, tables, told = self._roles, core.tables, core.tables.statistics
         if told.rates is not None and (roles_changed or told.have_changed):
             self._rates = told.rates[:, roles.rows]
-        if told.weight_told is None:
+        if told.reported_weight is None:
             self._weight = np.broadcast_to(np.float32(1), len(roles.rows))
         elif roles_changed or told.have_changed:
             self._weight = tables.weight[roles.rows]
         told.have_changed = False
-        touched = tables.take_touched()
+        changed = tables.take_changed()
         with self._lock:
-            in_place = touched is not None and not roles_changed and self._progress is not None and self._is_alone()
-            if in_place and touched is not None and self._progress is not None:
-                for rows in touched:
+            in_place = changed is not None and not roles_changed and self._progress is not None and self._is_alone()
+            if in_place and changed is not None and self._progress is not None:
+                for rows in changed:
                     for name in _PROGRESS:
                         getattr(self._progress, name)[rows] = getattr(tables, name)[rows]
             else:
@@ -102,10 +102,10 @@ class Publisher:
             cluster_load=core.cluster_load,
             planned=core.balancer.shift(core.tables),
             balance_stop_percent=core.config.balance_stop_percent,
-            everywhere=bool(core.replication.everywhere),
+            may_hold_any_span=bool(core.replication.may_hold_any_span),
             unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
-            brake=core.brake.is_on,
-            errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.trouble.items()},
+            brake=core.mass_failure_guard.is_active,
+            errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.failures.items()},
             barrier=core.barrier,
         )
 

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from owner.core.jobs import PlannedMove, RebalancePlan
-from owner.core.policies.leveling import level
+from owner.core.policies.load_balancing import level
 from owner.core.tables import (
     ABSENT,
     COMMIT,
     I32,
-    NOBODY,
+    NO_CAPTURE,
     PREPARE,
     REMOVING,
-    Holders,
+    CaptureIndexes,
     Mask,
 )
 from tablewire.model.columns import I64, U8, U64
@@ -42,8 +42,8 @@ class Roles:
     rows: I32
     spans: SpanBlock
     state: U8
-    primary: Holders
-    secondary: Holders
+    primary: CaptureIndexes
+    secondary: CaptureIndexes
     undetermined: Mask
     primary_reported: U8
     secondary_reported: U8
@@ -84,7 +84,7 @@ class Snapshot:
     cluster_load: Mapping[CaptureID, float]
     planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
     balance_stop_percent: int
-    everywhere: bool
+    may_hold_any_span: bool
     unfenced: frozenset[CaptureID]  # captures that have not said that their sink refuses older permissions
     brake: bool
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
@@ -130,7 +130,7 @@ class Snapshot:
     def loads_to_come(self) -> dict[CaptureID, float]:
         """The weight that each living capture carries once the moves that are under way and planned have ended."""
         roles = self.roles
-        where = np.where(roles.secondary != NOBODY, roles.secondary, roles.primary)
+        where = np.where(roles.secondary != NO_CAPTURE, roles.secondary, roles.primary)
         held = where >= 0
         loads = np.bincount(where[held], weights=self.weight[held], minlength=max(self.capture_ids, default=-1) + 1)
         return {id: float(loads[index]) + self.planned.get(index, 0.0) for index, id in self.capture_ids.items()}
@@ -139,7 +139,7 @@ class Snapshot:
         """What a rebalance would do now: the moves, and the loads before and after them. Any thread; changes nothing."""
         roles = self.roles
         found = level(
-            np.where(roles.secondary != NOBODY, roles.secondary, roles.primary),
+            np.where(roles.secondary != NO_CAPTURE, roles.secondary, roles.primary),
             self.weight,
             roles.steady & roles.wanted,
             sorted(self.ready),
@@ -250,7 +250,7 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
         if secondary in snapshot.silent or primary in snapshot.silent:
             return StallReason.SILENT_CAPTURE
         if int(roles.secondary_reported[position]) == TableState.PREPARED.code:  # it waits until nobody else may hold the span
-            if snapshot.everywhere:
+            if snapshot.may_hold_any_span:
                 return StallReason.SILENT_CAPTURE
             if roles.undetermined[position]:
                 return StallReason.UNDETERMINED
@@ -258,9 +258,9 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
     if primary in snapshot.silent:
         return StallReason.SILENT_CAPTURE
     if state == COMMIT:
-        if primary != NOBODY:
-            return StallReason.PRIMARY_STOPPING if secondary != NOBODY else StallReason.PREPARING
-        return StallReason.SILENT_CAPTURE if snapshot.everywhere else StallReason.UNDETERMINED
+        if primary != NO_CAPTURE:
+            return StallReason.PRIMARY_STOPPING if secondary != NO_CAPTURE else StallReason.PREPARING
+        return StallReason.SILENT_CAPTURE if snapshot.may_hold_any_span else StallReason.UNDETERMINED
     if roles.steady[position]:
         return _why_steady_waits(snapshot, position)
     if roles.undetermined[position]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owner.core.policies.leveling import level
+from owner.core.policies.load_balancing import level
 from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.model.progress import Stats
 from tablewire.model.spans import Span

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from owner.core.replication import Replication, Reports, apply_reports
+from owner.core.replication import Replication, RowReports, apply_reports
 from owner.core.tables import COMMIT, PREPARE, Tables
 from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.model.messages import DispatchTableRequest, Message
@@ -214,12 +214,12 @@ def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
     tables.wanted[rows] = tables.scheduled[rows] = True
     tables.add_undetermined((0,), 2, TableState.STOPPING.code)
     replication, one = Replication(tables, owner_revision=7), np.array([150], np.uint64)
-    report = Reports(rows, np.array([TableState.REPLICATING.code], np.uint8), one, one, one, np.array([6], np.uint64))
+    report = RowReports(rows, np.array([TableState.REPLICATING.code], np.uint8), one, one, one, np.array([6], np.uint64))
     apply_reports(replication, 2, report)
     apply_reports(replication, 2, report)
     assert (int(tables.state[0]), int(tables.primary[0]), int(tables.secondary[0])) == (PREPARE, 2, 1)
     assert set(tables.undetermined[0]) == {0}
-    assert {capture for capture, entries in replication.book.entries.items() if entries} == {0}
+    assert {capture for capture, entries in replication.outgoing.entries.items() if entries} == {0}
     assert tables.check() == []
 
 
@@ -307,7 +307,7 @@ def test_spans_that_failed_together_do_not_come_back_together() -> None:
         world.run(3)
         core = world.scheduler._core  # type: ignore[attr-defined]
         now_ms = core.now_ms
-        waits = [trouble.retry_at_ms - now_ms for trouble in core.tables.trouble.values()]
+        waits = [trouble.retry_at_ms - now_ms for trouble in core.tables.failures.values()]
         assert len(waits) == len(world.tables)
         assert all(4_000 <= wait_ms <= 10_000 for wait_ms in waits)
         return waits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from owner.core.replication import Replication, Reports, apply_reports
-from owner.core.tables import NOBODY, Tables
+from owner.core.replication import Replication, RowReports, apply_reports
+from owner.core.tables import NO_CAPTURE, Tables
 from owner.core.transitions import (
     COMPILED,
     RULES,
@@ -53,8 +53,8 @@ def row_for(cell: Cell) -> Replication:
     return Replication(tables, owner_revision=7)
 
 
-def report(cell: Cell, checkpoint_ts: int = 150, epoch: int = 3) -> Reports:
-    return Reports(
+def report(cell: Cell, checkpoint_ts: int = 150, epoch: int = 3) -> RowReports:
+    return RowReports(
         np.array([0], np.int64),
         np.array([cell.reported.code], np.uint8),
         np.array([checkpoint_ts], np.uint64),
@@ -65,7 +65,7 @@ def report(cell: Cell, checkpoint_ts: int = 150, epoch: int = 3) -> Reports:
 
 
 def sent(replication: Replication) -> dict[int, DispatchAction]:
-    return {capture: action for capture, entries in replication.book.entries.items() for _, action in entries}
+    return {capture: action for capture, entries in replication.outgoing.entries.items() for _, action in entries}
 
 
 @pytest.mark.parametrize("cell", POSSIBLE, ids=name)
@@ -180,7 +180,7 @@ def test_the_newest_permission_wins_of_two_writers(role: Role) -> None:
     apply_reports(replication, REPORTER, report(cell, epoch=9))
     tables = replication.tables
     assert int(tables.primary[0]) == REPORTER
-    assert int(tables.secondary[0]) == NOBODY
+    assert int(tables.secondary[0]) == NO_CAPTURE
     assert int(tables.assignment_epoch[0]) == 9
     assert set(tables.undetermined[0]) == {PRIMARY}
     assert sent(replication) == {PRIMARY: DispatchAction.REMOVE}

@@ -124,7 +124,8 @@ GRANT_AFTER = Outcome(None, RoleChange.CLEAR, Dispatch.GRANT, checkpoint=True)
 ALONE = Condition(primary=False)
 WITH_SECONDARY = Condition(secondary=True)
 BESIDE_ANOTHER = Condition(primary=True, undetermined=True)
-INBOX, TASKS, AGENT = "owner.core.inbox", "owner.core.policies.tasks", "processor.agent.agent"
+INBOX, MOVES, AGENT = "owner.core.inbox", "owner.core.moves", "processor.agent.agent"
+ADD = "owner.core.policies.add_and_remove"
 
 DEMANDED = (
     Bug(
@@ -162,20 +163,20 @@ DEMANDED = (
     Bug(
         "the owner applies an older report",
         seed=3,
-        edits=_edit(f"{INBOX}:_take", "elif message.number <= capture.received:", "elif message.number < 0:"),
+        edits=_edit(f"{INBOX}:_receive", "elif message.number <= capture.received:", "elif message.number < 0:"),
     ),
     Bug(
         "the processor epoch is ignored",
         seed=2,
         edits=_edit(
-            f"{INBOX}:_take", "if message.processor_epoch != capture.processor_epoch:", "if not capture.processor_epoch:"
+            f"{INBOX}:_receive", "if message.processor_epoch != capture.processor_epoch:", "if not capture.processor_epoch:"
         ),
     ),
     Bug(
         "a checkpoint goes back",
         seed=1,
         edits=_edit(
-            "owner.core.replication:take_checkpoints",
+            "owner.core.replication:advance_checkpoints",
             "np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)",
             "reports.checkpoint_ts.copy()",
         ),
@@ -183,36 +184,36 @@ DEMANDED = (
     Bug(
         "the limit is compared with ==",
         seed=82,
-        edits=_edit(f"{TASKS}:Slots.free_from", "self.free > 0", "self.free != 0"),
+        edits=_edit(f"{MOVES}:MoveSlots.free_from", "self.free > 0", "self.free != 0"),
     ),
     Bug(
         "the limit of a capture is compared with ==",
         seed=27,
         edits=(
-            Edit(f"{TASKS}:Slots.free_from", "< self.limit", "!= self.limit"),
-            Edit(f"{TASKS}:Slots.full", ">= self.limit", "== self.limit"),
+            Edit(f"{MOVES}:MoveSlots.free_from", "< self.limit", "!= self.limit"),
+            Edit(f"{MOVES}:MoveSlots.full", ">= self.limit", "== self.limit"),
         ),
     ),
     Bug(
         "bootstrap is not waited for",
         seed=2,
-        edits=_edit("owner.core.bootstrap:try_open_gate", "{capture.index for capture in core.captures.alive()}", "set()"),
+        edits=_edit("owner.core.bootstrap:try_finish_bootstrap", "{capture.index for capture in core.captures.alive()}", "set()"),
     ),
     Bug(
         "a capture's death is ignored in Removing",
         seed=7,
         edits=_edit(
-            "owner.core.replication:stopped_for_good",
-            "rows = replication.tables.rows_touching(capture)",
-            "rows = replication.tables.rows_touching(capture)\n    rows = rows[replication.tables.state[rows] != REMOVING]",
+            "owner.core.replication:apply_capture_loss",
+            "rows = replication.tables.rows_with_role(capture)",
+            "rows = replication.tables.rows_with_role(capture)\n    rows = rows[replication.tables.state[rows] != REMOVING]",
         ),
     ),
     Bug(
         "drain counts primaries alone",
         seed=1,
         edits=_edit(
-            "owner.core.policies.drain:settle_drains",
-            "len(core.tables.rows_touching(capture.index))",
+            "owner.core.policies.drain:update_drains",
+            "len(core.tables.rows_with_role(capture.index))",
             "int((core.tables.primary == capture.index).sum())",
         ),
     ),
@@ -221,9 +222,9 @@ DEMANDED = (
         seed=2,
         edits=_edit(
             "owner.core.tick:tick",
-            "bootstrapped = try_open_gate(core)",
-            "bootstrapped = try_open_gate(core)\n"
-            "    core.bootstrap.done = core.bootstrap.done and all(c.heard_ms is not None for c in core.captures.alive())",
+            "bootstrapped = try_finish_bootstrap(core)",
+            "bootstrapped = try_finish_bootstrap(core)\n"
+            "    core.bootstrap.done = core.bootstrap.done and all(c.reported_ms is not None for c in core.captures.alive())",
         ),
     ),
     Bug(
@@ -232,7 +233,8 @@ DEMANDED = (
         edits=_edit(
             "owner.core.tick:tick",
             "    if core.bootstrap.done:\n        _run_policies",
-            "    if core.bootstrap.done and all(c.heard_ms is not None for c in core.captures.alive()):\n        _run_policies",
+            "    if core.bootstrap.done and all(c.reported_ms is not None for c in core.captures.alive()):\n"
+            "        _run_policies",
         ),
     ),
 )
@@ -257,7 +259,7 @@ MORE = (
         "the grants of a dropped table begin again",
         seed=8,
         edits=_edit(
-            "owner.core.replication:drop_removed",
+            "owner.core.replication:find_removed",
             "replication.grants_floor = max(replication.grants_floor, int(tables.grants[rows].max()))",
             "pass",
         ),
@@ -265,12 +267,12 @@ MORE = (
     Bug(
         "a Secondary whose prepare was undone is forgotten",
         seed=1,
-        edits=_edit(f"{TASKS}:undo_prepare", "tables.add_undetermined((row,), holder, state, dispatch)", "pass"),
+        edits=_edit(f"{MOVES}:undo_prepare", "tables.add_undetermined((row,), holder, state, dispatch)", "pass"),
     ),
     Bug(
         "a capture that never spoke holds nothing",
         seed=2,
-        edits=_edit("owner.core.replication:apply_reports", "if replication.everywhere - {capture}:", "if False:"),
+        edits=_edit("owner.core.replication:apply_reports", "if replication.may_hold_any_span - {capture}:", "if False:"),
     ),
     Bug(
         "a Primary is told to stop although nobody could follow",
@@ -284,18 +286,20 @@ MORE = (
         "a row is dropped while somebody may hold it",
         seed=38,
         edits=_edit(
-            "owner.core.replication:drop_removed", "mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)", "pass"
+            "owner.core.replication:find_removed", "mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)", "pass"
         ),
     ),
     Bug(
         "a span is added where somebody may still hold it",
         seed=1,
-        edits=_edit("owner.core.policies.basic:add_missing", "never=set(tables.undetermined.get(row, ())),", "never=set(),"),
+        edits=_edit(
+            "owner.core.policies.add_and_remove:add_missing", "never=set(tables.undetermined.get(row, ())),", "never=set(),"
+        ),
     ),
     Bug(
         "a report is applied on a base that was never applied",
         seed=3,
-        edits=_edit(f"{INBOX}:_take", "if report.base > capture.acked or", "if"),
+        edits=_edit(f"{INBOX}:_receive", "if report.base > capture.acked or", "if"),
     ),
     Bug(
         "what a report leaves out is not told again",
@@ -312,7 +316,7 @@ MORE = (
         seed=3,
         edits=_edit(
             "owner.core.captures:Captures.update",
-            "capture.acked, capture.wants_names, capture.heartbeat_ms = 0, True, None",
+            "capture.acked, capture.must_report_names, capture.heartbeat_ms = 0, True, None",
             "capture.heartbeat_ms = None",
         ),
     ),
@@ -320,7 +324,7 @@ MORE = (
         "who is Stopping at the start of a term is forgotten",
         seed=8,
         edits=_edit(
-            "owner.core.bootstrap:_seat_rest",
+            "owner.core.bootstrap:_note_stopping",
             "core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)",
             "pass",
         ),
@@ -328,7 +332,7 @@ MORE = (
     Bug(
         "a second prepared one at the start of a term is forgotten",
         seed=3,
-        edits=_edit("owner.core.bootstrap:_seat_prepared", "tables.add_undetermined((row,), capture.index, wanted)", "pass"),
+        edits=_edit("owner.core.bootstrap:_assign_secondaries", "tables.add_undetermined((row,), capture.index, wanted)", "pass"),
     ),
     Bug(
         "a move is done when its target is prepared",
@@ -402,7 +406,7 @@ HARMLESS = (
     ),
     Bug(
         "any other processor epoch is believed",
-        edits=_edit(f"{INBOX}:_take", "capture.processor_epoch and message.echo <= capture.echoed", "False"),
+        edits=_edit(f"{INBOX}:_receive", "capture.processor_epoch and message.echo <= capture.echoed", "False"),
     ),
 )
 """What other rules make up for, so that no seed finds it: the deadline of a prepare ends what a drain waits for; numbers and

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from owner.core.coverage import overlaps
-from owner.core.policies.tasks import PLANNED
+from owner.core.moves import PLANNED
 from owner.core.tables import ABSENT, COMMIT, PREPARE, REPLICATING
 from tablewire.model.messages import DispatchTableRequest, DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.progress import Watermark
@@ -86,7 +86,7 @@ class Oracle:
         for owner in self.sim.owners:
             if owner.id != message.sender or owner.changefeed_epoch != message.changefeed_epoch:
                 continue
-            silent = owner.core.replication.everywhere - {_index_of(owner, message.receiver)}
+            silent = owner.core.replication.may_hold_any_span - {_index_of(owner, message.receiver)}
             row = owner.core.tables.row(owner.core.tables.row_of(span))
             lasting = owner.undetermined.get(int(owner.core.tables.number[row.row]), frozenset()) & set(row.undetermined)
             if silent or lasting or (row.undetermined and not self.sim.fenced):
@@ -101,7 +101,7 @@ class Oracle:
         number = int(tables.number[row])
         if (number, primary) in owner.stopping:
             return
-        silent = core.replication.everywhere - {int(tables.secondary[row])}
+        silent = core.replication.may_hold_any_span - {int(tables.secondary[row])}
         lasting = owner.undetermined.get(number, frozenset()) & set(tables.undetermined.get(row, ()))
         if silent or lasting:
             self.complain(
@@ -161,12 +161,12 @@ class Oracle:
         core, tables = owner.core, owner.core.tables
         size = tables.size
         rows = np.flatnonzero(tables.wanted[:size] & (tables.state[:size] == ABSENT) & (tables.undetermined_count[:size] == 0))
-        if not len(rows) or not core.bootstrap.done or core.brake.is_on or not core.ready_captures():
+        if not len(rows) or not core.bootstrap.done or core.mass_failure_guard.is_active or not core.ready_captures():
             owner.waiting.clear()
             return
         waiting = {}
         for row in rows.tolist():
-            trouble = tables.trouble.get(row)
+            trouble = tables.failures.get(row)
             if trouble is None or trouble.retry_at_ms <= core.now_ms:
                 number = int(tables.number[row])
                 waiting[number] = owner.waiting.get(number, 0) + 1

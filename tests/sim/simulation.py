@@ -320,7 +320,7 @@ class Simulation:
         if capture is None or capture.liveness is not LivenessState.STOPPING or not self.owner.scheduler.is_initialized():
             return
         core = self.owner.core
-        left = len(core.tables.rows_touching(capture.index)) + (capture.index in core.replication.everywhere)
+        left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
         process.found_empty = 0 if left else process.found_empty + 1
         if process.found_empty >= 3:
             self.faults.counts["left"] += 1

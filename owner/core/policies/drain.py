@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.policies.basic import prepare
+from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare, why_blocked
 from owner.core.policies.placement import Placement
-from owner.core.policies.tasks import Slots, barred, can_be_stopped, undo_prepare
 from owner.core.state import Core
-from owner.core.tables import NOBODY, PREPARE, TASK_DRAIN
+from owner.core.tables import NO_CAPTURE, PREPARE, TASK_DRAIN
 from tablewire.model.states import QueryState
 
 
-def drain(core: Core, ready: list[Capture], slots: Slots) -> None:
+def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
     """Proposes moves away from every leaving capture; works on the spans that are ready and waits for none."""
     leaving = core.leaving_captures()
     if not leaving:
@@ -29,34 +28,34 @@ def _turn_inbound_away(core: Core, capture: Capture, elsewhere: bool) -> None:
     """What is being prepared there is undone: a move stays where it was, an add is placed again."""
     tables, size = core.tables, core.tables.size
     rows = np.flatnonzero((tables.secondary[:size] == capture.index) & (tables.state[:size] == PREPARE))
-    with_writer = rows[tables.primary[rows] != NOBODY]
+    with_writer = rows[tables.primary[rows] != NO_CAPTURE]
     undo_prepare(core, with_writer)
     if elsewhere:
-        undo_prepare(core, rows[tables.primary[rows] == NOBODY])
+        undo_prepare(core, rows[tables.primary[rows] == NO_CAPTURE])
 
 
-def _move_away(core: Core, capture: Capture, placement: Placement, slots: Slots) -> None:
+def _move_away(core: Core, capture: Capture, placement: Placement, slots: MoveSlots) -> None:
     tables, size = core.tables, core.tables.size
     rows = np.flatnonzero((tables.primary[:size] == capture.index) & tables.steady[:size] & tables.wanted[:size])
     for row in rows.tolist():
         if not slots.free_from(capture.index):
             return
         never = {capture.index} | slots.full()
-        trouble = tables.trouble.get(row)
+        trouble = tables.failures.get(row)
         if trouble is not None and trouble.retry_at_ms > core.now_ms:
             if trouble.attempts > 1:
                 continue
             never.add(trouble.capture)  # elsewhere at once, there later
         target = placement.least(never, rather_not=set() if trouble is None else {trouble.capture})
-        if target == NOBODY and trouble is not None:
+        if target == NO_CAPTURE and trouble is not None:
             continue
-        if target == NOBODY:
+        if target == NO_CAPTURE:
             return
         prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN)
         slots.take(capture.index, target)
 
 
-def settle_drains(core: Core) -> None:
+def update_drains(core: Core) -> None:
     """Counts what is left at each drained capture, and says why; a drain of a capture that is gone has ended."""
     for capture_id, job in list(core.drains.items()):
         capture = core.captures.get(capture_id)
@@ -68,7 +67,7 @@ def settle_drains(core: Core) -> None:
             job.end(QueryState.DONE, "the capture is gone")
             del core.drains[capture_id]
             continue
-        job.left = len(core.tables.rows_touching(capture.index)) + (capture.index in core.replication.everywhere)
+        job.left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
         if not job.left:
             job.end(QueryState.DONE)
         else:
@@ -78,6 +77,6 @@ def settle_drains(core: Core) -> None:
 def _why_left(core: Core, capture: Capture) -> str:
     if not core.ready_captures():
         return " and no other capture is ready to take them"
-    if core.replication.everywhere:
-        return f": {barred(core)}"
+    if core.replication.may_hold_any_span:
+        return f": {why_blocked(core)}"
     return "" if can_be_stopped(core, capture.index) else f": {capture.id} is silent, so that it could not be told to stop"

@@ -6,8 +6,7 @@ import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.jobs import ENDED, MoveJob
-from owner.core.policies.basic import prepare
-from owner.core.policies.tasks import Slots, can_be_stopped, undo_prepare
+from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare
 from owner.core.state import Core
 from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
 from tablewire.model.states import CaptureState, QueryState
@@ -19,7 +18,7 @@ _WHY_NOT = {
 }
 
 
-def move(core: Core, slots: Slots) -> None:
+def move(core: Core, slots: MoveSlots) -> None:
     """Starts, continues and ends the moves that were asked for; a job that ended leaves the list."""
     under_way = {row: job for job in core.moves for row in job.rows or ()}
     for job in core.moves:
@@ -107,7 +106,7 @@ def _at_target(core: Core, row: int, target: int) -> bool:
     return bool(core.tables.primary[row] == target and core.tables.state[row] == REPLICATING)
 
 
-def _go_on(core: Core, job: MoveJob, slots: Slots) -> None:
+def _go_on(core: Core, job: MoveJob, slots: MoveSlots) -> None:
     tables = core.tables
     assert job.rows is not None
     rows = [
@@ -126,7 +125,7 @@ def _go_on(core: Core, job: MoveJob, slots: Slots) -> None:
     given_up = [row for row in rows if _gave_up(core, job, row, capture.index)]
     if given_up:
         _undo(core, job)
-        span, last = tables.span(given_up[0]), tables.trouble.get(given_up[0])
+        span, last = tables.span(given_up[0]), tables.failures.get(given_up[0])
         why = f": {last.error}" if last is not None else ""
         job.end(QueryState.REFUSED, f"span {span} did not get ready at {job.target} in {core.config.move_attempts} attempts{why}")
         return
@@ -139,7 +138,7 @@ def _go_on(core: Core, job: MoveJob, slots: Slots) -> None:
     job.reason = reasons[0] if reasons else ""
 
 
-def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str:
+def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) -> str:
     """Starts one span's move, or says why it waits; empty when it is under way."""
     tables = core.tables
     if int(tables.secondary[row]) == target or int(tables.primary[row]) == target:
@@ -153,8 +152,8 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: Slots) -> str
         state = core.tables.row(row).state
         return f"span {tables.span(row)} has a task under way ({state})"
     source = int(tables.primary[row])
-    if slots.barred:
-        return slots.barred
+    if slots.blocked:
+        return slots.blocked
     if not can_be_stopped(core, source):
         return f"{core.captures[source].id} is silent, so that it could not be told to stop"
     if not slots.free_from(source) or target in slots.full():

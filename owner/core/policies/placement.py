@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from owner.core.captures import Capture
 from owner.core.state import Core
-from owner.core.tables import NOBODY, Holders
+from owner.core.tables import NO_CAPTURE, CaptureIndexes
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Placement:
         elsewhere = [core.cluster_load.get(capture.id, 0.0) for capture in captures]
         return cls(candidates, loads[candidates] + np.array(elsewhere, np.float64))
 
-    def spread(self, count: int) -> Holders:
+    def spread(self, count: int) -> CaptureIndexes:
         """A target for each of `count` spans, so that the loads end as level as they can; shape (count,)."""
         if not count:
             return np.empty(0, np.int16)
@@ -36,14 +36,14 @@ class Placement:
         return np.repeat(np.array(self.candidates, np.int16), shares)
 
     def least(self, never: Set[int], rather_not: Set[int] = frozenset()) -> int:
-        """The least loaded candidate for one span, NOBODY when every one is barred; counts it."""
-        best, best_rank = NOBODY, (True, float("inf"))
+        """The least loaded candidate for one span, NO_CAPTURE when every one is barred; counts it."""
+        best, best_rank = NO_CAPTURE, (True, float("inf"))
         at = 0
         for position, candidate in enumerate(self.candidates):
             rank = (candidate in rather_not, float(self.loads[position]))
             if candidate not in never and rank < best_rank:
                 best, best_rank, at = candidate, rank, position
-        if best != NOBODY:
+        if best != NO_CAPTURE:
             self.loads[at] += 1
         return best
 

@@ -6,14 +6,14 @@ import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.coverage import overlaps, uncovered_tables
+from owner.core.moves import prepare
 from owner.core.policies.placement import Placement
 from owner.core.replication import raise_progress
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
+    NO_CAPTURE,
     NO_ROW,
-    NOBODY,
-    PREPARE,
     REMOVING,
     TASK_ADD,
     TASK_REMOVE,
@@ -24,7 +24,7 @@ from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import DispatchAction
 
 
-def take_current_tables(core: Core, current_tables: I64) -> None:
+def reconcile_tables(core: Core, current_tables: I64) -> None:
     """Keeps rows in step with the tables that there should be; costs a comparison when nothing changed."""
     if not core.tables_known or not _are_the_same(current_tables, core.current_tables):
         # What nobody can write to any more need not be copied, nor compared with itself.
@@ -71,13 +71,13 @@ def remove_unwanted(core: Core) -> None:
     rows = np.flatnonzero(mask)[: core.config.remove_batch_spans]
     tables.set_state(rows, REMOVING, core.now_ms)
     tables.task[rows] = TASK_REMOVE
-    tables.unsettle(rows)
+    tables.mark_unsteady(rows)
     for roles in (tables.primary, tables.secondary):
-        held = rows[roles[rows] != NOBODY]
-        core.replication.book.add_by_capture(roles[held], held, DispatchAction.REMOVE)
+        held = rows[roles[rows] != NO_CAPTURE]
+        core.replication.outgoing.add_by_capture(roles[held], held, DispatchAction.REMOVE)
     for row in rows[tables.undetermined_count[rows] > 0].tolist():
         for capture in sorted(tables.undetermined[row]):
-            core.replication.book.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
+            core.replication.outgoing.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
 
 
 def add_missing(core: Core, captures: list[Capture]) -> None:
@@ -89,14 +89,14 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
     if not mask.any():
         return
     rows = np.flatnonzero(mask)
-    if tables.trouble:
-        waiting = [row for row, trouble in tables.trouble.items() if trouble.retry_at_ms > core.now_ms]
+    if tables.failures:
+        waiting = [row for row, trouble in tables.failures.items() if trouble.retry_at_ms > core.now_ms]
         rows = np.setdiff1d(rows, np.array(waiting, np.int64))
     rows = _without_overlaps(core, rows)
     placement = Placement.of(core, captures)
     special = tables.undetermined_count[rows] > 0
-    if tables.trouble:
-        special |= np.isin(rows, np.fromiter(tables.trouble, np.int64, len(tables.trouble)))
+    if tables.failures:
+        special |= np.isin(rows, np.fromiter(tables.failures, np.int64, len(tables.failures)))
     plain = rows[~special][: core.config.add_batch_spans]
     targets = placement.spread(len(plain))
     prepare(core, plain, targets, TASK_ADD)
@@ -104,12 +104,12 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
     for row in rows[special].tolist():
         if not room:
             return
-        trouble = tables.trouble.get(row)
+        trouble = tables.failures.get(row)
         target = placement.least(
             never=set(tables.undetermined.get(row, ())),
             rather_not=set() if trouble is None else {trouble.capture},
         )
-        if target != NOBODY:  # what fits nowhere takes no place of those that do
+        if target != NO_CAPTURE:  # what fits nowhere takes no place of those that do
             prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_ADD)
             room -= 1
 
@@ -134,22 +134,3 @@ def _without_overlaps(core: Core, rows: Rows) -> Rows:
             overlaps(span.start_key, span.end_key, other.start_key, other.end_key) for other in leaving[span.table_id]
         )
     return rows[free]
-
-
-def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
-    """Each target becomes the Secondary of its row and is told to prepare; it must have no role there."""
-    if not len(rows):
-        return
-    tables = core.tables
-    fresh = rows[~tables.scheduled[rows]]
-    tables.scheduled[fresh] = True
-    raise_progress(tables, rows, core.checkpoint_ts)
-    for row in rows[tables.primary[rows] != NOBODY].tolist():
-        tables.origin[row] = core.captures[int(tables.primary[row])].id
-    tables.secondary[rows] = targets
-    tables.secondary_reported[rows] = 0
-    tables.secondary_dispatch[rows] = 0
-    tables.set_state(rows, PREPARE, core.now_ms)
-    tables.task[rows] = task
-    tables.unsettle(rows)
-    core.replication.book.add_by_capture(tables.secondary[rows], rows, DispatchAction.ADD_PREPARE)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from owner.core.tables import Holders, Mask
+from owner.core.tables import CaptureIndexes, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Leveling:
 
 
 def level(
-    location: Holders,
+    location: CaptureIndexes,
     weight: npt.NDArray[np.float32],
     movable: Mask,
     captures: list[int],
@@ -84,7 +84,7 @@ def level(
 class _Shelf:
     """The movable spans of one capture by weight, sorted when first needed."""
 
-    def __init__(self, location: Holders, weight: npt.NDArray[np.float32], movable: Mask, capture: int) -> None:
+    def __init__(self, location: CaptureIndexes, weight: npt.NDArray[np.float32], movable: Mask, capture: int) -> None:
         self._columns = (location, weight, movable, capture)
         self._weights: list[float] | None = None
         self._positions: list[int] = []

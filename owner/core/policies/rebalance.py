@@ -11,17 +11,16 @@ import numpy as np
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture
 from owner.core.jobs import ENDED
-from owner.core.policies.basic import prepare
-from owner.core.policies.leveling import Leveling, level
-from owner.core.policies.tasks import Slots, under_way
+from owner.core.moves import MoveSlots, prepare, under_way
+from owner.core.policies.load_balancing import Leveling, level
 from owner.core.state import Core
-from owner.core.tables import NOBODY, TASK_BALANCE, Mask
+from owner.core.tables import NO_CAPTURE, TASK_BALANCE, Mask
 from tablewire.model.states import QueryState
 
 MOVES_PLANNED_MAX = 1_024
 
 
-def balance(core: Core, ready: list[Capture], slots: Slots, disturbed: bool) -> None:
+def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool) -> None:
     """Works on the job if there is one, else looks whether loads have drifted. disturbed: captures came or went in this tick."""
     balancer = core.balancer
     job = balancer.job
@@ -41,13 +40,13 @@ def balance(core: Core, ready: list[Capture], slots: Slots, disturbed: bool) -> 
     balancer.settle(core.tables)
     if not balancer.planned:
         _plan_more(core, balancer, ready)
-    if not slots.barred:
+    if not slots.blocked:
         _go_on(core, balancer, ready, slots)
     if balancer.job is not None:
-        balancer.job.reason = slots.barred
+        balancer.job.reason = slots.blocked
 
 
-def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: Slots) -> None:
+def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlots) -> None:
     tables, taking_part = core.tables, {capture.index for capture in ready}
     for _ in range(len(balancer.planned)):
         if slots.free <= 0:
@@ -89,7 +88,7 @@ def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
 
 def _in_backoff(core: Core, rows: list[int]) -> set[int]:
     """Those that failed lately: not again before their time."""
-    trouble = core.tables.trouble
+    trouble = core.tables.failures
     return {row for row in rows if row in trouble and trouble[row].retry_at_ms > core.now_ms}
 
 
@@ -103,7 +102,7 @@ def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
 
 def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbed: bool) -> bool:
     config, tables, size = core.config, core.tables, core.tables.size
-    busy = disturbed or core.brake.is_on or bool(core.leaving_captures())
+    busy = disturbed or core.mass_failure_guard.is_active or bool(core.leaving_captures())
     if balancer.quiet_since_ms is None:
         balancer.quiet_since_ms = core.now_ms
     if busy or not config.balance_interval_ms or len(ready) < 2:
@@ -123,7 +122,7 @@ def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbe
 def plan(core: Core, ready: list[Capture], for_operator: bool) -> Leveling:
     """The moves that would even the loads out now. Positions are rows."""
     tables, size = core.tables, core.tables.size
-    location = np.where(tables.secondary[:size] != NOBODY, tables.secondary[:size], tables.primary[:size])
+    location = np.where(tables.secondary[:size] != NO_CAPTURE, tables.secondary[:size], tables.primary[:size])
     movable: Mask = tables.steady[:size] & tables.wanted[:size]
     if not for_operator:
         settled = [row for row in tables.moved_ms if row < size]

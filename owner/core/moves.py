@@ -1,4 +1,4 @@
-"""Planned moves under way: how many, and how one is undone."""
+"""How a span begins to go somewhere, how that is undone, and how many planned moves may be under way."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from owner.core.replication import clear_secondary
+from owner.core.replication import clear_secondary, raise_progress
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
     COMMIT,
-    NOBODY,
+    NO_CAPTURE,
     PREPARE,
     REPLICATING,
     TASK_BALANCE,
@@ -19,7 +19,7 @@ from owner.core.tables import (
     TASK_MOVE,
     TASK_NONE,
     Rows,
-    Trouble,
+    SpanFailure,
 )
 from tablewire.model.states import CaptureState, DispatchAction, TableState
 
@@ -28,27 +28,27 @@ PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 
 @dataclass(slots=True)
-class Slots:
-    """How many planned moves may still start: in all, and from or to one capture. barred: why none may, empty when they may."""
+class MoveSlots:
+    """How many planned moves may still start: in all, and from or to one capture. blocked: why none may, empty when they may."""
 
     free: int
     limit: int
     used: dict[int, int] = field(default_factory=dict)  # capture index -> moves that touch it
-    barred: str = ""
+    blocked: str = ""
 
     @classmethod
-    def of(cls, core: Core) -> Slots:
+    def of(cls, core: Core) -> MoveSlots:
         tables = core.tables
         rows = under_way(core, PLANNED)
         used: dict[int, int] = {}
         for role in (tables.primary[rows], tables.secondary[rows]):
-            for capture, count in zip(*np.unique(role[role != NOBODY], return_counts=True), strict=True):
+            for capture, count in zip(*np.unique(role[role != NO_CAPTURE], return_counts=True), strict=True):
                 used[int(capture)] = used.get(int(capture), 0) + int(count)
         config = core.config
-        return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, barred(core))
+        return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, why_blocked(core))
 
     def free_from(self, capture: int) -> bool:
-        return not self.barred and self.free > 0 and self.used.get(capture, 0) < self.limit
+        return not self.blocked and self.free > 0 and self.used.get(capture, 0) < self.limit
 
     def full(self) -> set[int]:
         return {capture for capture, used in self.used.items() if used >= self.limit}
@@ -56,7 +56,7 @@ class Slots:
     def take(self, source: int, target: int) -> None:
         self.free -= 1
         for capture in (source, target):
-            if capture != NOBODY:
+            if capture != NO_CAPTURE:
                 self.used[capture] = self.used.get(capture, 0) + 1
 
 
@@ -67,16 +67,35 @@ def under_way(core: Core, tasks: tuple[int, ...]) -> Rows:
     return rows[np.isin(tables.task[rows], tasks) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
 
 
-def barred(core: Core) -> str:
+def why_blocked(core: Core) -> str:
     """Why no planned move may begin, empty when it may. A capture that has been silent since before this term may hold anything:
     nothing can be promoted beside it, so a move would only stop what is known to be written."""
-    silent = sorted(core.captures[index].id for index in core.replication.everywhere)
+    silent = sorted(core.captures[index].id for index in core.replication.may_hold_any_span)
     return f"{', '.join(silent)} has not answered since this owner began, and may hold anything" if silent else ""
 
 
 def can_be_stopped(core: Core, capture: int) -> bool:
     """Whether a move away from it can end: beside one that is silent it would only keep others from being begun."""
     return core.capture_state(core.captures[capture]) in (CaptureState.READY, CaptureState.STOPPING)
+
+
+def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
+    """Each target becomes the Secondary of its row and is told to prepare; it must have no role there."""
+    if not len(rows):
+        return
+    tables = core.tables
+    fresh = rows[~tables.scheduled[rows]]
+    tables.scheduled[fresh] = True
+    raise_progress(tables, rows, core.checkpoint_ts)
+    for row in rows[tables.primary[rows] != NO_CAPTURE].tolist():
+        tables.origin[row] = core.captures[int(tables.primary[row])].id
+    tables.secondary[rows] = targets
+    tables.secondary_reported[rows] = 0
+    tables.secondary_dispatch[rows] = 0
+    tables.set_state(rows, PREPARE, core.now_ms)
+    tables.task[rows] = task
+    tables.mark_unsteady(rows)
+    core.replication.outgoing.add_by_capture(tables.secondary[rows], rows, DispatchAction.ADD_PREPARE)
 
 
 def undo_prepare(core: Core, rows: Rows) -> None:
@@ -90,19 +109,19 @@ def undo_prepare(core: Core, rows: Rows) -> None:
     clear_secondary(tables, rows)
     for row, holder, state, dispatch in zip(rows.tolist(), holders.tolist(), reported.tolist(), dispatches.tolist(), strict=True):
         tables.add_undetermined((row,), holder, state, dispatch)
-    core.replication.book.add_by_capture(holders, rows, DispatchAction.REMOVE)
-    writes = tables.primary[rows] != NOBODY
+    core.replication.outgoing.add_by_capture(holders, rows, DispatchAction.REMOVE)
+    writes = tables.primary[rows] != NO_CAPTURE
     tables.set_state(rows[writes], REPLICATING, core.now_ms)
     tables.set_state(rows[~writes], ABSENT, core.now_ms)
     tables.task[rows] = TASK_NONE
     tables.refresh_steady(rows)
 
 
-def undo_late(core: Core) -> None:
+def undo_overdue_prepares(core: Core) -> None:
     """A prepare that outlived its deadline is undone: the span stays where it was, or is placed again, elsewhere first."""
     tables = core.tables
     rows = tables.unsteady_rows()
-    rows = rows[(tables.state[rows] == PREPARE) & (tables.secondary[rows] != NOBODY)]
+    rows = rows[(tables.state[rows] == PREPARE) & (tables.secondary[rows] != NO_CAPTURE)]
     rows = rows[tables.state_since_ms[rows] < core.now_ms - core.config.prepare_timeout_ms]
     if not len(rows):
         return
@@ -115,11 +134,11 @@ def undo_late(core: Core) -> None:
 
 def note_failure(core: Core, row: int, capture: int, text: str) -> None:
     """The span did not work out at this capture: wait, longer each time, and elsewhere first."""
-    attempts = core.tables.failures.get(row, 0) + 1
-    core.tables.failures[row] = attempts
+    attempts = core.tables.attempts.get(row, 0) + 1
+    core.tables.attempts[row] = attempts
     wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
     wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
-    core.tables.trouble[row] = Trouble(
+    core.tables.failures[row] = SpanFailure(
         text, attempts, core.now_ms + _jittered(wait_ms, int(core.tables.number[row]), attempts), capture
     )
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from owner.changefeed.run import ChangefeedRun
 from owner.events.placement_log import FactCounters
-from owner.exchange.hub import PeerView
+from owner.exchange.hub import ProcessorClientView
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.states import CaptureState, ReplicationState, StallReason
 from tablewire.runtime.metrics import Metrics
@@ -30,7 +30,7 @@ class Shown(Protocol):
 
     def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]: ...
 
-    def peers(self) -> Iterable[PeerView]: ...
+    def peers(self) -> Iterable[ProcessorClientView]: ...
 
     def margin_s(self) -> float | None:
         """Seconds until this owner must stop leading unless its lease is renewed; None: it does not lead."""
@@ -149,7 +149,7 @@ def _loads(runs: Runs) -> Iterable[Metric]:
     return (spans, load)
 
 
-def _exchanges(peers: Sequence[PeerView]) -> Iterable[Metric]:
+def _exchanges(peers: Sequence[ProcessorClientView]) -> Iterable[Metric]:
     """The calls to each processor that is registered now."""
     duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Exchanges that have begun, and their time", labels=_BY_CAPTURE)
     failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Exchanges that failed", labels=_BY_CAPTURE)

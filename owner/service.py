@@ -26,7 +26,7 @@ from owner.changefeed.source_worker import ChangefeedWorker
 from owner.changefeed.sources import new_source
 from owner.changefeed.store import EtcdChangefeeds
 from owner.events.history import History
-from owner.exchange.hub import ExchangeConfig, ExchangeHub, PeerView
+from owner.exchange.hub import ExchangeConfig, ExchangeHub, ProcessorClientView
 from owner.leadership.election import Election, Leadership
 from owner.leadership.term import Term
 from owner.owner_config import OwnerConfig
@@ -228,8 +228,8 @@ class OwnerService:
         term = self._term
         return term.runs if term is not None else MappingProxyType({})
 
-    def peers(self) -> Iterable[PeerView]:
-        return self._hub.peers()
+    def peers(self) -> Iterable[ProcessorClientView]:
+        return self._hub.client_views()
 
     def margin_s(self) -> float | None:
         leadership = self._election.leadership()
@@ -238,7 +238,7 @@ class OwnerService:
     def _may_send(self) -> bool:
         """Under the hub's lock, right before each Exchange: the term that it speaks for is the one that leads now."""
         leadership = self._election.leadership()
-        return leadership is not None and leadership.revision == self._hub.term.owner_revision
+        return leadership is not None and leadership.revision == self._hub.owner_revision
 
     def _answered(self, matters: bool) -> None:
         if matters:

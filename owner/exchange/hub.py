@@ -24,16 +24,16 @@ from typing import Final
 
 import grpc
 
-from owner.exchange.processor_client import ExchangeConfig, Peer, PeerView, Term
+from owner.exchange.processor_client import ExchangeConfig, LeadershipToken, ProcessorClient, ProcessorClientView
 from tablewire.errors import ClosedError
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.states import TableState
-from tablewire.runtime.fair_queue import Lanes
+from tablewire.runtime.fair_queue import BoundedFairQueue
 from tablewire.runtime.grpc import Renewed
 from tablewire.wire.codec import rows_of
 
-__all__ = ["ExchangeConfig", "ExchangeHub", "HubTransport", "PeerView"]
+__all__ = ["ExchangeConfig", "ExchangeHub", "HubTransport", "ProcessorClientView"]
 
 MAX_INBOX_MESSAGES: Final = 1_024
 """Of one capture in one changefeed's inbox; the oldest go first, and the next reports hold what they said. No less than
@@ -58,7 +58,7 @@ class HubTransport:
         self.changefeed, self.changefeed_epoch = changefeed, changefeed_epoch
         self._hub = hub
         self._lock = threading.Lock()
-        self._inbox: Lanes[Message] = Lanes(MAX_INBOX_MESSAGES, MAX_INBOX_ROWS)
+        self._inbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_INBOX_MESSAGES, MAX_INBOX_ROWS)
         self._dropped = 0
         self._closed = False
 
@@ -114,17 +114,21 @@ class ExchangeHub:
         # Guards all that follows, and makes "may this be sent" and "it is sent" one step. Peers never hold their own lock
         # when they take it.
         self._lock = threading.Lock()
-        self._term = Term()
-        self._peers: dict[CaptureID, Peer] = {}
-        self._retired: list[Peer] = []
+        self._token = LeadershipToken()
+        self._peers: dict[CaptureID, ProcessorClient] = {}
+        self._retired: list[ProcessorClient] = []
         self._transports: dict[tuple[ChangefeedID, int], HubTransport] = {}
         self._unknown_receivers = 0
         self._strays = 0
         self._closed = False
 
     @property
-    def term(self) -> Term:
-        return self._term
+    def token(self) -> LeadershipToken:
+        return self._token
+
+    @property
+    def owner_revision(self) -> int:
+        return self._token.owner_revision
 
     @property
     def unknown_receivers(self) -> int:
@@ -140,7 +144,7 @@ class ExchangeHub:
         """A new term: what was queued in the former one is forgotten. Nothing is sent before `set_active`."""
         with self._lock:
             self._require_open()
-            self._term = Term(owner_revision=owner_revision, sending=True, generation=self._term.generation + 1)
+            self._token = LeadershipToken(owner_revision=owner_revision, sending=True, generation=self._token.generation + 1)
             peers = list(self._peers.values())
         for peer in peers:
             peer.forget_all()
@@ -149,7 +153,7 @@ class ExchangeHub:
         """Ends the term. After this has returned no new Exchange starts before the next `set_term`; calls under way are
         given up, and their answers are not delivered."""
         with self._lock:
-            self._term = replace(self._term, sending=False)
+            self._token = replace(self._token, sending=False)
             peers = list(self._peers.values())
         for peer in peers:
             peer.forget_all()
@@ -160,9 +164,9 @@ class ExchangeHub:
         ordered = tuple(sorted(active))
         with self._lock:
             self._require_open()
-            if self._term.active == ordered:
+            if self._token.active == ordered:
                 return
-            self._term = replace(self._term, active=ordered, generation=self._term.generation + 1)
+            self._token = replace(self._token, active=ordered, generation=self._token.generation + 1)
             peers = list(self._peers.values())
         for peer in peers:
             peer.wake()
@@ -181,7 +185,7 @@ class ExchangeHub:
                     self._retired.append(self._peers.pop(capture_id))
                     peer.close()
             for capture_id in sorted(captures.keys() - self._peers.keys()):
-                self._peers[capture_id] = Peer(
+                self._peers[capture_id] = ProcessorClient(
                     captures[capture_id],
                     self._owner_id,
                     self,
@@ -203,7 +207,7 @@ class ExchangeHub:
             self._transports[changefeed, changefeed_epoch] = opened
         return opened
 
-    def peers(self) -> Sequence[PeerView]:
+    def client_views(self) -> Sequence[ProcessorClientView]:
         """Every capture, by id: calls, failures and what the last one was."""
         with self._lock:
             peers = [self._peers[capture_id] for capture_id in sorted(self._peers)]
@@ -213,7 +217,7 @@ class ExchangeHub:
         """Ends the term and all threads, and waits for them. Idempotent."""
         with self._lock:
             self._closed = True
-            self._term = replace(self._term, sending=False)
+            self._token = replace(self._token, sending=False)
             peers = [*self._peers.values(), *self._retired]
             self._peers.clear()
             self._retired.clear()
@@ -247,16 +251,16 @@ class ExchangeHub:
 
     # For the peers, on their threads ---------------------------------------------------------------------------------
 
-    def start_call(self, term: Term, start: Callable[[], grpc.Future]) -> grpc.Future | None:
+    def start_call(self, token: LeadershipToken, start: Callable[[], grpc.Future]) -> grpc.Future | None:
         with self._lock:
-            now = self._term
-            if not now.sending or now.owner_revision != term.owner_revision or not self._may_send():
+            now = self._token
+            if not now.sending or now.owner_revision != token.owner_revision or not self._may_send():
                 return None
             return start()
 
     def deliver(self, answer: Batch) -> None:
         with self._lock:
-            if not self._term.sending or self._term.owner_revision != answer.owner_revision:
+            if not self._token.sending or self._token.owner_revision != answer.owner_revision:
                 return
             routes = [(self._transports.get((m.changefeed, m.changefeed_epoch)), m) for m in answer.messages]
             self._strays += sum(transport is None for transport, _ in routes)

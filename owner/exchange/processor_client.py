@@ -18,7 +18,7 @@ import structlog
 from tablewire.errors import CodecError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, Heartbeat, Message
-from tablewire.runtime.fair_queue import Lanes
+from tablewire.runtime.fair_queue import BoundedFairQueue
 from tablewire.runtime.grpc import Renewed, RenewedChannel
 from tablewire.runtime.shutdown import run_thread
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch, rows_of
@@ -51,7 +51,7 @@ class ExchangeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class LeadershipToken:
     """Under which revision the owner speaks, and of what. active None: not known yet, and nothing may be said before it is,
     because a processor closes the agents of every changefeed that is not in the set."""
 
@@ -62,7 +62,7 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerView:
+class ProcessorClientView:
     """What the status says of one capture. version: of the wire that is spoken with it. exchange_s: spent in
     all exchanges that have ended.
 
@@ -83,13 +83,13 @@ class PeerView:
     dropped: int
 
 
-class PeerHost(Protocol):
+class ProcessorClientHost(Protocol):
     """What a peer needs of its hub. Every call is made on the peer's thread."""
 
     @property
-    def term(self) -> Term: ...
+    def token(self) -> LeadershipToken: ...
 
-    def start_call(self, term: Term, start: Callable[[], grpc.Future]) -> grpc.Future | None:
+    def start_call(self, token: LeadershipToken, start: Callable[[], grpc.Future]) -> grpc.Future | None:
         """Starts the call unless the term is over, which is decided and done as one step; None: it must not be sent."""
         ...
 
@@ -122,14 +122,14 @@ def lane_of(message: Message) -> tuple[bool, ChangefeedID, int]:
     return isinstance(message.body, Heartbeat), message.changefeed, message.changefeed_epoch
 
 
-class Peer:
+class ProcessorClient:
     """put, wake, forget, view, close: any thread. The rest belongs to the peer's own thread."""
 
     def __init__(
         self,
         capture: CaptureInfo,
         owner_id: str,
-        host: PeerHost,
+        host: ProcessorClientHost,
         config: ExchangeConfig,
         credentials: grpc.ChannelCredentials | Renewed | None,
         clock: Callable[[], float],
@@ -140,7 +140,7 @@ class Peer:
         self.version = version
         self._owner_id, self._host, self._config, self._clock = owner_id, host, config, clock
         self._condition = threading.Condition()
-        self._outbox: Lanes[Message] = Lanes(MAX_QUEUED_DISPATCHES, MAX_QUEUED_ROWS)
+        self._outbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_QUEUED_DISPATCHES, MAX_QUEUED_ROWS)
         self._counts = _Counts()
         self._due = _Due()
         self._closed = False
@@ -169,7 +169,7 @@ class Peer:
             self._outbox.remove(lambda lane: lane[1:] == (changefeed, changefeed_epoch))  # type: ignore[index]
 
     def forget_all(self) -> None:
-        """For the end of a term: the queue is emptied, and a call under way is given up."""
+        """For the end of a token: the queue is emptied, and a call under way is given up."""
         with self._condition:
             self._outbox.take_all()
             self._due = _Due()
@@ -177,11 +177,11 @@ class Peer:
         if call is not None:
             call.cancel()
 
-    def view(self) -> PeerView:
+    def view(self) -> ProcessorClientView:
         now = self._clock()
         with self._condition:
             counts = self._counts
-            return PeerView(
+            return ProcessorClientView(
                 capture_id=self.capture.id,
                 address=self.capture.address,
                 version=self.version,
@@ -208,40 +208,40 @@ class Peer:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (term := self._wait_for_turn()) is not None:
-            self._take_turn(term)
+        while (token := self._wait_for_turn()) is not None:
+            self._take_turn(token)
         self._line.close()
 
-    def _wait_for_turn(self) -> Term | None:
+    def _wait_for_turn(self) -> LeadershipToken | None:
         """The term in which something is to be said; None when this peer is closed."""
         with self._condition:
             while not self._closed:
-                term = self._host.term
-                wait_s = self._wait_s(term)
+                token = self._host.token
+                wait_s = self._wait_s(token)
                 if wait_s == 0.0:
-                    return term
+                    return token
                 self._condition.wait(wait_s)
             return None
 
-    def _wait_s(self, term: Term) -> float | None:
+    def _wait_s(self, token: LeadershipToken) -> float | None:
         """0: now. None: until somebody wakes this thread."""
-        if not term.sending or term.active is None:
+        if not token.sending or token.active is None:
             return None
         due, now = self._due, self._clock()
         at = due.not_before
         # A new active set is told at once, but to a capture that does not answer no more often than an idle one is called.
-        is_told = due.generation == term.generation or self._counts.consecutive_failures > 0
+        is_told = due.generation == token.generation or self._counts.consecutive_failures > 0
         if is_told and len(self._outbox) == 0:
             at = max(at, due.idle_at)
         return max(0.0, at - now)
 
-    def _take_turn(self, term: Term) -> None:
+    def _take_turn(self, token: LeadershipToken) -> None:
         try:
-            request = self._fill(term)
+            request = self._fill(token)
         except CodecError as error:
             self._failed(f"cannot be sent: {error}")
             return
-        call = self._host.start_call(term, lambda: self._start(request))
+        call = self._host.start_call(token, lambda: self._start(request))
         if call is None:
             self._pause()
             return
@@ -254,7 +254,7 @@ class Peer:
         except grpc.FutureCancelledError:
             self._pause()
         else:
-            self._answered(term, data)
+            self._answered(token, data)
         finally:
             with self._condition:
                 self._call = None
@@ -262,12 +262,12 @@ class Peer:
                     self._counts.exchange_s += self._clock() - self._counts.in_flight_since
                 self._counts.in_flight_since = None
 
-    def _fill(self, term: Term) -> bytes:
+    def _fill(self, token: LeadershipToken) -> bytes:
         """As much of the queue as one batch takes; the rest waits for the next turn."""
-        builder = BatchBuilder(self._owner_id, self.capture.id, term.owner_revision, term.active or (), self.version)
+        builder = BatchBuilder(self._owner_id, self.capture.id, token.owner_revision, token.active or (), self.version)
         unsendable = ""
         while (taken := self._take()) is not None:
-            if taken.owner_revision != term.owner_revision:
+            if taken.owner_revision != token.owner_revision:
                 self._drop()
                 continue
             try:
@@ -316,18 +316,18 @@ class Peer:
             call.cancel()
         return call
 
-    def _answered(self, term: Term, data: bytes) -> None:
+    def _answered(self, token: LeadershipToken, data: bytes) -> None:
         try:
             answer = decode_batch(data, ProtocolVersions(self.version, self.version))
             if (answer.sender, answer.receiver) != (self.capture.id, self._owner_id):
                 raise CodecError(f"from {answer.sender!r} to {answer.receiver!r}: not between this owner and this capture")
-            if answer.owner_revision != term.owner_revision:
-                raise CodecError(f"owner_revision: {answer.owner_revision} is not that of the call, {term.owner_revision}")
+            if answer.owner_revision != token.owner_revision:
+                raise CodecError(f"owner_revision: {answer.owner_revision} is not that of the call, {token.owner_revision}")
         except CodecError as error:
             self._failed(f"bad answer: {error}")
             return
         with self._condition:
-            self._due.generation = term.generation
+            self._due.generation = token.generation
             failing_ms = _age_ms(self._counts.failing_since, self._clock())
             self._counts.consecutive_failures = 0
             self._counts.failing_since = None

@@ -1,6 +1,6 @@
 """The face of one agent: messages of the owner in, calls of the executor, reports out.
 
-`tick` does everything: it takes the messages, applies them to the holdings (core/), makes the calls that are due (driver.py)
+`tick` does everything: it takes the messages, applies them to the table (core/), makes the calls that are due (driver.py)
 and reports. It starts no thread and never blocks; the service ticks it when a message has come, when an executor has
 asked for it, and from time to time.
 
@@ -23,10 +23,10 @@ from typing import Protocol
 import numpy as np
 import structlog
 
-from processor.agent.executor_driver import Driver
+from processor.agent.executor_driver import ExecutorDriver
 from processor.core.reports import make_reports
-from processor.core.span_table import Holdings
-from processor.core.table_life import REPORTED, ImpossibleEventError, Phase
+from processor.core.span_table import SpanTable
+from processor.core.table_life import REPORTED, ImpossibleInputError, Phase
 from tablewire.errors import ClosedError, ConfigError, InvariantError
 from tablewire.executor import TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
@@ -162,8 +162,8 @@ class _Agent:
         self._liveness = liveness
         self._config = config
         self._clock = clock
-        self._holdings = Holdings()
-        self._driver = Driver(executor, self._holdings)
+        self._table = SpanTable()
+        self._driver = ExecutorDriver(executor, self._table)
         self._owner: _Owner | None = None
         self._stats_at: float | None = None
         self._stats_rows: list[int] = []  # whose statistics are still to be collected in this interval
@@ -175,7 +175,7 @@ class _Agent:
 
     @property
     def is_settled(self) -> bool:
-        return self._holdings.is_settled()
+        return self._table.is_settled()
 
     def tick(self) -> Barrier | None:
         if self._is_closing:
@@ -186,10 +186,10 @@ class _Agent:
             if barrier is not None:
                 self._driver.observe()
                 self._observe_stats()
-        except ImpossibleEventError as error:
+        except ImpossibleInputError as error:
             raise InvariantError("the agent's table of rules", str(error)) from error
         self._log_error()
-        if self._owner is not None and (barrier is not None or self._holdings.has_news):
+        if self._owner is not None and (barrier is not None or self._table.has_news):
             self._report(self._owner, is_heartbeat=barrier is not None)
         return barrier
 
@@ -201,22 +201,20 @@ class _Agent:
             self._is_closed = True
 
     def spans(self) -> Sequence[TableStatus]:
-        holdings = self._holdings
-        rows = np.flatnonzero(holdings.phase[: holdings.size] != Phase.ABSENT).tolist()
+        table = self._table
+        rows = np.flatnonzero(table.phase[: table.size] != Phase.ABSENT).tolist()
         return [
             TableStatus(
-                span=holdings.spans[row],
-                state=REPORTED[Phase(holdings.phase[row])],
-                checkpoint=Checkpoint(
-                    int(holdings.checkpoint_ts[row]), int(holdings.resolved_ts[row]), int(holdings.last_synced_ts[row])
-                ),
-                error=holdings.errors.get(row, ""),
+                span=table.spans[row],
+                state=REPORTED[Phase(table.phase[row])],
+                checkpoint=Checkpoint(int(table.checkpoint_ts[row]), int(table.resolved_ts[row]), int(table.last_synced_ts[row])),
+                error=table.errors.get(row, ""),
             )
             for row in rows
         ]
 
     def counts(self) -> Mapping[TableState, int]:
-        by_phase = np.bincount(self._holdings.phase[: self._holdings.size], minlength=len(Phase)).tolist()
+        by_phase = np.bincount(self._table.phase[: self._table.size], minlength=len(Phase)).tolist()
         counts: Counter[TableState] = Counter()
         for phase in Phase:
             if phase is not Phase.ABSENT:
@@ -243,7 +241,7 @@ class _Agent:
                     owner.received = message.number
                     if request.acked:
                         self._acknowledge(owner, max(owner.acked, request.acked))
-                    self._holdings.take(request)
+                    self._table.take(request)
         return barrier
 
     def _is_for_us(self, message: Message) -> bool:
@@ -260,28 +258,28 @@ class _Agent:
         owner = self._owner
         if owner is None or message.owner_revision > owner.revision:
             owner = self._owner = _Owner(message.sender, message.owner_revision)
-            self._holdings.tell_everything(new_owner=True)
+            self._table.tell_everything(new_owner=True)
             return owner
         return owner if message.owner_revision == owner.revision else None
 
     def _take_heartbeat(self, owner: _Owner, heartbeat: Heartbeat, knows_us: bool) -> None:
         """knows_us: what it acknowledges are reports of this agent, not of a former one or of none."""
         if heartbeat.by_name:
-            self._holdings.tell_everything(new_owner=False)
+            self._table.tell_everything(new_owner=False)
         self._acknowledge(owner, heartbeat.acked if knows_us and not heartbeat.by_name else 0)
-        self._holdings.set_numbers(heartbeat.numbers, heartbeat.spans)
+        self._table.set_numbers(heartbeat.numbers, heartbeat.spans)
         self._driver.set_barrier(heartbeat.barrier)
         interval = self._config.stats_interval_ms / 1000
         now = self._clock()
         is_due = heartbeat.collect_stats or self._stats_at is None or now - self._stats_at >= interval
         if is_due and not self._stats_rows:  # a round that is under way is finished first, else its last spans would starve
             self._stats_at = now
-            self._stats_rows = self._holdings.rows_in(Phase.REPLICATING)
+            self._stats_rows = self._table.rows_in(Phase.REPLICATING)
 
     def _acknowledge(self, owner: _Owner, acked: int) -> None:
         owner.acked = min(acked, owner.sent)
         if owner.acked:
-            self._holdings.acknowledge(owner.acked)
+            self._table.acknowledge(owner.acked)
 
     def _observe_stats(self) -> None:
         if self._stats_rows:
@@ -293,7 +291,7 @@ class _Agent:
 
     def _report(self, owner: _Owner, *, is_heartbeat: bool) -> None:
         chunks = make_reports(
-            self._holdings,
+            self._table,
             base=owner.acked,
             number=owner.sent + 1,
             max_rows=self._config.max_reports_per_message,
@@ -308,7 +306,7 @@ class _Agent:
     def _body(self, reports: SpanReports, is_heartbeat: bool) -> MessageBody:
         if not is_heartbeat:
             return DispatchTableResponse(reports)
-        held, checksum = self._holdings.held()
+        held, checksum = self._table.held()
         return HeartbeatResponse(self._liveness.state, self._driver.is_fenced, held, checksum, reports)
 
     def _message(self, owner: _Owner, body: MessageBody) -> Message:

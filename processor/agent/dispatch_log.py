@@ -29,7 +29,7 @@ _log = structlog.get_logger("processor.orders")
 _WORDS = {DispatchAction.ADD_PREPARE: "prepare", DispatchAction.ADD_WRITE: "write", DispatchAction.REMOVE: "stop"}
 
 
-class OrdersLog:
+class DispatchLog:
     def __init__(self, capture_id: str) -> None:
         self._log = _log.bind(capture=capture_id)
         self._told: OrderedDict[tuple[ChangefeedID, Span, bool], tuple[int, ...]] = OrderedDict()

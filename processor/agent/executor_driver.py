@@ -1,4 +1,4 @@
-"""Performs what the holdings wait for: the calls of a user's executor, and the border at which its exceptions stop.
+"""Performs what the table wait for: the calls of a user's executor, and the border at which its exceptions stop.
 
 Every call is made in one thread, inside Agent.tick. An exception is the error of the span that the call was for and of no
 other; this is the only module of the agent that catches `Exception`. A call that fails while a span is being removed is
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from processor.core.span_table import Holdings
-from processor.core.table_life import Event, Phase
+from processor.core.span_table import SpanTable
+from processor.core.table_life import Input, Phase
 from tablewire.errors import OperatingError, TablewireError
 from tablewire.executor import (
     BarrierTableExecutor,
@@ -42,12 +42,12 @@ _ENDED_CODES = tuple(state.code for state in (TableState.ABSENT, TableState.STOP
 _STATES = tuple(TableState)
 
 
-class Driver:
+class ExecutorDriver:
     """One executor and the rows that it works for. One thread."""
 
-    def __init__(self, executor: TableExecutor, holdings: Holdings) -> None:
+    def __init__(self, executor: TableExecutor, table: SpanTable) -> None:
         self._executor = executor
-        self._holdings = holdings
+        self._table = table
         self._fence = executor if isinstance(executor, FencedTableExecutor) else None
         self._barrier = executor if isinstance(executor, BarrierTableExecutor) else None
         self._bulk = executor if isinstance(executor, BulkTableExecutor) else None
@@ -61,7 +61,7 @@ class Driver:
 
     def drive(self) -> None:
         """Makes every call that is due, once, and the calls that these make due. Removals first: others may wait for them."""
-        if self._holdings.is_settled():
+        if self._table.is_settled():
             return
         self._remove()
         self._add()
@@ -69,9 +69,9 @@ class Driver:
         self._remove_failed()
 
     def _remove(self) -> None:
-        holdings, executor = self._holdings, self._executor
-        removing = holdings.rows_in(Phase.REMOVING)
-        holdings.happened(Event.TAKEN, self._ask(removing, executor.remove_table_span, self._spans(removing)))
+        table, executor = self._table, self._executor
+        removing = table.rows_in(Phase.REMOVING)
+        table.happened(Input.TAKEN, self._ask(removing, executor.remove_table_span, self._spans(removing)))
         last_checkpoints: list[Ts] = []
 
         def is_removed(span: Span) -> bool:
@@ -80,62 +80,62 @@ class Driver:
                 last_checkpoints.append(_checked_ts(checkpoint_ts))
             return finished
 
-        stopping = holdings.rows_in(Phase.STOPPING)
+        stopping = table.rows_in(Phase.STOPPING)
         ended = self._ask(stopping, is_removed, self._spans(stopping))
-        holdings.ended(ended, last_checkpoints)
+        table.ended(ended, last_checkpoints)
 
     def _remove_failed(self) -> None:
-        if self._holdings.rows_in(Phase.REMOVING):
+        if self._table.rows_in(Phase.REMOVING):
             self._remove()
 
     def _add(self) -> None:
-        holdings, executor = self._holdings, self._executor
+        table, executor = self._table, self._executor
 
         def prepare(span: Span, checkpoint_ts: Ts, resolved_ts: Ts) -> bool:
             return executor.add_table_span(span, Checkpoint(checkpoint_ts, resolved_ts), True)
 
-        rows = holdings.rows_in(Phase.ADDING)
-        starts = (holdings.start_ts[rows].tolist(), holdings.start_resolved_ts[rows].tolist()) if rows else ((), ())
-        holdings.happened(Event.TAKEN, self._ask(rows, prepare, self._spans(rows), *starts))
-        rows = holdings.rows_in(Phase.PREPARING)
-        holdings.happened(
-            Event.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, True), self._spans(rows))
+        rows = table.rows_in(Phase.ADDING)
+        starts = (table.start_ts[rows].tolist(), table.start_resolved_ts[rows].tolist()) if rows else ((), ())
+        table.happened(Input.TAKEN, self._ask(rows, prepare, self._spans(rows), *starts))
+        rows = table.rows_in(Phase.PREPARING)
+        table.happened(
+            Input.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, True), self._spans(rows))
         )
         self._write()
-        rows = holdings.rows_in(Phase.STARTING)
-        holdings.happened(
-            Event.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, False), self._spans(rows))
+        rows = table.rows_in(Phase.STARTING)
+        table.happened(
+            Input.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, False), self._spans(rows))
         )
 
     def _write(self) -> None:
-        holdings, executor, fence = self._holdings, self._executor, self._fence
+        table, executor, fence = self._table, self._executor, self._fence
 
         def write(span: Span, epoch: int, checkpoint_ts: Ts, resolved_ts: Ts) -> bool:
             if fence is not None:
                 fence.set_assignment_epoch(span, epoch)
             return executor.add_table_span(span, Checkpoint(checkpoint_ts, resolved_ts), False)
 
-        granted = holdings.rows_in(Phase.GRANTED)
+        granted = table.rows_in(Phase.GRANTED)
         if not granted:
             return
-        doubtful = [row for row in granted if holdings.start_ts[row] < holdings.prepared_from[row]]
+        doubtful = [row for row in granted if table.start_ts[row] < table.prepared_from[row]]
         if doubtful:
-            holdings.happened(Event.BEHIND, self._ask(doubtful, self._is_behind, self._spans(doubtful), doubtful))
-            granted = holdings.rows_in(Phase.GRANTED)
-        epochs = holdings.granted_epoch[granted].tolist()
-        starts = (holdings.start_ts[granted].tolist(), holdings.start_resolved_ts[granted].tolist())
-        holdings.happened(Event.TAKEN, self._ask(granted, write, self._spans(granted), epochs, *starts))
+            table.happened(Input.BEHIND, self._ask(doubtful, self._is_behind, self._spans(doubtful), doubtful))
+            granted = table.rows_in(Phase.GRANTED)
+        epochs = table.granted_epoch[granted].tolist()
+        starts = (table.start_ts[granted].tolist(), table.start_resolved_ts[granted].tolist())
+        table.happened(Input.TAKEN, self._ask(granted, write, self._spans(granted), epochs, *starts))
 
     def _is_behind(self, span: Span, row: int) -> bool:
         """Changes between the grant and the point from which it was prepared were not received here. That only does not matter
         where the sink has got further than that point."""
         status = self._executor.get_table_span_status(span, False)
-        return status.checkpoint.checkpoint_ts <= int(self._holdings.prepared_from[row])
+        return status.checkpoint.checkpoint_ts <= int(self._table.prepared_from[row])
 
     def _raise_epochs(self) -> None:
-        holdings, fence = self._holdings, self._fence
-        for row in sorted(holdings.to_raise):
-            span, epoch = holdings.spans[row], int(holdings.granted_epoch[row])
+        table, fence = self._table, self._fence
+        for row in sorted(table.to_raise):
+            span, epoch = table.spans[row], int(table.granted_epoch[row])
 
             def raise_epoch(span: Span, epoch: int) -> bool:
                 if fence is not None:
@@ -143,13 +143,13 @@ class Driver:
                 return True
 
             if self._ask([row], raise_epoch, [span], [epoch]):
-                holdings.raised(row)
+                table.raised(row)
 
     # Statuses ------------------------------------------------------------------------------------------------------
 
     def observe(self) -> None:
         """Asks for the status of every span that the executor has, notes what moved, and fails what has ended by itself."""
-        rows, spans = self._holdings.observed()
+        rows, spans = self._table.observed()
         if not spans:
             return
         columns = self._bulk_statuses(spans)
@@ -158,20 +158,20 @@ class Driver:
             if failed:
                 keep = np.array([row not in failed for row in rows.tolist()])
                 rows, spans = rows[keep], [span for span, kept in zip(spans, keep.tolist(), strict=True) if kept]
-        self._holdings.observe(rows, columns.checkpoint_ts, columns.resolved_ts, columns.last_synced_ts)
+        self._table.observe(rows, columns.checkpoint_ts, columns.resolved_ts, columns.last_synced_ts)
         texts = dict(columns.errors)
         ended = np.isin(columns.states, _ENDED_CODES)
         for place in sorted({*np.flatnonzero(ended).tolist(), *texts}):
             text = (
                 texts.get(place) or f"the executor reports the span as {_STATES[int(columns.states[place])]} without being told"
             )
-            self._holdings.fail(int(rows[place]), _cut(text))
+            self._table.fail(int(rows[place]), _cut(text))
         self._remove_failed()
 
     def observe_stats(self, rows: Iterable[int]) -> None:
         """Collects the statistics of these rows, as far as they are being written."""
-        holdings = self._holdings
-        rows = [row for row in rows if holdings.phase[row] == Phase.REPLICATING]
+        table = self._table
+        rows = [row for row in rows if table.phase[row] == Phase.REPLICATING]
 
         def collect(span: Span, row: int) -> bool:
             stats = self._executor.get_table_span_status(span, True).stats
@@ -180,7 +180,7 @@ class Driver:
                 puller_ts = _checked_ts(puller.resolved_ts) if puller is not None else 0
                 in_snapshot = "snapshot" in stats.stage_checkpoints
                 rates = _checked_rate(stats.rows_per_s), _checked_rate(stats.bytes_per_s)
-                holdings.observe_stats(row, *rates, puller_ts, in_snapshot)
+                table.observe_stats(row, *rates, puller_ts, in_snapshot)
             return True
 
         self._ask(rows, collect, self._spans(rows), rows)
@@ -231,8 +231,8 @@ class Driver:
             self._barrier.set_barrier(barrier)
         except Exception as error:  # noqa: BLE001 - the border of a user's executor
             self.last_error = error
-            for row in self._holdings.observed()[0].tolist():
-                self._holdings.fail(row, f"set_barrier: {_text(error)}")
+            for row in self._table.observed()[0].tolist():
+                self._table.fail(row, f"set_barrier: {_text(error)}")
 
     def close(self, timeout_ms: int) -> None:
         """Returns once no write can follow any more; OperatingError if the executor does not get there within timeout_ms."""
@@ -242,21 +242,21 @@ class Driver:
             except Exception as error:
                 raise OperatingError(f"the executor did not close: {_text(error)}") from error
             return
-        for row in np.flatnonzero(self._holdings.phase[: self._holdings.size] != Phase.ABSENT).tolist():
-            if self._holdings.phase[row] < Phase.REMOVING:
-                self._holdings.fail(row, "the agent is closed")
+        for row in np.flatnonzero(self._table.phase[: self._table.size] != Phase.ABSENT).tolist():
+            if self._table.phase[row] < Phase.REMOVING:
+                self._table.fail(row, "the agent is closed")
         for _ in range(max(1, int(timeout_ms / 1000 / _CLOSE_POLL_SECONDS))):
             self._remove()
-            left = self._holdings.rows_in(Phase.REMOVING) + self._holdings.rows_in(Phase.STOPPING)
+            left = self._table.rows_in(Phase.REMOVING) + self._table.rows_in(Phase.STOPPING)
             if not left:
                 return
             time.sleep(_CLOSE_POLL_SECONDS)
         raise OperatingError(
-            f"the executor has not stopped {len(left)} spans within {timeout_ms} ms, among them {self._holdings.spans[left[0]]}"
+            f"the executor has not stopped {len(left)} spans within {timeout_ms} ms, among them {self._table.spans[left[0]]}"
         )
 
     def _spans(self, rows: Sequence[int]) -> list[Span]:
-        spans = self._holdings.spans
+        spans = self._table.spans
         return [spans[row] for row in rows]
 
     def _ask(self, rows: Sequence[int], call: Callable[..., bool], *arguments: Iterable[Any]) -> list[int]:
@@ -272,7 +272,7 @@ class Driver:
 
     def _failed(self, row: int, error: Exception) -> None:
         self.last_error = error
-        self._holdings.fail(row, _text(error))
+        self._table.fail(row, _text(error))
 
 
 def _transposed(arguments: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:

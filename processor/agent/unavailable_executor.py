@@ -13,7 +13,7 @@ from tablewire.model.spans import Span
 from tablewire.model.states import TableState
 
 
-class VacantExecutor:
+class UnavailableExecutor:
     """A TableExecutor that refuses every span with `reason`. It has nothing that a sink would have to fence."""
 
     def __init__(self, reason: str) -> None:

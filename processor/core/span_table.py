@@ -24,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from processor.core.table_life import (
-    DEEDS,
+    EFFECTS,
     IMPOSSIBLE,
     OBSERVED,
     STATE_CODES,
     THEN,
     UNSETTLED,
-    Deed,
-    Event,
-    ImpossibleEventError,
+    Effect,
+    ImpossibleInputError,
+    Input,
     Phase,
 )
 from tablewire.model.columns import F64, U8, U32, U64
@@ -54,7 +54,7 @@ _COLUMNS = (
 )
 
 
-class Holdings:
+class SpanTable:
     """The rows. Columns have shape (capacity,); rows at and beyond `size` were never used."""
 
     def __init__(self) -> None:
@@ -135,12 +135,12 @@ class Holdings:
 
     def _take(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
         events, before = request.actions[places], self.phase[rows]
-        deeds = DEEDS[events, before]
+        effects = EFFECTS[events, before]
         self._enter(rows, before, THEN[events, before])
-        for deed in np.unique(deeds).tolist():
-            if deed != Deed.NOTHING:
-                mask = deeds == deed
-                _DISPATCH_DEEDS[Deed(deed)](self, request, rows[mask], places[mask])
+        for effect in np.unique(effects).tolist():
+            if effect != Effect.NOTHING:
+                mask = effects == effect
+                _DISPATCH_EFFECTS[Effect(effect)](self, request, rows[mask], places[mask])
         self._mark(rows)
 
     def _rows_for(self, request: DispatchTableRequest) -> list[int]:
@@ -190,28 +190,28 @@ class Holdings:
 
     # What the executor said ----------------------------------------------------------------------------------------
 
-    def happened(self, event: Event, happened_to: Sequence[int]) -> None:
+    def happened(self, event: Input, happened_to: Sequence[int]) -> None:
         """TAKEN, FINISHED or BEHIND, to rows in which that call was due. FINISHED of a removal: see `ended`."""
         if not happened_to:
             return
         rows = np.array(happened_to, np.intp)
         before = self.phase[rows]
-        deeds = DEEDS[event, before]
+        effects = EFFECTS[event, before]
         self._enter(rows, before, self._then(event, rows, before))
-        writing = rows[deeds == Deed.WRITE]
+        writing = rows[effects == Effect.WRITE]
         if len(writing):
             self.epoch[writing] = self.granted_epoch[writing]
             self.checkpoint_ts[writing] = np.maximum(self.checkpoint_ts[writing], self.start_ts[writing])
             self.resolved_ts[writing] = np.maximum(self.resolved_ts[writing], self.start_resolved_ts[writing])
-        if event is Event.BEHIND:
+        if event is Input.BEHIND:
             self._call_off(happened_to)
         if self.kept_grants:
-            for row in rows[deeds == Deed.READY].tolist():
+            for row in rows[effects == Effect.READY].tolist():
                 self._give_kept_grant(row)
 
     def ended(self, ended: Sequence[int], last_checkpoints: Sequence[int]) -> None:
         """FINISHED of a removal, with the executor's last checkpoint_ts (0: not known; what was seen last holds)."""
-        self.happened(Event.FINISHED, ended)
+        self.happened(Input.FINISHED, ended)
         rows = np.array(ended, np.intp)
         self.checkpoint_ts[rows] = np.maximum(self.checkpoint_ts[rows], np.array(last_checkpoints, np.uint64))
         self.resolved_ts[rows] = np.maximum(self.resolved_ts[rows], self.checkpoint_ts[rows])
@@ -220,7 +220,7 @@ class Holdings:
         """The span's error: it is to be removed, and reported with this text. The first text stays."""
         at = np.array([row], np.intp)
         before = self.phase[at]
-        self._enter(at, before, self._then(Event.FAILED, at, before))
+        self._enter(at, before, self._then(Input.FAILED, at, before))
         self._call_off((row,))
         if row not in self.errors:
             self.errors[row] = text
@@ -254,11 +254,11 @@ class Holdings:
             self.rows_per_s[row], self.bytes_per_s[row], self.puller_resolved_ts[row], self.in_snapshot[row] = new
             self.stats_stamp[row] = NEWS
 
-    def _then(self, event: Event, rows: Rows, before: U8) -> U8:
+    def _then(self, event: Input, rows: Rows, before: U8) -> U8:
         then: U8 = THEN[event, before]
         if (then == IMPOSSIBLE).any():
             row = int(rows[then == IMPOSSIBLE][0])
-            raise ImpossibleEventError(f"{event.name} of span {self.spans[row]} in phase {Phase(self.phase[row]).name}")
+            raise ImpossibleInputError(f"{event.name} of span {self.spans[row]} in phase {Phase(self.phase[row]).name}")
         return then
 
     def _give_kept_grant(self, row: int) -> None:
@@ -277,7 +277,7 @@ class Holdings:
             self._free_row(row)
         stopped = np.flatnonzero((phases == Phase.STOPPED) & (told > 0) & (told <= acked))
         if len(stopped):
-            self._enter(stopped, phases[stopped], THEN[Event.ACKED, phases[stopped]])
+            self._enter(stopped, phases[stopped], THEN[Input.ACKED, phases[stopped]])
             self.epoch[stopped] = 0
             self.stats_stamp[stopped] = 0
             for row in stopped.tolist():
@@ -371,11 +371,11 @@ class Holdings:
             assert self.resolved_ts[row] >= self.checkpoint_ts[row]
 
 
-_DISPATCH_DEEDS: dict[Deed, Callable[[Holdings, DispatchTableRequest, Rows, Rows], None]] = {
-    Deed.START: Holdings._start,
-    Deed.GRANT: Holdings._grant,
-    Deed.KEEP_GRANT: Holdings._keep_grant,
-    Deed.RENEW_GRANT: Holdings._renew_grant,
-    Deed.RAISE: Holdings._raise,
-    Deed.CALL_OFF: lambda holdings, _request, rows, _places: holdings._call_off(rows.tolist()),
+_DISPATCH_EFFECTS: dict[Effect, Callable[[SpanTable, DispatchTableRequest, Rows, Rows], None]] = {
+    Effect.START: SpanTable._start,
+    Effect.GRANT: SpanTable._grant,
+    Effect.KEEP_GRANT: SpanTable._keep_grant,
+    Effect.RENEW_GRANT: SpanTable._renew_grant,
+    Effect.RAISE: SpanTable._raise,
+    Effect.CALL_OFF: lambda table, _request, rows, _places: table._call_off(rows.tolist()),
 }

@@ -45,7 +45,7 @@ class Phase(IntEnum):
     STOPPED = 9  # no write can follow; kept until the owner has heard of it
 
 
-class Event(IntEnum):
+class Input(IntEnum):
     """What happens to a span. The first three are the values of DispatchAction."""
 
     ADD_PREPARE = DispatchAction.ADD_PREPARE
@@ -58,7 +58,7 @@ class Event(IntEnum):
     ACKED = 7  # the owner has heard of the present state
 
 
-class Deed(IntEnum):
+class Effect(IntEnum):
     """What is to be noted besides the new phase."""
 
     NOTHING = 0
@@ -89,18 +89,18 @@ class Call(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """In these phases this event leads to `then` (None: the span stays where it is) and `deed`."""
+    """In these phases this event leads to `then` (None: the span stays where it is) and `effect`."""
 
-    event: Event
+    event: Input
     phases: tuple[Phase, ...]
     then: Phase | None
-    deed: Deed
+    effect: Effect
     why: str
 
 
 P = Phase
-E = Event
-D = Deed
+E = Input
+D = Effect
 HELD = (P.ADDING, P.PREPARING, P.PREPARED, P.GRANTED, P.STARTING, P.REPLICATING)
 LEAVING = (P.REMOVING, P.STOPPING, P.STOPPED)
 
@@ -161,18 +161,18 @@ IMPOSSIBLE = 255
 
 
 def _compile() -> tuple[U8, U8]:
-    then = np.full((len(Event), len(Phase)), IMPOSSIBLE, np.uint8)
-    deeds = np.full((len(Event), len(Phase)), IMPOSSIBLE, np.uint8)
+    then = np.full((len(Input), len(Phase)), IMPOSSIBLE, np.uint8)
+    effects = np.full((len(Input), len(Phase)), IMPOSSIBLE, np.uint8)
     for rule in RULES:
         for phase in rule.phases:
             assert then[rule.event, phase] == IMPOSSIBLE, f"two rules for {rule.event.name} in {phase.name}"
             then[rule.event, phase] = phase if rule.then is None else rule.then
-            deeds[rule.event, phase] = rule.deed
-    return then, deeds
+            effects[rule.event, phase] = rule.effect
+    return then, effects
 
 
-THEN, DEEDS = _compile()
-"""THEN[event, phase], DEEDS[event, phase]: the rules as arrays."""
+THEN, EFFECTS = _compile()
+"""THEN[event, phase], EFFECTS[event, phase]: the rules as arrays."""
 
 STATE_CODES: U8 = np.array([REPORTED[phase].code for phase in Phase], np.uint8)
 """STATE_CODES[phase]: the code of the TableState that is reported."""
@@ -186,5 +186,5 @@ OBSERVED: np.ndarray[tuple[int], np.dtype[np.bool_]] = np.array(
 """OBSERVED[phase]: the executor has taken the span and is asked for its status."""
 
 
-class ImpossibleEventError(Exception):
+class ImpossibleInputError(Exception):
     """An event came in a phase in which it cannot happen: a bug of ours."""

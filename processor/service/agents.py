@@ -29,8 +29,8 @@ from types import MappingProxyType
 import structlog
 
 from processor.agent.agent import Agent, AgentConfig, new_agent
-from processor.agent.dispatch_log import OrdersLog
-from processor.agent.unavailable_executor import VacantExecutor
+from processor.agent.dispatch_log import DispatchLog
+from processor.agent.unavailable_executor import UnavailableExecutor
 from processor.service.exchange_server import AgentTransport, ExchangeServer, PendingExchange
 from processor.service.executor_plugins import meter_of
 from tablewire.errors import OperatingError
@@ -108,7 +108,7 @@ class _Slot:
     retry_at: float = 0.0
     patient_until: float = 0.0
     error: str = ""
-    vacancy: VacantExecutor | None = None  # the agent's executor, while it is a vacant one
+    vacancy: UnavailableExecutor | None = None  # the agent's executor, while it is a vacant one
     vacant_epoch: int = 0
 
 
@@ -167,7 +167,7 @@ class AgentHost:
         self._round_at = clock()
         self._views: tuple[SlotView, ...] = ()
         self._meter_at = 0.0
-        self._orders = OrdersLog(capture_id)
+        self._orders = DispatchLog(capture_id)
         self._jitter = random.Random()
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class AgentHost:
         if slot.vacancy is not None:
             slot.vacancy.reason = reason
             return
-        slot.vacancy, slot.vacant_epoch = VacantExecutor(reason), slot.epoch
+        slot.vacancy, slot.vacant_epoch = UnavailableExecutor(reason), slot.epoch
         self._start_agent(slot, slot.vacancy, slot.epoch)
 
     def _end_vacancy(self, slot: _Slot) -> None:

@@ -31,7 +31,7 @@ import structlog
 from tablewire.errors import ClosedError, CodecError
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.messages import Batch, HeartbeatResponse, Message
-from tablewire.runtime.fair_queue import Lanes
+from tablewire.runtime.fair_queue import BoundedFairQueue
 from tablewire.runtime.grpc import add_health_and_reflection, listen, new_server
 from tablewire.runtime.mailbox import Mailbox
 from tablewire.runtime.rates import RateLimit
@@ -116,7 +116,7 @@ class AgentTransport:
     def __init__(self, server: ExchangeServer, changefeed: ChangefeedID, changefeed_epoch: int) -> None:
         self.changefeed, self.changefeed_epoch = changefeed, changefeed_epoch
         self._server = server
-        self._inbox: Lanes[Message] = Lanes(MAX_QUEUED_RESPONSES, MAX_QUEUED_ROWS)
+        self._inbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_QUEUED_RESPONSES, MAX_QUEUED_ROWS)
         self._closed = False
 
     def send(self, messages: Sequence[Message]) -> None:
@@ -169,7 +169,7 @@ class ExchangeServer:
         """Guards the outbox, the counts and the open turns."""
         self._drain_lock = threading.Lock()
         """One handler empties the outbox at a time, so that an agent's messages keep their order within an answer."""
-        self._outbox: Lanes[Message] = Lanes(MAX_QUEUED_RESPONSES, MAX_QUEUED_ROWS)
+        self._outbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_QUEUED_RESPONSES, MAX_QUEUED_ROWS)
         self._transports: dict[tuple[ChangefeedID, int], AgentTransport] = {}
         self._stats = ExchangeStats()
         self._open: set[PendingExchange] = set()

@@ -67,7 +67,7 @@ def new_capture_id(name: str) -> CaptureID:
     return f"{prefix}-{secrets.token_hex(4)}"
 
 
-class Capture:
+class RegisteredCapture:
     """One capture id, from its registration to its end. `start` and `close` belong to the main thread."""
 
     def __init__(
@@ -179,7 +179,7 @@ class ProcessorService:
         self._shutdown = shutdown
         self._version = version
         self._wake = threading.Event()
-        self._capture: Capture | None = None
+        self._capture: RegisteredCapture | None = None
         self._registered = False
         self._restarts = 0
         shutdown.on_request(self._wake.set)
@@ -199,7 +199,7 @@ class ProcessorService:
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     @property
-    def capture(self) -> Capture | None:
+    def capture(self) -> RegisteredCapture | None:
         return self._capture
 
     @property
@@ -251,13 +251,15 @@ class ProcessorService:
             self._session.close()
         return EXIT_DONE
 
-    def _start(self, port: int) -> Capture | None:
+    def _start(self, port: int) -> RegisteredCapture | None:
         """A capture that has been registered, and has been asked to end or has lost its lease since; None when the shutdown came
         before it was registered. OperatingError on the first start when etcd does not answer in time."""
         self._wake.clear()
         if self._shutdown.requested:
             return None
-        capture = self._capture = Capture(self._config, self._session, self._version, port, self._wake.set, self._protocols)
+        capture = self._capture = RegisteredCapture(
+            self._config, self._session, self._version, port, self._wake.set, self._protocols
+        )
         capture.start()
         try:
             registered = self._register(capture)
@@ -280,10 +282,10 @@ class ProcessorService:
             self._tell_health(capture)
         return capture
 
-    def _tell_health(self, capture: Capture) -> None:
+    def _tell_health(self, capture: RegisteredCapture) -> None:
         capture.server.health.set_serving(not self.ready())
 
-    def _register(self, capture: Capture) -> bool:
+    def _register(self, capture: RegisteredCapture) -> bool:
         """False when asked to stop meanwhile."""
         timeout_ms = self._config.etcd.start_timeout_ms if not self._restarts else 0
         deadline = time.monotonic() + timeout_ms / 1000 if timeout_ms else None
@@ -302,21 +304,21 @@ class ProcessorService:
                 self._shutdown.wait(pause_s)
         return False
 
-    def _restart(self, capture: Capture) -> None:
+    def _restart(self, capture: RegisteredCapture) -> None:
         """After the lease was lost: nothing of the former id may go on beside the new one."""
         self._registered = False
         self._restarts += 1
         self._close(capture)
         _log.warning("capture_ended", capture=capture.id, reason=capture.registration.lost_reason)
 
-    def _close(self, capture: Capture) -> None:
+    def _close(self, capture: RegisteredCapture) -> None:
         if not capture.close(self._config.stop.close_timeout_ms / 1000):
             _log.critical("executors_do_not_stop", capture=capture.id, timeout_ms=self._config.stop.close_timeout_ms)
             end_process(EXIT_FENCED)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
-    def _leave(self, capture: Capture) -> None:
+    def _leave(self, capture: RegisteredCapture) -> None:
         """Reports stopping, waits until its tables have moved away, and goes."""
         capture.liveness.stop()
         self._tell_health(capture)
@@ -329,7 +331,7 @@ class ProcessorService:
         teller.join(POLL_S)
         _log.info("processor_left", capture=capture.id)
 
-    def _tell_stopping(self, capture: Capture) -> None:
+    def _tell_stopping(self, capture: RegisteredCapture) -> None:
         while capture.is_valid:
             try:
                 capture.registration.update_liveness(LivenessState.STOPPING)
@@ -339,7 +341,7 @@ class ProcessorService:
             except EtcdError:
                 time.sleep(RETRY_MIN_S)
 
-    def _wait_drained(self, capture: Capture) -> str:
+    def _wait_drained(self, capture: RegisteredCapture) -> str:
         """Why it goes with tables that it still holds; "" = it holds none."""
         deadline = time.monotonic() + self._config.stop.drain_timeout_ms / 1000
         empty_since: int | None = None
@@ -363,7 +365,7 @@ class ProcessorService:
                     return "no other processor could take its tables"
             time.sleep(POLL_S)
 
-    def _has_peers(self, capture: Capture) -> bool:
+    def _has_peers(self, capture: RegisteredCapture) -> bool:
         """Whether another processor is registered that is not stopping; True when etcd does not say."""
         prefix = etcd_keys.captures_prefix(self._config.cluster)
         try:

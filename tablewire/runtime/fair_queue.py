@@ -27,7 +27,7 @@ class _Entry(Generic[_T]):
     rows: int
 
 
-class Lanes(Generic[_T]):
+class BoundedFairQueue(Generic[_T]):
     """At most `max_items` items and `max_rows` rows a lane; one item is always held, however many rows it has."""
 
     def __init__(self, max_items: int, max_rows: int) -> None:

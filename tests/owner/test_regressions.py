@@ -92,8 +92,8 @@ def test_a_number_that_was_lost_is_given_again() -> None:
     world.settle()
     world.run(5)
     assert dropped
-    holdings = world.agents[world.primary(1)]._holdings  # type: ignore[attr-defined]
-    assert holdings.number[: holdings.size].tolist() == [1]
+    table = world.agents[world.primary(1)]._table  # type: ignore[attr-defined]
+    assert table.number[: table.size].tolist() == [1]
     assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]
 
 

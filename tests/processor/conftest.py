@@ -228,7 +228,7 @@ class World:
 
 def check(agent: Agent) -> None:
     """The agent's own invariants."""
-    agent._holdings.check()  # type: ignore[attr-defined]
+    agent._table.check()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

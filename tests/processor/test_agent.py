@@ -369,7 +369,7 @@ def test_a_removal_of_what_is_not_here_is_answered(world: Any) -> None:
     world.beat()
     world.beat()
     assert world.agent.spans() == []
-    assert world.agent._holdings.row_of(SPAN) is None
+    assert world.agent._table.row_of(SPAN) is None
 
 
 def test_a_grant_waits_for_prepared(world: Any) -> None:
@@ -452,7 +452,7 @@ def test_stopped_is_told_until_it_was_heard_then_absent(world: Any) -> None:
     assert world.owner.response.held == 0
     world.beat()
     assert len(world.owner.messages[0].body.reports) == 0
-    assert world.agent._holdings.row_of(SPAN) is None
+    assert world.agent._table.row_of(SPAN) is None
 
 
 def test_an_add_that_acknowledges_stopped_is_taken(world: Any) -> None:

@@ -142,7 +142,7 @@ def test_errors_and_statistics_keep_their_place_in_chunks(make_world: Any) -> No
 
 def test_an_empty_report_is_one_message(world: Any) -> None:
     """Nothing to tell is told in one empty report."""
-    (report,) = make_reports(world.agent._holdings, base=1, number=2, max_rows=4, max_bytes=100)
+    (report,) = make_reports(world.agent._table, base=1, number=2, max_rows=4, max_bytes=100)
     assert (len(report), report.base, report.more) == (0, 1, False)
 
 
@@ -228,7 +228,7 @@ def test_what_was_applied_is_what_was_true(make_world: Any, make_owner: Any, see
             truths.clear()
         act(world, chance, ts)
         world.agent.tick()
-        world.agent._holdings.check()
+        world.agent._table.check()
         if world.agent._owner is not None and world.agent._owner.revision == world.owner.revision:
             truths[world.agent._owner.sent] = truth_of(world.agent)
         applied = len(world.owner.applied)
@@ -242,9 +242,9 @@ def test_what_was_applied_is_what_was_true(make_world: Any, make_owner: Any, see
     assert belief_of(world.owner) == truth_of(world.agent)
     assert world.agent.is_settled
     assert TableState.STOPPED not in {state for state, _, _ in truth_of(world.agent).states.values()}
-    held = world.agent._holdings.held()
+    held = world.agent._table.held()
     assert (world.owner.response.held, world.owner.response.checksum) == held
-    assert len(world.agent._holdings._row_of_span) == held[0]
+    assert len(world.agent._table._row_of_span) == held[0]
 
 
 def test_the_columns_of_a_report_fit_together(make_world: Any) -> None:

@@ -434,7 +434,7 @@ def test_hub_and_server_speak_with_each_other(server: ExchangeServer) -> None:
             transport.send([asked(number)])
             assert answered.acquire(timeout=DEADLINE_S)
             assert [message.echo for message in transport.recv()] == [number]
-        (view,) = hub.peers()
+        (view,) = hub.client_views()
         assert (view.failures, view.dropped) == (0, 0)
         assert server.stats.unanswered == 0
     finally:

@@ -115,9 +115,9 @@ def test_an_owner_outlives_any_answer(lied_to: tuple[ExchangeHub, Liar], data: b
     """What is no answer to this very call is a failure of that capture, told as such, and the next call is made."""
     hub, liar = lied_to
     liar.answer = data
-    made = hub.peers()[0].exchanges
-    wait_until("two more calls are made", lambda: hub.peers()[0].exchanges >= made + 3, TIMEOUT_S)  # one may be under way
-    batch, peer = decoded(data), hub.peers()[0]
+    made = hub.client_views()[0].exchanges
+    wait_until("two more calls are made", lambda: hub.client_views()[0].exchanges >= made + 3, TIMEOUT_S)  # one may be under way
+    batch, peer = decoded(data), hub.client_views()[0]
     is_good = batch is not None and (batch.sender, batch.receiver, batch.owner_revision) == (CAPTURE, OWNER, REVISION)
     assert (peer.consecutive_failures == 0) is is_good, peer.last_error
     assert is_good or peer.last_error.startswith("bad answer: ")

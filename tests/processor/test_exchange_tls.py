@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from owner.exchange.hub import ExchangeConfig, ExchangeHub, PeerView
+from owner.exchange.hub import ExchangeConfig, ExchangeHub, ProcessorClientView
 from processor.service.exchange_server import ExchangeServer
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import ActiveChangefeed
@@ -42,7 +42,7 @@ def server() -> Iterator[ExchangeServer]:
     server.stop(0)
 
 
-def first_turn(server: ExchangeServer, own: PeerTlsSection) -> PeerView:
+def first_turn(server: ExchangeServer, own: PeerTlsSection) -> ProcessorClientView:
     """What the status says of the capture once one Exchange has succeeded or failed."""
     hub = ExchangeHub("owner-1", config=ExchangeConfig(idle_exchange_ms=20), credentials=tls.channel_credentials(own))
     never = threading.Event()
@@ -51,7 +51,7 @@ def first_turn(server: ExchangeServer, own: PeerTlsSection) -> PeerView:
         hub.set_captures({"capture-1": CaptureInfo("capture-1", f"127.0.0.1:{server.port}")})
         hub.set_active(ACTIVE)
         for _ in range(int(DEADLINE_S / 0.01)):
-            (view,) = hub.peers()
+            (view,) = hub.client_views()
             if view.failures or view.exchanges > 1:
                 return view
             never.wait(0.01)

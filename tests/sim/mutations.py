@@ -367,15 +367,15 @@ MORE = (
     Bug(
         "a new owner is not told everything",
         seed=1,
-        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._holdings.tell_everything(new_owner=True)", "pass"),
+        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._table.tell_everything(new_owner=True)", "pass"),
     ),
     Bug(
         "an error that is raised by a removal counts as Stopped",
         seed=8,
         edits=_edit(
-            "processor.agent.executor_driver:Driver._remove",
-            "holdings.ended(ended, last_checkpoints)",
-            "holdings.ended(stopping, [0] * len(stopping)) if self.last_error else holdings.ended(ended, last_checkpoints)",
+            "processor.agent.executor_driver:ExecutorDriver._remove",
+            "table.ended(ended, last_checkpoints)",
+            "table.ended(stopping, [0] * len(stopping)) if self.last_error else table.ended(ended, last_checkpoints)",
         ),
     ),
 )
@@ -384,7 +384,7 @@ MORE = (
 HARMLESS = (
     Bug(
         "a permission from before the prepare point is taken",
-        edits=_edit("processor.agent.executor_driver:Driver._write", "if doubtful:", "if False:"),
+        edits=_edit("processor.agent.executor_driver:ExecutorDriver._write", "if doubtful:", "if False:"),
     ),
     Bug(
         "a drain waits for a prepare towards its target",
@@ -402,7 +402,7 @@ HARMLESS = (
     ),
     Bug(
         "a Remove leaves the kept permission behind",
-        edits=_edit("processor.core.span_table:Holdings._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
+        edits=_edit("processor.core.span_table:SpanTable._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
     ),
     Bug(
         "any other processor epoch is believed",

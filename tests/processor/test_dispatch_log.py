@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from structlog.testing import capture_logs
 
-from processor.agent.dispatch_log import NAMED_MAX, REMEMBERED_MAX, OrdersLog
+from processor.agent.dispatch_log import NAMED_MAX, REMEMBERED_MAX, DispatchLog
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.messages import Batch, DispatchTableRequest, Message
 from tablewire.model.queries import job_id, new_job_number
@@ -35,7 +35,7 @@ def batch(*orders: tuple[int, DispatchAction, int], revision: int = 7) -> Batch:
 
 def test_a_move_is_told_step_by_step_and_once() -> None:
     """Repetitions are silent; the same order after another one, and under another owner, is told again."""
-    log = OrdersLog("capture-1")
+    log = DispatchLog("capture-1")
     with capture_logs() as lines:
         for order in ((5, PREPARE, 0), (5, PREPARE, 0), (5, WRITE, 9), (5, STOP, 0), (5, STOP, 0), (5, PREPARE, 0)):
             log.note(batch(order))
@@ -55,14 +55,14 @@ def test_an_order_of_a_job_has_its_id() -> None:
     number = new_job_number(7)
     named = replace(message, body=replace(message.body, jobs=np.array([number, 0], np.uint64)))
     with capture_logs() as lines:
-        OrdersLog("capture-1").note(Batch("owner", "capture-1", 7, (), (named,)))
+        DispatchLog("capture-1").note(Batch("owner", "capture-1", 7, (), (named,)))
     assert [line.get("job") for line in lines] == [job_id(number), None]
     assert job_id(number).startswith("7-")
 
 
 def test_many_spans_are_one_line_and_memory_is_bounded() -> None:
     """However often they are repeated, and however many there are."""
-    log = OrdersLog("capture-1")
+    log = DispatchLog("capture-1")
     many = batch(*((table, WRITE, table) for table in range(1, NAMED_MAX + 2)))
     with capture_logs() as lines:
         log.note(many)

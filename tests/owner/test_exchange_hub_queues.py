@@ -54,7 +54,7 @@ def test_one_call_is_in_flight_and_the_queue_coalesces(hub: ExchangeHub, capture
     capture.wait_for(lambda: capture.in_flight == 1)
     for number in range(1, 21):
         transport.send([to("a", beat(number) if number % 2 else dispatch(), number)])
-    assert hub.peers()[0].queued == 11
+    assert hub.client_views()[0].queued == 11
     capture.let_go()
     capture.wait_for(lambda: len(capture.messages()) == 11)
     assert [m.number for m in capture.messages()] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 19, 20]
@@ -78,7 +78,7 @@ def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
         healthy.wait_for(lambda expected=number: len(healthy.messages()) == expected)  # type: ignore[misc]
         slowest_s = max(slowest_s, time.monotonic() - started)
     assert [message.number for message in healthy.messages()] == list(range(1, rounds + 1))
-    views = {view.capture_id: view for view in hub.peers()}
+    views = {view.capture_id: view for view in hub.client_views()}
     assert views["b"].dropped == 0
     assert views["a"].dropped == rounds - MAX_QUEUED_DISPATCHES
     assert slowest_s < 1.0, "a turn of the healthy one never waits for the slow one's deadline"
@@ -96,7 +96,7 @@ def test_scenario_18_queue_to_a_peer_is_bounded_and_keeps_the_newest(
     users.send([to("a", dispatch(), 1, changefeed=USERS)])
     for number in range(1, 10_001, 2):
         orders.send([to("a", dispatch(), number), to("a", beat(number), number + 1)])
-    view = hub.peers()[0]
+    view = hub.client_views()[0]
     assert view.queued == MAX_QUEUED_DISPATCHES + 2
     assert view.dropped == 5_000 - MAX_QUEUED_DISPATCHES
     capture.let_go()

@@ -98,7 +98,7 @@ def test_nothing_is_said_before_the_active_set_is_known(hub: ExchangeHub, captur
     transport.send([to("a", beat(), 1)])
     hub.set_term(REVISION)
     transport.send([to("a", beat(), 2)])
-    assert hub.peers()[0].exchanges == 0
+    assert hub.client_views()[0].exchanges == 0
     hub.set_active(ACTIVE)
     captures["a"].wait_for(lambda: len(captures["a"].messages()) == 1)
     assert all(batch.active == ACTIVE for batch in captures["a"].batches)
@@ -127,12 +127,12 @@ def test_after_stop_sending_no_exchange_starts(hub: ExchangeHub, captures: dict[
     capture.wait_for(lambda: capture.in_flight == 1)
     transport.send([to("a", dispatch(), 1)])
     hub.stop_sending()
-    started = hub.peers()[0].exchanges
+    started = hub.client_views()[0].exchanges
     transport.send([to("a", dispatch(), 2)])
     capture.let_go()
     capture.wait_for(lambda: capture.in_flight == 0)
-    until(lambda: hub.peers()[0].in_flight_ms is None)
-    assert hub.peers()[0].exchanges == started
+    until(lambda: hub.client_views()[0].in_flight_ms is None)
+    assert hub.client_views()[0].exchanges == started
     assert (transport.recv(), answers.told) == ([], [])
 
     hub.set_term(REVISION + 1)
@@ -164,9 +164,9 @@ def test_stop_sending_races_with_senders(captures: dict[str, ScriptedCapture]) -
             before = len(captures["a"].batches)
             captures["a"].wait_for(lambda seen=before: len(captures["a"].batches) > seen)  # type: ignore[misc]
             hub.stop_sending()
-            started = [view.exchanges for view in hub.peers()]
-            until(lambda: all(view.in_flight_ms is None for view in hub.peers()))
-            assert [view.exchanges for view in hub.peers()] == started
+            started = [view.exchanges for view in hub.client_views()]
+            until(lambda: all(view.in_flight_ms is None for view in hub.client_views()))
+            assert [view.exchanges for view in hub.client_views()] == started
     finally:
         done.set()
         for thread in threads:
@@ -189,7 +189,7 @@ def test_no_call_while_the_lease_may_be_over(captures: dict[str, ScriptedCapture
         lead(hub, captures["a"])
         transport.send([to("a", beat(), 1)])
         assert asked.wait(DEADLINE_S)
-        assert hub.peers()[0].exchanges == 0
+        assert hub.client_views()[0].exchanges == 0
         held.set()
         transport.send([to("a", beat(), 2)])
         captures["a"].wait_for(lambda: [m.number for m in captures["a"].messages()][-1:] == [2])
@@ -204,14 +204,14 @@ def test_dead_capture_is_reported_and_comes_back(hub: ExchangeHub, captures: dic
     lead(hub, capture)
     capture.wait_for(lambda: len(capture.batches) >= 1)
     capture.stop()
-    until(lambda: hub.peers()[0].consecutive_failures >= 2)
-    view = hub.peers()[0]
+    until(lambda: hub.client_views()[0].consecutive_failures >= 2)
+    view = hub.client_views()[0]
     assert view.failing_ms is not None
     assert "UNAVAILABLE" in view.last_error
     again = captures["a"] = ScriptedCapture("a", port)
     again.wait_for(lambda: len(again.batches) >= 1)
-    until(lambda: hub.peers()[0].consecutive_failures == 0)
-    assert hub.peers()[0].failing_ms is None
+    until(lambda: hub.client_views()[0].consecutive_failures == 0)
+    assert hub.client_views()[0].failing_ms is None
 
 
 def test_deadline_ends_a_call_that_hangs(captures: dict[str, ScriptedCapture]) -> None:
@@ -220,8 +220,8 @@ def test_deadline_ends_a_call_that_hangs(captures: dict[str, ScriptedCapture]) -
     captures["a"].hold()
     try:
         lead(hub, captures["a"])
-        until(lambda: hub.peers()[0].consecutive_failures >= 2)
-        assert "DEADLINE_EXCEEDED" in hub.peers()[0].last_error
+        until(lambda: hub.client_views()[0].consecutive_failures >= 2)
+        assert "DEADLINE_EXCEEDED" in hub.client_views()[0].last_error
     finally:
         hub.close()
 
@@ -241,8 +241,8 @@ def test_answer_that_is_none_is_a_failure(
     """Nothing of it is delivered, and the status says why."""
     captures["a"].raw = raw
     lead(hub, captures["a"])
-    until(lambda: hub.peers()[0].failures >= 1)
-    assert reason in hub.peers()[0].last_error
+    until(lambda: hub.client_views()[0].failures >= 1)
+    assert reason in hub.client_views()[0].last_error
     assert answers.told == []
 
 
@@ -256,8 +256,8 @@ def test_message_that_cannot_be_sent_does_not_cost_the_others(hub: ExchangeHub, 
     lead(hub, captures["a"])
     transport.send([broken, to("a", beat(), 2)])
     captures["a"].wait_for(lambda: [m.number for m in captures["a"].messages()] == [2])
-    assert hub.peers()[0].dropped == 1
-    assert "cannot be sent" in hub.peers()[0].last_error
+    assert hub.client_views()[0].dropped == 1
+    assert "cannot be sent" in hub.client_views()[0].last_error
 
 
 def test_unknown_receivers_and_strays_are_counted(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
@@ -294,12 +294,12 @@ def test_capture_that_left_or_moved_gets_a_new_channel(hub: ExchangeHub, capture
     lead(hub, a, b)
     a.wait_for(lambda: len(a.batches) >= 1)
     hub.set_captures({"b": b.info})
-    assert [view.capture_id for view in hub.peers()] == ["b"]
+    assert [view.capture_id for view in hub.client_views()] == ["b"]
     moved = ScriptedCapture("b")
     try:
         hub.set_captures({"b": moved.info})
         moved.wait_for(lambda: len(moved.batches) >= 1)
-        assert hub.peers()[0].address == moved.info.address
+        assert hub.client_views()[0].address == moved.info.address
     finally:
         moved.stop()
 

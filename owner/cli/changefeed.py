@@ -16,6 +16,7 @@ from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
 from owner.cli.progress import Progress
 from tablewire.model.ids import TS_MAX
+from tablewire.postgres.lsn import parse_lsn
 from tablewire.v1 import admin_pb2 as pb
 
 CHECKS_TIMEOUT_S = 60.0
@@ -58,11 +59,12 @@ def _merged(source_options: Mapping[str, str], sink_options: Mapping[str, str]) 
 def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) -> int:
     """A whole number, or a PostgreSQL LSN: two hexadecimal numbers, the higher one first. 0 when it is not given."""
     text = (value or "0").strip()
-    if match := re.fullmatch(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", text):
-        return int(match.group(1), 16) << 32 | int(match.group(2), 16)
     if re.fullmatch(r"[0-9]{1,20}", text) and int(text) <= TS_MAX:
         return int(text)
-    raise click.BadParameter(f"{text!r} is neither a number nor an LSN such as 0/16B3748", param=parameter)
+    try:
+        return parse_lsn(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor an LSN such as 0/16B3748", param=parameter) from None
 
 
 @changefeed_group.command("create")

@@ -13,6 +13,7 @@ import grpc
 
 from owner.owner_config import OwnerConfig
 from tablewire.errors import ConfigError
+from tablewire.runtime.addresses import format_address, parse_address
 from tablewire.runtime.config import load, load_with_origins
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import ClientTlsSection
@@ -37,7 +38,7 @@ def find_endpoints(flags: Sequence[str], config: str, environ: Mapping[str, str]
     if admin.port == 0:
         raise ConfigError("admin.port is 0, a free port, in the configuration: name an owner by --endpoint")
     host = _EVERY_INTERFACE.get(admin.host, admin.host)
-    return [f"[{host}]:{admin.port}" if ":" in host and not host.startswith("[") else f"{host}:{admin.port}"]
+    return [format_address(host, admin.port)]
 
 
 def open_channel_with(
@@ -75,7 +76,8 @@ def _split(text: str) -> list[str]:
 
 
 def _checked(text: str, origin: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or "/" in text or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ConfigError(f"{origin}: {text!r} is not host:port")
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from None
     return text

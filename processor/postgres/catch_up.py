@@ -16,7 +16,7 @@ from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import format_lsn
+from tablewire.postgres.lsn import format_lsn
 
 GROUP_PATIENCE_S = 0.5
 SPACE_WAIT_S = 0.02

@@ -22,10 +22,10 @@ from tablewire.postgres.connections import (
     SourceUnavailableError,
     connect,
     error_text,
-    format_lsn,
     is_connection_loss,
     quote_text,
 )
+from tablewire.postgres.lsn import format_lsn, parse_lsn
 from tablewire.postgres.names import slot_name, temporary_slot_name
 from tablewire.runtime.uris import redact_uri
 
@@ -120,16 +120,13 @@ class ReplicationConnection:
         The snapshot lives until the next command on this connection."""
         statement = f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT'
         rows = self._query(statement, SNAPSHOT_SLOT_MAX_S)
-        position, name = rows[1], rows[2]
-        high, _, low = position.partition("/")
-        return int(high, 16) << 32 | int(low, 16), name
+        return parse_lsn(rows[1]), rows[2]
 
     def _confirmed_ts(self, slot: str) -> Ts:
         rows = self._query(f"SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {quote_text(slot)}")
         if not rows:
             raise OperatingError(f"slot {slot} does not exist at the source")
-        high, _, low = rows[0].partition("/")
-        return int(high, 16) << 32 | int(low, 16)
+        return parse_lsn(rows[0])
 
     def listen(self, timeout_s: float) -> None:
         """`wait` for a stream: a source that says nothing for long is asked, and StreamLostError when it does not answer."""

@@ -35,7 +35,8 @@ from tablewire.model.progress import Checkpoint, Stats, TableStatus
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import SourceUnavailableError, format_lsn
+from tablewire.postgres.connections import SourceUnavailableError
+from tablewire.postgres.lsn import format_lsn
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0

@@ -13,7 +13,6 @@ who saw the loss have begun to act on it. Whoever wants to go on takes a new lea
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import structlog
 
 from tablewire.errors import ClosedError, EtcdError
 from tablewire.etcd.session import EtcdSession, LeaseLostError
+from tablewire.runtime.backoff import Backoff
 
 KEEP_ALIVES_A_TERM = 3
 """How many keep-alives are due between two deadlines: two in a row may fail."""
@@ -109,7 +109,7 @@ class LeaseKeeper:
 
     def run(self) -> None:
         """Keeps the lease alive; returns once it is lost or closed."""
-        failures = 0
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while self._wait_until_due():
             sent_at = self._clock()
             timeout_s = min(self._interval_s, self.deadline() - sent_at)
@@ -125,13 +125,11 @@ class LeaseKeeper:
                 self.lose(str(error))
                 return
             except EtcdError as error:
-                failures += 1
-                if failures == 1:
+                if backoff.failures == 0:
                     _log.warning("keep_alive_failed", lease=f"{self.lease_id:016x}", reason=str(error))
-                pause_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
-                self._due_at = self._clock() + pause_s
+                self._due_at = self._clock() + backoff.next_s()
             else:
-                failures = 0
+                backoff.reset()
                 self._renewed(sent_at, ttl_s)
 
     def _renewed(self, sent_at: float, ttl_s: int) -> None:

@@ -16,7 +16,6 @@ etcd 3.5.0-3.5.7 may send one before the changes that precede it.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ import structlog
 
 from tablewire.errors import ClosedError, EtcdError
 from tablewire.etcd.values import CompactedError, EtcdUnavailableError, KeyValue, PrefixState, key_value, prefix_end
+from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.shutdown import run_thread
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ class PrefixWatch:
 
     def _run(self) -> None:
         state: PrefixState | None = None
-        failures = 0
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while not self._closed.is_set():
             try:
                 if state is None:
                     state = self._load()
-                    failures = 0
+                    backoff.reset()
                 for changed in self._stream(state):
-                    failures = 0
+                    backoff.reset()
                     state = changed  # the next stream resumes from here
                     self._publish(state)
             except ClosedError:
@@ -134,11 +134,10 @@ class PrefixWatch:
             except EtcdError as error:
                 if self._closed.is_set():
                     return
-                failures += 1
-                if failures == 1:
+                if backoff.failures == 0:
                     _log.warning("watch_broke", prefix=self.prefix, reason=str(error))
                 self._error = str(error)
-                self._closed.wait(min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+                self._closed.wait(backoff.next_s())
 
     def _load(self) -> PrefixState:
         items, revision = self._session.get_prefix(self.prefix)

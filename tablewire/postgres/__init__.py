@@ -1,16 +1,14 @@
-"""What both sides need of a PostgreSQL source.
+"""What owners and processors share about PostgreSQL as a source.
 
-source.py is what the owner drives (the entry point `postgresql` of the group `tablewire.sources`); slots.py, checks.py and
-catalogue.py are its parts; connections.py and options.py are shared with the executor in processor/postgres.
+source.py is the Source that the owner uses; slots.py, checks.py and catalogue.py are its parts; connections.py, lsn.py and
+options.py are shared with the executor in processor/postgres. Importing the package alone loads no driver.
 """
 
-from tablewire.postgres.source import PostgresSource
 from tablewire.source import Source, SourceRequest
 
 
 def new_source(request: SourceRequest) -> Source:
-    """The Source of a `postgresql://` URI. No I/O; OperatingError for what cannot be right."""
+    """Return the Source of a `postgresql://` URI, without I/O; raise OperatingError for a URI or an option that is wrong."""
+    from tablewire.postgres.source import PostgresSource
+
     return PostgresSource(request)
-
-
-__all__ = ["PostgresSource", "new_source"]

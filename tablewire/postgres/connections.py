@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, positions in its WAL, and error texts that never hold a password.
+"""Connections to PostgreSQL, and error texts that never hold a password.
 
 URIs come here with their `${NAME}` already expanded (tablewire.etcd.records); libpq itself adds PGPASSWORD, the passfile and the
 service file. Blocking; any thread; a connection belongs to the thread that uses it.
@@ -122,19 +122,6 @@ def is_connection_loss(error: psycopg.Error) -> bool:
     if code is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return code.startswith(("08", "57P"))
-
-
-def parse_lsn(text: str) -> int:
-    """A pg_lsn (`16/B374D848`) as a number."""
-    high, separator, low = text.partition("/")
-    if not separator:
-        raise ValueError(f"{text!r} is not a pg_lsn")
-    return int(high, 16) << 32 | int(low, 16)
-
-
-def format_lsn(lsn: int) -> str:
-    """A position as PostgreSQL writes it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
 def quote_name(name: str) -> str:

@@ -14,7 +14,8 @@ import psycopg
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import connect, format_lsn, parse_lsn, quote_text, time_limit
+from tablewire.postgres.connections import connect, quote_text, time_limit
+from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 STATEMENT_TIMEOUT_MS = 5_000
 CLIENT_TIMEOUT_S = 10.0

@@ -23,7 +23,8 @@ import psycopg
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import SourceTable
-from tablewire.postgres.connections import error_text, format_lsn, parse_lsn, quote_name, quote_table, quote_text
+from tablewire.postgres.connections import error_text, quote_name, quote_table, quote_text
+from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 1_000

@@ -23,10 +23,10 @@ from tablewire.postgres.connections import (
     connect,
     error_text,
     is_connection_loss,
-    parse_lsn,
     parse_uri,
     server_name,
 )
+from tablewire.postgres.lsn import parse_lsn
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.postgres.sink_checkpoint import SinkNotes

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tablewire.errors import OperatingError
+from tablewire.runtime.addresses import format_address
 
 MAX_GRPC_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Received or sent, request or answer; the codec refuses larger batches before gRPC does."""
@@ -115,7 +116,7 @@ def new_server(
 
 def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
     """Binds host:port (port 0: a free one) and returns the port. OperatingError when it cannot be had."""
-    address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    address = format_address(host, port)
     try:
         if credentials is None:
             bound = server.add_insecure_port(address)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from tablewire.etcd.lease import default_margin_s
+from tablewire.runtime.addresses import parse_address
 from tablewire.runtime.config import Section, key
 
 Port = Annotated[int, key("TCP port to listen on; 0 takes a free one", ge=0, le=65535)]
@@ -74,9 +75,10 @@ class EtcdSection(Section, frozen=True, kw_only=True):
         if self.lease_margin_ms * 2 > self.lease_ttl_ms:
             raise ValueError("lease_margin_ms must be at most half of lease_ttl_ms")
         for endpoint in self.endpoints:
-            host, colon, port = endpoint.rpartition(":")
-            if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or "/" in endpoint:
-                raise ValueError(f"endpoints: {endpoint!r} is not host:port")
+            try:
+                parse_address(endpoint)
+            except ValueError as error:
+                raise ValueError(f"endpoints: {error}") from None
 
     @property
     def ttl_s(self) -> float:

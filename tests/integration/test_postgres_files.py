@@ -10,6 +10,7 @@ import pytest
 from processor.postgres.executor import PostgresExecutor
 from tablewire.errors import EpochRefusedError
 from tablewire.model.spans import Span
+from tablewire.postgres.lsn import parse_lsn
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, promote, stop, wait_until
 
 pytestmark = pytest.mark.integration
@@ -21,9 +22,8 @@ def lines(folder: Path, table: str) -> list[dict[str, dict[str, object]]]:
     for path in sorted((folder / table).glob("*.jsonl")):
         for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
-            high, _, low = line["source"]["lsn"].partition("/")
             is_change = line["op"] != "r"
-            found[is_change, int(high, 16) << 32 | int(low, 16), line["source"]["ordinal"]] = line
+            found[is_change, parse_lsn(str(line["source"]["lsn"])), line["source"]["ordinal"]] = line
     return [found[key] for key in sorted(found)]
 
 

@@ -11,7 +11,8 @@ import pytest
 from deploy.local.postgres import PostgresServer
 from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID
-from tablewire.postgres import PostgresSource, new_source
+from tablewire.postgres import new_source
+from tablewire.postgres.source import PostgresSource
 from tablewire.source import SourceRequest
 
 pytestmark = pytest.mark.integration

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.local.cluster import CliError, Cluster
 from deploy.local.postgres import PostgresServer
+from tablewire.postgres.lsn import format_lsn
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +78,7 @@ def line(tmp_path: Path, source_db: str, sink_db: str) -> Iterator[Line]:
 def test_a_target_is_where_it_stops(line: Line) -> None:
     """All that was committed at or before the target is in the sink, nothing behind it is, and the state is finished."""
     target = line.position() + 300_000  # source and sink are one server: what is made at the sink moves the position too
-    line.create("--target-ts", f"{target >> 32:X}/{target & 0xFFFFFFFF:X}")
+    line.create("--target-ts", format_lsn(target))
     assert line.changefeed()["target_ts"] == target
     line.wait("the first copy is there", lambda: len(line.ids()) == 100)
     before, after = set(), set()

@@ -27,7 +27,7 @@ from processor.postgres.wire import (
 )
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import format_lsn
+from tablewire.postgres.lsn import format_lsn
 
 _BOOL_OID = 16
 _INTEGER_OIDS = frozenset((20, 21, 23, 26))

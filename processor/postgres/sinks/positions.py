@@ -16,7 +16,8 @@ from processor.postgres.sinks.connection import SinkConnection, Statement
 from tablewire.model.ids import Ts
 from tablewire.postgres import sink_checkpoint
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import format_lsn, parse_lsn, quote_text
+from tablewire.postgres.connections import quote_text
+from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 TAKEOVERS_KEPT = 200
 SNAPSHOT_LOST = "lost"

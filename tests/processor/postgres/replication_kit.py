@@ -15,7 +15,8 @@ from tablewire.model.ids import ChangefeedID, Ts
 from tablewire.model.progress import Checkpoint
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
-from tablewire.postgres import PostgresSource, new_source
+from tablewire.postgres import new_source
+from tablewire.postgres.source import PostgresSource
 from tablewire.source import SourceRequest
 
 DEADLINE_S = 20.0

@@ -8,7 +8,8 @@ from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID
 from tablewire.postgres import new_source
 from tablewire.postgres.catalogue import TableFilter
-from tablewire.postgres.connections import format_lsn, parse_lsn, parse_uri
+from tablewire.postgres.connections import parse_uri
+from tablewire.postgres.lsn import format_lsn, parse_lsn
 from tablewire.postgres.names import slot_name, temporary_slot_name
 from tablewire.postgres.options import PostgresOptions, parse_options
 from tablewire.source import SourceRequest

@@ -21,6 +21,7 @@ from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table
 from tablewire.postgres.connections import (
+    Connection,
     SourceUnavailableError,
     connect,
     cut,
@@ -35,8 +36,6 @@ GROUP_MAX = 32
 """Tables of one snapshot: it stays open until the last of them is copied."""
 LOOK_INTERVAL_S = 1.0
 CANCEL_AFTER_S = 0.5
-
-_Connection = psycopg.Connection[tuple[object, ...]]
 
 
 class SnapshotRunner:
@@ -62,7 +61,7 @@ class SnapshotRunner:
         self._stopping = threading.Event()
         self._poked = threading.Event()
         self._replication: ReplicationConnection | None = None
-        self._source: _Connection | None = None
+        self._source: Connection | None = None
         self.thread = threading.Thread(target=self._run, name="postgres-snapshot", daemon=True)
 
     def poke(self) -> None:
@@ -128,7 +127,7 @@ class SnapshotRunner:
         finally:
             self._source = None
 
-    def _take_snapshot(self, source: _Connection) -> Ts:
+    def _take_snapshot(self, source: Connection) -> Ts:
         """Puts the connection into a new snapshot; its position. The slot that came with it is of no more use then."""
         replication = self._connect_replication("snapshot")
         self._replication = replication
@@ -149,7 +148,7 @@ class SnapshotRunner:
             if table.begin_snapshot() is not None:
                 table.end_snapshot(None, error)
 
-    def _copy_table(self, source: _Connection, table: TableWork, position: Ts) -> bool:
+    def _copy_table(self, source: Connection, table: TableWork, position: Ts) -> bool:
         """False when the copy broke."""
         claimed = table.begin_snapshot()
         if claimed is None:
@@ -183,7 +182,7 @@ class SnapshotRunner:
             table.end_snapshot(done, failure)
         return done is not None
 
-    def _rows(self, source: _Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
+    def _rows(self, source: Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
         """The table as chunks of a COPY BINARY stream, with the number of rows in each."""
         types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
         columns = []

@@ -10,19 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import psycopg
-
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
 from tablewire.postgres.connections import (
+    Connection,
+    ReconnectingConnection,
     SourceUnavailableError,
-    connect,
-    cut,
-    error_text,
-    is_connection_loss,
     server_name,
-    time_limit,
 )
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
 
@@ -34,7 +29,6 @@ CLIENT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0
 
 _Answer = TypeVar("_Answer")
-_Connection = psycopg.Connection[tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +80,9 @@ class SourceCatalogue:
         self._uri = uri
         self._publication = publication
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection = ReconnectingConnection(
+            uri, application_name="tablewire catalogue", set_up=self._set_up, limit_s=CLIENT_TIMEOUT_S
+        )
         self._is_closed = threading.Event()
         self._types: dict[int, TypeInfo] = {}
 
@@ -144,50 +140,32 @@ class SourceCatalogue:
         """For good. A query that is under way is cut off after a moment; a thread that is just connecting ends by itself."""
         self._is_closed.set()
         if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
-            connection = self._connection
-            if connection is not None:
-                cut(connection)
+            self._connection.cut()
             if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
                 return
         try:
-            self._give_up()
+            self._connection.close()
         finally:
             self._lock.release()
 
-    def _run(self, work: Callable[[_Connection], _Answer]) -> _Answer:
+    def _run(self, work: Callable[[Connection], _Answer]) -> _Answer:
         with self._lock:
-            for attempt in (1, 2):
-                is_fresh = self._connection is None
-                if self._connection is None and not self._is_closed.is_set():
-                    self._connection = connect(self._uri, application_name="tablewire catalogue")
-                connection = self._connection
-                if connection is None or self._is_closed.is_set():
-                    self._give_up()
-                    raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
-                try:
-                    with time_limit(connection, CLIENT_TIMEOUT_S):
-                        if is_fresh:
-                            # With an empty path, format_type qualifies every type that is not the server's own.
-                            setting = f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
-                            connection.execute(setting.encode())
-                        return work(connection)
-                except psycopg.Error as error:
-                    is_lost = connection.closed or is_connection_loss(error)
-                    if is_lost or is_fresh:
-                        self._give_up()
-                    if is_lost and not is_fresh and attempt == 1:
-                        continue
-                    kind = SourceUnavailableError if is_lost else OperatingError
-                    raise kind(f"{server_name(self._uri)}: cannot read the catalogue: {error_text(error)}") from None
-            raise AssertionError("unreachable")
+            if self._is_closed.is_set():
+                raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
+            try:
+                return self._connection.run("read the catalogue", work)
+            finally:
+                if self._is_closed.is_set():
+                    self._connection.close()
 
-    def _give_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+    def _set_up(self, connection: Connection) -> None:
+        if self._is_closed.is_set():
+            raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
+        # With an empty path, format_type qualifies every type that is not the server's own.
+        connection.execute(f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode())
 
 
-def _read_types(connection: _Connection, oids: Sequence[int]) -> list[TypeInfo]:
+def _read_types(connection: Connection, oids: Sequence[int]) -> list[TypeInfo]:
     query = (
         "SELECT t.oid::bigint, n.nspname, t.typname, t.typtype,"
         " CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END, t.typsend <> 0, t.typbasetype::bigint,"

@@ -11,11 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
-
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
-from tablewire.postgres.connections import full_table_name, quote_table
+from tablewire.postgres.connections import Connection, full_table_name, quote_table
 
 OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
@@ -104,7 +102,7 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident,
 """
 
 
-def matching_tables(connection: psycopg.Connection[tuple[object, ...]], table_filter: TableFilter) -> list[SourceTable]:
+def matching_tables(connection: Connection, table_filter: TableFilter) -> list[SourceTable]:
     """The tables that the filter matches now, ordered by name."""
     tables: list[SourceTable] = []
     for row in connection.execute(_TABLES.replace("{usable}", _USABLE).encode(), (OWN_SCHEMA,)):
@@ -191,17 +189,17 @@ SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.n
 _MISSING = "CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END"
 
 
-def describe_table(connection: psycopg.Connection[tuple[object, ...]], table_id: TableID) -> TableSchema | None:
+def describe_table(connection: Connection, table_id: TableID) -> TableSchema | None:
     """The table of this id, None when there is none."""
     return _describe(connection, "c.oid = %s::oid", (table_id,))
 
 
-def describe_named_table(connection: psycopg.Connection[tuple[object, ...]], schema: str, name: str) -> TableSchema | None:
+def describe_named_table(connection: Connection, schema: str, name: str) -> TableSchema | None:
     """The table of this name, None when there is none."""
     return _describe(connection, "n.nspname = %s AND c.relname = %s", (schema, name))
 
 
-def _describe(connection: psycopg.Connection[tuple[object, ...]], where: str, values: tuple[object, ...]) -> TableSchema | None:
+def _describe(connection: Connection, where: str, values: tuple[object, ...]) -> TableSchema | None:
     row = connection.execute(_DESCRIBE.replace("{where}", where).replace("{usable}", _USABLE).encode(), values).fetchone()
     if row is None:
         return None

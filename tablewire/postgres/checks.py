@@ -15,7 +15,7 @@ import psycopg
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import OWN_SCHEMA, SourceTable, TableFilter, matching_tables
-from tablewire.postgres.connections import SCHEMES, connect, error_text, quote_table, server_name
+from tablewire.postgres.connections import SCHEMES, Connection, connect, error_text, quote_table, server_name
 from tablewire.postgres.slots import read_publication, read_slot
 from tablewire.runtime.uris import redact_uri
 from tablewire.source import CheckFailure, SourceRequest
@@ -24,8 +24,6 @@ VERSION_MIN = 140000
 """Binary values in pgoutput came with PostgreSQL 14."""
 NAMES_IN_TEXT_MAX = 5
 APPLICATION_NAME = "tablewire check"
-
-_Connection = psycopg.Connection[tuple[object, ...]]
 
 
 def run_checks(request: SourceRequest, table_filter: TableFilter, name: str) -> list[CheckFailure]:
@@ -48,7 +46,7 @@ def run_checks(request: SourceRequest, table_filter: TableFilter, name: str) -> 
 
 
 def _source_failures(
-    connection: _Connection, tables: Sequence[SourceTable], table_filter: TableFilter, name: str
+    connection: Connection, tables: Sequence[SourceTable], table_filter: TableFilter, name: str
 ) -> Iterator[CheckFailure]:
     if connection.info.server_version < VERSION_MIN:
         reason = (
@@ -69,7 +67,7 @@ def _source_failures(
     yield from _slot_failures(connection, name)
 
 
-def _privilege_failures(connection: _Connection, tables: Sequence[SourceTable]) -> Iterator[CheckFailure]:
+def _privilege_failures(connection: Connection, tables: Sequence[SourceTable]) -> Iterator[CheckFailure]:
     role = connection.execute(
         "SELECT current_user, rolsuper, rolreplication FROM pg_roles WHERE rolname = current_user"
     ).fetchone()
@@ -101,7 +99,7 @@ def _privilege_failures(connection: _Connection, tables: Sequence[SourceTable]) 
         yield CheckFailure("privileges", reason)
 
 
-def _slot_failures(connection: _Connection, name: str) -> Iterator[CheckFailure]:
+def _slot_failures(connection: Connection, name: str) -> Iterator[CheckFailure]:
     try:
         read_publication(connection, name)
     except OperatingError as error:
@@ -160,7 +158,7 @@ def _postgres_sink_failures(
         yield CheckFailure("sink_reachable", f"the sink {server_name(uri)} cannot be read: {error_text(error)}")
 
 
-def _postgres_write_failures(connection: _Connection, tables: Sequence[SourceTable]) -> Iterator[CheckFailure]:
+def _postgres_write_failures(connection: Connection, tables: Sequence[SourceTable]) -> Iterator[CheckFailure]:
     where, user = connection.info.dbname, connection.info.user
     if _true(connection, "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool"):
         yield CheckFailure("sink_writable", f"the sink {where} is read-only")
@@ -190,7 +188,7 @@ def _postgres_write_failures(connection: _Connection, tables: Sequence[SourceTab
         yield CheckFailure("sink_writable", reason)
 
 
-def _any_missing(connection: _Connection, schema: str, tables: Sequence[SourceTable]) -> bool:
+def _any_missing(connection: Connection, schema: str, tables: Sequence[SourceTable]) -> bool:
     return any(
         table.schema == schema
         and not _true(connection, "SELECT to_regclass(%s) IS NOT NULL", (quote_table(table.schema, table.name),))
@@ -220,7 +218,7 @@ def sink_folder(uri: str) -> Path:
     return path
 
 
-def _database_identity(connection: _Connection) -> tuple[object, ...]:
+def _database_identity(connection: Connection) -> tuple[object, ...]:
     """What tells one database of one server from all others, as far as this role may see it."""
     try:
         row = connection.execute(
@@ -233,13 +231,13 @@ def _database_identity(connection: _Connection) -> tuple[object, ...]:
     return tuple(row or ())
 
 
-def _text(connection: _Connection, query: str) -> str:
+def _text(connection: Connection, query: str) -> str:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return str(row[0])
 
 
-def _true(connection: _Connection, query: str, values: tuple[object, ...] = ()) -> bool:
+def _true(connection: Connection, query: str, values: tuple[object, ...] = ()) -> bool:
     row = connection.execute(query.encode(), values).fetchone()
     return row is not None and bool(row[0])
 

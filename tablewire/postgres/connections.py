@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import psycopg
 from psycopg import conninfo
@@ -24,9 +25,16 @@ TCP_USER_TIMEOUT_MS = 10_000
 KEEPALIVE_IDLE_S = 5
 SCHEMES = ("postgresql", "postgres")
 
+Connection: TypeAlias = psycopg.Connection[tuple[object, ...]]
+_Result = TypeVar("_Result")
+
 
 class SourceUnavailableError(OperatingError):
     """The server did not answer or ended the connection: worth another try."""
+
+
+class StatementError(OperatingError):
+    """The server refused a statement."""
 
 
 def parse_uri(uri: str) -> dict[str, str]:
@@ -52,7 +60,7 @@ def server_name(uri: str) -> str:
     return f"{host}:{parameters.get('port', '5432')}/{parameters.get('dbname') or parameters.get('user', '')}"
 
 
-def connect(uri: str, *, application_name: str, replication: bool = False) -> psycopg.Connection[tuple[object, ...]]:
+def connect(uri: str, *, application_name: str, replication: bool = False) -> Connection:
     """A new connection in autocommit, UTF-8 on both sides, with dead-peer detection; SourceUnavailableError if there is none.
 
     replication: a walsender that also takes SQL (`replication=database`). What the URI itself sets wins over our defaults.
@@ -75,7 +83,7 @@ def connect(uri: str, *, application_name: str, replication: bool = False) -> ps
         raise SourceUnavailableError(f"{server_name(uri)}: {error_text(error)}") from None
 
 
-def cut(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+def cut(connection: Connection) -> None:
     """Ends the connection under whoever waits on it: they get an OperationalError at once, even if the server never answers. Any
     thread; the connection must still be closed by its own."""
     try:
@@ -86,7 +94,7 @@ def cut(connection: psycopg.Connection[tuple[object, ...]]) -> None:
 
 
 @contextmanager
-def time_limit(connection: psycopg.Connection[tuple[object, ...]], limit_s: float) -> Iterator[None]:
+def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
     """Cuts the connection when the block takes longer. A server that hangs keeps none of the limits that it was given itself."""
     lock = threading.Lock()
     is_over = False
@@ -105,6 +113,55 @@ def time_limit(connection: psycopg.Connection[tuple[object, ...]], limit_s: floa
         timer.cancel()
         with lock:
             is_over = True
+
+
+class ReconnectingConnection:
+    """A connection that is opened when it is first used, and again after it was lost. One thread; `cut` is for any.
+
+    set_up is called with each new connection. limit_s: how long set_up and one piece of work may take together; set it above
+    the server's own limits, so that it only ends what a server that hangs no longer can.
+    """
+
+    def __init__(self, uri: str, *, application_name: str, set_up: Callable[[Connection], object], limit_s: float) -> None:
+        self._uri = uri
+        self._application_name = application_name
+        self._set_up = set_up
+        self._limit_s = limit_s
+        self._connection: Connection | None = None
+        self._is_cut = False
+
+    def run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
+        """Return work(connection); run it once more, on a new connection, when an earlier call opened this one and it is lost.
+
+        Raise SourceUnavailableError when the connection fails, StatementError for another error of the server; their text
+        begins with the server and "cannot <what>".
+        """
+        is_new = self._connection is None
+        connection = self._connection = self._connection or connect(self._uri, application_name=self._application_name)
+        try:
+            with time_limit(connection, self._limit_s):
+                if is_new:
+                    self._set_up(connection)
+                return work(connection)
+        except psycopg.Error as error:
+            is_lost = connection.closed or is_connection_loss(error)
+            if is_lost or is_new:
+                self.close()
+            if not is_lost or is_new or self._is_cut:
+                kind = SourceUnavailableError if is_lost else StatementError
+                raise kind(f"{server_name(self._uri)}: cannot {what}: {error_text(error)}") from None
+        return self.run(what, work)
+
+    def cut(self) -> None:
+        """End the work that is running; it is not tried again."""
+        self._is_cut = True
+        if (connection := self._connection) is not None:
+            cut(connection)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def error_text(error: psycopg.Error) -> str:

@@ -8,13 +8,9 @@ for this before they go on; **invariant: slot <= note**, so whoever compares rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import psycopg
-
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import connect, quote_text, time_limit
+from tablewire.postgres.connections import Connection, ReconnectingConnection, StatementError, quote_text
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 STATEMENT_TIMEOUT_MS = 5_000
@@ -39,8 +35,6 @@ CREATE SCHEMA IF NOT EXISTS tablewire;
 {CREATE_TABLE};
 COMMIT"""
 _EXISTS = "SELECT to_regclass('tablewire.checkpoints') IS NOT NULL"
-
-_Connection = psycopg.Connection[tuple[object, ...]]
 
 
 def read_sql(changefeed: str, incarnation: int) -> str:
@@ -68,21 +62,22 @@ class SinkNotes:
     """The owner's side: one connection to the sink, made when it is needed. One thread."""
 
     def __init__(self, uri: str, where: str, changefeed: str) -> None:
-        self._uri = uri
         self._where = where
         self._changefeed = changefeed
-        self._connection: _Connection | None = None
+        self._connection = ReconnectingConnection(uri, application_name=OWNER_SESSION, set_up=_set_up, limit_s=CLIENT_TIMEOUT_S)
 
     def note(self, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
         """Notes target_ts, durably, unless the sink has lost commits: see `require_kept`. slot_ts: where the slot stands."""
-        self._run(lambda connection: self._note(connection, incarnation, slot_ts, target_ts))
+        try:
+            self._connection.run("note a checkpoint", lambda found: self._note(found, incarnation, slot_ts, target_ts))
+        except StatementError:
+            self.close()  # the table may be gone: the next connection makes it again
+            raise
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection.close()
 
-    def _note(self, connection: _Connection, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
+    def _note(self, connection: Connection, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
         row = connection.execute(read_sql(self._changefeed, incarnation).encode()).fetchone()
         require_kept(None if row is None else str(row[0]), slot_ts, self._where, self._changefeed)
         connection.execute(
@@ -95,26 +90,12 @@ class SinkNotes:
             ).encode()
         )
 
-    def _run(self, work: Callable[[_Connection], None]) -> None:
-        is_fresh = self._connection is None
-        try:
-            connection = self._connection or self._connect()
-            self._connection = connection
-            with time_limit(connection, CLIENT_TIMEOUT_S):
-                work(connection)
-        except psycopg.Error:
-            self.close()
-            if is_fresh:
-                raise
-            self._run(work)
 
-    def _connect(self) -> _Connection:
-        connection = connect(self._uri, application_name=OWNER_SESSION)
-        connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}".encode())
-        connection.execute(
-            b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-        )
-        row = connection.execute(_EXISTS.encode()).fetchone()
-        if row is None or not row[0]:
-            connection.execute(_CREATE.encode())
-        return connection
+def _set_up(connection: Connection) -> None:
+    connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}".encode())
+    connection.execute(
+        b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    row = connection.execute(_EXISTS.encode()).fetchone()
+    if row is None or not row[0]:
+        connection.execute(_CREATE.encode())

@@ -23,7 +23,7 @@ import psycopg
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import SourceTable
-from tablewire.postgres.connections import error_text, quote_name, quote_table, quote_text
+from tablewire.postgres.connections import Connection, error_text, quote_name, quote_table, quote_text
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
@@ -31,8 +31,6 @@ LOCK_TIMEOUT_MS = 1_000
 ADD_TABLES_MAX = 100
 """Tables added in one transaction: each one rewrites the comment."""
 _VERSIONS_WITHOUT_LOSS = {13: 130021, 14: 140018, 15: 150013, 16: 160009, 17: 170005}
-
-_Connection = psycopg.Connection[tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class PublicationInfo:
     added: Mapping[TableID, Ts]
 
 
-def read_slot(connection: _Connection, name: str) -> SlotInfo | None:
+def read_slot(connection: Connection, name: str) -> SlotInfo | None:
     """The slot of this name, None when there is none."""
     row = connection.execute(
         "SELECT plugin, database, restart_lsn::text, confirmed_flush_lsn::text, coalesce(wal_status = 'lost', false)"
@@ -72,7 +70,7 @@ def read_slot(connection: _Connection, name: str) -> SlotInfo | None:
     return SlotInfo(name, str(row[0]), str(row[1]), restart, confirmed, bool(row[4]))
 
 
-def read_publication(connection: _Connection, name: str) -> PublicationInfo | None:
+def read_publication(connection: Connection, name: str) -> PublicationInfo | None:
     """The publication of this name, None when there is none; OperatingError when it is not one of Tablewire's."""
     row = connection.execute(
         "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = %s", (name,)
@@ -89,7 +87,7 @@ def read_publication(connection: _Connection, name: str) -> PublicationInfo | No
         ) from None
 
 
-def create_publication(connection: _Connection, name: str, tables: Sequence[SourceTable]) -> PublicationInfo:
+def create_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> PublicationInfo:
     """Makes the publication for these tables, with its comment; OperatingError with the server's reason."""
     targets = ", ".join(f"TABLE ONLY {table.quoted}" if not i else f"ONLY {table.quoted}" for i, table in enumerate(tables))
     try:
@@ -110,7 +108,7 @@ def create_publication(connection: _Connection, name: str, tables: Sequence[Sour
     return made
 
 
-def create_slot(connection: _Connection, name: str) -> SlotInfo:
+def create_slot(connection: Connection, name: str) -> SlotInfo:
     """Makes the permanent slot. It waits for the transactions that are open now, at most CREATE_SLOT_TIMEOUT_MS."""
     try:
         with connection.transaction():
@@ -131,7 +129,7 @@ def create_slot(connection: _Connection, name: str) -> SlotInfo:
     return made
 
 
-def published_tables(connection: _Connection, name: str) -> dict[TableID, str]:
+def published_tables(connection: Connection, name: str) -> dict[TableID, str]:
     """The tables that the publication lists, each with its quoted name."""
     rows = connection.execute(
         "SELECT r.prrelid::bigint, n.nspname, c.relname FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
@@ -141,7 +139,7 @@ def published_tables(connection: _Connection, name: str) -> dict[TableID, str]:
     return {int(str(row[0])): quote_table(str(row[1]), str(row[2])) for row in rows}
 
 
-def sync_publication(connection: _Connection, name: str, tables: Sequence[SourceTable]) -> None:
+def sync_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> None:
     """Makes the publication list these tables. OperatingError names the first table that it could not add or drop.
 
     A table without a usable replica identity is not listed, and taken out if it was: the source refuses updates and deletes of a
@@ -165,7 +163,7 @@ def sync_publication(connection: _Connection, name: str, tables: Sequence[Source
                 _add_table(connection, name, table, lock)
 
 
-def _add_table(connection: _Connection, name: str, table: SourceTable, lock: bool) -> None:
+def _add_table(connection: Connection, name: str, table: SourceTable, lock: bool) -> None:
     try:
         _add_tables(connection, name, [table], lock)
     except (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedTable):
@@ -174,7 +172,7 @@ def _add_table(connection: _Connection, name: str, table: SourceTable, lock: boo
         raise OperatingError(f"cannot add table {table.full_name} to publication {name}: {error_text(error)}") from None
 
 
-def _add_tables(connection: _Connection, name: str, tables: Sequence[SourceTable], lock: bool) -> None:
+def _add_tables(connection: Connection, name: str, tables: Sequence[SourceTable], lock: bool) -> None:
     """Adds all or none, and notes in the same transaction where that was."""
     with connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
@@ -194,7 +192,7 @@ def _add_tables(connection: _Connection, name: str, tables: Sequence[SourceTable
         _comment(connection, replace(publication, added=added))
 
 
-def _comment(connection: _Connection, publication: PublicationInfo) -> None:
+def _comment(connection: Connection, publication: PublicationInfo) -> None:
     """Writes what `read_publication` reads."""
     comment: dict[str, object] = {
         "tablewire": 1,
@@ -207,7 +205,7 @@ def _comment(connection: _Connection, publication: PublicationInfo) -> None:
     connection.execute(f"COMMENT ON PUBLICATION {quote_name(publication.name)} IS {text}".encode())
 
 
-def _alter(connection: _Connection, statement: str, what: str) -> None:
+def _alter(connection: Connection, statement: str, what: str) -> None:
     try:
         connection.execute(statement.encode())
     except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
@@ -216,7 +214,7 @@ def _alter(connection: _Connection, statement: str, what: str) -> None:
         raise OperatingError(f"cannot drop table {what} from its publication: {error_text(error)}") from None
 
 
-def advance_slot(connection: _Connection, slot: SlotInfo, target_ts: Ts) -> None:
+def advance_slot(connection: Connection, slot: SlotInfo, target_ts: Ts) -> None:
     """Moves the slot to target_ts, never back and never beyond the WAL that is on disk."""
     row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     assert row is not None

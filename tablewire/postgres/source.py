@@ -7,8 +7,7 @@ owner could not read from the server.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import psycopg
 import structlog
@@ -19,10 +18,10 @@ from tablewire.postgres.catalogue import SourceTable, TableFilter, matching_tabl
 from tablewire.postgres.checks import run_checks
 from tablewire.postgres.connections import (
     SCHEMES,
+    Connection,
+    ReconnectingConnection,
     SourceUnavailableError,
-    connect,
-    error_text,
-    is_connection_loss,
+    StatementError,
     parse_uri,
     server_name,
 )
@@ -44,9 +43,9 @@ HEARTBEAT_AFTER_S = 10.0
 """A checkpoint that stands still this long behind the WAL's end gets a message into the WAL, so that walsenders report again."""
 DROP_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_MS = 30_000
+CLIENT_TIMEOUT_S = 300.0
+"""For all statements of one call together."""
 
-_Connection = psycopg.Connection[tuple[object, ...]]
-_Answer = TypeVar("_Answer")
 _log = structlog.get_logger(__name__)
 
 
@@ -60,7 +59,12 @@ class PostgresSource:
         self._request = request
         self._filter = TableFilter(request.tables)
         self._name = slot_name(request.changefeed)
-        self._connection: _Connection | None = None
+        self._connection = ReconnectingConnection(
+            request.source_uri,
+            application_name="tablewire owner",
+            set_up=lambda connection: connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode()),
+            limit_s=CLIENT_TIMEOUT_S,
+        )
         self._advanced: tuple[Ts, float] = (0, 0.0)
         self._is_note_missing = False
         self._notes: SinkNotes | None = None
@@ -75,51 +79,46 @@ class PostgresSource:
 
     def start(self) -> Ts:
         """Makes publication and slot where they are missing; the position from which the slot gives changes."""
-        return self._run("start", self._start)
+        return self._connection.run("start", self._start)
 
     def tables(self) -> Mapping[TableID, str]:
         """What the filter matches now, after the publication (if there is one) was made to list the same tables."""
-        return self._run("list tables", self._tables)
+        return self._connection.run("list tables", self._tables)
 
     def current_ts(self) -> Ts:
         """The end of the WAL that is written: every commit that was answered by now is at or before it."""
 
-        def read(connection: _Connection) -> Ts:
+        def read(connection: Connection) -> Ts:
             return _position(connection, "SELECT pg_current_wal_lsn()::text")
 
-        return self._run("read the position", read)
+        return self._connection.run("read the position", read)
 
     def advance(self, checkpoint_ts: Ts) -> None:
         """Moves the slot behind the global checkpoint; never back, and not while the sink cannot note it first. Also wakes an
         idle source's walsenders. OperatingError when the sink has lost what it had confirmed."""
-        self._run("advance the slot", lambda connection: self._advance(connection, checkpoint_ts))
+        self._connection.run("advance the slot", lambda connection: self._advance(connection, checkpoint_ts))
 
     def retained_bytes(self) -> int:
         """WAL that the server keeps for the slot; 0 when there is no slot."""
 
-        def read(connection: _Connection) -> int:
+        def read(connection: Connection) -> int:
             slot = read_slot(connection, self._name)
             if slot is None:
                 return 0
             return max(0, _position(connection, "SELECT pg_current_wal_lsn()::text") - slot.restart_ts)
 
-        return self._run("read the slot", read)
+        return self._connection.run("read the slot", read)
 
     def drop(self) -> None:
         """Removes slot and publication; idempotent."""
-        self._run("drop the slot", self._drop)
+        self._connection.run("drop the slot", self._drop)
 
     def close(self) -> None:
         if self._notes is not None:
             self._notes.close()
-        self._close()
+        self._connection.close()
 
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _start(self, connection: _Connection) -> Ts:
+    def _start(self, connection: Connection) -> Ts:
         publication = read_publication(connection, self._name)
         slot = read_slot(connection, self._name)
         if slot is not None and publication is None:
@@ -135,7 +134,7 @@ class PostgresSource:
             slot = create_slot(connection, self._name)
         return slot.confirmed_ts
 
-    def _verify_slot(self, connection: _Connection, database: str, plugin: str, lost: bool) -> None:
+    def _verify_slot(self, connection: Connection, database: str, plugin: str, lost: bool) -> None:
         if database != connection.info.dbname or plugin != "pgoutput":
             raise OperatingError(
                 f"slot {self._name} belongs to database {database} and plugin {plugin}: another changefeed of this name uses "
@@ -147,7 +146,7 @@ class PostgresSource:
                 "remove the changefeed and create it again"
             )
 
-    def _tables(self, connection: _Connection) -> Mapping[TableID, str]:
+    def _tables(self, connection: Connection) -> Mapping[TableID, str]:
         found = matching_tables(connection, self._filter)
         if read_publication(connection, self._name) is not None:
             sync_publication(connection, self._name, found)
@@ -161,7 +160,7 @@ class PostgresSource:
             _log.warning("source_table_unusable", changefeed=str(self._request.changefeed), reason=problems[table_id])
         self._warned = frozenset(problems)
 
-    def _advance(self, connection: _Connection, checkpoint_ts: Ts) -> None:
+    def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
         slot = read_slot(connection, self._name)
         if slot is None:
             raise OperatingError(f"slot {self._name} does not exist at the source")
@@ -181,16 +180,15 @@ class PostgresSource:
         """Whether the sink has noted the checkpoint. Why not is said once, until it goes well again."""
         try:
             notes.note(incarnation, slot_ts, checkpoint_ts)
-        except (psycopg.Error, SourceUnavailableError) as error:
-            text = error_text(error) if isinstance(error, psycopg.Error) else str(error)
+        except (SourceUnavailableError, StatementError) as error:
             if not self._is_note_missing:
-                _log.warning("slot_waits_for_sink", changefeed=str(self._request.changefeed), reason=text)
+                _log.warning("slot_waits_for_sink", changefeed=str(self._request.changefeed), reason=str(error))
             self._is_note_missing = True
             return False
         self._is_note_missing = False
         return True
 
-    def _beat(self, connection: _Connection, checkpoint_ts: Ts) -> None:
+    def _beat(self, connection: Connection, checkpoint_ts: Ts) -> None:
         last_ts, since = self._advanced
         now = time.monotonic()
         if checkpoint_ts != last_ts:
@@ -199,7 +197,7 @@ class PostgresSource:
             connection.execute("SELECT pg_logical_emit_message(false, 'tablewire', 'heartbeat')")
             self._advanced = (checkpoint_ts, now)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         deadline = time.monotonic() + DROP_TIMEOUT_S
         while True:
             slot = read_slot(connection, self._name)
@@ -216,35 +214,12 @@ class PostgresSource:
         if read_publication(connection, self._name) is not None:
             connection.execute(f'DROP PUBLICATION IF EXISTS "{self._name}"'.encode())
 
-    def _run(self, what: str, work: Callable[[_Connection], _Answer]) -> _Answer:
-        """The work on the connection; a connection that had broken since the last call is replaced once."""
-        for attempt in (1, 2):
-            fresh = self._connection is None
-            connection = self._connection or self._connect()
-            self._connection = connection
-            try:
-                return work(connection)
-            except psycopg.Error as error:
-                lost = connection.closed or is_connection_loss(error)
-                if lost:
-                    self._close()
-                    if not fresh and attempt == 1:
-                        continue
-                kind = SourceUnavailableError if lost else OperatingError
-                raise kind(f"{server_name(self._request.source_uri)}: cannot {what}: {error_text(error)}") from None
-        raise AssertionError("unreachable")
-
-    def _connect(self) -> _Connection:
-        connection = connect(self._request.source_uri, application_name="tablewire owner")
-        connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode())
-        return connection
-
 
 def _usable(tables: Sequence[SourceTable]) -> list[SourceTable]:
     return [table for table in tables if not table.why_unusable()]
 
 
-def _position(connection: _Connection, query: str) -> Ts:
+def _position(connection: Connection, query: str) -> Ts:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return parse_lsn(str(row[0]))

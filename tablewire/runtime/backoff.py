@@ -20,7 +20,7 @@ class Backoff:
 
     def next_s(self) -> float:
         """Count one more failure and return how long to pause, in seconds."""
-        pause_s = min(self._max_s, self._min_s * 2 ** min(self.failures, _DOUBLINGS_MAX))
+        pause_s = min(self._max_s, self._min_s * 2.0 ** min(self.failures, _DOUBLINGS_MAX))
         self.failures += 1
         return pause_s * random.uniform(0.5, 1.0)
 

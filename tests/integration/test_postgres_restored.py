@@ -119,10 +119,10 @@ def test_slot_waits_for_a_sink_that_is_away(source_db: str, sink_db: str) -> Non
         slot = f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{kit.source._name}'"
         before = kit.run(slot)
         kit.run("INSERT INTO t VALUES (1)")
-        uri = kit.source._notes._uri  # type: ignore[union-attr]
-        kit.source._notes._uri = uri + "_away"  # type: ignore[union-attr]
+        uri = kit.source._notes._connection._uri  # type: ignore[union-attr]
+        kit.source._notes._connection._uri = uri + "_away"  # type: ignore[union-attr]
         kit.source.advance(current(kit))
         assert kit.run(slot) == before
-        kit.source._notes._uri = uri  # type: ignore[union-attr]
+        kit.source._notes._connection._uri = uri  # type: ignore[union-attr]
         kit.source.advance(current(kit))
         assert kit.run(slot) != before

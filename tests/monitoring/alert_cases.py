@@ -1,8 +1,8 @@
-"""When each alert fires and when it does not: input for `promtool test rules`, one case or more for every alert.
+"""When each alert fires and when it does not: input for `promtool test rules`, at least one case for each alert.
 
-Series are in promtool's notation, one value every `interval`: `1+0x8` is nine times 1, `0+5x8` grows by 5, `_` is no sample.
-`fires` and `quiet` hold the series of two worlds. In the first the alert must be silent up to `not_before` and fire at `at`;
-in the second it must be silent at both times. Times are in seconds.
+Series use promtool's notation, one value every `interval`: `1+0x8` is nine times 1, `0+5x8` grows by 5, `_` is no sample.
+With the series of `fires`, the alert must not fire at `not_before` and must fire at `at`; with those of `quiet` it must not
+fire at either time. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Series = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """labels, summary: of the alert that fires, `alertname` and `severity` aside."""
+    """labels, summary: those of the firing alert, without `alertname` and `severity`."""
 
     alert: str
     at: int
@@ -36,7 +36,7 @@ ETCD = {"job": "etcd", "instance": "etcd-1:2379"}
 
 
 def named(name: str, *labels: Mapping[str, str], **more: str) -> str:
-    """`name{label="value", ...}`"""
+    """Return `name{label="value", ...}`."""
     whole = {**{key: value for part in labels for key, value in part.items()}, **more}
     return f"{name}{{{','.join(f'{key}={value!r}' for key, value in whole.items())}}}".replace("'", '"')
 
@@ -50,7 +50,7 @@ def processor(name: str, *labels: Mapping[str, str], **more: str) -> str:
 
 
 def other(series: str) -> str:
-    """The same of a second process."""
+    """Return the same series of a second process."""
     return series.replace("-1:", "-2:")
 
 
@@ -87,11 +87,11 @@ CASES = (
     Case(
         "TablewireTwoLeaders", 45, {owner("is_leader"): ON, other(owner("is_leader")): ON},
         {owner("is_leader"): "1+0x2 0+0x80", other(owner("is_leader")): "0+0x1 1+0x80"},
-        "2 owners say that they lead", not_before=15,
+        "2 owners report that they lead", not_before=15,
     ),
     Case(
         "TablewireOwnerDown", 90, {named("up", OWNER): OFF}, {named("up", OWNER): "1 0 0 1+0x80", named("up", PROCESSOR): OFF},
-        "Owner owner-1:7441 does not answer", OWNER, not_before=45,
+        "Owner owner-1:7441 is unreachable", OWNER, not_before=45,
     ),
     Case(
         "TablewireOneOwnerLeft", 420,
@@ -110,20 +110,20 @@ CASES = (
     Case("TablewireNoProcessor", 90, {owner("is_leader"): ON}, {processor("ready"): ON}, "No processor is ready", not_before=45),
     Case(
         "TablewireProcessorDown", 90, {named("up", PROCESSOR): OFF}, {named("up", PROCESSOR): ON, named("up", OWNER): OFF},
-        "Processor processor-1:7451 does not answer", PROCESSOR, not_before=45,
+        "Processor processor-1:7451 is unreachable", PROCESSOR, not_before=45,
     ),
     Case(
         "TablewireProcessorNotReady", 90, {processor("ready"): OFF}, {processor("ready"): "0 0 1+0x80"},
-        "Processor processor-1:7451 runs and is not ready", PROCESSOR, not_before=45,
+        "Processor processor-1:7451 runs but is not ready", PROCESSOR, not_before=45,
     ),
     Case(
         "TablewireLeaseMarginLow", 120, {processor("lease_margin_seconds"): "7.5 7.1 0.4 -3+0x80"},
         {processor("lease_margin_seconds"): "7.5 7.1 0.4 7.6 7.2 0.9 7.9 7.4 7.1 7.0"},
-        "tablewire-processor processor-1:7451 has -3.0 s of its lease left at best", PROCESSOR, not_before=75,
+        "tablewire-processor processor-1:7451 has at most -3.0 s of its lease left", PROCESSOR, not_before=75,
     ),
     Case(
         "TablewireLeaseMarginLow", 120, {owner("lease_margin_seconds"): "0.4+0x80"}, {owner("lease_margin_seconds"): "4+0x80"},
-        "tablewire-owner owner-1:7441 has 0.4 s of its lease left at best", OWNER, not_before=15,
+        "tablewire-owner owner-1:7441 has at most 0.4 s of its lease left", OWNER, not_before=15,
     ),
     Case(
         "TablewireLeaseLost", 60, {processor("lease_losses_total"): "0 0 1+0x80"}, {processor("lease_losses_total"): "3+0x80"},
@@ -178,26 +178,27 @@ CASES = (
     Case(
         "TablewireSpansStalled", 630, {stalled("silent_capture"): "3+0x80", other(stalled("silent_capture")): "_ _ 3 _x80"},
         {stalled("snapshot"): "2+0x80", stalled("preparing"): "1+0x10 0 1+0x80"},
-        "3 spans of default/orders stand still: silent_capture", {**FEED, "reason": "silent_capture"}, not_before=585,
+        "3 spans of default/orders stalled: silent_capture", {**FEED, "reason": "silent_capture"}, not_before=585,
     ),
     Case(
         "TablewireSpanErrors", 150, {stalled("executor_error"): "1 0 1 0 1 0+0x80", stalled("backoff"): "0 1 0 1 0 1+0x80"},
         {stalled("executor_error"): "1 1 0+0x80", stalled("backoff"): OFF, stalled("preparing"): ON},
-        "1 spans of default/orders cannot be replicated", FEED, not_before=105,
+        "1 span of default/orders cannot be replicated", FEED, not_before=105,
     ),
     Case(
         "TablewireSnapshotLong", 21720, {stalled("snapshot"): "4+0x200"},
         {stalled("snapshot"): "4+0x90 0+0x100", stalled("preparing"): "4+0x200"},
-        "First copies of default/orders take longer than 6 hours", {**FEED, "reason": "snapshot"}, not_before=21480, interval=120,
+        "First copies of default/orders have taken longer than 6 hours",
+        {**FEED, "reason": "snapshot"}, not_before=21480, interval=120,
     ),
     Case(
         "TablewireSourceRetains", 360, {owner("source_retained_bytes", FEED): "21474836480+0x80"},
         {owner("source_retained_bytes", FEED): "1073741824+0x80"},
-        "The source keeps 20GiB of WAL for default/orders", FEED, not_before=285,
+        "The source retains 20GiB of WAL for default/orders", FEED, not_before=285,
     ),
     Case(
         "TablewireBrake", 30, {owner("brake", FEED): "0 0 1+0x80"}, {owner("brake", FEED): OFF},
-        "Many processors vanished at once; placement of default/orders is held back", FEED, not_before=15,
+        "Many processors were lost at once; placement of default/orders is suspended", FEED, not_before=15,
     ),
     Case(
         "TablewireFailover", 60, {owner("failovers_total", FEED): "0 0 1+0x80"}, {owner("failovers_total", FEED): "7+0x80"},
@@ -211,16 +212,16 @@ CASES = (
     Case(
         "TablewireQueueFull", 630, {processor("queue_bytes", FEED): "95+0x80", processor("queue_limit_bytes", FEED): "100+0x80"},
         {processor("queue_bytes", FEED): "80+0x80", processor("queue_limit_bytes", FEED): "100+0x80"},
-        "95% of the queue for default/orders are in use at processor processor-1:7451", {**PROCESSOR, **FEED}, not_before=585,
+        "The queue for default/orders on processor processor-1:7451 is 95% full", {**PROCESSOR, **FEED}, not_before=585,
     ),
     Case(
         "TablewireQueueFull", 630, {processor("queue_bytes", FEED): "95+0x80", processor("queue_limit_bytes", FEED): "100+0x80"},
         {processor("queue_bytes", FEED): "80+0x80", processor("queue_limit_bytes", FEED): OFF},  # an executor without a limit
-        "95% of the queue for default/orders are in use at processor processor-1:7451", {**PROCESSOR, **FEED}, not_before=585,
+        "The queue for default/orders on processor processor-1:7451 is 95% full", {**PROCESSOR, **FEED}, not_before=585,
     ),
     Case(
         "TablewireTwoWriters", 60, {owner("two_writers_total", FEED): "0 0 2+0x80"}, {owner("two_writers_total", FEED): "2+0x80"},
-        "Two processors reported to write the same span of default/orders", FEED, not_before=15,
+        "Two processors reported writing the same span of default/orders", FEED, not_before=15,
     ),
     Case(
         "TablewireOrphans", 60, {owner("orphans_total", FEED): "0 0 2+0x80"}, {owner("orphans_total", FEED): "2+0x80"},
@@ -229,12 +230,12 @@ CASES = (
     Case(
         "TablewireAuditFailures", 300, {owner("audit_failures_total", FEED): "0+1x80"},
         {owner("audit_failures_total", FEED): "0 0 1+0x80"},
-        "Owner and processors disagree again and again about default/orders", FEED, not_before=30,
+        "Owner and processors repeatedly disagree about default/orders", FEED, not_before=30,
     ),
     Case(
         "TablewireCaptureSilent", 90, {owner("captures", FEED, state="silent"): "2+0x80"},
         {owner("captures", FEED, state="silent"): "2 2 0+0x80", owner("captures", FEED, state="ready"): ON},
-        "2 processors do not answer the owner of default/orders, and etcd still hears them", FEED, not_before=45,
+        "2 silent processors with a valid lease, seen by the owner of default/orders", FEED, not_before=45,
     ),
     Case(
         "TablewireExchangeFailing", 30, {owner("exchange_failing_seconds", CAPTURE): "0+15x80"},
@@ -250,38 +251,38 @@ CASES = (
     Case(
         "TablewireMessagesDropped", 420, {owner("exchange_dropped_messages_total", CAPTURE): "0+3x80"},
         {owner("exchange_dropped_messages_total", CAPTURE): "7+0x80"},
-        "The owner pushes out messages for processor-1-7f3a", CAPTURE, not_before=285,
+        "The owner drops messages for processor-1-7f3a", CAPTURE, not_before=285,
     ),
     Case(
         "TablewireRequestsInvalid", 60, {processor("exchanges_total", outcome="invalid"): "0 0 1+0x80"},
         {processor("exchanges_total", outcome="invalid"): OFF, processor("exchanges_total", outcome="received"): "0+100x80"},
-        "Processor processor-1:7451 was sent what it does not understand", {"instance": PROCESSOR["instance"]}, not_before=15,
+        "Processor processor-1:7451 received an invalid request", {"instance": PROCESSOR["instance"]}, not_before=15,
     ),
     Case(
         "TablewireTickSlow", 420,
         {ticks("1.0"): OFF, ticks("2.5"): "0+100x80", ticks("+Inf"): "0+100x80"},
         {ticks("0.1"): "0+100x80", ticks("1.0"): "0+100x80", ticks("+Inf"): "0+100x80"},
-        "One tick in a hundred takes 2.485s", not_before=285,
+        "The p99 of a tick is 2.485s", not_before=285,
     ),
     Case(
         "TablewireEtcdDown", 90, {named("up", ETCD): OFF}, {named("up", ETCD): ON, named("up", OWNER): OFF},
-        "etcd member etcd-1:2379 does not answer", ETCD, not_before=45,
+        "etcd member etcd-1:2379 is unreachable", ETCD, not_before=45,
     ),
     Case(
         "TablewireEtcdNoLeader", 45,
         {named("etcd_server_has_leader", ETCD): OFF, other(named("etcd_server_has_leader", ETCD)): ON},
         {named("etcd_server_has_leader", ETCD): ON, other(named("etcd_server_has_leader", ETCD)): ON},
-        "A member of etcd has no leader", not_before=15,
+        "An etcd member has no leader", not_before=15,
     ),
     Case(
         "TablewireEtcdSlow", 420, {fsync("0.512"): OFF, fsync("1.024"): "0+100x80", fsync("+Inf"): "0+100x80"},
         {fsync("0.002"): "0+100x80", fsync("0.512"): "0+100x80", fsync("+Inf"): "0+100x80"},
-        "One fsync in a hundred of etcd member etcd-1:2379 takes 1.019s", {"instance": ETCD["instance"]}, not_before=285,
+        "The p99 of fsync on etcd member etcd-1:2379 is 1.019s", {"instance": ETCD["instance"]}, not_before=285,
     ),
     Case(
         "TablewireEtcdFull", 330,
         {named("etcd_mvcc_db_total_size_in_bytes", ETCD): "90+0x80", named("etcd_server_quota_backend_bytes", ETCD): "100+0x80"},
         {named("etcd_mvcc_db_total_size_in_bytes", ETCD): "70+0x80", named("etcd_server_quota_backend_bytes", ETCD): "100+0x80"},
-        "The database of etcd member etcd-1:2379 is 90% of its quota", ETCD, not_before=285,
+        "The database of etcd member etcd-1:2379 uses 90% of its quota", ETCD, not_before=285,
     ),
 )  # fmt: skip

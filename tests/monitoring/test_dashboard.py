@@ -1,6 +1,6 @@
-"""The dashboard and the provisioning files, as far as they can be checked without Grafana: structure, names and places.
+"""The dashboard and the provisioning files, checked without Grafana: structure, names and positions.
 
-What its expressions answer is tried on a real cluster in test_scrape.py.
+test_scrape.py evaluates the expressions against a real cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from deploy.monitoring.dashboard import FILE, text
 from deploy.monitoring.panels import ROWS, UNITS
-from deploy.monitoring.server import RULES
+from deploy.monitoring.prometheus_server import RULES
 from tests.test_metrics_docs import families
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,27 +39,27 @@ def panels() -> list[Json]:
 
 
 def targets() -> Iterator[tuple[str, Json]]:
-    """(title of the panel, target)"""
+    """Yield (panel title, target)."""
     for panel in panels():
         for target in panel.get("targets", ()):
             yield panel["title"], target
 
 
-def test_the_file_is_made_of_the_panels() -> None:
-    """Nobody edits JSON by hand."""
+def test_the_file_is_generated_from_the_panels() -> None:
+    """The checked-in JSON is what the generator writes."""
     assert FILE.read_text() == text(), "run `python -m deploy.monitoring.dashboard --write`"
 
 
 def test_ids_and_titles_are_unique() -> None:
-    """Grafana links to panels by id, people by title."""
+    """Links use panel ids, people use titles."""
     ids = [panel["id"] for panel in panels()]
     titles = [panel["title"] for panel in panels()]
     assert len(set(ids)) == len(ids) == len(set(titles))
-    assert len(ids) == sum(1 + len(row.panels) for row in ROWS)
+    assert len(ids) == sum(1 + len(row) for row in ROWS.values())
 
 
 def test_no_two_panels_overlap() -> None:
-    """Each lies within the 24 columns and apart from all others."""
+    """Each panel lies within the 24 columns and overlaps no other."""
     cells: dict[str, set[tuple[int, int]]] = {}
     for panel in panels():
         place = panel["gridPos"]
@@ -71,7 +71,7 @@ def test_no_two_panels_overlap() -> None:
 
 
 def test_every_panel_says_what_it_shows() -> None:
-    """A type, a unit that Grafana knows, a description, the data source of the variable, targets named A, B, ..."""
+    """Each has a type, a unit that Grafana knows, a description, the variable data source, and targets A, B, ..."""
     for panel in panels():
         if panel["type"] == "row":
             continue
@@ -85,8 +85,8 @@ def test_every_panel_says_what_it_shows() -> None:
     assert len({target["expr"] for _, target in targets()}) == len(list(targets()))
 
 
-def test_every_variable_is_there_and_used() -> None:
-    """`$name` in an expression is a variable of the dashboard or one of Grafana's, and each variable filters something."""
+def test_every_variable_is_defined_and_used() -> None:
+    """Each `$name` in an expression is a variable of the dashboard or of Grafana, and each variable is used."""
     document_ = document()
     defined = {variable["name"] for variable in document_["templating"]["list"]}
     used = {name for _, target in targets() for name in re.findall(r"\$\{?(\w+)", target["expr"])}
@@ -98,11 +98,11 @@ def test_every_variable_is_there_and_used() -> None:
     for title, target in targets():
         for name in defined - {"datasource"}:
             uses = re.findall(rf"(.{{3}})\${name}\b", target["expr"])
-            assert set(uses) <= {'=~"'}, f"{title}: several values are a regular expression"
+            assert set(uses) <= {'=~"'}, f"{title}: a variable with several values is a regular expression"
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """(where, text) of everything that names metrics: panels, variables, annotations, rules."""
+    """Yield (where, text) for everything that names metrics: panels, variables, annotations, rules."""
     document_ = document()
     for title, target in targets():
         yield title, target["expr"]
@@ -114,12 +114,12 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def exported() -> set[str]:
-    """The names of all samples that the code can make."""
+    """Return the names of all samples that the services can export."""
     return {name + suffix for name, kind, _, _ in families() for suffix in SUFFIXES[kind]}
 
 
-def test_every_metric_that_is_named_is_exported() -> None:
-    """A metric that the code does not have, in a panel or in a rule, is a mistake; recorded ones are those of rules.yml."""
+def test_every_metric_in_use_is_exported() -> None:
+    """Panels and rules use only metrics that the services export or that rules.yml records."""
     recorded = set(re.findall(r"record: (\S+)", RULES.read_text()))
     known = exported() | recorded
     assert "tablewire_owner_tick_seconds_bucket" in known
@@ -133,17 +133,17 @@ def test_every_metric_that_is_named_is_exported() -> None:
 
 
 def test_every_family_is_shown_or_alerted_on() -> None:
-    """What is measured is looked at somewhere; those that are not are named here."""
-    nowhere = {"tablewire_owner_exchange_protocol_version"}  # `owner capture list` has it; it matters during upgrades alone
-    said = "\n".join(expr for _, expr in expressions())
+    """Each exported metric is used in a panel or a rule, with the exceptions listed here."""
+    unused = {"tablewire_owner_exchange_protocol_version"}  # matters only during upgrades
+    used = "\n".join(expr for _, expr in expressions())
     unseen = {
-        name for name, kind, _, _ in families() if not any(re.search(rf"\b{name}{suffix}\b", said) for suffix in SUFFIXES[kind])
+        name for name, kind, _, _ in families() if not any(re.search(rf"\b{name}{suffix}\b", used) for suffix in SUFFIXES[kind])
     }
-    assert unseen == nowhere
+    assert unseen == unused
 
 
 def test_labels_that_are_filtered_on_exist() -> None:
-    """A matcher or a `by` of one of ours names a label that some family has, or one that Prometheus adds."""
+    """Matchers and `by` name labels that some metric has or that Prometheus adds."""
     known = {label for _, _, labels, _ in families() for label in labels} | {"job", "instance", "le", "alertname", "alertstate"}
     for where, expr in expressions():
         if where in {"datasource", "changefeed", "processor"}:
@@ -154,25 +154,25 @@ def test_labels_that_are_filtered_on_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "settings"),
     [
         ("datasources/prometheus.yml", ["url: http://prometheus:9090", "type: prometheus", "isDefault: true"]),
         ("dashboards/tablewire.yml", ["path: /var/lib/grafana/dashboards", "type: file"]),
     ],
 )
-def test_grafana_finds_what_it_is_given(name: str, said: list[str]) -> None:
-    """The provisioning files name the places where docs/monitoring.md says that things lie."""
+def test_provisioning_names_the_documented_places(name: str, settings: list[str]) -> None:
+    """The provisioning files use the paths and the URL that docs/monitoring.md documents."""
     provided = (PROVISIONING / name).read_text()
     assert provided.startswith("#")
     assert "\napiVersion: 1\n" in provided
-    assert [line for line in said if line not in provided] == []
-    assert (ROOT / "docs/monitoring.md").read_text().count(said[0].split(": ")[1]) >= 1
+    assert [line for line in settings if line not in provided] == []
+    assert (ROOT / "docs/monitoring.md").read_text().count(settings[0].split(": ")[1]) >= 1
 
 
-def test_the_time_between_scrapes_is_one() -> None:
-    """Grafana makes $__rate_interval of the scrape interval that it is told."""
+def test_grafana_and_prometheus_agree_on_the_scrape_interval() -> None:
+    """Grafana derives $__rate_interval from the timeInterval of the data source."""
     interval = re.search(r"scrape_interval: (\S+)", (RULES.parent / "prometheus.yml").read_text())
-    told = re.search(r"timeInterval: (\S+)", (PROVISIONING / "datasources/prometheus.yml").read_text())
+    configured = re.search(r"timeInterval: (\S+)", (PROVISIONING / "datasources/prometheus.yml").read_text())
     assert interval is not None
-    assert told is not None
-    assert interval[1] == told[1]
+    assert configured is not None
+    assert interval[1] == configured[1]

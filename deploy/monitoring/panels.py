@@ -153,7 +153,7 @@ _SPANS = (
         "Replication state according to the leader. Empty while there is no leader.",
         _of_leader("tablewire_owner_spans", "state") + " > 0", "{{state}}"),
     _stack("Stalled spans by reason", "short",
-        "Spans that are not in a steady state. docs/operations.md explains each reason. Empty is good.",
+        "Spans that are not in a steady state. docs/troubleshooting.md explains each reason. Empty is good.",
         _of_leader("tablewire_owner_stalled_spans", "reason") + " > 0", "{{reason}}"),
     _stack("Processors by state", "none",
         "According to the schedulers. A silent processor does not answer the owner but keeps its lease in "

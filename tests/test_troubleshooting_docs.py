@@ -92,8 +92,8 @@ def test_every_code_of_an_answer_is_explained() -> None:
     jobs = {state.value for state in QueryState} - {QueryState.DONE.value}
     can_be = statuses() | cli_codes() | jobs
     assert {"not_found", "unavailable", "config", "interrupted"} <= can_be
-    assert can_be <= words("Codes of an answer")
-    assert words("Codes of an answer") <= can_be | {"internal", "unknown"}
+    assert can_be <= words("Error codes")
+    assert words("Error codes") <= can_be | {"internal", "unknown"}
 
 
 def test_every_check_of_create_is_explained() -> None:

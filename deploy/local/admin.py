@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from owner.cli import shapes
 from owner.cli.client import AdminClient, CallError
+from owner.cli.json_objects import to_object, to_objects
 from tablewire.v1 import admin_pb2 as pb
 
 READ_TIMEOUT_S = 3.0
@@ -36,21 +36,21 @@ class Admin:
         self._client.close()
 
     def status(self) -> Json:
-        return shapes.STATUS.of(self._call("GetStatus", pb.GetStatusRequest()))
+        return to_object(self._call("GetStatus", pb.GetStatusRequest()))
 
     def captures(self) -> list[Json]:
-        return shapes.CAPTURE.all_of(self._call("ListCaptures", pb.ListCapturesRequest()).captures)
+        return to_objects(self._call("ListCaptures", pb.ListCapturesRequest()).captures)
 
     def changefeeds(self) -> list[Json]:
-        return shapes.CHANGEFEED.all_of(self._call("ListChangefeeds", pb.ListChangefeedsRequest()).changefeeds)
+        return to_objects(self._call("ListChangefeeds", pb.ListChangefeedsRequest()).changefeeds)
 
     def changefeed(self, changefeed: str = "") -> Json:
-        return shapes.CHANGEFEED.of(self._call("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+        return to_object(self._call("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
 
     def tables(self, changefeed: str = "") -> list[Json]:
         try:
             chunks = self._client.stream("ListTables", pb.ListTablesRequest(changefeed=changefeed), self._timeout_s, reads=True)
-            return [shapes.TABLE.of(row) for chunk in chunks for row in chunk.tables]
+            return [to_object(row) for chunk in chunks for row in chunk.tables]
         except CallError as error:
             self._client.close()
             raise AdminError(error.text) from None

@@ -6,17 +6,46 @@ So is its picture of a changefeed's life: from `owner.changefeed.store.TRANSITIO
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from grpc_tools import protoc
 
 from owner.changefeed.store import TRANSITIONS, Next, Refused
+from owner.cli.json_objects import is_null_if_empty, map_value
 from owner.cli.main import PROGRAM, cli
-from owner.cli.shapes import SHAPES
 from tablewire.etcd.records import ChangefeedState
+from tablewire.v1 import admin_pb2 as pb
 
 HELP_WIDTH = 110
+ROOT = Path(__file__).resolve().parents[2]
+PROTO = "tablewire/v1/admin.proto"
+RECORDS = {
+    "Owner": "owner",
+    "GetStatusResponse": "status",
+    "Capture": "capture",
+    "DrainCaptureResponse": "drain",
+    "TableRow": "table",
+    "Job": "job",
+    "Plan": "plan",
+    "PlannedMove": "planned move",
+    "Changefeed": "changefeed",
+    "Event": "event",
+}
+"""The title of each record of admin.proto that the page describes."""
+_MESSAGES, _FIELDS = FileDescriptorProto.MESSAGE_TYPE_FIELD_NUMBER, DescriptorProto.FIELD_FIELD_NUMBER
+_SCALARS = {
+    FieldDescriptor.CPPTYPE_STRING: "string",
+    FieldDescriptor.CPPTYPE_BOOL: "bool",
+    FieldDescriptor.CPPTYPE_DOUBLE: "number",
+    FieldDescriptor.CPPTYPE_INT64: "int",
+    FieldDescriptor.CPPTYPE_UINT64: "int",
+    FieldDescriptor.CPPTYPE_UINT32: "int",
+}
 
 HEAD = """# The owner CLI
 
@@ -132,14 +161,42 @@ def command_paths() -> list[tuple[str, ...]]:
 def render() -> str:
     """The whole page."""
     parts = [HEAD % _life()]
-    for shape in SHAPES:
-        parts += [f"\n### {shape.name}\n\n| field | type | meaning |\n|---|---|---|\n"]
-        parts += [f"| `{field.name}` | {field.kind} | {field.meaning} |\n" for field in shape.fields]
+    meanings = comments()
+    for record, title in RECORDS.items():
+        parts += [f"\n### {title}\n\n| field | type | meaning |\n|---|---|---|\n"]
+        parts += [
+            f"| `{field.name}` | {_type(field)} | {meanings[field.full_name]} |\n"
+            for field in pb.DESCRIPTOR.message_types_by_name[record].fields
+        ]
     parts.append("\n## Commands\n")
     for path in command_paths():
         name = " ".join((PROGRAM, *path))
         parts.append(f"\n### {name}\n\n```\n{_help(path)}\n```\n")
     return "".join(parts)
+
+
+def _type(field: FieldDescriptor) -> str:
+    """Return the JSON type of a field of a record."""
+    if (value := map_value(field)) is not None:
+        return f"object of {_type(value)}"
+    name = RECORDS[field.message_type.name] if field.message_type else _SCALARS[field.cpp_type]
+    if field.is_repeated:
+        return f"list of {name}"
+    return f"{name} or null" if field.has_presence or is_null_if_empty(field) else name
+
+
+def comments() -> dict[str, str]:
+    """Return the comment on each field of admin.proto, by the field's full name."""
+    with tempfile.NamedTemporaryFile() as file:
+        protoc.main(["", f"-I{ROOT / 'proto'}", "--include_source_info", f"--descriptor_set_out={file.name}", PROTO])
+        (proto,) = FileDescriptorSet.FromString(file.read()).file
+    comments = {}
+    for location in proto.source_code_info.location:
+        if len(location.path) == 4 and (location.path[0], location.path[2]) == (_MESSAGES, _FIELDS):
+            message = proto.message_type[location.path[1]]
+            text = location.leading_comments or location.trailing_comments
+            comments[f"{proto.package}.{message.name}.{message.field[location.path[3]].name}"] = " ".join(text.split())
+    return comments
 
 
 def _life() -> str:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from owner.admin import tables_view
-from owner.admin.models import CaptureRow, ClusterStatus, DrainProgress, EventRow, OwnerRow, RefusedError
+from owner.admin.errors import RefusedError
 from owner.admin.ports import OwnerView
 from owner.admin.resolve import check_capture, current_state, schedulers_of, software_version
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.etcd.records import EventRecord, LeaderRecord
 from tablewire.model.ids import CaptureID
 from tablewire.model.states import CaptureState, StallReason
+from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from owner.events.history import History
@@ -29,7 +30,7 @@ IDLE_STATE = "idle"
 _WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITIALIZED, CaptureState.READY)
 
 
-def cluster_status(view: OwnerView) -> ClusterStatus:
+def cluster_status(view: OwnerView) -> pb.GetStatusResponse:
     """Also answered by an owner that does not lead (captures are then counted as "unknown"), and by one without etcd."""
     leadership, problem = view.leadership(), view.why_no_candidate()
     leader = view.leader() if leadership is not None or not problem else None
@@ -44,7 +45,7 @@ def cluster_status(view: OwnerView) -> ClusterStatus:
         captures = Counter({UNKNOWN_STATE: len(view.captures())} if view.captures() else {})
     else:
         captures = Counter(row.state for row in _capture_rows(view, stored))
-    return ClusterStatus(
+    return pb.GetStatusResponse(
         cluster=view.cluster,
         answered_by=view.owner_id,
         version=software_version(),
@@ -68,16 +69,21 @@ def resign(view: OwnerView, by: str = "") -> str:
     return view.owner_id
 
 
-def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> OwnerRow:
-    return OwnerRow(record.id, record.address, record.version, leader is not None and record.id == leader.id)
+def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> pb.Owner:
+    return pb.Owner(
+        id=record.id,
+        address=record.address,
+        version=record.version,
+        leading=leader is not None and record.id == leader.id,
+    )
 
 
-def list_captures(view: OwnerView) -> Sequence[CaptureRow]:
+def list_captures(view: OwnerView) -> Sequence[pb.Capture]:
     """Every registered capture, by id."""
     return _capture_rows(view, view.registry().list())
 
 
-def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence[CaptureRow]:
+def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence[pb.Capture]:
     states: dict[CaptureID, set[CaptureState]] = {}
     spans: dict[CaptureID, dict[str, int]] = {}
     draining = set(view.draining())
@@ -94,7 +100,7 @@ def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence
         held = spans.get(info.id, {})
         progress = drain_progress(view, info.id) if info.id in draining else None
         rows.append(
-            CaptureRow(
+            pb.Capture(
                 id=info.id,
                 address=info.address,
                 version=info.version,
@@ -110,7 +116,7 @@ def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence
     return rows
 
 
-def drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
+def drain(view: OwnerView, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
     """Asks for the capture to be emptied (idempotent), and tells how that stands."""
     check_capture(view, capture)
     view.drain(capture, by)
@@ -118,7 +124,7 @@ def drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
     return drain_progress(view, capture)
 
 
-def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProgress:
+def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
     if capture not in view.draining():
         raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
     view.cancel_drain(capture, by)
@@ -126,10 +132,10 @@ def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> DrainProg
     return drain_progress(view, capture)
 
 
-def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
+def drain_progress(view: OwnerView, capture: CaptureID) -> pb.DrainCaptureResponse:
     """Starts nothing. A capture that has left is an answer here (gone), so that who waits for a drain sees its end."""
     if capture not in view.captures():
-        return DrainProgress(capture, draining=capture in view.draining(), remaining=0, gone=True)
+        return pb.DrainCaptureResponse(capture=capture, draining=capture in view.draining(), gone=True)
     draining = capture in view.draining()
     remaining, reasons, notes = 0, Counter[str](), []
     for info in view.registry().list():
@@ -145,10 +151,12 @@ def drain_progress(view: OwnerView, capture: CaptureID) -> DrainProgress:
             remaining += 1
             reasons[StallReason.BOOTSTRAP.value] += 1
             notes.append(f"changefeed {info.changefeed} is not scheduled yet, so nobody can tell what it has there")
-    return DrainProgress(capture, draining, remaining, dict(reasons), note="; ".join(dict.fromkeys(notes)))
+    return pb.DrainCaptureResponse(
+        capture=capture, draining=draining, remaining=remaining, reasons=reasons, note="; ".join(dict.fromkeys(notes))
+    )
 
 
-def list_events(view: OwnerView, after: int, limit: int) -> Sequence[EventRow]:
+def list_events(view: OwnerView, after: int, limit: int) -> Sequence[pb.Event]:
     """What happened, oldest first: the newest `limit` (0 = all) with a higher sequence than `after`."""
     found = _history(view).events_after(after)
     if found is None:
@@ -157,7 +165,7 @@ def list_events(view: OwnerView, after: int, limit: int) -> Sequence[EventRow]:
     return rows[-limit:] if limit else rows
 
 
-def follow_events(view: OwnerView, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[EventRow]]:
+def follow_events(view: OwnerView, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[pb.Event]]:
     """What happens from now on, several at a time, until nobody wants to know. NotLeaderError when this owner's term ends."""
     history = _history(view)
     while is_wanted():
@@ -176,8 +184,8 @@ def _history(view: OwnerView) -> History:
     return history
 
 
-def _event_row(sequence: int, record: EventRecord) -> EventRow:
-    return EventRow(
+def _event_row(sequence: int, record: EventRecord) -> pb.Event:
+    return pb.Event(
         sequence=sequence,
         at=record.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         kind=record.kind,

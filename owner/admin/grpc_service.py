@@ -19,26 +19,9 @@ import grpc
 from owner.admin import cluster_operations, operations
 from owner.admin import plans as planning
 from owner.admin.caller_identity import caller_of
+from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
 from owner.admin.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
 from owner.admin.jobs import Job, follow
-from owner.admin.models import (
-    AlreadyExistsError,
-    CaptureRow,
-    ChangefeedRow,
-    CreateRequest,
-    DrainProgress,
-    EventRow,
-    InvalidRequestError,
-    JobRow,
-    OwnerRow,
-    Plan,
-    PlannedMoveRow,
-    RefusedError,
-    TableFilter,
-    TableRow,
-    UnknownTableError,
-    UpdateRequest,
-)
 from owner.admin.ports import OwnerView
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import (
@@ -65,7 +48,6 @@ CALLS_BURST_MAX = 4_000
 REQUEST_BYTES_MAX = 1 << 20
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 1 << 20
-ROW_ERROR_LENGTH_MAX = 1_000
 STATUS_BYTES_MAX = 7_000
 """gRPC carries the text in a header, percent-encoded, and foreign clients refuse headers beyond 8 KiB."""
 DECISION_WAIT_MS_DEFAULT = 10_000
@@ -128,19 +110,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def GetStatus(self, _request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         with _errors(context):
-            status = cluster_operations.cluster_status(self._view)
-            return pb.GetStatusResponse(
-                cluster=status.cluster,
-                answered_by=status.answered_by,
-                version=status.version,
-                leader=None if status.leader is None else _owner(status.leader),
-                leader_revision=status.leader_revision,
-                owners=map(_owner, status.owners),
-                captures_by_state=status.captures_by_state,
-                changefeeds_by_state=status.changefeeds_by_state,
-                braked=status.braked,
-                problem=status.problem,
-            )
+            return cluster_operations.cluster_status(self._view)
 
     def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:
         with _errors(context):
@@ -148,51 +118,40 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def ListCaptures(self, _request: pb.ListCapturesRequest, context: Any) -> pb.ListCapturesResponse:
         with _errors(context):
-            return pb.ListCapturesResponse(captures=map(_capture, cluster_operations.list_captures(self._view)))
+            return pb.ListCapturesResponse(captures=cluster_operations.list_captures(self._view))
 
     def DrainCapture(self, request: pb.DrainCaptureRequest, context: Any) -> pb.DrainCaptureResponse:
         verb = cluster_operations.cancel_drain if request.cancel else cluster_operations.drain
         with _errors(context):
-            return _drain(verb(self._view, request.capture, caller_of(context)))
+            return verb(self._view, request.capture, caller_of(context))
 
     def GetDrain(self, request: pb.GetDrainRequest, context: Any) -> pb.DrainCaptureResponse:
         with _errors(context):
-            return _drain(cluster_operations.drain_progress(self._view, request.capture))
+            return cluster_operations.drain_progress(self._view, request.capture)
 
     def CreateChangefeed(self, request: pb.CreateChangefeedRequest, context: Any) -> pb.Changefeed:
-        wanted = CreateRequest(
-            changefeed=request.changefeed,
-            source_uri=request.source_uri,
-            sink_uri=request.sink_uri,
-            tables=tuple(request.tables),
-            skip_snapshot=request.skip_snapshot,
-            options=dict(request.options),
-            dry_run=request.dry_run,
-            target_ts=request.target_ts,
-        )
         with _errors(context), self._waiting(context):
-            return _changefeed(operations.create_changefeed(self._view, wanted, caller_of(context)))
+            return operations.create_changefeed(self._view, request, caller_of(context))
 
     def ListChangefeeds(self, _request: pb.ListChangefeedsRequest, context: Any) -> pb.ListChangefeedsResponse:
         with _errors(context):
-            return pb.ListChangefeedsResponse(changefeeds=map(_changefeed, operations.list_changefeeds(self._view)))
+            return pb.ListChangefeedsResponse(changefeeds=operations.list_changefeeds(self._view))
 
     def QueryChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return _changefeed(operations.query_changefeed(self._view, request.changefeed))
+            return operations.query_changefeed(self._view, request.changefeed)
 
     def PauseChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return _changefeed(operations.pause_changefeed(self._view, request.changefeed, caller_of(context)))
+            return operations.pause_changefeed(self._view, request.changefeed, caller_of(context))
 
     def ResumeChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return _changefeed(operations.resume_changefeed(self._view, request.changefeed, caller_of(context)))
+            return operations.resume_changefeed(self._view, request.changefeed, caller_of(context))
 
     def UpdateChangefeed(self, request: pb.UpdateChangefeedRequest, context: Any) -> pb.Changefeed:
-        wanted = UpdateRequest(request.changefeed, tuple(request.tables), dict(request.options), tuple(request.unset_options))
         with _errors(context), self._waiting(context):
-            return _changefeed(operations.update_changefeed(self._view, wanted, caller_of(context)))
+            return operations.update_changefeed(self._view, request, caller_of(context))
 
     def RemoveChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.RemoveChangefeedResponse:
         with _errors(context):
@@ -201,15 +160,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             )
 
     def ListTables(self, request: pb.ListTablesRequest, context: Any) -> Iterator[pb.ListTablesResponse]:
-        wanted = TableFilter(request.capture, request.stalled, request.table, request.limit)
         with _errors(context), self._waiting(context):
-            changefeed, rows = operations.list_tables(self._view, request.changefeed, wanted)
+            changefeed, rows = operations.list_tables(self._view, request)
             chunk, size = pb.ListTablesResponse(changefeed=changefeed), 0
-            for count, row in enumerate(rows):
-                if wanted.limit and count == wanted.limit:
+            for count, message in enumerate(rows):
+                if request.limit and count == request.limit:
                     chunk.truncated = True
                     break
-                message = _table(row)
                 size += message.ByteSize()
                 chunk.tables.append(message)
                 if len(chunk.tables) == CHUNK_ROWS or size >= CHUNK_BYTES:
@@ -233,33 +190,32 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def PlanMove(self, request: pb.PlanMoveRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _plan(planning.plan_move(self._view, request.changefeed, request.table, request.target))
+            yield from _chunks(planning.plan_move(self._view, request.changefeed, request.table, request.target))
 
     def PlanDrain(self, request: pb.PlanDrainRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _plan(planning.plan_drain(self._view, request.capture))
+            yield from _chunks(planning.plan_drain(self._view, request.capture))
 
     def PlanRebalance(self, request: pb.PlanRebalanceRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _plan(planning.plan_rebalance(self._view, request.changefeed))
+            yield from _chunks(planning.plan_rebalance(self._view, request.changefeed))
 
     def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
         with _errors(context), self._taking(self._followers if request.follow else self._waiters, context):
             after = request.after
             rows = cluster_operations.list_events(self._view, after, request.limit)
             for at in range(0, max(1, len(rows)), CHUNK_ROWS):
-                yield pb.ListEventsResponse(events=map(_event, rows[at : at + CHUNK_ROWS]))
+                yield pb.ListEventsResponse(events=rows[at : at + CHUNK_ROWS])
             if request.follow:
                 after = rows[-1].sequence if rows else after
                 for news in cluster_operations.follow_events(self._view, after, context.is_active):
-                    yield pb.ListEventsResponse(events=map(_event, news))
+                    yield pb.ListEventsResponse(events=news)
 
     def _follow(self, ask: Callable[[], Sequence[Job]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
         timeout_s = (wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
         # The place among the waiters first: a call that finds none must not have started anything.
         with _errors(context), self._waiting(context):
-            for row in follow(ask(), until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active):
-                yield _job(row)
+            yield from follow(ask(), until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active)
 
     def _waiting(self, context: Any) -> AbstractContextManager[None]:
         return self._taking(self._waiters, context)
@@ -305,139 +261,10 @@ def clip(text: str, bytes_max: int = STATUS_BYTES_MAX) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Answers as messages
-
-
-def _owner(row: OwnerRow) -> pb.Owner:
-    return pb.Owner(id=row.id, address=row.address, version=row.version, leading=row.leading)
-
-
-def _capture(row: CaptureRow) -> pb.Capture:
-    return pb.Capture(
-        id=row.id,
-        address=row.address,
-        version=row.version,
-        state=row.state,
-        spans=row.spans,
-        draining=row.draining,
-        labels=row.labels,
-        spans_by_changefeed=row.spans_by_changefeed,
-        remaining=row.remaining,
-        reasons=row.reasons,
-    )
-
-
-def _drain(row: DrainProgress) -> pb.DrainCaptureResponse:
-    return pb.DrainCaptureResponse(
-        capture=row.capture,
-        draining=row.draining,
-        remaining=row.remaining,
-        reasons=row.reasons,
-        gone=row.gone,
-        note=row.note,
-    )
-
-
-def _plan(plan: Plan) -> Iterator[pb.Plan]:
-    """In chunks, since a plan may name very many moves."""
+def _chunks(plan: pb.Plan) -> Iterator[pb.Plan]:
+    """Split a plan, since it may contain many moves."""
     chunk = pb.Plan(changefeeds=plan.changefeeds, load_before=plan.load_before, load_after=plan.load_after, note=plan.note)
     for at in range(0, max(len(plan.moves), 1), CHUNK_ROWS):
-        chunk.moves.extend(map(_planned_move, plan.moves[at : at + CHUNK_ROWS]))
+        chunk.moves.extend(plan.moves[at : at + CHUNK_ROWS])
         yield chunk
         chunk = pb.Plan()
-
-
-def _planned_move(row: PlannedMoveRow) -> pb.PlannedMove:
-    return pb.PlannedMove(
-        changefeed=row.changefeed,
-        table_id=row.table_id,
-        table=row.table,
-        start_key=row.start_key,
-        end_key=row.end_key,
-        source=row.source,
-        target=row.target,
-        weight=row.weight,
-        reason=row.reason,
-    )
-
-
-def _table(row: TableRow) -> pb.TableRow:
-    return pb.TableRow(
-        table_id=row.table_id,
-        table=row.table,
-        start_key=row.start_key,
-        end_key=row.end_key,
-        state=row.state,
-        primary=row.primary,
-        secondary=row.secondary,
-        checkpoint_ts=row.checkpoint_ts,
-        resolved_ts=row.resolved_ts,
-        state_age_ms=row.state_age_ms,
-        stall_reason=row.stall_reason,
-        error=row.error[:ROW_ERROR_LENGTH_MAX],
-        rows_per_s=row.rows_per_s,
-        bytes_per_s=row.bytes_per_s,
-    )
-
-
-def _job(row: JobRow) -> pb.Job:
-    return pb.Job(
-        changefeed=row.changefeed,
-        kind=row.kind,
-        target=row.target,
-        capture=row.capture,
-        state=row.state,
-        reason=row.reason,
-        id=row.id,
-        by=row.by,
-        moves_done=row.moves_done,
-        moves_left=row.moves_left,
-    )
-
-
-def _event(row: EventRow) -> pb.Event:
-    return pb.Event(
-        sequence=row.sequence,
-        at=row.at,
-        kind=row.kind,
-        owner=row.owner,
-        owner_revision=row.owner_revision,
-        changefeed=row.changefeed,
-        subject=row.subject,
-        text=row.text,
-        why=row.why,
-        by=row.by,
-        job=row.job,
-    )
-
-
-def _changefeed(row: ChangefeedRow) -> pb.Changefeed:
-    return pb.Changefeed(
-        changefeed=row.changefeed,
-        state=row.state,
-        error=row.error,
-        epoch=row.epoch,
-        source_uri=row.source_uri,
-        sink_uri=row.sink_uri,
-        tables=row.tables,
-        skip_snapshot=row.skip_snapshot,
-        start_ts=row.start_ts,
-        target_ts=row.target_ts,
-        options=row.options,
-        running=row.running,
-        initialized=row.initialized,
-        checkpoint_ts=row.checkpoint_ts,
-        resolved_ts=row.resolved_ts,
-        last_synced_ts=row.last_synced_ts,
-        source_ts=row.source_ts,
-        lag=row.lag,
-        retained_bytes=row.retained_bytes,
-        spans=row.spans,
-        spans_by_state=row.spans_by_state,
-        stalls=row.stalls,
-        slowest=None if row.slowest is None else _table(row.slowest),
-        jobs=map(_job, row.jobs),
-        rows_per_s=row.rows_per_s,
-        bytes_per_s=row.bytes_per_s,
-    )

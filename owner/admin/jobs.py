@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from owner.admin.models import JobRow, RefusedError
+from owner.admin.errors import RefusedError
 from owner.admin.ports import OwnerView
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.queries import ENDED, job_id
 from tablewire.model.states import QueryState
+from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from owner.scheduling.scheduler import Query, SchedulerAndInfo
@@ -38,7 +39,7 @@ class Job:
         self._target = target
         self._capture = capture
 
-    def row(self) -> JobRow:
+    def row(self) -> pb.Job:
         return _row(self._changefeed, self._query, self._target, self._capture)
 
     def note_asked(self, by: str) -> None:
@@ -58,7 +59,7 @@ class Job:
         timeout_s: float,
         is_wanted: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
-    ) -> Iterator[JobRow]:
+    ) -> Iterator[pb.Job]:
         """As `follow`, of this job alone."""
         return follow([self], until_done=until_done, timeout_s=timeout_s, is_wanted=is_wanted, clock=clock)
 
@@ -83,7 +84,7 @@ def follow(
     timeout_s: float,
     is_wanted: Callable[[], bool] = lambda: True,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[JobRow]:
+) -> Iterator[pb.Job]:
     """Each job at once and at each change, until all have ended (or, not until_done, are decided), timeout_s are over or nobody
     wants to know. Jobs go on whatever happens here. RefusedError when the scheduler of one stopped before that."""
     deadline = clock() + min(timeout_s, JOB_WAIT_S_MAX)
@@ -104,7 +105,7 @@ def follow(
                 job.check_alive()
 
 
-def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> list[JobRow]:
+def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> list[pb.Job]:
     rows = []
     for query in scheduler.queries():
         if query.state not in ENDED:
@@ -113,8 +114,8 @@ def jobs_under_way(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> lis
     return rows
 
 
-def _row(changefeed: ChangefeedID, query: Query, target: str, capture: CaptureID) -> JobRow:
-    return JobRow(
+def _row(changefeed: ChangefeedID, query: Query, target: str, capture: CaptureID) -> pb.Job:
+    return pb.Job(
         changefeed=str(changefeed),
         kind=query.kind,
         target=target,

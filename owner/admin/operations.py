@@ -11,23 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from owner.admin import tables_view
+from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError
 from owner.admin.jobs import Job, jobs_under_way
-from owner.admin.models import (
-    AlreadyExistsError,
-    ChangefeedRow,
-    CreateRequest,
-    InvalidRequestError,
-    RefusedError,
-    TableFilter,
-    TableRow,
-    UpdateRequest,
-)
 from owner.admin.ports import ChangefeedRegistry, OwnerView
 from owner.admin.resolve import (
     check_capture,
@@ -42,15 +32,14 @@ from owner.changefeed.sources import source_request
 from tablewire.errors import OperatingError, UnknownChangefeedError
 from tablewire.etcd.keys import check_name
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
-from tablewire.model.ids import TS_MAX, CaptureID, ChangefeedID
+from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.progress import Watermark
 from tablewire.runtime.uris import redact_uri
 from tablewire.source import CheckFailure
+from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from owner.scheduling.scheduler import SchedulerAndInfo
-
-__all__ = ["ChangefeedRegistry", "OwnerView"]
 
 DEFAULT_NAMESPACE = "default"
 CHANGEFEED_ID_LENGTH_MAX = 48
@@ -103,15 +92,15 @@ def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
     raise InvalidRequestError(f"there are {len(infos)} changefeeds, so say which one; {names_text('there', names)}")
 
 
-def list_changefeeds(view: OwnerView) -> Sequence[ChangefeedRow]:
+def list_changefeeds(view: OwnerView) -> Sequence[pb.Changefeed]:
     return [_changefeed_row(view, info) for info in sorted(view.registry().list(), key=lambda info: info.changefeed)]
 
 
-def query_changefeed(view: OwnerView, text: str) -> ChangefeedRow:
+def query_changefeed(view: OwnerView, text: str) -> pb.Changefeed:
     return _changefeed_row(view, find_changefeed(view, text))
 
 
-def create_changefeed(view: OwnerView, request: CreateRequest, by: str = "") -> ChangefeedRow:
+def create_changefeed(view: OwnerView, request: pb.CreateChangefeedRequest, by: str = "") -> pb.Changefeed:
     """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
     changefeed = parse_changefeed(request.changefeed)
     _check_request(request)
@@ -141,19 +130,20 @@ def create_changefeed(view: OwnerView, request: CreateRequest, by: str = "") -> 
     return _changefeed_row(view, info)
 
 
-def pause_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+def pause_changefeed(view: OwnerView, text: str, by: str = "") -> pb.Changefeed:
     """The answer tells what the source retains: as it was before, while it has not been looked at since."""
     runtime = view.runtime(find_changefeed(view, text).changefeed)
     row = _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
-    known = row.retained_bytes if runtime is None or row.retained_bytes is not None else runtime.retained_bytes
-    return replace(row, retained_bytes=known)
+    if not row.HasField("retained_bytes") and runtime is not None and runtime.retained_bytes is not None:
+        row.retained_bytes = runtime.retained_bytes
+    return row
 
 
-def resume_changefeed(view: OwnerView, text: str, by: str = "") -> ChangefeedRow:
+def resume_changefeed(view: OwnerView, text: str, by: str = "") -> pb.Changefeed:
     return _change(view, text, lambda registry, changefeed: registry.resume(changefeed, by))
 
 
-def update_changefeed(view: OwnerView, request: UpdateRequest, by: str = "") -> ChangefeedRow:
+def update_changefeed(view: OwnerView, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
     """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
     if not (request.tables or request.options or request.unset_options):
         raise InvalidRequestError("nothing to change: give tables or options")
@@ -182,21 +172,19 @@ def remove_changefeed(view: OwnerView, text: str, by: str = "") -> str:
     return str(info.changefeed)
 
 
-def _change(view: OwnerView, text: str, write: Callable[[ChangefeedRegistry, ChangefeedID], None]) -> ChangefeedRow:
+def _change(view: OwnerView, text: str, write: Callable[[ChangefeedRegistry, ChangefeedID], None]) -> pb.Changefeed:
     info = find_changefeed(view, text)
     write(view.registry(), info.changefeed)
     view.poke()
     return _changefeed_row(view, view.registry().get(info.changefeed))
 
 
-def _check_request(request: CreateRequest) -> None:
+def _check_request(request: pb.CreateChangefeedRequest) -> None:
     for what, uri in (("source", request.source_uri), ("sink", request.sink_uri)):
         if not re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:", uri):
             raise InvalidRequestError(f"the {what} {redact_uri(uri)!r} is not a URI (scheme://...)")
         if len(uri) > URI_LENGTH_MAX:
             raise InvalidRequestError(f"the {what} URI is longer than {URI_LENGTH_MAX} characters")
-    if not 0 <= request.target_ts <= TS_MAX:
-        raise InvalidRequestError(f"the target {request.target_ts} is not a Ts")
     if not request.tables:
         raise InvalidRequestError("no tables: give at least one pattern, such as 'public.*'")
     _check_patterns(request.tables, len(request.options))
@@ -224,7 +212,7 @@ def _check_source(view: OwnerView, info: ChangefeedInfo, done: str) -> None:
         raise RefusedError(f"changefeed {info.changefeed} was not {done}, {count} failed: {named}")
 
 
-def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
+def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> pb.Changefeed:
     changefeed = info.changefeed
     runtime = view.runtime(changefeed)
     scheduler = view.scheduler(changefeed)
@@ -234,7 +222,7 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
     known = source_ts > 0 and watermark.checkpoint_ts > 0
     summary = tables_view.summarize(snapshot)
     names = runtime.table_names if runtime is not None else {}
-    return ChangefeedRow(
+    return pb.Changefeed(
         changefeed=str(changefeed),
         state=current_state(view, info),
         error=redact_uri((runtime.error if runtime is not None else "") or info.error),
@@ -268,9 +256,9 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> ChangefeedRow:
 # Tables and jobs
 
 
-def list_tables(view: OwnerView, text: str, wanted: TableFilter) -> tuple[str, Iterator[TableRow]]:
+def list_tables(view: OwnerView, wanted: pb.ListTablesRequest) -> tuple[str, Iterator[pb.TableRow]]:
     """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
-    info = find_changefeed(view, text)
+    info = find_changefeed(view, wanted.changefeed)
     scheduler = running(view, info)
     names = table_names(view, info)
     table_id = table_id_of(info, names, wanted.table) if wanted.table else None

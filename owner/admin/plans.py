@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from owner.admin.models import Plan, PlannedMoveRow, RefusedError, UnknownTableError
+from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.operations import find_changefeed, rebalanced
 from owner.admin.ports import OwnerView
 from owner.admin.resolve import check_capture, running, schedulers, table_id_of, table_names
@@ -20,6 +20,7 @@ from owner.changefeed.cluster_load import ClusterLoad, Loads
 from owner.core.jobs import PlannedMove
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.states import CaptureState
+from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from owner.scheduling.snapshot import Snapshot
@@ -34,20 +35,20 @@ _WHY_NOT = {
 }
 
 
-def plan_rebalance(view: OwnerView, text: str) -> Plan:
+def plan_rebalance(view: OwnerView, text: str) -> pb.Plan:
     """As `operations.rebalance` would do it."""
     chosen = {info.changefeed for info, _ in rebalanced(view, text)}
     return _plan(view, chosen, lambda snapshot: snapshot.plan_rebalance(), _why_no_rebalance)
 
 
-def plan_drain(view: OwnerView, capture: CaptureID) -> Plan:
+def plan_drain(view: OwnerView, capture: CaptureID) -> pb.Plan:
     """Where everything on this capture would go."""
     check_capture(view, capture)
     chosen = {changefeed for changefeed, _ in schedulers(view)}
     return _plan(view, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
 
 
-def plan_move(view: OwnerView, text: str, table: str, target: CaptureID) -> Plan:
+def plan_move(view: OwnerView, text: str, table: str, target: CaptureID) -> pb.Plan:
     """RefusedError for what the scheduler would refuse, with its reason."""
     info = find_changefeed(view, text)
     running(view, info)
@@ -66,7 +67,7 @@ def _plan(
     chosen: set[ChangefeedID],
     plan: Callable[[Snapshot], Sequence[PlannedMove]],
     why_not_more: Callable[[Sequence[Snapshot]], str],
-) -> Plan:
+) -> pb.Plan:
     snapshots = {changefeed: scheduler.snapshot() for changefeed, scheduler in sorted(schedulers(view), key=lambda pair: pair[0])}
     for changefeed in sorted(chosen & snapshots.keys()):
         if not snapshots[changefeed].initialized:
@@ -74,7 +75,7 @@ def _plan(
     loads: dict[ChangefeedID, Loads] = {changefeed: snapshot.loads_to_come() for changefeed, snapshot in snapshots.items()}
     cluster = ClusterLoad(loads.values())
     before = dict(cluster.without({}))
-    rows: list[PlannedMoveRow] = []
+    rows: list[pb.PlannedMove] = []
     seen = []
     for changefeed, snapshot in snapshots.items():
         if changefeed not in chosen:
@@ -88,7 +89,13 @@ def _plan(
     note = why_not_more(seen)
     if len(rows) == MOVES_MAX:
         note = f"only the first {MOVES_MAX} moves were planned"
-    return Plan([str(changefeed) for changefeed in sorted(chosen)], rows, before, dict(cluster.without({})), note)
+    return pb.Plan(
+        changefeeds=[str(changefeed) for changefeed in sorted(chosen)],
+        moves=rows,
+        load_before=before,
+        load_after=dict(cluster.without({})),
+        note=note,
+    )
 
 
 def _after(own: Loads, moves: Sequence[PlannedMove]) -> Loads:
@@ -100,12 +107,12 @@ def _after(own: Loads, moves: Sequence[PlannedMove]) -> Loads:
     return after
 
 
-def _rows(view: OwnerView, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[PlannedMoveRow]:
+def _rows(view: OwnerView, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[pb.PlannedMove]:
     runtime = view.runtime(changefeed)
     names = runtime.table_names if runtime is not None else {}
     for move in moves:
         span = move.span
-        yield PlannedMoveRow(
+        yield pb.PlannedMove(
             changefeed=str(changefeed),
             table_id=span.table_id,
             table=names.get(span.table_id, ""),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from owner.admin.models import RefusedError, UnknownTableError
+from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.ports import OwnerView
 from tablewire.errors import UnknownCaptureError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState

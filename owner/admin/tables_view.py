@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from owner.admin.models import TableRow
 from owner.scheduling.snapshot import Snapshot, span_view, stall_reason
 from tablewire.model.columns import I64
 from tablewire.model.ids import TS_MAX, CaptureID, TableID
 from tablewire.model.progress import SpanView
 from tablewire.model.states import StallReason
+from tablewire.v1 import admin_pb2 as pb
 
+ROW_ERROR_LENGTH_MAX = 1_000
 WAITING = "waiting"
 """Counts what a drain still waits for without a stall reason."""
 
@@ -85,8 +86,8 @@ def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
     return _reasons(snapshot, _touching(snapshot, capture))
 
 
-def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, float] | None = None) -> TableRow:
-    return TableRow(
+def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, float] | None = None) -> pb.TableRow:
+    return pb.TableRow(
         table_id=view.span.table_id,
         table=names.get(view.span.table_id, ""),
         start_key=view.span.start_key,
@@ -98,7 +99,7 @@ def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, 
         resolved_ts=view.checkpoint.resolved_ts,
         state_age_ms=max(0, view.state_age_ms),
         stall_reason="" if view.stall_reason is None else view.stall_reason.value,
-        error=view.error,
+        error=view.error[:ROW_ERROR_LENGTH_MAX],
         rows_per_s=None if rates is None else rates[0],
         bytes_per_s=None if rates is None else rates[1],
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from owner.cli import shapes
 from owner.cli.client import CallError
+from owner.cli.json_objects import to_object
 from owner.cli.names import complete_changefeeds
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, size
@@ -141,7 +141,7 @@ def create(
     if wait:
         answer = _wait_until_steady(session, answer)
     if session.output.is_json:
-        session.output.json(shapes.CHANGEFEED.of(answer))
+        session.output.json(to_object(answer))
     elif dry_run:
         session.output.line(f"changefeed {answer.changefeed}: all checks hold; nothing was stored")
     else:
@@ -154,7 +154,7 @@ def list_(session: Session) -> None:
     """All changefeeds."""
     answer = session.ask("ListChangefeeds", pb.ListChangefeedsRequest(), reads=True)
     if session.output.is_json:
-        session.output.json(shapes.changefeeds(answer))
+        session.output.json(to_object(answer))
         return
     session.output.table(
         ("CHANGEFEED", "STATE", "#SPANS", "#STALLED", "#CHECKPOINT", "#LAG", "#RETAINED", "ERROR"),
@@ -181,7 +181,7 @@ def query(session: Session, changefeed: str) -> None:
     """One changefeed: how far it is, what it waits for, what it costs the source. ID may be left out while there is one."""
     answer = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed), reads=True)
     if session.output.is_json:
-        session.output.json(shapes.CHANGEFEED.of(answer))
+        session.output.json(to_object(answer))
     else:
         _show(session.output, answer)
 
@@ -236,7 +236,7 @@ def update(
         raise click.UsageError("nothing to change: give --tables, --source-option, --sink-option or --unset-option")
     answer = session.ask("UpdateChangefeed", request, timeout_s=session.timeout_s(CHECKS_TIMEOUT_S))
     if session.output.is_json:
-        session.output.json(shapes.CHANGEFEED.of(answer))
+        session.output.json(to_object(answer))
     else:
         session.output.line(f"changefeed {answer.changefeed} is changed; `owner changefeed resume` starts it")
 
@@ -293,11 +293,11 @@ def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
                 return row
             text = f"changefeed {name}: {_standing(row)}"
             if row.state not in ("normal", "warning"):
-                raise session.failure(text, row.state, changefeed=shapes.CHANGEFEED.of(row))
+                raise session.failure(text, row.state, changefeed=to_object(row))
             progress.show(text, *((row.spans - stalled, stalled) if row.initialized else ()))
             if time.monotonic() >= deadline:
                 text = f"{text} after {timeout_s:g} s; it was created and goes on"
-                raise session.failure(text, "deadline_exceeded", changefeed=shapes.CHANGEFEED.of(row))
+                raise session.failure(text, "deadline_exceeded", changefeed=to_object(row))
             time.sleep(POLL_INTERVAL_S)
             row = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=name), reads=True)
 
@@ -316,7 +316,7 @@ def _standing(row: pb.Changefeed) -> str:
 
 def _answer(session: Session, row: pb.Changefeed, more: str = "") -> None:
     if session.output.is_json:
-        session.output.json(shapes.CHANGEFEED.of(row))
+        session.output.json(to_object(row))
     else:
         session.output.line(f"changefeed {row.changefeed} is {row.state}{more}")
 

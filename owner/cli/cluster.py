@@ -8,7 +8,7 @@ import time
 import click
 
 from owner.admin.resolve import software_version
-from owner.cli import shapes
+from owner.cli.json_objects import to_object
 from owner.cli.names import complete_captures
 from owner.cli.options import Session, Settings, local, remote
 from owner.cli.output import Output, counts
@@ -38,7 +38,7 @@ def status(session: Session) -> None:
     """Who leads, which owners and captures there are, how the changefeeds are."""
     answer = session.ask("GetStatus", pb.GetStatusRequest(), reads=True)
     if session.output.is_json:
-        session.output.json({"endpoint": session.client.endpoint, **shapes.STATUS.of(answer)})
+        session.output.json({"endpoint": session.client.endpoint, **to_object(answer)})
         return
     leader, none = answer.leader, "not known" if answer.problem else "none: an election is under way"
     session.output.pairs(
@@ -77,7 +77,7 @@ def resign(session: Session) -> None:
             break
         time.sleep(POLL_INTERVAL_S)
     if session.output.is_json:
-        session.output.json({"former": former, "leader": shapes.OWNER.of(answer.leader)})
+        session.output.json({"former": former, "leader": to_object(answer.leader)})
     else:
         session.output.line(f"{former} has resigned, {answer.leader.id} leads")
 
@@ -93,7 +93,7 @@ def list_(session: Session) -> None:
     """All captures."""
     answer = session.ask("ListCaptures", pb.ListCapturesRequest(), reads=True)
     if session.output.is_json:
-        session.output.json(shapes.captures(answer))
+        session.output.json(to_object(answer))
         return
     session.output.table(
         ("CAPTURE", "ADDRESS", "STATE", "#SPANS", "DRAINING", "VERSION", "LABELS"),
@@ -142,7 +142,7 @@ def drain(session: Session, capture: str, wait: bool, cancel: bool, dry_run: boo
     if wait:
         answer = _wait_until_empty(session, answer)
     if session.output.is_json:
-        session.output.json(shapes.DRAIN.of(answer))
+        session.output.json(to_object(answer))
     else:
         session.output.line(_text(answer))
 
@@ -154,12 +154,12 @@ def _wait_until_empty(session: Session, answer: pb.DrainCaptureResponse) -> pb.D
         while not answer.gone and answer.remaining:
             if not answer.draining:
                 text = f"the drain of {answer.capture} was cancelled; spans that are still there: {answer.remaining}"
-                raise session.failure(text, "cancelled", drain=shapes.DRAIN.of(answer))
+                raise session.failure(text, "cancelled", drain=to_object(answer))
             text = _text(answer)
             progress.show(text, left=answer.remaining)
             if time.monotonic() >= deadline:
                 text = f"{text} after {timeout_s:g} s; the drain goes on"
-                raise session.failure(text, "deadline_exceeded", drain=shapes.DRAIN.of(answer))
+                raise session.failure(text, "deadline_exceeded", drain=to_object(answer))
             time.sleep(POLL_INTERVAL_S)
             answer = session.ask("GetDrain", pb.GetDrainRequest(capture=answer.capture), reads=True)
     return answer

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import click
 
-from owner.cli import shapes
 from owner.cli.client import CallError
+from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import TIMEOUT_S_MAX, Session, remote
 from owner.cli.output import Output
 from tablewire.v1 import admin_pb2 as pb
@@ -53,7 +53,7 @@ def events(session: Session, follow: bool, limit: int) -> None:
         for event in answer.events
     ]
     if session.output.is_json:
-        session.output.json({"events": shapes.EVENT.all_of(found)})
+        session.output.json({"events": to_objects(found)})
         return
     session.output.table(
         ("AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY", "BY", "JOB"),
@@ -109,7 +109,7 @@ def _until_broken(session: Session, limit: int, after: int) -> Iterator[pb.Event
 
 def _show(output: Output, event: pb.Event) -> None:
     if output.is_json:
-        output.json(shapes.EVENT.of(event))
+        output.json(to_object(event))
         return
     parts = [event.at, event.kind, event.changefeed, event.subject, event.text, f"({event.why})" if event.why else ""]
     parts += [f"by {event.by}" if event.by else "", f"job {event.job}" if event.job else ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from owner.cli import shapes
+from owner.cli.json_objects import to_object
 from owner.cli.options import Session
 from owner.cli.output import keys
 from tablewire.v1 import admin_pb2 as pb
@@ -19,7 +19,7 @@ def show_plan(session: Session, method: str, request: Any) -> None:
     for chunk in session.client.stream(method, request, session.timeout_s(PLAN_TIMEOUT_S), reads=True):
         plan.MergeFrom(chunk)
     if session.output.is_json:
-        session.output.json(shapes.PLAN.of(plan))
+        session.output.json(to_object(plan))
         return
     if plan.moves:
         _print_moves(session, plan)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from owner.cli import shapes
 from owner.cli.changefeed import changefeed_argument
+from owner.cli.json_objects import to_object
 from owner.cli.options import Session, remote
 from owner.cli.output import counts, size
 from owner.cli.table import LIST_TIMEOUT_S, ROWS_FOR_PEOPLE
@@ -39,7 +39,7 @@ def statistics(session: Session, changefeed: str, limit: int | None) -> None:
     chunks = session.client.stream("ListTables", request, session.timeout_s(LIST_TIMEOUT_S), reads=True) if total.running else ()
     rows = sorted((row for chunk in chunks for row in chunk.tables), key=lambda row: (-row.bytes_per_s, row.checkpoint_ts))
     if session.output.is_json:
-        shape = shapes.CHANGEFEED.of(total)
+        shape = to_object(total)
         answer = {name: shape[name] for name in _TOTAL}
         session.output.json({**answer, "tables": [_as_json(row, total) for row in rows[: limit or None]]})
         return
@@ -83,7 +83,7 @@ def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit
 
 
 def _as_json(row: pb.TableRow, total: pb.Changefeed) -> dict[str, Any]:
-    shape = shapes.TABLE.of(row)
+    shape = to_object(row)
     return {**{name: shape[name] for name in _TABLE}, "lag": lag_of(row, total)}
 
 

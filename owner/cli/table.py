@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from owner.cli import shapes
+from owner.cli.json_objects import to_object, to_objects
 from owner.cli.names import complete_captures, complete_changefeeds, complete_tables
 from owner.cli.options import Session, remote
 from owner.cli.output import duration, keys, to_json
@@ -91,7 +91,7 @@ def _print_json(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> No
     for chunk in chunks:
         changefeed = changefeed or chunk.changefeed
         truncated = truncated or chunk.truncated
-        rows += [to_json(shapes.TABLE.of(row)) for row in chunk.tables]
+        rows += [to_json(to_object(row)) for row in chunk.tables]
     head = to_json({"changefeed": changefeed, "truncated": truncated})
     session.output.raw(f'{head[:-1]},"tables":[{",".join(rows)}]}}\n')
 
@@ -162,7 +162,7 @@ def move(session: Session, table: str, target: str, changefeed: str, wait: bool,
     )
     (job,) = _follow(session, "MoveTable", request, wait)
     if session.output.is_json:
-        session.output.json(shapes.JOB.of(job))
+        session.output.json(to_object(job))
 
 
 @click.command("rebalance")
@@ -189,7 +189,7 @@ def rebalance(session: Session, changefeed: str, wait: bool, dry_run: bool) -> N
     request = pb.RebalanceRequest(changefeed=changefeed, wait_done=wait, wait_ms=_wait_ms(session, wait))
     jobs = _follow(session, "Rebalance", request, wait)
     if session.output.is_json:
-        session.output.json({"state": _least(jobs), "jobs": shapes.JOB.all_of(jobs)})
+        session.output.json({"state": _least(jobs), "jobs": to_objects(jobs)})
 
 
 def _refuse_wait(wait: bool) -> None:
@@ -223,7 +223,7 @@ def _follow(session: Session, method: str, request: Any, wait: bool) -> list[pb.
     failed = [job for job in jobs.values() if job.state not in goals]
     if failed or not jobs:
         text = "; ".join(_failure(job, goals[0], timeout_s) for job in failed) or "the owner said nothing"
-        shown = shapes.JOB.all_of(jobs.values())
+        shown = to_objects(jobs.values())
         details = {"job": shown[0]} if method == "MoveTable" and shown else {"jobs": shown}
         raise session.failure(text, _least(failed) or "unknown", **details)
     if not session.output.is_json:

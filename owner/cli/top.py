@@ -18,8 +18,8 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from owner.cli import shapes
 from owner.cli.client import CallError
+from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import Session, remote
 from owner.cli.output import Output, counts, duration, new_table, printable, size
 from owner.cli.statistics import number, size_per_s
@@ -147,11 +147,11 @@ def _as_json(look: Look) -> dict[str, object]:
     return {
         "at": look.at,
         "error": look.error or None,
-        "status": shapes.STATUS.of(look.status),
-        "captures": shapes.CAPTURE.all_of(look.captures),
-        "changefeeds": shapes.CHANGEFEED.all_of(look.changefeeds),
-        "stalled": [{"changefeed": name, **shapes.TABLE.of(row)} for name, row in look.stalled],
-        "events": shapes.EVENT.all_of(look.events),
+        "status": to_object(look.status),
+        "captures": to_objects(look.captures),
+        "changefeeds": to_objects(look.changefeeds),
+        "stalled": [{"changefeed": name, **to_object(row)} for name, row in look.stalled],
+        "events": to_objects(look.events),
     }
 
 

@@ -135,14 +135,14 @@ class AdminServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
-        """Answered by the owner that is asked when no leader is known.
+        """Answered by the owner that receives the call if no leader is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resign(self, request, context):
-        """The leader gives its leadership up and stays as a follower.
+        """Makes the leader give up leadership; the process continues as a follower.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,21 +155,21 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainCapture(self, request, context):
-        """Starts (idempotent) a drain or cancels one; the answer tells how it stands.
+        """Starts (idempotently) or cancels a drain, and returns its progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDrain(self, request, context):
-        """How a drain stands; starts nothing.
+        """Returns the progress of a drain; starts nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateChangefeed(self, request, context):
-        """Runs every check first; stores nothing unless all hold.
+        """Runs every check first; stores nothing unless all checks pass.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,7 +200,7 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateChangefeed(self, request, context):
-        """Of a paused one; every check is run first.
+        """Changes a paused changefeed; runs every check first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,15 +213,15 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTables(self, request, context):
-        """Chunks of rows, filtered here. The first chunk names the changefeed, and comes even if there are no rows.
+        """Streams rows in chunks. The first chunk names the changefeed and is sent even if there are no rows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MoveTable(self, request, context):
-        """One message at each change of the job's state or reason, the first at once; ends with the state that was waited for,
-        or at wait_ms with the state as it is then (the job goes on). A rebalance is one job for each changefeed that runs.
+        """Stream the job at once and at each change of its state or reason. The stream ends when the job reaches the state that was
+        asked for, or after wait_ms; the job continues in that case. A rebalance is one job for each running changefeed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,8 +234,8 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PlanMove(self, request, context):
-        """What the same would do now; nothing is changed. Chunks of moves; the first one holds all the rest, and comes even if there
-        are no moves.
+        """Dry runs: return what the call would do now and change nothing. Moves come in chunks; the first chunk has all other fields
+        and is sent even if there are no moves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +254,7 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """What happened, oldest first. The first message comes at once, even if it is empty; with `follow` more come as they happen.
+        """Streams events, oldest first. The first message is sent at once, even if it is empty; with `follow` the stream stays open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

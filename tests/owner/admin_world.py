@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from owner.admin.grpc_service import new_admin_server
-from owner.admin.models import CreateRequest
 from owner.changefeed.run import ChangefeedRuntime
 from owner.changefeed.store import ChangefeedEvent, replaced, step
 from owner.events.history import Event
@@ -23,16 +22,19 @@ from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
-from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
+from tablewire.model.ids import TS_MAX, CaptureID, CaptureInfo, ChangefeedID
 from tablewire.runtime.grpc import listen, open_channel
 from tablewire.runtime.sections import PeerTlsSection
 from tablewire.runtime.tls import channel_credentials, interceptors, server_credentials
 from tablewire.source import CheckFailure, Source, SourceRequest
+from tablewire.v1 import admin_pb2 as pb
 from tests.owner.world import CHANGEFEED, World
 
 TICK_PAUSE_S = 0.002
 FEED = str(CHANGEFEED)
-CREATE = CreateRequest("new", "counter:///source", "file:///sink", ("public.*",))
+CREATE = pb.CreateChangefeedRequest(
+    changefeed="new", source_uri="counter:///source", sink_uri="file:///sink", tables=["public.*"]
+)
 
 
 def feed(name: str = CHANGEFEED.id, **fields: object) -> ChangefeedInfo:
@@ -179,7 +181,7 @@ class AdminView:
         return ChangefeedRuntime(
             state=info.state.value,
             watermark=self.world.watermark,
-            source_ts=self.world.watermark.checkpoint_ts + 50,
+            source_ts=min(self.world.watermark.checkpoint_ts + 50, TS_MAX),
             retained_bytes=4096,
             table_names=MappingProxyType(self.names),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -11,25 +10,11 @@ from pathlib import Path
 import pytest
 
 from docs.tools import cli_page as docs
-from owner.admin import models as answers
 from owner.changefeed.store import TRANSITIONS, Refused
-from owner.cli import shapes
+from owner.cli.json_objects import NULL_IF_EMPTY, map_value, to_object
 from tablewire.v1 import admin_pb2 as pb
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/cli.md"
-
-SAMPLES = {
-    "owner": (pb.Owner(), answers.OwnerRow),
-    "status": (pb.GetStatusResponse(), answers.ClusterStatus),
-    "capture": (pb.Capture(), answers.CaptureRow),
-    "drain": (pb.DrainCaptureResponse(), answers.DrainProgress),
-    "table": (pb.TableRow(), answers.TableRow),
-    "job": (pb.Job(), answers.JobRow),
-    "changefeed": (pb.Changefeed(), answers.ChangefeedRow),
-    "plan": (pb.Plan(), answers.Plan),
-    "planned move": (pb.PlannedMove(), answers.PlannedMoveRow),
-    "event": (pb.Event(), answers.EventRow),
-}
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -40,13 +25,23 @@ def test_the_page_is_up_to_date() -> None:
     assert said == PAGE.read_text(encoding="utf-8"), "run: python -m docs.tools.cli_page --write docs/cli.md"
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES, ids=lambda shape: shape.name)
-def test_a_shape_shows_every_field_of_its_message(shape: shapes.Shape) -> None:
-    """What the owner tells is what the CLI shows, under the same names, and an empty message can be shown."""
-    message, answer = SAMPLES[shape.name]
-    shown = set(shape.of(message))
-    assert shown == {field.name for field in message.DESCRIPTOR.fields}
-    assert shown == {field.name for field in dataclasses.fields(answer)}
+@pytest.mark.parametrize("record", docs.RECORDS)
+def test_an_object_shows_every_field_of_its_record(record: str) -> None:
+    """Under the same names, and an empty record can be shown."""
+    kind = pb.DESCRIPTOR.message_types_by_name[record]
+    shown = to_object(getattr(pb, record)())
+    assert list(shown) == [field.name for field in kind.fields]
+    assert NULL_IF_EMPTY.get(record, set()) <= set(shown)
+
+
+def test_every_record_of_an_answer_is_on_the_page() -> None:
+    """With the meaning of each field, from the comments of admin.proto."""
+    records = [pb.DESCRIPTOR.message_types_by_name[record] for record in docs.RECORDS]
+    assert set(NULL_IF_EMPTY) <= set(docs.RECORDS)
+    fields = [field for record in records for field in record.fields]
+    assert {field.message_type.name for field in fields if field.message_type and not map_value(field)} <= set(docs.RECORDS)
+    meanings = docs.comments()
+    assert all(meanings[field.full_name].endswith(".") for field in fields)
 
 
 def test_the_picture_of_a_changefeeds_life_has_every_arrow_and_every_refusal() -> None:
@@ -62,6 +57,6 @@ def test_the_picture_of_a_changefeeds_life_has_every_arrow_and_every_refusal() -
 
 def test_nothing_known_is_null_and_zero_stays_zero() -> None:
     """An optional number that is 0 is not the same as one that is not known."""
-    shown = shapes.CHANGEFEED.of(pb.Changefeed(lag=0))
+    shown = to_object(pb.Changefeed(lag=0))
     assert (shown["lag"], shown["retained_bytes"], shown["slowest"], shown["error"]) == (0, None, None, None)
-    assert shapes.TABLE.of(pb.TableRow(start_key=b"\x01"))["start_key"] == "01"
+    assert to_object(pb.TableRow(start_key=b"\x01"))["start_key"] == "01"

@@ -8,12 +8,13 @@ import pytest
 
 from owner.admin import cluster_operations, operations
 from owner.admin import plans as planning
+from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.jobs import follow
-from owner.admin.models import Plan, RefusedError, UnknownTableError
 from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig
 from tablewire.errors import UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedState
 from tablewire.model.ids import ChangefeedID
+from tablewire.v1 import admin_pb2 as pb
 from tests.owner.admin_world import FEED, AdminView, feed
 from tests.owner.world import CHANGEFEED, World
 
@@ -57,7 +58,7 @@ def uneven() -> AdminView:
     return view
 
 
-def targets(plan: Plan) -> Counter[str]:
+def targets(plan: pb.Plan) -> Counter[str]:
     return Counter(move.target for move in plan.moves)
 
 

@@ -22,7 +22,7 @@ from tablewire.model.states import TableState
 from tablewire.runtime.config import Section, describe
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]
 CONFIGURATION = ROOT / "docs/configuration.md"
 RELIABILITY = ROOT / "docs/reliability.md"
 TIMEOUT_S = 60

@@ -4,7 +4,7 @@ Threads: main (waits for a signal), "tick" (campaigns; in a term it owns all sch
 (election), "watch" (captures, changefeeds, drains), "store" (writes to etcd), "changefeed ..." (one a source), "exchange-..."
 (one a capture), "admin" (gRPC's pool), "http".
 
-`OwnerService` is also the `OwnerView` of the admin API: its reads take what the last round left, and never wait for a tick.
+`OwnerService` is also the `OwnerPort` of the admin API, which reads what the last round left and never waits for a tick.
 """
 
 from __future__ import annotations
@@ -13,30 +13,26 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import structlog
 
 from owner.admin.grpc_service import SERVICE_NAMES, AdminServer, new_admin_server
-from owner.admin.ports import ChangefeedRegistry
 from owner.admin.resolve import software_version
-from owner.changefeed.run import ChangefeedRun, ChangefeedRuntime
+from owner.changefeed.run import ChangefeedRun
 from owner.changefeed.source_worker import ChangefeedWorker
 from owner.changefeed.sources import new_source
 from owner.changefeed.store import EtcdChangefeeds
-from owner.events.history import History
 from owner.exchange.hub import ExchangeConfig, ExchangeHub, ProcessorClientView
 from owner.leadership.election import Election, Leadership
 from owner.leadership.term import Term
 from owner.owner_config import OwnerConfig
 from owner.owner_metrics import OwnerMetrics
-from owner.scheduling.scheduler import SchedulerAndInfo
-from tablewire.errors import ClosedError, EtcdError, NotLeaderError, OperatingError
+from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd.lease import lease_clock
-from tablewire.etcd.records import LeaderRecord
 from tablewire.etcd.session import EtcdSession
-from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
+from tablewire.model.ids import ChangefeedID
 from tablewire.runtime import logs
 from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, listen, open_channel
 from tablewire.runtime.http import HttpServer
@@ -71,9 +67,10 @@ class OwnerService:
         """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`. protocols: of the wire."""
         self._protocols = protocols
         self._config = config
+        self.cluster = config.cluster
         self._shutdown = shutdown
-        self._owner_id = config.id or f"{socket.gethostname()}-{secrets.token_hex(4)}"
-        self._term: Term | None = None
+        self.owner_id = config.id or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self.term: Term | None = None
         self._workers: Mapping[ChangefeedID, ChangefeedWorker] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -98,25 +95,25 @@ class OwnerService:
             credentials=etcd_credentials(config.etcd.tls),
             login=etcd_login(config.etcd),
         )
-        self._election = Election(
+        self.election = Election(
             self._session,
             config.cluster,
-            self._owner_id,
+            self.owner_id,
             self.address,
             ttl_s=config.etcd.ttl_s,
             margin_s=config.etcd.margin_s,
             version=software_version(),
-            on_change=self.poke,
+            on_change=self.wake,
         )
         self._hub = ExchangeHub(
-            self._owner_id,
+            self.owner_id,
             config=ExchangeConfig(exchange_timeout_ms=config.exchange.timeout_ms, idle_exchange_ms=config.exchange.idle_ms),
             on_answer=self._answered,
             may_send=self._may_send,
             credentials=peer_credentials,
             clock=lease_clock,
         )
-        self._changefeeds = EtcdChangefeeds(self._session, config.cluster, self._election.guarded_write)
+        self.changefeeds = EtcdChangefeeds(self._session, config.cluster, self.election.guarded_write)
 
     # -- the main thread ----------------------------------------------------------------------------------------------
 
@@ -126,7 +123,7 @@ class OwnerService:
             self._http.start()
         timeout_ms = self._config.etcd.start_timeout_ms
         try:
-            self._election.start(timeout_ms / 1000 if timeout_ms else None)
+            self.election.start(timeout_ms / 1000 if timeout_ms else None)
         except EtcdError:
             self._close()
             raise
@@ -142,10 +139,10 @@ class OwnerService:
         self._look_at_itself()
         _log.info("stopping", reason=self._shutdown.reason, leading=self.is_leading())
         self._stopping = True
-        term = self._term
+        term = self.term
         if term is not None:
             term.stop("this owner is leaving")
-        self.poke()
+        self.wake()
         tick.join(STOP_TIMEOUT_S)
         self._close()
         _log.info("owner_left")
@@ -158,10 +155,10 @@ class OwnerService:
         while True:
             hung = self._healthy()
             self._health.set_serving(not self._ready())
-            if hung and hung_before and self._election.leadership() is not None:
+            if hung and hung_before and self.election.leadership() is not None:
                 _log.error("tick_hangs", reason=hung)
                 try:
-                    self._election.resign()
+                    self.election.resign()
                 except (EtcdError, ClosedError) as error:
                     _log.warning("resign_failed", reason=str(error))
             hung_before = bool(hung)
@@ -170,7 +167,7 @@ class OwnerService:
 
     def _close(self) -> None:
         self._health.leave()
-        self._election.close()
+        self.election.close()
         self._admin.close()
         self._hub.close()
         if self._http is not None:
@@ -182,7 +179,7 @@ class OwnerService:
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            leadership = self._election.leadership()
+            leadership = self.election.leadership()
             if leadership is None:
                 self._wake.wait(CAMPAIGN_WAIT_S)
                 continue
@@ -191,12 +188,12 @@ class OwnerService:
     def _lead(self, leadership: Leadership) -> None:
         self._metrics.elections.inc()
         _log.info("leads", owner_revision=leadership.revision)
-        term = self._term = Term(
+        term = self.term = Term(
             leadership,
-            owner_id=self._owner_id,
+            owner_id=self.owner_id,
             config=self._config,
             session=self._session,
-            election=self._election,
+            election=self.election,
             hub=self._hub,
             counters=self._metrics.facts,
             observe_tick=self._metrics.tick_seconds.observe,
@@ -206,13 +203,13 @@ class OwnerService:
         if self._stopping:
             term.stop("this owner is leaving")
         reason = term.run()
-        self._term = None
+        self.term = None
         _log.warning("steps_down", owner_revision=leadership.revision, reason=reason)
-        now = self._election.leadership()
+        now = self.election.leadership()
         if now is not None and now.revision == leadership.revision:
             # It was asked to: the key goes at once, so that the next owner does not have to wait for it.
             try:
-                self._election.resign()
+                self.election.resign()
             except (EtcdError, ClosedError) as error:
                 _log.warning("resign_failed", reason=str(error))
         term.close()
@@ -221,114 +218,53 @@ class OwnerService:
     # -- for metrics, http and the hub --------------------------------------------------------------------------------
 
     def is_leading(self) -> bool:
-        term, leadership = self._term, self._election.leadership()
+        term, leadership = self.term, self.election.leadership()
         return term is not None and leadership is not None and leadership.revision == term.revision
 
     def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]:
-        term = self._term
+        term = self.term
         return term.runs if term is not None else MappingProxyType({})
 
     def peers(self) -> Iterable[ProcessorClientView]:
         return self._hub.client_views()
 
     def margin_s(self) -> float | None:
-        leadership = self._election.leadership()
+        leadership = self.election.leadership()
         return leadership.deadline - lease_clock() if leadership is not None else None
 
     def _may_send(self) -> bool:
         """Under the hub's lock, right before each Exchange: the term that it speaks for is the one that leads now."""
-        leadership = self._election.leadership()
+        leadership = self.election.leadership()
         return leadership is not None and leadership.revision == self._hub.owner_revision
 
     def _answered(self, matters: bool) -> None:
         if matters:
-            self.poke()
+            self.wake()
 
     def _ready(self) -> str:
         """A follower is as ready as the leader: it passes calls on. Without etcd nobody knows who leads, whoever did before."""
         if self._stopping:
             return "stopping"
-        if self._election.error:
-            return f"no candidate: {self._election.error}"
-        return self._healthy() if self._election.leader() is not None else "no owner leads"
+        if self.election.error:
+            return f"no candidate: {self.election.error}"
+        return self._healthy() if self.election.leader() is not None else "no owner leads"
 
     def _healthy(self) -> str:
         """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""
-        term = self._term
+        term = self.term
         silence_s = term.silence_s() if term is not None and term.is_loaded else 0.0
         return f"no tick for {silence_s:.0f} s" if silence_s > HANGS_AFTER_S else ""
 
-    # -- OwnerView ----------------------------------------------------------------------------------------------------
-
-    @property
-    def cluster(self) -> str:
-        return self._config.cluster
-
-    @property
-    def owner_id(self) -> str:
-        return self._owner_id
-
-    def leadership(self) -> Leadership | None:
-        term = self._term
-        return self._election.leadership() if term is not None and term.is_loaded else None
-
-    def leader(self) -> LeaderRecord | None:
-        return self._election.leader()
-
-    def why_no_candidate(self) -> str:
-        return self._election.error
-
-    def captures(self) -> Mapping[CaptureID, CaptureInfo]:
-        term = self._term
-        return term.captures if term is not None else MappingProxyType({})
-
-    def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
-        run = self.runs().get(changefeed)
-        return run.scheduler if run is not None else None
-
-    def runtime(self, changefeed: ChangefeedID) -> ChangefeedRuntime | None:
-        run = self.runs().get(changefeed)
-        return run.runtime() if run is not None else None
-
-    def registry(self) -> ChangefeedRegistry:
-        return self._changefeeds
+    # -- OwnerPort, with the attributes above -------------------------------------------------------------------------
 
     def new_source(self, request: SourceRequest) -> Source:
         return new_source(request)
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         self._wake.set()
-        term = self._term
+        term = self.term
         if term is not None:
             term.wake()
-
-    def drain(self, capture: CaptureID, by: str = "") -> None:
-        self._leading_term().drain(capture, by)
-
-    def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
-        self._leading_term().cancel_drain(capture, by)
-
-    def draining(self) -> Sequence[CaptureID]:
-        term = self._term
-        return term.drains if term is not None else ()
-
-    def resign(self, by: str = "") -> None:
-        term = self._term
-        if term is not None:
-            term.stop("it was asked to resign", by)
-
-    def history(self) -> History | None:
-        term = self._term
-        return term.history if term is not None else None
-
-    def owners(self) -> Sequence[LeaderRecord]:
-        return self._election.candidates()
-
-    def _leading_term(self) -> Term:
-        term = self._term
-        if term is None:
-            raise NotLeaderError(f"owner {self._owner_id} does not lead")
-        return term
 
 
 def serve(config: OwnerConfig, protocols: ProtocolVersions = SPOKEN) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from owner.admin import tables_view
 from owner.admin.errors import RefusedError
-from owner.admin.ports import OwnerView
-from owner.admin.resolve import check_capture, current_state, schedulers_of, software_version
+from owner.admin.ports import OwnerPort
+from owner.admin.resolve import check_capture, current_state, leading_term, leads, scheduler_of, schedulers_of, software_version
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.etcd.records import EventRecord, LeaderRecord
 from tablewire.model.ids import CaptureID
@@ -17,7 +17,6 @@ from tablewire.model.states import CaptureState, StallReason
 from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
-    from owner.events.history import History
     from owner.scheduling.scheduler import SchedulerAndInfo
     from tablewire.etcd.records import ChangefeedInfo
 from tablewire.wire.versions import INCOMPATIBLE_LABEL
@@ -30,43 +29,44 @@ IDLE_STATE = "idle"
 _WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITIALIZED, CaptureState.READY)
 
 
-def cluster_status(view: OwnerView) -> pb.GetStatusResponse:
+def cluster_status(owner: OwnerPort) -> pb.GetStatusResponse:
     """Also answered by an owner that does not lead (captures are then counted as "unknown"), and by one without etcd."""
-    leadership, problem = view.leadership(), view.why_no_candidate()
-    leader = view.leader() if leadership is not None or not problem else None
-    owners = [_owner_row(record, leader) for record in view.owners()]
+    election, term, problem = owner.election, owner.term, owner.election.error
+    leader = election.leader() if leads(owner) or not problem else None
+    owners = [_owner_row(record, leader) for record in election.candidates()]
     stored: Sequence[ChangefeedInfo] = ()
     if not problem:
         try:
-            stored = view.registry().list()
+            stored = owner.changefeeds.list()
         except EtcdError as error:
             problem = str(error)
-    if leadership is None or problem:
-        captures = Counter({UNKNOWN_STATE: len(view.captures())} if view.captures() else {})
+    if term is None or not term.leads or problem:
+        captures = Counter({UNKNOWN_STATE: len(term.captures)} if term is not None and term.captures else {})
     else:
-        captures = Counter(row.state for row in _capture_rows(view, stored))
+        captures = Counter(row.state for row in _capture_rows(owner, stored))
     return pb.GetStatusResponse(
-        cluster=view.cluster,
-        answered_by=view.owner_id,
+        cluster=owner.cluster,
+        answered_by=owner.owner_id,
         version=software_version(),
         leader=None if leader is None else _owner_row(leader, leader),
-        leader_revision=0 if leadership is None else leadership.revision,
+        leader_revision=term.revision if term is not None and term.leads else 0,
         owners=owners,
         captures_by_state=dict(captures),
-        changefeeds_by_state=dict(Counter(current_state(view, info) for info in stored)),
-        braked=[str(changefeed) for changefeed, scheduler in schedulers_of(view, stored) if scheduler.snapshot().brake],
+        changefeeds_by_state=dict(Counter(current_state(owner, info) for info in stored)),
+        braked=[str(changefeed) for changefeed, scheduler in schedulers_of(owner, stored) if scheduler.snapshot().brake],
         problem=problem,
     )
 
 
-def resign(view: OwnerView, by: str = "") -> str:
+def resign(owner: OwnerPort, by: str = "") -> str:
     """The leader steps down and campaigns again as the last in line; its id."""
-    if view.leadership() is None:
-        raise RefusedError(f"owner {view.owner_id} does not lead, so it cannot resign")
-    if len(view.owners()) < 2:
-        raise RefusedError(f"owner {view.owner_id} is the only owner: nobody could take over")
-    view.resign(by)
-    return view.owner_id
+    term = owner.term
+    if term is None or not term.leads:
+        raise RefusedError(f"owner {owner.owner_id} does not lead, so it cannot resign")
+    if len(owner.election.candidates()) < 2:
+        raise RefusedError(f"owner {owner.owner_id} is the only owner: nobody could take over")
+    term.stop("it was asked to resign", by)
+    return owner.owner_id
 
 
 def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> pb.Owner:
@@ -78,27 +78,28 @@ def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> pb.Owner:
     )
 
 
-def list_captures(view: OwnerView) -> Sequence[pb.Capture]:
+def list_captures(owner: OwnerPort) -> Sequence[pb.Capture]:
     """Every registered capture, by id."""
-    return _capture_rows(view, view.registry().list())
+    return _capture_rows(owner, owner.changefeeds.list())
 
 
-def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence[pb.Capture]:
+def _capture_rows(owner: OwnerPort, stored: Sequence[ChangefeedInfo]) -> Sequence[pb.Capture]:
     states: dict[CaptureID, set[CaptureState]] = {}
     spans: dict[CaptureID, dict[str, int]] = {}
-    draining = set(view.draining())
-    for changefeed, scheduler in schedulers_of(view, stored):
+    term = leading_term(owner)
+    draining = set(term.drains)
+    for changefeed, scheduler in schedulers_of(owner, stored):
         for capture in scheduler.snapshot().captures:
             states.setdefault(capture.id, set()).add(capture.state)
             spans.setdefault(capture.id, {})[str(changefeed)] = capture.spans
     rows = []
-    for info in sorted(view.captures().values(), key=lambda info: info.id):
+    for info in sorted(term.captures.values(), key=lambda info: info.id):
         seen = states.get(info.id, set())
         state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
         if INCOMPATIBLE_LABEL in info.labels:
             state = INCOMPATIBLE_LABEL
         held = spans.get(info.id, {})
-        progress = drain_progress(view, info.id) if info.id in draining else None
+        progress = drain_progress(owner, info.id) if info.id in draining else None
         rows.append(
             pb.Capture(
                 id=info.id,
@@ -116,30 +117,30 @@ def _capture_rows(view: OwnerView, stored: Sequence[ChangefeedInfo]) -> Sequence
     return rows
 
 
-def drain(view: OwnerView, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
+def drain(owner: OwnerPort, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
     """Asks for the capture to be emptied (idempotent), and tells how that stands."""
-    check_capture(view, capture)
-    view.drain(capture, by)
-    view.poke()
-    return drain_progress(view, capture)
+    check_capture(owner, capture)
+    leading_term(owner).drain(capture, by)
+    return drain_progress(owner, capture)
 
 
-def cancel_drain(view: OwnerView, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
-    if capture not in view.draining():
+def cancel_drain(owner: OwnerPort, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
+    term = leading_term(owner)
+    if capture not in term.drains:
         raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
-    view.cancel_drain(capture, by)
-    view.poke()
-    return drain_progress(view, capture)
+    term.cancel_drain(capture, by)
+    return drain_progress(owner, capture)
 
 
-def drain_progress(view: OwnerView, capture: CaptureID) -> pb.DrainCaptureResponse:
+def drain_progress(owner: OwnerPort, capture: CaptureID) -> pb.DrainCaptureResponse:
     """Starts nothing. A capture that has left is an answer here (gone), so that who waits for a drain sees its end."""
-    if capture not in view.captures():
-        return pb.DrainCaptureResponse(capture=capture, draining=capture in view.draining(), gone=True)
-    draining = capture in view.draining()
+    term = leading_term(owner)
+    draining = capture in term.drains
+    if capture not in term.captures:
+        return pb.DrainCaptureResponse(capture=capture, draining=draining, gone=True)
     remaining, reasons, notes = 0, Counter[str](), []
-    for info in view.registry().list():
-        scheduler = view.scheduler(info.changefeed)
+    for info in owner.changefeeds.list():
+        scheduler = scheduler_of(owner, info.changefeed)
         if scheduler is not None:
             left, why = _left(scheduler, capture, draining)
             remaining += left
@@ -156,32 +157,26 @@ def drain_progress(view: OwnerView, capture: CaptureID) -> pb.DrainCaptureRespon
     )
 
 
-def list_events(view: OwnerView, after: int, limit: int) -> Sequence[pb.Event]:
+def list_events(owner: OwnerPort, after: int, limit: int) -> Sequence[pb.Event]:
     """What happened, oldest first: the newest `limit` (0 = all) with a higher sequence than `after`."""
-    found = _history(view).events_after(after)
+    found = leading_term(owner).history.events_after(after)
     if found is None:
         raise EtcdError("the events have not been read from etcd yet: try again")
     rows = [_event_row(event.sequence, event.record) for event in found if event.record is not None]
     return rows[-limit:] if limit else rows
 
 
-def follow_events(view: OwnerView, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[pb.Event]]:
+def follow_events(owner: OwnerPort, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[pb.Event]]:
     """What happens from now on, several at a time, until nobody wants to know. NotLeaderError when this owner's term ends."""
-    history = _history(view)
+    term = leading_term(owner)
+    history = term.history
     while is_wanted():
         if history.wait_after(after, FOLLOW_POLL_S):
             events = history.events_after(after) or ()
             after = events[-1].sequence if events else after
             yield [_event_row(event.sequence, event.record) for event in events if event.record is not None]
-        elif view.history() is not history:
-            raise NotLeaderError("another owner leads now")
-
-
-def _history(view: OwnerView) -> History:
-    history = view.history()
-    if history is None:
-        raise NotLeaderError(f"owner {view.owner_id} does not lead")
-    return history
+        elif owner.term is not term or not term.leads:
+            raise NotLeaderError(f"owner {owner.owner_id} no longer leads")
 
 
 def _event_row(sequence: int, record: EventRecord) -> pb.Event:

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import grpc
 
 from owner.admin.caller_identity import CALLER_KEY, caller_of
-from owner.admin.ports import OwnerView
+from owner.admin.ports import OwnerPort
+from owner.admin.resolve import leads
 from tablewire.etcd.records import LeaderRecord
 
 SERVICE = "tablewire.v1.Admin"
@@ -37,8 +38,8 @@ OpenChannel = Callable[[str], grpc.Channel]
 class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no annotations
     """Answers here what this owner can answer, and passes on the rest. Call `close` after the server has stopped."""
 
-    def __init__(self, view: OwnerView, open_channel: OpenChannel) -> None:
-        self._view = view
+    def __init__(self, owner: OwnerPort, open_channel: OpenChannel) -> None:
+        self._owner = owner
         self._open_channel = open_channel
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
@@ -47,11 +48,11 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not details.method.startswith(f"/{SERVICE}/") or self._view.leadership() is not None:
+        if handler is None or not details.method.startswith(f"/{SERVICE}/") or leads(self._owner):
             return handler
         marked = any(key == FORWARDED_KEY for key, _ in details.invocation_metadata)
-        leader = self._view.leader()
-        if leader is not None and leader.id == self._view.owner_id:
+        leader = self._owner.election.leader()
+        if leader is not None and leader.id == self._owner.owner_id:
             leader = None  # elected, but not leading yet
         if details.method == ANSWERED_BY_ANY and (leader is None or marked):
             return handler
@@ -69,7 +70,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                 channel.close()
 
     def _refusal(self, streams: bool, marked: bool) -> Any:
-        text, why = f"owner {self._view.owner_id} does not lead", self._view.why_no_candidate()
+        text, why = f"owner {self._owner.owner_id} does not lead", self._owner.election.error
         if why:
             text += f" and cannot be elected: {why}"
         else:
@@ -120,7 +121,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         return forward
 
     def _mark(self, context: Any) -> tuple[tuple[str, str], ...]:
-        return ((FORWARDED_KEY, self._view.owner_id), (CALLER_KEY, quote(caller_of(context))))
+        return ((FORWARDED_KEY, self._owner.owner_id), (CALLER_KEY, quote(caller_of(context))))
 
     def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
         """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""

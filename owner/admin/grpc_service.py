@@ -22,7 +22,7 @@ from owner.admin.caller_identity import caller_of
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
 from owner.admin.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
 from owner.admin.jobs import Job, follow
-from owner.admin.ports import OwnerView
+from owner.admin.ports import OwnerPort
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import (
     ClosedError,
@@ -82,17 +82,17 @@ class AdminServer:
 
 
 def new_admin_server(
-    view: OwnerView, open_channel: OpenChannel = open_channel, interceptors: Sequence[grpc.ServerInterceptor] = ()
+    owner: OwnerPort, open_channel: OpenChannel = open_channel, interceptors: Sequence[grpc.ServerInterceptor] = ()
 ) -> AdminServer:
     """open_channel: to another owner, with this cluster's credentials. interceptors: whom to let in at all."""
-    forwarder = ForwardToLeader(view, open_channel)
+    forwarder = ForwardToLeader(owner, open_channel)
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
         interceptors=(RateLimit(CALLS_PER_S_MAX, CALLS_BURST_MAX), *interceptors, forwarder),
         options=list({**dict(server_options()), "grpc.max_receive_message_length": REQUEST_BYTES_MAX}.items()),
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
-    admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(view), server)  # type: ignore[no-untyped-call]  # generated
+    admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(owner), server)  # type: ignore[no-untyped-call]  # generated
     return AdminServer(server, forwarder)
 
 
@@ -103,65 +103,65 @@ SERVICE_NAMES = (SERVICE,)
 class AdminServicer(admin_pb2_grpc.AdminServicer):
     """See admin.proto for what each call means."""
 
-    def __init__(self, view: OwnerView) -> None:
-        self._view = view
+    def __init__(self, owner: OwnerPort) -> None:
+        self._owner = owner
         self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
         self._followers = threading.BoundedSemaphore(FOLLOWERS_MAX)
 
     def GetStatus(self, _request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         with _errors(context):
-            return cluster_operations.cluster_status(self._view)
+            return cluster_operations.cluster_status(self._owner)
 
     def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:
         with _errors(context):
-            return pb.ResignResponse(owner_id=cluster_operations.resign(self._view, caller_of(context)))
+            return pb.ResignResponse(owner_id=cluster_operations.resign(self._owner, caller_of(context)))
 
     def ListCaptures(self, _request: pb.ListCapturesRequest, context: Any) -> pb.ListCapturesResponse:
         with _errors(context):
-            return pb.ListCapturesResponse(captures=cluster_operations.list_captures(self._view))
+            return pb.ListCapturesResponse(captures=cluster_operations.list_captures(self._owner))
 
     def DrainCapture(self, request: pb.DrainCaptureRequest, context: Any) -> pb.DrainCaptureResponse:
         verb = cluster_operations.cancel_drain if request.cancel else cluster_operations.drain
         with _errors(context):
-            return verb(self._view, request.capture, caller_of(context))
+            return verb(self._owner, request.capture, caller_of(context))
 
     def GetDrain(self, request: pb.GetDrainRequest, context: Any) -> pb.DrainCaptureResponse:
         with _errors(context):
-            return cluster_operations.drain_progress(self._view, request.capture)
+            return cluster_operations.drain_progress(self._owner, request.capture)
 
     def CreateChangefeed(self, request: pb.CreateChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context), self._waiting(context):
-            return operations.create_changefeed(self._view, request, caller_of(context))
+            return operations.create_changefeed(self._owner, request, caller_of(context))
 
     def ListChangefeeds(self, _request: pb.ListChangefeedsRequest, context: Any) -> pb.ListChangefeedsResponse:
         with _errors(context):
-            return pb.ListChangefeedsResponse(changefeeds=operations.list_changefeeds(self._view))
+            return pb.ListChangefeedsResponse(changefeeds=operations.list_changefeeds(self._owner))
 
     def QueryChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return operations.query_changefeed(self._view, request.changefeed)
+            return operations.query_changefeed(self._owner, request.changefeed)
 
     def PauseChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return operations.pause_changefeed(self._view, request.changefeed, caller_of(context))
+            return operations.pause_changefeed(self._owner, request.changefeed, caller_of(context))
 
     def ResumeChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context):
-            return operations.resume_changefeed(self._view, request.changefeed, caller_of(context))
+            return operations.resume_changefeed(self._owner, request.changefeed, caller_of(context))
 
     def UpdateChangefeed(self, request: pb.UpdateChangefeedRequest, context: Any) -> pb.Changefeed:
         with _errors(context), self._waiting(context):
-            return operations.update_changefeed(self._view, request, caller_of(context))
+            return operations.update_changefeed(self._owner, request, caller_of(context))
 
     def RemoveChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.RemoveChangefeedResponse:
         with _errors(context):
             return pb.RemoveChangefeedResponse(
-                changefeed=operations.remove_changefeed(self._view, request.changefeed, caller_of(context))
+                changefeed=operations.remove_changefeed(self._owner, request.changefeed, caller_of(context))
             )
 
     def ListTables(self, request: pb.ListTablesRequest, context: Any) -> Iterator[pb.ListTablesResponse]:
         with _errors(context), self._waiting(context):
-            changefeed, rows = operations.list_tables(self._view, request)
+            changefeed, rows = operations.list_tables(self._owner, request)
             chunk, size = pb.ListTablesResponse(changefeed=changefeed), 0
             for count, message in enumerate(rows):
                 if request.limit and count == request.limit:
@@ -178,37 +178,37 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def MoveTable(self, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
         def ask() -> Sequence[Job]:
-            return [operations.move_table(self._view, request.changefeed, request.table, request.target, caller_of(context))]
+            return [operations.move_table(self._owner, request.changefeed, request.table, request.target, caller_of(context))]
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
     def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
         def ask() -> Sequence[Job]:
-            return operations.rebalance(self._view, request.changefeed, caller_of(context))
+            return operations.rebalance(self._owner, request.changefeed, caller_of(context))
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
     def PlanMove(self, request: pb.PlanMoveRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_move(self._view, request.changefeed, request.table, request.target))
+            yield from _chunks(planning.plan_move(self._owner, request.changefeed, request.table, request.target))
 
     def PlanDrain(self, request: pb.PlanDrainRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_drain(self._view, request.capture))
+            yield from _chunks(planning.plan_drain(self._owner, request.capture))
 
     def PlanRebalance(self, request: pb.PlanRebalanceRequest, context: Any) -> Iterator[pb.Plan]:
         with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_rebalance(self._view, request.changefeed))
+            yield from _chunks(planning.plan_rebalance(self._owner, request.changefeed))
 
     def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
         with _errors(context), self._taking(self._followers if request.follow else self._waiters, context):
             after = request.after
-            rows = cluster_operations.list_events(self._view, after, request.limit)
+            rows = cluster_operations.list_events(self._owner, after, request.limit)
             for at in range(0, max(1, len(rows)), CHUNK_ROWS):
                 yield pb.ListEventsResponse(events=rows[at : at + CHUNK_ROWS])
             if request.follow:
                 after = rows[-1].sequence if rows else after
-                for news in cluster_operations.follow_events(self._view, after, context.is_active):
+                for news in cluster_operations.follow_events(self._owner, after, context.is_active):
                     yield pb.ListEventsResponse(events=news)
 
     def _follow(self, ask: Callable[[], Sequence[Job]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from owner.admin.errors import RefusedError
-from owner.admin.ports import OwnerView
+from owner.admin.ports import OwnerPort
+from owner.admin.resolve import scheduler_of
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.queries import ENDED, job_id
 from tablewire.model.states import QueryState
@@ -25,14 +26,14 @@ class Job:
 
     def __init__(
         self,
-        view: OwnerView,
+        owner: OwnerPort,
         changefeed: ChangefeedID,
         scheduler: SchedulerAndInfo,
         query: Query,
         target: str,
         capture: CaptureID,
     ) -> None:
-        self._view = view
+        self._owner = owner
         self._changefeed = changefeed
         self._scheduler = scheduler
         self._query = query
@@ -47,10 +48,10 @@ class Job:
         query = self._query
         query.asked_by = by
         where = f"to {self._capture}" if self._capture else ""
-        history = self._view.history()
-        if history is not None:
+        term = self._owner.term
+        if term is not None:
             ids = {"changefeed": str(self._changefeed), "job": job_id(query.number), "by": by}
-            history.tell(f"{query.kind}_requested", subject=self._target if self._capture else "", text=where, **ids)
+            term.history.tell(f"{query.kind}_requested", subject=self._target if self._capture else "", text=where, **ids)
 
     def follow(
         self,
@@ -69,7 +70,7 @@ class Job:
 
     def check_alive(self) -> None:
         """RefusedError when its scheduler does not run here any more: nobody will ever end it."""
-        if self._view.scheduler(self._changefeed) is not self._scheduler:
+        if scheduler_of(self._owner, self._changefeed) is not self._scheduler:
             last = self.row()
             raise RefusedError(
                 f"{last.kind} of {last.target}: {last.state} when changefeed {self._changefeed} stopped running here "

@@ -18,12 +18,14 @@ import msgspec
 from owner.admin import tables_view
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError
 from owner.admin.jobs import Job, jobs_under_way
-from owner.admin.ports import ChangefeedRegistry, OwnerView
+from owner.admin.ports import OwnerPort
 from owner.admin.resolve import (
     check_capture,
     current_state,
     names_text,
     running,
+    runtime_of,
+    scheduler_of,
     software_version,
     table_id_of,
     table_names,
@@ -39,6 +41,7 @@ from tablewire.source import CheckFailure
 from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
+    from owner.changefeed.store import EtcdChangefeeds
     from owner.scheduling.scheduler import SchedulerAndInfo
 
 DEFAULT_NAMESPACE = "default"
@@ -72,16 +75,16 @@ def parse_changefeed(text: str) -> ChangefeedID:
     return ChangefeedID(namespace, name)
 
 
-def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
+def find_changefeed(owner: OwnerPort, text: str) -> ChangefeedInfo:
     """The changefeed of this name; of the empty name while there is exactly one."""
     if text:
         changefeed = parse_changefeed(text)
         try:
-            return view.registry().get(changefeed)
+            return owner.changefeeds.get(changefeed)
         except UnknownChangefeedError:
-            known = sorted(str(info.changefeed) for info in view.registry().list())
+            known = sorted(str(info.changefeed) for info in owner.changefeeds.list())
             raise UnknownChangefeedError(f"no changefeed {changefeed}; {names_text('there', known)}") from None
-    infos = view.registry().list()
+    infos = owner.changefeeds.list()
     if len(infos) > 1:  # one that is on its way out is not meant, unless there is no other
         infos = [info for info in infos if info.state is not ChangefeedState.REMOVED] or infos
     if len(infos) == 1:
@@ -92,20 +95,20 @@ def find_changefeed(view: OwnerView, text: str) -> ChangefeedInfo:
     raise InvalidRequestError(f"there are {len(infos)} changefeeds, so say which one; {names_text('there', names)}")
 
 
-def list_changefeeds(view: OwnerView) -> Sequence[pb.Changefeed]:
-    return [_changefeed_row(view, info) for info in sorted(view.registry().list(), key=lambda info: info.changefeed)]
+def list_changefeeds(owner: OwnerPort) -> Sequence[pb.Changefeed]:
+    return [_changefeed_row(owner, info) for info in sorted(owner.changefeeds.list(), key=lambda info: info.changefeed)]
 
 
-def query_changefeed(view: OwnerView, text: str) -> pb.Changefeed:
-    return _changefeed_row(view, find_changefeed(view, text))
+def query_changefeed(owner: OwnerPort, text: str) -> pb.Changefeed:
+    return _changefeed_row(owner, find_changefeed(owner, text))
 
 
-def create_changefeed(view: OwnerView, request: pb.CreateChangefeedRequest, by: str = "") -> pb.Changefeed:
+def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by: str = "") -> pb.Changefeed:
     """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
     changefeed = parse_changefeed(request.changefeed)
     _check_request(request)
     try:
-        view.registry().get(changefeed)
+        owner.changefeeds.get(changefeed)
     except UnknownChangefeedError:
         pass
     else:
@@ -123,60 +126,60 @@ def create_changefeed(view: OwnerView, request: pb.CreateChangefeedRequest, by: 
         target_ts=request.target_ts,
         asked_by=by,
     )
-    _check_source(view, info, "created")
+    _check_source(owner, info, "created")
     if not request.dry_run:
-        view.registry().create(info)
-        view.poke()
-    return _changefeed_row(view, info)
+        owner.changefeeds.create(info)
+        owner.wake()
+    return _changefeed_row(owner, info)
 
 
-def pause_changefeed(view: OwnerView, text: str, by: str = "") -> pb.Changefeed:
+def pause_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
     """The answer tells what the source retains: as it was before, while it has not been looked at since."""
-    runtime = view.runtime(find_changefeed(view, text).changefeed)
-    row = _change(view, text, lambda registry, changefeed: registry.pause(changefeed, by))
+    runtime = runtime_of(owner, find_changefeed(owner, text).changefeed)
+    row = _change(owner, text, lambda registry, changefeed: registry.pause(changefeed, by))
     if not row.HasField("retained_bytes") and runtime is not None and runtime.retained_bytes is not None:
         row.retained_bytes = runtime.retained_bytes
     return row
 
 
-def resume_changefeed(view: OwnerView, text: str, by: str = "") -> pb.Changefeed:
-    return _change(view, text, lambda registry, changefeed: registry.resume(changefeed, by))
+def resume_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
+    return _change(owner, text, lambda registry, changefeed: registry.resume(changefeed, by))
 
 
-def update_changefeed(view: OwnerView, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
+def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
     """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
     if not (request.tables or request.options or request.unset_options):
         raise InvalidRequestError("nothing to change: give tables or options")
-    info = find_changefeed(view, request.changefeed)
+    info = find_changefeed(owner, request.changefeed)
     if info.state is not ChangefeedState.STOPPED:
-        state = current_state(view, info)
+        state = current_state(owner, info)
         raise RefusedError(f"changefeed {info.changefeed} is {state}: only a paused one can be changed; nothing was changed")
     if unknown := sorted(set(request.unset_options) - info.options.keys()):
         raise InvalidRequestError(f"option {unknown[0]!r} is not set; {names_text('there', sorted(info.options))}")
     _check_patterns(request.tables or info.tables, len(info.options) + len(request.options))
     kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
     tables, options = list(request.tables or info.tables), {**kept, **request.options}
-    _check_source(view, msgspec.structs.replace(info, tables=tables, options=options), "changed")
-    view.registry().update(info.changefeed, info, tables=tables, options=options, by=by)
-    view.poke()
-    return _changefeed_row(view, view.registry().get(info.changefeed))
+    _check_source(owner, msgspec.structs.replace(info, tables=tables, options=options), "changed")
+    owner.changefeeds.update(info.changefeed, info, tables=tables, options=options, by=by)
+    owner.wake()
+    return _changefeed_row(owner, owner.changefeeds.get(info.changefeed))
 
 
-def remove_changefeed(view: OwnerView, text: str, by: str = "") -> str:
+def remove_changefeed(owner: OwnerPort, text: str, by: str = "") -> str:
     """Marks it removed; the leader stops it, drops what it made at the source, then forgets it. Its name."""
     if not text:
         raise InvalidRequestError("a removal must name its changefeed")
-    info = find_changefeed(view, text)
-    view.registry().remove(info.changefeed, by)
-    view.poke()
+    info = find_changefeed(owner, text)
+    owner.changefeeds.remove(info.changefeed, by)
+    owner.wake()
     return str(info.changefeed)
 
 
-def _change(view: OwnerView, text: str, write: Callable[[ChangefeedRegistry, ChangefeedID], None]) -> pb.Changefeed:
-    info = find_changefeed(view, text)
-    write(view.registry(), info.changefeed)
-    view.poke()
-    return _changefeed_row(view, view.registry().get(info.changefeed))
+def _change(owner: OwnerPort, text: str, write: Callable[[EtcdChangefeeds, ChangefeedID], None]) -> pb.Changefeed:
+    info = find_changefeed(owner, text)
+    write(owner.changefeeds, info.changefeed)
+    owner.wake()
+    return _changefeed_row(owner, owner.changefeeds.get(info.changefeed))
 
 
 def _check_request(request: pb.CreateChangefeedRequest) -> None:
@@ -198,8 +201,8 @@ def _check_patterns(tables: Sequence[str], options: int) -> None:
             raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
 
 
-def _check_source(view: OwnerView, info: ChangefeedInfo, done: str) -> None:
-    source = view.new_source(source_request(info))
+def _check_source(owner: OwnerPort, info: ChangefeedInfo, done: str) -> None:
+    source = owner.new_source(source_request(info))
     try:
         failures = list(source.check())
         if info.target_ts and not info.start_ts and not failures and (source_ts := source.current_ts()) > info.target_ts:
@@ -212,10 +215,10 @@ def _check_source(view: OwnerView, info: ChangefeedInfo, done: str) -> None:
         raise RefusedError(f"changefeed {info.changefeed} was not {done}, {count} failed: {named}")
 
 
-def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> pb.Changefeed:
+def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
     changefeed = info.changefeed
-    runtime = view.runtime(changefeed)
-    scheduler = view.scheduler(changefeed)
+    runtime = runtime_of(owner, changefeed)
+    scheduler = scheduler_of(owner, changefeed)
     snapshot = scheduler.snapshot() if scheduler is not None else None
     watermark = runtime.watermark if runtime is not None else Watermark(0, 0)
     source_ts = runtime.source_ts if runtime is not None else 0
@@ -224,7 +227,7 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> pb.Changefeed:
     names = runtime.table_names if runtime is not None else {}
     return pb.Changefeed(
         changefeed=str(changefeed),
-        state=current_state(view, info),
+        state=current_state(owner, info),
         error=redact_uri((runtime.error if runtime is not None else "") or info.error),
         epoch=info.epoch,
         source_uri=redact_uri(info.source_uri),
@@ -256,51 +259,51 @@ def _changefeed_row(view: OwnerView, info: ChangefeedInfo) -> pb.Changefeed:
 # Tables and jobs
 
 
-def list_tables(view: OwnerView, wanted: pb.ListTablesRequest) -> tuple[str, Iterator[pb.TableRow]]:
+def list_tables(owner: OwnerPort, wanted: pb.ListTablesRequest) -> tuple[str, Iterator[pb.TableRow]]:
     """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
-    info = find_changefeed(view, wanted.changefeed)
-    scheduler = running(view, info)
-    names = table_names(view, info)
+    info = find_changefeed(owner, wanted.changefeed)
+    scheduler = running(owner, info)
+    names = table_names(owner, info)
     table_id = table_id_of(info, names, wanted.table) if wanted.table else None
     if wanted.capture:
-        check_capture(view, wanted.capture)
+        check_capture(owner, wanted.capture)
     snapshot = scheduler.snapshot()
     spans = tables_view.select_positions(snapshot, capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
     rows = (tables_view.table_row(span, names, tables_view.rates(snapshot, position)) for position, span in spans)
     return str(info.changefeed), rows
 
 
-def move_table(view: OwnerView, text: str, table: str, target: CaptureID, by: str = "") -> Job:
+def move_table(owner: OwnerPort, text: str, table: str, target: CaptureID, by: str = "") -> Job:
     """Asks the scheduler; it decides by its next tick (see Job)."""
-    info = find_changefeed(view, text)
-    scheduler = running(view, info)
-    names = table_names(view, info)
+    info = find_changefeed(owner, text)
+    scheduler = running(owner, info)
+    names = table_names(owner, info)
     table_id = table_id_of(info, names, table)
-    check_capture(view, target)
+    check_capture(owner, target)
     query = scheduler.move_table(table_id, target)
-    job = Job(view, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
+    job = Job(owner, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
     job.note_asked(by)
-    view.poke()
+    owner.wake()
     return job
 
 
-def rebalance(view: OwnerView, text: str, by: str = "") -> Sequence[Job]:
+def rebalance(owner: OwnerPort, text: str, by: str = "") -> Sequence[Job]:
     """One job for each changefeed that is named: text, or all that run. They see each other's loads and plans."""
     jobs = []
-    for info, scheduler in rebalanced(view, text):
-        jobs.append(Job(view, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
+    for info, scheduler in rebalanced(owner, text):
+        jobs.append(Job(owner, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
         jobs[-1].note_asked(by)
-    view.poke()
+    owner.wake()
     return jobs
 
 
-def rebalanced(view: OwnerView, text: str) -> Sequence[tuple[ChangefeedInfo, SchedulerAndInfo]]:
+def rebalanced(owner: OwnerPort, text: str) -> Sequence[tuple[ChangefeedInfo, SchedulerAndInfo]]:
     """The changefeeds that a rebalance is about, by name; RefusedError when none of them runs."""
-    infos = sorted(view.registry().list(), key=lambda info: info.changefeed)
+    infos = sorted(owner.changefeeds.list(), key=lambda info: info.changefeed)
     if text or len(infos) < 2:
-        info = find_changefeed(view, text)
-        return [(info, running(view, info))]
-    found = [(info, scheduler) for info in infos if (scheduler := view.scheduler(info.changefeed)) is not None]
+        info = find_changefeed(owner, text)
+        return [(info, running(owner, info))]
+    found = [(info, scheduler) for info in infos if (scheduler := scheduler_of(owner, info.changefeed)) is not None]
     if not found:
         raise RefusedError(f"none of the {len(infos)} changefeeds runs, so there is nothing to rebalance")
     return found

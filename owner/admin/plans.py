@@ -14,8 +14,8 @@ import numpy as np
 
 from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.operations import find_changefeed, rebalanced
-from owner.admin.ports import OwnerView
-from owner.admin.resolve import check_capture, running, schedulers, table_id_of, table_names
+from owner.admin.ports import OwnerPort
+from owner.admin.resolve import check_capture, running, runtime_of, schedulers, table_id_of, table_names
 from owner.changefeed.cluster_load import ClusterLoad, Loads
 from owner.core.jobs import PlannedMove
 from tablewire.model.ids import CaptureID, ChangefeedID
@@ -35,40 +35,42 @@ _WHY_NOT = {
 }
 
 
-def plan_rebalance(view: OwnerView, text: str) -> pb.Plan:
+def plan_rebalance(owner: OwnerPort, text: str) -> pb.Plan:
     """As `operations.rebalance` would do it."""
-    chosen = {info.changefeed for info, _ in rebalanced(view, text)}
-    return _plan(view, chosen, lambda snapshot: snapshot.plan_rebalance(), _why_no_rebalance)
+    chosen = {info.changefeed for info, _ in rebalanced(owner, text)}
+    return _plan(owner, chosen, lambda snapshot: snapshot.plan_rebalance(), _why_no_rebalance)
 
 
-def plan_drain(view: OwnerView, capture: CaptureID) -> pb.Plan:
+def plan_drain(owner: OwnerPort, capture: CaptureID) -> pb.Plan:
     """Where everything on this capture would go."""
-    check_capture(view, capture)
-    chosen = {changefeed for changefeed, _ in schedulers(view)}
-    return _plan(view, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
+    check_capture(owner, capture)
+    chosen = {changefeed for changefeed, _ in schedulers(owner)}
+    return _plan(owner, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
 
 
-def plan_move(view: OwnerView, text: str, table: str, target: CaptureID) -> pb.Plan:
+def plan_move(owner: OwnerPort, text: str, table: str, target: CaptureID) -> pb.Plan:
     """RefusedError for what the scheduler would refuse, with its reason."""
-    info = find_changefeed(view, text)
-    running(view, info)
-    table_id = table_id_of(info, table_names(view, info), table)
-    check_capture(view, target)
+    info = find_changefeed(owner, text)
+    running(owner, info)
+    table_id = table_id_of(info, table_names(owner, info), table)
+    check_capture(owner, target)
 
     def moves(snapshot: Snapshot) -> Sequence[PlannedMove]:
         _check_target(snapshot, target)
         return _moves_of_table(snapshot, table_id, target)
 
-    return _plan(view, {info.changefeed}, moves, lambda _: "")
+    return _plan(owner, {info.changefeed}, moves, lambda _: "")
 
 
 def _plan(
-    view: OwnerView,
+    owner: OwnerPort,
     chosen: set[ChangefeedID],
     plan: Callable[[Snapshot], Sequence[PlannedMove]],
     why_not_more: Callable[[Sequence[Snapshot]], str],
 ) -> pb.Plan:
-    snapshots = {changefeed: scheduler.snapshot() for changefeed, scheduler in sorted(schedulers(view), key=lambda pair: pair[0])}
+    snapshots = {
+        changefeed: scheduler.snapshot() for changefeed, scheduler in sorted(schedulers(owner), key=lambda pair: pair[0])
+    }
     for changefeed in sorted(chosen & snapshots.keys()):
         if not snapshots[changefeed].initialized:
             raise RefusedError(f"changefeed {changefeed} cannot be planned for yet: its owner is still hearing from the captures")
@@ -85,7 +87,7 @@ def _plan(
         seen.append(snapshot)
         moves = plan(snapshot)[: MOVES_MAX - len(rows)]
         cluster.replace(own, _after(own, moves))
-        rows.extend(_rows(view, changefeed, moves))
+        rows.extend(_rows(owner, changefeed, moves))
     note = why_not_more(seen)
     if len(rows) == MOVES_MAX:
         note = f"only the first {MOVES_MAX} moves were planned"
@@ -107,8 +109,8 @@ def _after(own: Loads, moves: Sequence[PlannedMove]) -> Loads:
     return after
 
 
-def _rows(view: OwnerView, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[pb.PlannedMove]:
-    runtime = view.runtime(changefeed)
+def _rows(owner: OwnerPort, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[pb.PlannedMove]:
+    runtime = runtime_of(owner, changefeed)
     names = runtime.table_names if runtime is not None else {}
     for move in moves:
         span = move.span

@@ -104,6 +104,11 @@ class Term:
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     @property
+    def leads(self) -> bool:
+        """Whether the term has read the state in etcd and has not ended."""
+        return self._loaded and self._election.leadership() is not None
+
+    @property
     def is_loaded(self) -> bool:
         """Whether it knows what etcd holds."""
         return self._loaded

@@ -1,6 +1,6 @@
 """An owner for the tests of the admin API: real scheduler and agents in virtual time, a registry in memory with the real rules.
 
-`AdminView` is the OwnerView; `ticking(view)` lets a thread tick it while the test asks through the real API or CLI.
+`AdminView` is the OwnerPort; `ticking(view)` lets a thread tick it while the test asks through the real API or CLI.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from owner.admin.grpc_service import new_admin_server
 from owner.changefeed.run import ChangefeedRuntime
 from owner.changefeed.store import ChangefeedEvent, replaced, step
 from owner.events.history import Event
-from owner.leadership.election import Leadership
 from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
-from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
 from tablewire.model.ids import TS_MAX, CaptureID, CaptureInfo, ChangefeedID
 from tablewire.runtime.grpc import listen, open_channel
@@ -135,40 +133,49 @@ class CheckedSource:
         self.closed = True
 
 
+class AdminRun:
+    """A ChangefeedRun of which only its scheduler and what operators see of it matter."""
+
+    def __init__(self, view: AdminView, changefeed: ChangefeedID) -> None:
+        self.scheduler = view.scheduler(changefeed)
+        self.runtime = lambda: view.runtime(changefeed)
+
+
 class AdminView:
-    """An OwnerView on a World: changefeed `default/test` runs, any other one does not."""
+    """An OwnerPort on a World, and its ElectionPort and TermPort too: changefeed `default/test` runs, any other one does not."""
 
     def __init__(self, world: World | None = None, owner_id: str = "owner-1", names: Mapping[int, str] | None = None) -> None:
         self.world = world or World(tables=(1, 2, 3))
         self.owner_id = owner_id
         self.cluster = "test"
+        self.election = self.term = self
+        self.revision = 7
         self.leads = True
         self.records = [LeaderRecord(id=owner_id, address="127.0.0.1:1", version="1.0")]
-        self.store = MemoryRegistry(feed())
+        self.store = self.changefeeds = MemoryRegistry(feed())
         self.names = names or {table: f"public.t{table}" for table in self.world.tables}
         self.failures: list[CheckFailure] = []
         self.requests: list[SourceRequest] = []
         self.sources: list[CheckedSource] = []
         self.drains: list[CaptureID] = []
-        self.events = MemoryHistory()
+        self.events = self.history = MemoryHistory()
         self.pokes = threading.Event()
         self.is_closed = False
-        self.no_candidate = ""
-
-    def leadership(self) -> Leadership | None:
-        return Leadership(7, lease_clock() + 60.0) if self.leads else None
+        self.error = ""
 
     def leader(self) -> LeaderRecord | None:
         return self.records[0] if self.records else None
 
-    def why_no_candidate(self) -> str:
-        return self.no_candidate
-
-    def owners(self) -> Sequence[LeaderRecord]:
+    def candidates(self) -> Sequence[LeaderRecord]:
         return list(self.records)
 
+    @property
     def captures(self) -> Mapping[CaptureID, CaptureInfo]:
         return {capture: CaptureInfo(capture, f"{capture}:1", "1.0", {"zone": "x"}) for capture in self.world.alive}
+
+    @property
+    def runs(self) -> Mapping[ChangefeedID, AdminRun]:
+        return {changefeed: AdminRun(self, changefeed) for changefeed in self.store.infos}
 
     def scheduler(self, changefeed: ChangefeedID) -> SchedulerAndInfo | None:
         info = self.store.infos.get(changefeed)
@@ -186,15 +193,12 @@ class AdminView:
             table_names=MappingProxyType(self.names),
         )
 
-    def registry(self) -> MemoryRegistry:
-        return self.store
-
     def new_source(self, request: SourceRequest) -> Source:
         self.requests.append(request)
         self.sources.append(CheckedSource(self.failures))
         return self.sources[-1]  # type: ignore[return-value]
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         self.pokes.set()
 
     def drain(self, capture: CaptureID, by: str = "") -> None:
@@ -204,18 +208,14 @@ class AdminView:
             self.drains.append(capture)
             self.events.add("drain_requested", subject=capture, by=by)
         self.world.scheduler.drain_capture(capture)
+        self.wake()
 
     def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
         self.drains.remove(capture)
         self.world.scheduler.cancel_drain(capture)
+        self.wake()
 
-    def draining(self) -> Sequence[CaptureID]:
-        return list(self.drains)
-
-    def history(self) -> MemoryHistory | None:
-        return self.events if self.leads else None
-
-    def resign(self, by: str = "") -> None:
+    def stop(self, reason: str, by: str = "") -> None:
         self.events.add("owner_stops_leading", subject=self.owner_id, by=by)
         self.records = [*self.records[1:], self.records[0]]
         self.leads = False

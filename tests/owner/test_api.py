@@ -240,7 +240,7 @@ def test_without_a_leader_only_status_is_answered(follower: AdminView, stack: Ex
     error = refused(lambda: stub.ListChangefeeds(pb.ListChangefeedsRequest(), timeout=TIMEOUT_S))
     assert has_retry_key(error)
     assert "no leader is known" in error.details()
-    follower.no_candidate = "etcd a:1: no answer"
+    follower.error = "etcd a:1: no answer"
     error = refused(lambda: stub.ListChangefeeds(pb.ListChangefeedsRequest(), timeout=TIMEOUT_S))
     assert has_retry_key(error)
     assert error.details() == f"owner {follower.owner_id} does not lead and cannot be elected: etcd a:1: no answer; try again"
@@ -248,14 +248,14 @@ def test_without_a_leader_only_status_is_answered(follower: AdminView, stack: Ex
 
 def test_an_owner_without_etcd_says_what_it_cannot_know(view: AdminView, stub: Any) -> None:
     """Who leads, unless it leads itself; and the changefeeds. It says why."""
-    view.no_candidate = "etcd a:1: no answer"
+    view.error = "etcd a:1: no answer"
     status = stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
     assert (status.problem, dict(status.changefeeds_by_state)) == ("etcd a:1: no answer", {})
     assert status.leader.id == view.owner_id
     view.leads = False
     status = stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
     assert not status.HasField("leader")
-    view.no_candidate = ""
+    view.error = ""
     status = stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
     assert (status.problem, status.leader.id) == ("", view.owner_id)
     assert status.changefeeds_by_state

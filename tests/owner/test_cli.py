@@ -265,7 +265,7 @@ def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view:
     assert "nothing would move: a difference of up to 5 %" in owner("rebalance", "--dry-run").stderr
     assert "is already the primary" in failure(owner("table", "move", "1", "--to", source, "--dry-run"))
     assert not view.world.scheduler.queries()
-    assert view.draining() == []
+    assert view.drains == []
 
 
 def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -> None:
@@ -439,13 +439,13 @@ def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None
         successor = LeaderRecord(id="owner-2", address=address)
         view.records.append(successor)
         other.records = [successor]
-        give_up = view.resign
+        give_up = view.stop
 
-        def resign(by: str) -> None:
-            give_up(by)
+        def stop(reason: str, by: str) -> None:
+            give_up(reason, by)
             other.leads = True
 
-        view.resign = resign  # type: ignore[method-assign]
+        view.stop = stop  # type: ignore[method-assign]
         assert owner("resign").stdout == "owner-1 has resigned, owner-2 leads\n"
 
 

@@ -373,7 +373,7 @@ def test_scenario_22_a_drain_may_be_asked_for_again_and_cancelled_once(view: Adm
     """Repeating it tells how it stands; cancelling what is not there is refused."""
     cluster_operations.drain(view, "a")
     cluster_operations.drain(view, "a")
-    assert view.draining() == ["a"]
+    assert view.drains == ["a"]
     cluster_operations.cancel_drain(view, "a")
     with pytest.raises(RefusedError, match="capture a is not being drained"):
         cluster_operations.cancel_drain(view, "a")

@@ -41,7 +41,7 @@ class OwnerMetrics(Collector):
     def __init__(self, version: str, shown: Shown) -> None:
         self._shown = shown
         self._metrics = Metrics("owner", version)
-        self.tick_seconds = self._metrics.histogram("tick_seconds", "One round of ticks of all changefeeds")
+        self.tick_seconds = self._metrics.histogram("tick_seconds", "Duration of one round of ticks of all changefeeds")
         self.elections = self._metrics.counter("elections", "How often this process became the leader")
         self.facts = FactCounters(self._metrics)
         self._metrics.registry.register(self)
@@ -59,7 +59,8 @@ class OwnerMetrics(Collector):
         is_leading = self._shown.is_leading()
         leading.add_metric([], 1 if is_leading else 0)
         margin = GaugeMetricFamily(
-            f"{_PREFIX}_lease_margin_seconds", "Until this leader must stop acting unless its lease is renewed; absent elsewhere"
+            f"{_PREFIX}_lease_margin_seconds",
+            "Time until the leader must stop acting unless its lease is renewed; exported by the leader only",
         )
         margin_s = self._shown.margin_s()
         if margin_s is not None:
@@ -82,13 +83,13 @@ def _progress(runs: Runs) -> Iterable[Metric]:
     def gauge(name: str, doc: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_BY_CHANGEFEED)
 
-    checkpoint = gauge("checkpoint_ts", "The global checkpoint, as stored")
-    resolved = gauge("resolved_ts", "The global resolved_ts, as stored")
-    source = gauge("source_ts", "Where the source was when it was asked last")
-    lag = gauge("checkpoint_lag", "source_ts - checkpoint_ts, in the source's units (PostgreSQL: bytes of WAL)")
-    lag_s = gauge("checkpoint_lag_seconds", "How long ago the source was where the checkpoint is, as far as this leader has seen")
-    retained = gauge("source_retained_bytes", "What the source keeps on disk for the changefeed (PostgreSQL: its slot's WAL)")
-    state = GaugeMetricFamily(f"{_PREFIX}_changefeed_state", "1 for the present state", labels=["changefeed", "state"])
+    checkpoint = gauge("checkpoint_ts", "The stored global checkpoint")
+    resolved = gauge("resolved_ts", "The stored global resolved_ts")
+    source = gauge("source_ts", "The position of the source at the last poll")
+    lag = gauge("checkpoint_lag", "source_ts - checkpoint_ts, in source units (PostgreSQL: bytes of WAL)")
+    lag_s = gauge("checkpoint_lag_seconds", "Time since the source was at the checkpoint, as far as this leader has observed it")
+    retained = gauge("source_retained_bytes", "What the source retains on disk for the changefeed (PostgreSQL: WAL of its slot)")
+    state = GaugeMetricFamily(f"{_PREFIX}_changefeed_state", "1 for the current state, else 0", labels=["changefeed", "state"])
     for changefeed, run in runs:
         name, runtime = [str(changefeed)], run.runtime()
         checkpoint.add_metric(name, runtime.watermark.checkpoint_ts)
@@ -107,12 +108,12 @@ def _progress(runs: Runs) -> Iterable[Metric]:
 
 def _placement(runs: Runs) -> Iterable[Metric]:
     """Who holds what, and what stands still; of the changefeeds that run."""
-    spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans, by replication state", labels=["changefeed", "state"])
-    stalls = GaugeMetricFamily(f"{_PREFIX}_stalled_spans", "Spans that stand still, by reason", labels=["changefeed", "reason"])
+    spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans by replication state", labels=["changefeed", "state"])
+    stalls = GaugeMetricFamily(f"{_PREFIX}_stalled_spans", "Stalled spans by reason", labels=["changefeed", "reason"])
     captures = GaugeMetricFamily(
-        f"{_PREFIX}_captures", "Processors as the changefeed's scheduler sees them, by state", labels=["changefeed", "state"]
+        f"{_PREFIX}_captures", "Processors by state, according to the scheduler of the changefeed", labels=["changefeed", "state"]
     )
-    brake = GaugeMetricFamily(f"{_PREFIX}_brake", "1 while a mass loss of processors holds placement back", labels=_BY_CHANGEFEED)
+    brake = GaugeMetricFamily(f"{_PREFIX}_brake", "1 while the mass-failure guard suspends placement", labels=_BY_CHANGEFEED)
     for changefeed, run in runs:
         scheduler, name = run.scheduler, str(changefeed)
         if scheduler is None:
@@ -133,9 +134,11 @@ def _placement(runs: Runs) -> Iterable[Metric]:
 def _loads(runs: Runs) -> Iterable[Metric]:
     """What each processor carries, as the scheduler sees it."""
     by_both = [*_BY_CHANGEFEED, *_BY_CAPTURE]
-    spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans that a processor writes (is the Primary of)", labels=by_both)
+    spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans of which the processor is the primary", labels=by_both)
     load = GaugeMetricFamily(
-        f"{_PREFIX}_capture_load", "Their weight, which is what is evened out: 1 a span, more with its rates", labels=by_both
+        f"{_PREFIX}_capture_load",
+        "Sum of the processor's span weights: 1 per span, more with high rates",
+        labels=by_both,
     )
     for changefeed, run in runs:
         scheduler, name = run.scheduler, str(changefeed)
@@ -151,18 +154,22 @@ def _loads(runs: Runs) -> Iterable[Metric]:
 
 def _exchanges(peers: Sequence[ProcessorClientView]) -> Iterable[Metric]:
     """The calls to each processor that is registered now."""
-    duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Exchanges that have begun, and their time", labels=_BY_CAPTURE)
-    failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Exchanges that failed", labels=_BY_CAPTURE)
+    duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Started Exchanges and their duration", labels=_BY_CAPTURE)
+    failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Failed Exchanges", labels=_BY_CAPTURE)
     failing = GaugeMetricFamily(
         f"{_PREFIX}_exchange_failing_seconds",
-        "Since the first of the failures in a row; 0: the last one went well",
+        "Time since the first of the current consecutive failures; 0: the last Exchange succeeded",
         labels=_BY_CAPTURE,
     )
-    queued = GaugeMetricFamily(f"{_PREFIX}_exchange_queued_messages", "Waiting for the next Exchange", labels=_BY_CAPTURE)
-    dropped = CounterMetricFamily(
-        f"{_PREFIX}_exchange_dropped_messages", "Pushed out of the queue by newer ones, which say it again", labels=_BY_CAPTURE
+    queued = GaugeMetricFamily(
+        f"{_PREFIX}_exchange_queued_messages", "Messages waiting for the next Exchange", labels=_BY_CAPTURE
     )
-    version = GaugeMetricFamily(f"{_PREFIX}_exchange_protocol_version", "Version of the wire that is spoken", labels=_BY_CAPTURE)
+    dropped = CounterMetricFamily(
+        f"{_PREFIX}_exchange_dropped_messages",
+        "Dropped from a full queue; newer messages repeat their content",
+        labels=_BY_CAPTURE,
+    )
+    version = GaugeMetricFamily(f"{_PREFIX}_exchange_protocol_version", "Version of the protocol in use", labels=_BY_CAPTURE)
     for peer in peers:
         name = [peer.capture_id]
         duration.add_metric(name, count_value=peer.exchanges, sum_value=peer.exchange_s)

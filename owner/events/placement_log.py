@@ -54,15 +54,15 @@ class FactCounters:
         self._metrics = metrics
         self._known: set[str] = set()
         self.placements = metrics.counter(
-            "placements", "Spans that began to replicate at a processor, by why they came there", ["changefeed", "why"]
+            "placements", "Spans that started to replicate on a processor, by reason of the placement", ["changefeed", "why"]
         )
-        self.jobs = metrics.counter("jobs_ended", "Manual jobs that have ended", ["changefeed", "kind", "state"])
+        self.jobs = metrics.counter("jobs_ended", "Finished manual jobs", ["changefeed", "kind", "state"])
         self.failovers = metrics.counter("failovers", "Losses of processors that were writing spans", by_changefeed)
-        self.brakes = metrics.counter("brakes", "How often a mass loss of processors held placement back", by_changefeed)
-        self.two_writers = metrics.counter("two_writers", "Spans that two processors reported to write at once", by_changefeed)
-        self.orphans = metrics.counter("orphans", "Spans that a processor held without having been told to", by_changefeed)
+        self.brakes = metrics.counter("brakes", "How often the mass-failure guard suspended placement", by_changefeed)
+        self.two_writers = metrics.counter("two_writers", "Spans that two processors reported writing at once", by_changefeed)
+        self.orphans = metrics.counter("orphans", "Spans that a processor held without an assignment", by_changefeed)
         self.audit_failures = metrics.counter(
-            "audit_failures", "Times that a processor did not hold what was known of it", by_changefeed
+            "audit_failures", "How often a processor's report differed from what the owner knew of it", by_changefeed
         )
 
     def begin(self, changefeed: str) -> None:

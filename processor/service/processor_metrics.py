@@ -37,13 +37,13 @@ class ProcessorMetrics(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        ready = GaugeMetricFamily(f"{_PREFIX}_ready", "1 while this processor is registered and may be given tables")
+        ready = GaugeMetricFamily(f"{_PREFIX}_ready", "1 while this processor is registered and can be assigned tables")
         ready.add_metric([], 0 if self._service.ready() else 1)
-        restarts = CounterMetricFamily(f"{_PREFIX}_lease_losses", "How often the lease was lost and a new capture id taken")
+        restarts = CounterMetricFamily(f"{_PREFIX}_lease_losses", "How often the lease was lost and a new capture id was taken")
         restarts.add_metric([], self._service.restarts)
         margin = GaugeMetricFamily(
             f"{_PREFIX}_lease_margin_seconds",
-            "Until this processor must stop writing unless its lease is renewed; negative: it has stopped",
+            "Time until this processor must stop writing unless its lease is renewed; negative: it has stopped",
         )
         capture = self._service.capture
         margin_s = capture.registration.deadline() - lease_clock() if capture is not None else -math.inf
@@ -71,14 +71,16 @@ def _executors(views: Sequence[SlotView]) -> Iterable[Metric]:
     labels = ["changefeed"]
     read = GaugeMetricFamily(
         f"{_PREFIX}_reader_position_ts",
-        "How far the source has been read (PostgreSQL: bytes of WAL, so its rate is bytes/s)",
+        "Position up to which the source has been read (PostgreSQL: in bytes of WAL, so its rate is bytes/s)",
         labels=labels,
     )
     rows = CounterMetricFamily(f"{_PREFIX}_sink_rows", "Rows written to the sink since the agent started", labels=labels)
-    size = CounterMetricFamily(f"{_PREFIX}_sink_bytes", "Bytes of those rows, as they came from the source", labels=labels)
-    queued = GaugeMetricFamily(f"{_PREFIX}_queue_bytes", "Read and not written yet", labels=labels)
+    size = CounterMetricFamily(f"{_PREFIX}_sink_bytes", "Bytes of those rows, as received from the source", labels=labels)
+    queued = GaugeMetricFamily(f"{_PREFIX}_queue_bytes", "Size of the changes that were read but not yet written", labels=labels)
     most = GaugeMetricFamily(
-        f"{_PREFIX}_queue_limit_bytes", "Above this a table's queue is emptied and read again later", labels=labels
+        f"{_PREFIX}_queue_limit_bytes",
+        "Above it, a table's queue is discarded and the table is read again later",
+        labels=labels,
     )
     for view in views:
         meter = view.meter
@@ -96,7 +98,7 @@ def _executors(views: Sequence[SlotView]) -> Iterable[Metric]:
 def _exchanges(stats: ExchangeStats) -> Metric:
     exchanges = CounterMetricFamily(
         f"{_PREFIX}_exchanges",
-        "Calls of owners: received, of these unanswered within exchange.wait_ms; invalid, refused, overflowed: nothing changed",
+        "Calls from owners: received, of these unanswered within exchange.wait_ms; invalid, refused, overflowed: no effect",
         labels=["outcome"],
     )
     for outcome in ("received", "invalid", "refused", "overflowed", "unanswered"):

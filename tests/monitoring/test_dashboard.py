@@ -18,7 +18,7 @@ import pytest
 from deploy.monitoring.dashboard import FILE, text
 from deploy.monitoring.panels import ROWS, UNITS
 from deploy.monitoring.prometheus_server import RULES
-from tests.test_metrics_docs import families
+from docs.tools.metrics_page import families
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVISIONING = ROOT / "deploy/monitoring/grafana/provisioning"

@@ -1,15 +1,14 @@
-"""One capture as the owner's process sees it: an outbox, a channel, a thread, one Exchange in flight.
+"""The client of one processor: an Outbox, a channel and a thread, with one Exchange in flight.
 
-The thread "exchange-<capture>" does all that can be slow (encoding, the call, decoding), so that a slow or dead capture costs
-its own latency and nobody else's. What is queued meanwhile is bounded and coalesces: of one changefeed the newest heartbeat, and
-the newest dispatches; the protocol restates what was lost. A turn that failed is not repeated: the next tick says it again.
+The thread "exchange-<capture>" does all that can be slow (encoding, the call, decoding), so that a slow or dead processor delays
+nobody else. A call that failed is not repeated: the next tick restates what was in it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import grpc
@@ -17,28 +16,26 @@ import structlog
 
 from tablewire.errors import CodecError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
-from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, Heartbeat, Message
-from tablewire.runtime.fair_queue import BoundedFairQueue
+from tablewire.model.messages import ActiveChangefeed, Batch, Message
 from tablewire.runtime.grpc import Renewed, RenewedChannel
+from tablewire.runtime.message_queues import Outbox
 from tablewire.runtime.shutdown import run_thread
-from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch, rows_of
+from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch
 from tablewire.wire.versions import ProtocolVersions
 
 MAX_QUEUED_DISPATCHES: Final = 64
-"""Of one changefeed to one capture."""
+"""For one changefeed at one processor."""
 MAX_QUEUED_ROWS: Final = 2**20
-"""Of one changefeed's dispatches to one capture."""
+"""In the queued dispatches of one changefeed to one processor."""
 MAX_ERROR_CHARS: Final = 500
-"""Of the last error that is kept for the status."""
 
 _log = structlog.get_logger("owner.exchange")
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeConfig:
-    """exchange_timeout_ms: deadline of one call. idle_exchange_ms: a capture to which nothing is queued is called that often,
-    so that it learns the active changefeeds and can say what it has to say. failure_pause_ms: least time between a call that
-    failed and the next one to that capture."""
+    """exchange_timeout_ms: deadline of one call. idle_exchange_ms: how often a processor is called when nothing is queued for it,
+    so that it learns the active changefeeds and can report. failure_pause_ms: least time between a failed call and the next."""
 
     exchange_timeout_ms: int = 5_000
     idle_exchange_ms: int = 500
@@ -50,24 +47,25 @@ class ExchangeConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LeadershipToken:
-    """Under which revision the owner speaks, and of what. active None: not known yet, and nothing may be said before it is,
-    because a processor closes the agents of every changefeed that is not in the set."""
+    """Permission to call processors, and what every call says: the owner's revision and all changefeeds that it schedules.
 
-    owner_revision: int = 0
-    sending: bool = False
-    active: tuple[ActiveChangefeed, ...] | None = None
-    generation: int = 0
+    Compared by identity: the hub makes another one when the revision or the set changes.
+    """
+
+    owner_revision: int
+    active: tuple[ActiveChangefeed, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessorClientView:
-    """What the status says of one capture. version: of the wire that is spoken with it. exchange_s: spent in
-    all exchanges that have ended.
+    """The state of one client, for status and metrics.
 
-    failing_ms: since the first of the consecutive failures, None when the last call
-    succeeded (or none was made). in_flight_ms: age of the call under way. last_error stays after a success, for the operator."""
+    version: of the wire. exchange_s: total duration of the calls that have ended. failing_ms: since the first of the consecutive
+    failures, None after a success. last_error stays after a success. in_flight_ms: age of the call under way. queued, dropped:
+    messages in the outbox, and those pushed out of it or refused by the codec.
+    """
 
     capture_id: str
     address: str
@@ -84,120 +82,75 @@ class ProcessorClientView:
 
 
 class ProcessorClientHost(Protocol):
-    """What a peer needs of its hub. Every call is made on the peer's thread."""
+    """What a client needs of its hub. Called on the client's thread."""
 
     @property
-    def token(self) -> LeadershipToken: ...
+    def token(self) -> LeadershipToken | None:
+        """None: nothing may be sent."""
+        ...
 
     def start_call(self, token: LeadershipToken, start: Callable[[], grpc.Future]) -> grpc.Future | None:
-        """Starts the call unless the term is over, which is decided and done as one step; None: it must not be sent."""
+        """Start the call if this token's revision still leads; check and start are one step. None: it was not started."""
         ...
 
     def deliver(self, answer: Batch) -> None: ...
 
 
-@dataclass(slots=True)
-class _Counts:
-    exchanges: int = 0
-    failures: int = 0
-    exchange_s: float = 0.0
-    consecutive_failures: int = 0
-    failing_since: float | None = None
-    last_error: str = ""
-    dropped: int = 0
-    in_flight_since: float | None = None
-
-
-@dataclass(slots=True)
-class _Due:
-    """When the next turn may and must happen, on the hub's clock (seconds)."""
-
-    not_before: float = 0.0
-    idle_at: float = 0.0
-    generation: int = field(default=-1)
-    """The newest active set that this capture has confirmed."""
-
-
-def lane_of(message: Message) -> tuple[bool, ChangefeedID, int]:
-    return isinstance(message.body, Heartbeat), message.changefeed, message.changefeed_epoch
-
-
 class ProcessorClient:
-    """put, wake, forget, view, close: any thread. The rest belongs to the peer's own thread."""
+    """send, wake, forget, reset, view, close: any thread, none blocks. The rest belongs to the client's own thread."""
 
     def __init__(
         self,
         capture: CaptureInfo,
+        version: int,
         owner_id: str,
         host: ProcessorClientHost,
         config: ExchangeConfig,
         credentials: grpc.ChannelCredentials | Renewed | None,
         clock: Callable[[], float],
-        version: int = PROTOCOL_VERSION,
     ) -> None:
-        """version: of the wire, which this owner and that capture both speak."""
-        self.capture = capture
-        self.version = version
+        """version: of the wire, which this owner and that processor both support."""
+        self.capture, self.version = capture, version
         self._owner_id, self._host, self._config, self._clock = owner_id, host, config, clock
+        self._outbox = Outbox(MAX_QUEUED_DISPATCHES, MAX_QUEUED_ROWS)
         self._condition = threading.Condition()
-        self._outbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_QUEUED_DISPATCHES, MAX_QUEUED_ROWS)
-        self._counts = _Counts()
-        self._due = _Due()
+        """Guards all below. Never held while the hub's lock is taken."""
         self._closed = False
         self._call: grpc.Future | None = None
-        self._line = RenewedChannel(capture.address, credentials)
-        self._method = self._exchange()
+        self._call_at: float | None = None
+        self._not_before = 0.0
+        self._idle_at = 0.0
+        self._confirmed: LeadershipToken | None = None  # the last one under which the processor answered
+        self._failing_since: float | None = None
+        self._exchanges = self._failures = self._consecutive_failures = self._unsendable = 0
+        self._exchange_s = 0.0
+        self._last_error = ""
+        self._channel = RenewedChannel(capture.address, credentials)
         self.thread = run_thread(f"exchange-{capture.id}", self._run)
 
-    def put(self, messages: list[Message]) -> None:
-        """Queues them; never blocks on the capture."""
-        with self._condition:
-            for message in messages:
-                if isinstance(message.body, Heartbeat):
-                    self._outbox.put(lane_of(message), message, max_items=1)
-                else:
-                    self._counts.dropped += self._outbox.put(lane_of(message), message, rows_of(message))
-            self._condition.notify()
+    def send(self, messages: Sequence[Message]) -> None:
+        self._outbox.put(messages)
+        self.wake()
 
     def wake(self) -> None:
         with self._condition:
             self._condition.notify()
 
     def forget(self, changefeed: ChangefeedID, changefeed_epoch: int) -> None:
-        """Nothing that is queued for this run of the changefeed is sent any more."""
-        with self._condition:
-            self._outbox.remove(lambda lane: lane[1:] == (changefeed, changefeed_epoch))  # type: ignore[index]
+        """Drop what is queued for this run of the changefeed."""
+        self._outbox.forget(changefeed, changefeed_epoch)
 
-    def forget_all(self) -> None:
-        """For the end of a token: the queue is emptied, and a call under way is given up."""
+    def reset(self) -> None:
+        """Drop what is queued and cancel the call under way: the term is over."""
+        self._outbox.clear()
         with self._condition:
-            self._outbox.take_all()
-            self._due = _Due()
+            self._not_before = self._idle_at = 0.0
             call = self._call
         if call is not None:
             call.cancel()
 
-    def view(self) -> ProcessorClientView:
-        now = self._clock()
-        with self._condition:
-            counts = self._counts
-            return ProcessorClientView(
-                capture_id=self.capture.id,
-                address=self.capture.address,
-                version=self.version,
-                exchanges=counts.exchanges,
-                failures=counts.failures,
-                exchange_s=counts.exchange_s,
-                consecutive_failures=counts.consecutive_failures,
-                failing_ms=_age_ms(counts.failing_since, now),
-                last_error=counts.last_error,
-                in_flight_ms=_age_ms(counts.in_flight_since, now),
-                queued=len(self._outbox),
-                dropped=counts.dropped,
-            )
-
     def close(self) -> None:
-        """Ends the thread soon; does not wait for it. Idempotent."""
+        """End the thread soon, without waiting for it. Idempotent."""
         with self._condition:
             self._closed = True
             self._condition.notify()
@@ -205,118 +158,94 @@ class ProcessorClient:
         if call is not None:
             call.cancel()
 
-    # -----------------------------------------------------------------------------------------------------------------
+    def view(self) -> ProcessorClientView:
+        now = self._clock()
+        with self._condition:
+            return ProcessorClientView(
+                capture_id=self.capture.id,
+                address=self.capture.address,
+                version=self.version,
+                exchanges=self._exchanges,
+                failures=self._failures,
+                exchange_s=self._exchange_s,
+                consecutive_failures=self._consecutive_failures,
+                failing_ms=_age_ms(self._failing_since, now),
+                last_error=self._last_error,
+                in_flight_ms=_age_ms(self._call_at, now),
+                queued=len(self._outbox),
+                dropped=self._outbox.dropped + self._unsendable,
+            )
+
+    # The client's thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while (token := self._wait_for_turn()) is not None:
-            self._take_turn(token)
-        self._line.close()
+            self._exchange(token)
+        self._channel.close()
 
     def _wait_for_turn(self) -> LeadershipToken | None:
-        """The term in which something is to be said; None when this peer is closed."""
+        """Return the token to call under once a call is due; None when this client is closed."""
         with self._condition:
             while not self._closed:
                 token = self._host.token
-                wait_s = self._wait_s(token)
-                if wait_s == 0.0:
+                wait_s = self._due_at(token) - self._clock() if token is not None else None
+                if wait_s is not None and wait_s <= 0:
                     return token
                 self._condition.wait(wait_s)
             return None
 
-    def _wait_s(self, token: LeadershipToken) -> float | None:
-        """0: now. None: until somebody wakes this thread."""
-        if not token.sending or token.active is None:
-            return None
-        due, now = self._due, self._clock()
-        at = due.not_before
-        # A new active set is told at once, but to a capture that does not answer no more often than an idle one is called.
-        is_told = due.generation == token.generation or self._counts.consecutive_failures > 0
-        if is_told and len(self._outbox) == 0:
-            at = max(at, due.idle_at)
-        return max(0.0, at - now)
+    def _due_at(self, token: LeadershipToken) -> float:
+        # A new active set goes out at once, but not more often than idle calls while the processor does not answer.
+        is_new = self._confirmed is not token and not self._consecutive_failures
+        return self._not_before if is_new or len(self._outbox) else max(self._not_before, self._idle_at)
 
-    def _take_turn(self, token: LeadershipToken) -> None:
+    def _exchange(self, token: LeadershipToken) -> None:
+        """Send one batch and deliver its answer. After anything but a success the next call waits for failure_pause_ms."""
         try:
-            request = self._fill(token)
-        except CodecError as error:
-            self._failed(f"cannot be sent: {error}")
-            return
-        call = self._host.start_call(token, lambda: self._start(request))
-        if call is None:
-            self._pause()
-            return
-        try:
-            data = call.result()
-        except grpc.RpcError as error:
-            self._failed(_describe(error))
-            if self._line.renew():
-                self._method = self._exchange()
+            request = self._request(token)
+            call = self._host.start_call(token, lambda: self._start(request))
+            if call is not None:
+                answer = self._checked(call.result(), token)
+                self._succeeded(token)
+                self._host.deliver(answer)
+                return
         except grpc.FutureCancelledError:
-            self._pause()
-        else:
-            self._answered(token, data)
+            pass  # by reset or close
+        except grpc.RpcError as error:
+            self._failed(f"{error.code().name}: {error.details()}")
+            self._channel.renew()
+        except CodecError as error:
+            self._failed(str(error))
         finally:
-            with self._condition:
-                self._call = None
-                if self._counts.in_flight_since is not None:
-                    self._counts.exchange_s += self._clock() - self._counts.in_flight_since
-                self._counts.in_flight_since = None
+            self._ended()
+        with self._condition:
+            self._not_before = self._clock() + self._config.failure_pause_ms / 1000
 
-    def _fill(self, token: LeadershipToken) -> bytes:
-        """As much of the queue as one batch takes; the rest waits for the next turn."""
-        builder = BatchBuilder(self._owner_id, self.capture.id, token.owner_revision, token.active or (), self.version)
-        unsendable = ""
-        while (taken := self._take()) is not None:
-            if taken.owner_revision != token.owner_revision:
-                self._drop()
-                continue
-            try:
-                if builder.add(taken):
-                    continue
-            except CodecError as error:
-                # One message that cannot be sent must not cost the others their turn.
-                unsendable = str(error)
-                self._drop()
-                continue
-            self._put_back(taken)
-            break
-        if unsendable:
+    def _request(self, token: LeadershipToken) -> bytes:
+        """Encode as much of the outbox as one batch takes; the rest waits for the next one."""
+        try:
+            builder = BatchBuilder(self._owner_id, self.capture.id, token.owner_revision, token.active, self.version)
+        except CodecError as error:
+            raise CodecError(f"cannot be sent: {error}") from None
+        for _, reason in self._outbox.fill(builder, token.owner_revision):
             with self._condition:
-                self._counts.last_error = f"a message cannot be sent: {unsendable}"[:MAX_ERROR_CHARS]
+                self._unsendable += 1
+                self._last_error = f"a message cannot be sent: {reason}"[:MAX_ERROR_CHARS]
         return builder.finish()
 
-    def _take(self) -> Message | None:
-        with self._condition:
-            taken = self._outbox.take()
-        return taken[1] if taken is not None else None
-
-    def _put_back(self, message: Message) -> None:
-        with self._condition:
-            max_items = 1 if isinstance(message.body, Heartbeat) else None
-            if not self._outbox.put_back(lane_of(message), message, rows_of(message), max_items=max_items):
-                self._counts.dropped += not isinstance(message.body, Heartbeat)
-
-    def _drop(self) -> None:
-        with self._condition:
-            self._counts.dropped += 1
-
-    def _exchange(self) -> grpc.UnaryUnaryMultiCallable:
-        return self._line.channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
-
     def _start(self, request: bytes) -> grpc.Future:
-        call = self._method.future(request, timeout=self._config.exchange_timeout_ms / 1000, wait_for_ready=False)
-        now = self._clock()
+        method = self._channel.channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
+        call = method.future(request, timeout=self._config.exchange_timeout_ms / 1000)
         with self._condition:
-            self._call = call
-            self._counts.exchanges += 1
-            self._counts.in_flight_since = now
-            self._due.idle_at = now + self._config.idle_exchange_ms / 1000
+            self._call, self._call_at = call, self._clock()
+            self._exchanges += 1
+            self._idle_at = self._call_at + self._config.idle_exchange_ms / 1000
             closed = self._closed
         if closed:
             call.cancel()
         return call
 
-    def _answered(self, token: LeadershipToken, data: bytes) -> None:
+    def _checked(self, data: bytes, token: LeadershipToken) -> Batch:
         try:
             answer = decode_batch(data, ProtocolVersions(self.version, self.version))
             if (answer.sender, answer.receiver) != (self.capture.id, self._owner_id):
@@ -324,39 +253,35 @@ class ProcessorClient:
             if answer.owner_revision != token.owner_revision:
                 raise CodecError(f"owner_revision: {answer.owner_revision} is not that of the call, {token.owner_revision}")
         except CodecError as error:
-            self._failed(f"bad answer: {error}")
-            return
-        with self._condition:
-            self._due.generation = token.generation
-            failing_ms = _age_ms(self._counts.failing_since, self._clock())
-            self._counts.consecutive_failures = 0
-            self._counts.failing_since = None
-        if failing_ms is not None:
-            _log.info("exchange_recovered", capture=self.capture.id, failed_for_ms=failing_ms)
-        self._host.deliver(answer)
+            raise CodecError(f"bad answer: {error}") from None
+        return answer
 
-    def _failed(self, what: str) -> None:
-        now = self._clock()
+    def _succeeded(self, token: LeadershipToken) -> None:
         with self._condition:
-            counts = self._counts
-            counts.failures += 1
-            counts.consecutive_failures += 1
-            counts.last_error = what[:MAX_ERROR_CHARS]
-            is_first = counts.failing_since is None
+            self._confirmed = token
+            failed_for_ms = _age_ms(self._failing_since, self._clock())
+            self._consecutive_failures, self._failing_since = 0, None
+        if failed_for_ms is not None:
+            _log.info("exchange_recovered", capture=self.capture.id, failed_for_ms=failed_for_ms)
+
+    def _failed(self, reason: str) -> None:
+        reason = reason[:MAX_ERROR_CHARS]
+        with self._condition:
+            self._failures += 1
+            self._consecutive_failures += 1
+            self._last_error = reason
+            is_first = self._failing_since is None
             if is_first:
-                counts.failing_since = now
+                self._failing_since = self._clock()
         if is_first:
-            _log.warning("exchange_failed", capture=self.capture.id, address=self.capture.address, error=what[:MAX_ERROR_CHARS])
-        self._pause()
+            _log.warning("exchange_failed", capture=self.capture.id, address=self.capture.address, error=reason)
 
-    def _pause(self) -> None:
+    def _ended(self) -> None:
         with self._condition:
-            self._due.not_before = self._clock() + self._config.failure_pause_ms / 1000
+            if self._call_at is not None:
+                self._exchange_s += self._clock() - self._call_at
+            self._call = self._call_at = None
 
 
 def _age_ms(since: float | None, now: float) -> int | None:
     return None if since is None else max(0, round((now - since) * 1000))
-
-
-def _describe(error: grpc.RpcError) -> str:
-    return f"{error.code().name}: {error.details()}"

@@ -1,25 +1,22 @@
 """The agents of one capture: which changefeeds run here, at which epoch, and the loop that ticks them.
 
-The owner's batches name all active changefeeds. For each the host keeps a `Slot`, which is level-triggered: `wanted` is the
-epoch that was named last (0: none), and the slot walks towards it, one step at a time:
+The owner's batches name all active changefeeds. The host keeps a slot for each, which is level-triggered: `wanted` is the epoch
+that was named last (0: none), and the slot moves towards it one step at a time:
 
-    idle -> opening -> running -> closing -> idle        (a failed opening goes back to idle and is tried again later)
+    idle -> opening -> running -> closing -> idle        (a failed opening goes back to idle and is retried later)
 
 Opening (reading etcd, making the executor) and closing (waiting until no write can follow) may block, so each runs on a thread
-of its own and tells the loop when it is done. An agent never starts before the former one of its changefeed has closed.
+of its own and posts its result to the loop. An agent never starts before the former one of its changefeed has closed.
 
-Invariant: *from a failed opening on (or one that takes longer than OPEN_PATIENCE_S) until one works, somebody answers the owner
-for the changefeed*: a vacant agent, which holds nothing and refuses everything with the reason. It is no phase of its own, since
-opening is tried beside it.
+Invariant: from a failed opening on (or one that takes longer than SLOW_OPEN_S) until one succeeds, an agent with an
+UnavailableExecutor answers the owner for the changefeed: it holds nothing and refuses every span with the reason.
 
-One thread, "agents", owns everything here; the threads of a slot only fill its result. What blocks in a plug-in therefore costs
-its own changefeed alone.
+The thread "agents" owns everything here. Calls into a plug-in that block therefore delay their own changefeed only.
 """
 
 from __future__ import annotations
 
 import queue
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,29 +28,30 @@ import structlog
 from processor.agent.agent import Agent, AgentConfig, new_agent
 from processor.agent.dispatch_log import DispatchLog
 from processor.agent.unavailable_executor import UnavailableExecutor
-from processor.service.exchange_server import AgentTransport, ExchangeServer, PendingExchange
+from processor.service.exchange_server import ExchangeServer, PendingExchange
 from processor.service.executor_plugins import meter_of
 from tablewire.errors import OperatingError
 from tablewire.executor import ExecutorMeter, TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.liveness import Liveness
-from tablewire.model.messages import Message
 from tablewire.model.states import TableState
+from tablewire.runtime.backoff import Backoff
+from tablewire.runtime.message_queues import ChangefeedTransport
 from tablewire.runtime.shutdown import run_thread
 from tablewire.runtime.uris import redact_uri
 
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 10.0
 METER_INTERVAL_S = 1.0
-OPEN_PATIENCE_S = 10.0
-"""An opening that takes longer is told to the owner as a reason; it goes on."""
-MAX_OPEN_EXCHANGES = 64
-"""Turns that the loop may hold at a time; the handlers give up by themselves after exchange_wait_ms."""
+SLOW_OPEN_S = 10.0
+"""An opening that takes longer is reported to the owner as a reason; it continues."""
+
+_NO_SPANS: Mapping[TableState, int] = MappingProxyType({})
 
 _log = structlog.get_logger("processor.host")
 
 OpenExecutor = Callable[[ChangefeedID, int], TableExecutor]
-"""Reads the changefeed at this epoch and makes its executor. Blocks; OperatingError when it cannot be made now."""
+"""Read the changefeed at this epoch and make its executor. Blocks; OperatingError when it cannot be made now."""
 
 
 class SlotPhase(StrEnum):
@@ -65,75 +63,47 @@ class SlotPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """One changefeed at this processor, for metrics and the status. error: why it could not be opened or closed, "" = fine."""
+    """One changefeed at this processor, for metrics and health. error: why it could not be opened or closed, "" if it could."""
 
     changefeed: ChangefeedID
     epoch: int
     phase: SlotPhase
     error: str
-    spans: Mapping[TableState, int] = field(default_factory=lambda: MappingProxyType({}))
-    meter: ExecutorMeter | None = None
+    spans: Mapping[TableState, int]
+    meter: ExecutorMeter | None
 
 
-class _SlotTransport:
-    """The agent's transport, closed by the loop and not by the agent (whose close runs on another thread), and counted: what is
-    sent after the round in which a batch came is news that its owner waits for."""
+@dataclass(slots=True, eq=False)
+class _Serving:
+    """An agent that answers the owner: that of the executor while the slot is RUNNING, else one that is unavailable."""
 
-    def __init__(self, inner: AgentTransport) -> None:
-        self.inner = inner
-        self.sent = 0
-
-    def send(self, messages: Sequence[Message]) -> None:
-        self.sent += len(messages)
-        self.inner.send(messages)
-
-    def recv(self) -> Sequence[Message]:
-        return self.inner.recv()
-
-    def close(self) -> None:
-        """The loop has done it already."""
+    epoch: int
+    executor: TableExecutor
+    agent: Agent
+    transport: ChangefeedTransport
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
     changefeed: ChangefeedID
     wanted: int = 0
-    epoch: int = 0
     phase: SlotPhase = SlotPhase.IDLE
-    agent: Agent | None = None
-    transport: _SlotTransport | None = None
-    executor: TableExecutor | None = None
+    epoch: int = 0  # what is being opened, runs or is being closed
+    serving: _Serving | None = None
     meter: ExecutorMeter | None = None
-    failures: int = 0
+    error: str = ""
+    backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_MIN_S, RETRY_MAX_S))
     retry_at: float = 0.0
-    patient_until: float = 0.0
-    error: str = ""
-    vacancy: UnavailableExecutor | None = None  # the agent's executor, while it is a vacant one
-    vacant_epoch: int = 0
+    opening_since: float = 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    slot: _Slot
-    executor: TableExecutor | None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Closed:
-    slot: _Slot
-
-
-@dataclass(slots=True)
-class _Turn:
-    """An Exchange that waits, and what had been sent when its messages had been taken in."""
-
-    pending: PendingExchange
-    sent: int = -1
+    def view(self) -> SlotView:
+        is_running = self.serving is not None and self.phase is SlotPhase.RUNNING
+        spans = self.serving.agent.counts() if self.serving is not None and is_running else _NO_SPANS
+        return SlotView(self.changefeed, self.epoch or self.wanted, self.phase, self.error, spans, self.meter)
 
 
 class AgentHost:
-    """run: the thread "agents". close, closed, views: any thread."""
+    """run: the thread "agents". views, held_spans, silence_s, close: any thread."""
 
     def __init__(
         self,
@@ -148,7 +118,7 @@ class AgentHost:
         agent_config: AgentConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """may_act: whether this capture's lease can be relied on at this moment; while it cannot, no agent is ticked."""
+        """may_act: whether this capture's lease is valid at this moment; no agent is ticked while it is not."""
         self._capture_id = capture_id
         self._server = server
         self._open_executor = open_executor
@@ -159,221 +129,187 @@ class AgentHost:
         self._agent_config = agent_config if agent_config is not None else AgentConfig()
         self._clock = clock
         self._slots: dict[ChangefeedID, _Slot] = {}
-        self._results: queue.SimpleQueue[_Opened | _Closed] = queue.SimpleQueue()
-        self._turns: list[_Turn] = []
+        self._results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: list[tuple[PendingExchange, int]] = []  # and how many messages had been sent in its first round
+        self._is_settled = True
         self._owner_revision = 0
-        self._sent = 0
         self._closing = False
-        self._round_at = clock()
+        self._round_at = self._meter_at = clock()
         self._views: tuple[SlotView, ...] = ()
-        self._meter_at = 0.0
-        self._orders = DispatchLog(capture_id)
-        self._jitter = random.Random()
+        self._dispatches = DispatchLog(capture_id)
 
-    # -- any thread ---------------------------------------------------------------------------------------------------
+    # Any thread ------------------------------------------------------------------------------------------------------
 
     def views(self) -> Sequence[SlotView]:
-        """What the last round left, by changefeed."""
+        """Return the changefeeds as the last round left them, in order."""
         return self._views
 
     def held_spans(self) -> int:
-        """How many spans the agents held after the last round."""
+        """Return how many spans the agents held after the last round."""
         return sum(sum(view.spans.values()) for view in self._views)
 
     def silence_s(self) -> float:
-        """Seconds since the last round began: long when a call of an executor does not return."""
+        """Return the seconds since the last round began: many if a call of an executor does not return."""
         return self._clock() - self._round_at
 
-    @property
-    def exchanges(self) -> int:
-        return self._server.stats.received
-
     def close(self) -> None:
-        """Asks the loop to close every agent and to end then. Returns at once; idempotent."""
+        """Make the loop close every agent and then end. Returns at once; idempotent."""
         self._closing = True
         self._server.wake()
 
-    # -- the thread "agents" ------------------------------------------------------------------------------------------
+    # The thread "agents" ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Returns once `close` was called and no agent of this capture can write any more."""
-        while True:
-            self._server.wait(self._pause_s())
+        """Return once `close` was called and no agent of this capture can write."""
+        while not self._closing or self._slots:
+            self._server.wait(self._interval_s if self._is_settled else self._unsettled_interval_s)
             self._round_at = self._clock()
-            for pending in self._server.take():
-                self._take(pending)
-            self._take_results()
-            if self._closing:
-                for slot in self._slots.values():
-                    slot.wanted = 0
+            arrived = self._server.take()
+            for pending in arrived:
+                self._receive(pending)
+            while not self._results.empty():
+                self._results.get_nowait()()
             for slot in list(self._slots.values()):
                 self._step(slot)
+            serving = [slot.serving for slot in self._slots.values() if slot.serving is not None]
             if self._may_act():
-                self._tick()
-            self._answer()
+                for one in serving:
+                    one.agent.tick()
+            self._is_settled = all(one.agent.is_settled for one in serving)
+            self._answer(arrived)
             self._publish()
-            if self._closing and not self._slots:
-                return
 
-    def _pause_s(self) -> float:
-        agents = [slot.agent for slot in self._slots.values() if slot.agent is not None]
-        return self._interval_s if all(agent.is_settled for agent in agents) else self._unsettled_interval_s
-
-    def _take(self, pending: PendingExchange) -> None:
+    def _receive(self, pending: PendingExchange) -> None:
+        """Note which changefeeds the owner wants, and hand its messages to the agents."""
         batch = pending.batch
         if batch.owner_revision < self._owner_revision or self._closing:
             pending.answer()
             return
         self._owner_revision = batch.owner_revision
-        active = {one.changefeed: one.epoch for one in batch.active}
-        for slot in self._slots.values():
-            slot.wanted = active.get(slot.changefeed, 0)
-        for changefeed, epoch in active.items():
+        wanted = {active.changefeed: active.epoch for active in batch.active}
+        for changefeed in wanted:
             if changefeed not in self._slots:
-                self._slots[changefeed] = _Slot(changefeed, epoch)
-        self._orders.note(batch)
-        self._server.deliver(batch)
-        self._turns.append(_Turn(pending))
+                self._slots[changefeed] = _Slot(changefeed)
+        for changefeed, slot in self._slots.items():
+            slot.wanted = wanted.get(changefeed, 0)
+        self._dispatches.note(batch)
+        self._server.transports.deliver(batch.messages)
 
-    def _tick(self) -> None:
-        for slot in self._slots.values():
-            if slot.agent is not None and slot.transport is not None:
-                slot.agent.tick()
-                self._sent += slot.transport.sent
-                slot.transport.sent = 0
-
-    def _answer(self) -> None:
-        """A turn is answered when no agent has anything under way, or as soon as one has said more than that it took it in."""
-        settled = all(slot.agent.is_settled for slot in self._slots.values() if slot.agent is not None)
-        waiting = []
-        for turn in self._turns:
-            if settled or (turn.sent >= 0 and self._sent > turn.sent):
-                turn.pending.answer()
-            elif turn.pending.is_open:
-                turn.sent = self._sent
-                waiting.append(turn)
-        for turn in waiting[:-MAX_OPEN_EXCHANGES]:
-            turn.pending.answer()
-        self._turns = waiting[-MAX_OPEN_EXCHANGES:]
+    def _answer(self, arrived: Sequence[PendingExchange]) -> None:
+        """Answer every Exchange once no agent has work under way; before that, one that waited already if an agent has sent
+        something since, which is more than a response to its messages."""
+        sent = self._server.outbox.accepted
+        for pending, sent_before in self._waiting:
+            if sent > sent_before:
+                pending.answer()
+        self._waiting += [(pending, sent) for pending in arrived]
+        if self._is_settled:
+            for pending, _ in self._waiting:
+                pending.answer()
+        self._waiting = [(pending, before) for pending, before in self._waiting if pending.is_open]
 
     def _publish(self) -> None:
         if self._clock() >= self._meter_at:
             self._meter_at = self._clock() + METER_INTERVAL_S
             for slot in self._slots.values():
-                slot.meter = meter_of(slot.executor) if slot.executor is not None else None
-        self._views = tuple(
-            SlotView(
-                slot.changefeed,
-                slot.epoch or slot.wanted,
-                slot.phase,
-                slot.error,
-                slot.agent.counts() if slot.agent is not None and slot.phase is SlotPhase.RUNNING else MappingProxyType({}),
-                slot.meter,
-            )
-            for _, slot in sorted(self._slots.items())
-        )
-
-    # -- the slots ----------------------------------------------------------------------------------------------------
+                is_running = slot.serving is not None and slot.phase is SlotPhase.RUNNING
+                slot.meter = meter_of(slot.serving.executor) if slot.serving is not None and is_running else None
+        self._views = tuple(slot.view() for _, slot in sorted(self._slots.items()))
 
     def _step(self, slot: _Slot) -> None:
-        if slot.phase is SlotPhase.RUNNING and slot.wanted != slot.epoch:
-            self._start_closing(slot)
-        if slot.vacancy is not None and slot.vacant_epoch != slot.wanted:
-            self._end_vacancy(slot)
-        if slot.phase is SlotPhase.OPENING and slot.epoch == slot.wanted and self._clock() >= slot.patient_until:
-            self._be_vacant(slot, f"its executor has not been made for {OPEN_PATIENCE_S:.0f} s")
+        """Take the slot's next step towards what is wanted of it."""
+        if self._closing:
+            slot.wanted = 0
+        now = self._clock()
+        if slot.serving is not None and slot.serving.epoch != slot.wanted:
+            self._stop_serving(slot)
+        if slot.phase is SlotPhase.OPENING and slot.epoch == slot.wanted and now >= slot.opening_since + SLOW_OPEN_S:
+            self._refuse_spans(slot, f"its executor has not been made for {SLOW_OPEN_S:.0f} s")
         if slot.phase is SlotPhase.IDLE and not slot.wanted:
             del self._slots[slot.changefeed]
-        elif slot.phase is SlotPhase.IDLE and self._clock() >= slot.retry_at and self._may_act():
-            slot.phase, slot.epoch = SlotPhase.OPENING, slot.wanted
-            slot.patient_until = self._clock() + OPEN_PATIENCE_S
-            changefeed, epoch = slot.changefeed, slot.wanted
-            run_thread(f"open {changefeed}", lambda: self._open(slot, changefeed, epoch))
+        elif slot.phase is SlotPhase.IDLE and now >= slot.retry_at and self._may_act():
+            slot.phase, slot.epoch, slot.opening_since = SlotPhase.OPENING, slot.wanted, now
+            run_thread(f"open {slot.changefeed}", lambda: self._open(slot, slot.epoch))
 
-    def _take_results(self) -> None:
-        while not self._results.empty():
-            match self._results.get_nowait():
-                case _Opened(slot, executor, error):
-                    self._opened(slot, executor, error)
-                case _Closed(slot):
-                    slot.phase, slot.epoch, slot.error = SlotPhase.IDLE, 0, ""
-                    _log.info("agent_closed", changefeed=str(slot.changefeed), capture=self._capture_id)
-
-    def _opened(self, slot: _Slot, executor: TableExecutor | None, error: str) -> None:
-        if executor is None:
-            self._failed(slot, error)
-            return
-        self._end_vacancy(slot)
-        slot.failures, slot.error, slot.phase, slot.executor = 0, "", SlotPhase.RUNNING, executor
-        self._start_agent(slot, executor, slot.epoch)
-        _log.info("agent_started", changefeed=str(slot.changefeed), epoch=slot.epoch, capture=self._capture_id)
-
-    def _failed(self, slot: _Slot, error: str) -> None:
-        if slot.error != error:
-            _log.error("agent_cannot_start", changefeed=str(slot.changefeed), epoch=slot.epoch, error=error)
-        pause_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(slot.failures, 10)) * self._jitter.uniform(0.5, 1.0)
-        slot.retry_at = self._clock() + pause_s if slot.wanted == slot.epoch else 0.0
-        slot.failures += 1
-        if slot.wanted == slot.epoch:
-            self._be_vacant(slot, error)
-        slot.phase, slot.epoch, slot.error = SlotPhase.IDLE, 0, error
-
-    def _start_agent(self, slot: _Slot, executor: TableExecutor, epoch: int) -> None:
-        slot.transport = _SlotTransport(self._server.transport(slot.changefeed, epoch))
-        slot.agent = new_agent(
+    def _serve(self, slot: _Slot, executor: TableExecutor) -> None:
+        """Answer the owner by an agent with this executor."""
+        transport = self._server.transports.open(slot.changefeed, slot.epoch)
+        agent = new_agent(
             capture_id=self._capture_id,
             changefeed_id=slot.changefeed,
-            changefeed_epoch=epoch,
-            transport=slot.transport,
+            changefeed_epoch=slot.epoch,
+            transport=transport,
             executor=executor,
             liveness=self._liveness,
             config=self._agent_config,
         )
+        slot.serving = _Serving(slot.epoch, executor, agent, transport)
 
-    def _be_vacant(self, slot: _Slot, reason: str) -> None:
-        if slot.vacancy is not None:
-            slot.vacancy.reason = reason
-            return
-        slot.vacancy, slot.vacant_epoch = UnavailableExecutor(reason), slot.epoch
-        self._start_agent(slot, slot.vacancy, slot.epoch)
+    def _refuse_spans(self, slot: _Slot, reason: str) -> None:
+        """Answer the owner by an agent that refuses every span."""
+        if slot.serving is None:
+            self._serve(slot, UnavailableExecutor(reason))
+        elif isinstance(slot.serving.executor, UnavailableExecutor):
+            slot.serving.executor.reason = reason
 
-    def _end_vacancy(self, slot: _Slot) -> None:
-        if slot.vacancy is None or slot.agent is None or slot.transport is None:
-            return
-        slot.transport.inner.close()
-        slot.agent.close()  # at once: it holds nothing
-        slot.agent, slot.transport, slot.vacancy, slot.vacant_epoch = None, None, None, 0
+    def _stop_serving(self, slot: _Slot) -> None:
+        assert slot.serving is not None
+        serving, slot.serving, slot.meter = slot.serving, None, None
+        serving.transport.close()
+        if slot.phase is SlotPhase.RUNNING:
+            slot.phase = SlotPhase.CLOSING
+            run_thread(f"close {slot.changefeed}", lambda: self._close(slot, serving.agent))
+        else:
+            serving.agent.close()  # it holds nothing, so this is done at once
 
-    def _start_closing(self, slot: _Slot) -> None:
-        agent, transport = slot.agent, slot.transport
-        assert agent is not None
-        assert transport is not None
-        transport.inner.close()
-        slot.phase, slot.agent, slot.transport, slot.executor, slot.meter = SlotPhase.CLOSING, None, None, None, None
-        run_thread(f"close {slot.changefeed}", lambda: self._close(slot, agent))
+    def _opened(self, slot: _Slot, executor: TableExecutor) -> None:
+        if slot.serving is not None:
+            self._stop_serving(slot)
+        slot.backoff.reset()
+        slot.error, slot.phase = "", SlotPhase.RUNNING
+        self._serve(slot, executor)
+        _log.info("agent_started", changefeed=str(slot.changefeed), epoch=slot.epoch, capture=self._capture_id)
 
-    # -- the threads of a slot ----------------------------------------------------------------------------------------
+    def _open_failed(self, slot: _Slot, error: str) -> None:
+        if slot.error != error:
+            _log.error("agent_cannot_start", changefeed=str(slot.changefeed), epoch=slot.epoch, error=error)
+        pause_s = slot.backoff.next_s()
+        if slot.wanted == slot.epoch:
+            slot.retry_at = self._clock() + pause_s
+            self._refuse_spans(slot, error)
+        else:
+            slot.retry_at = 0.0
+        slot.phase, slot.epoch, slot.error = SlotPhase.IDLE, 0, error
 
-    def _open(self, slot: _Slot, changefeed: ChangefeedID, epoch: int) -> None:
+    def _closed(self, slot: _Slot) -> None:
+        slot.phase, slot.epoch, slot.error = SlotPhase.IDLE, 0, ""
+        _log.info("agent_closed", changefeed=str(slot.changefeed), capture=self._capture_id)
+
+    # The threads of a slot -------------------------------------------------------------------------------------------
+
+    def _open(self, slot: _Slot, epoch: int) -> None:
         try:
-            result = _Opened(slot, self._open_executor(changefeed, epoch))
-        except OperatingError as error:
-            result = _Opened(slot, None, redact_uri(str(error)))
-        self._results.put(result)
-        self._server.wake()
+            executor = self._open_executor(slot.changefeed, epoch)
+            self._post(lambda: self._opened(slot, executor))
+        except OperatingError as failure:
+            error = redact_uri(str(failure))
+            self._post(lambda: self._open_failed(slot, error))
 
     def _close(self, slot: _Slot, agent: Agent) -> None:
-        """Until it has worked: no other agent of this changefeed may start before, and this one may still write."""
-        failures = 0
+        """Close the agent, and retry until that succeeds: no other one may start before, since this one may still write."""
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while True:
             try:
                 agent.close()
                 break
             except OperatingError as error:
-                if failures == 0:
+                if not backoff.failures:
                     _log.error("agent_does_not_close", changefeed=str(slot.changefeed), epoch=slot.epoch, error=str(error))
                 slot.error = f"does not close: {redact_uri(str(error))}"
-                failures += 1
-                time.sleep(min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)))
-        self._results.put(_Closed(slot))
+                time.sleep(backoff.next_s())
+        self._post(lambda: self._closed(slot))
+
+    def _post(self, result: Callable[[], None]) -> None:
+        """Make the loop call this."""
+        self._results.put(result)
         self._server.wake()

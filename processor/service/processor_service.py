@@ -30,7 +30,6 @@ from processor.service.processor_metrics import ProcessorMetrics
 from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd import keys as etcd_keys
-from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, decode, now
 from tablewire.etcd.session import EtcdSession
 from tablewire.executor import TableExecutor
@@ -93,7 +92,6 @@ class RegisteredCapture:
             credentials=server_credentials(config.tls),
             interceptors=interceptors(config.tls),
             versions=protocols,
-            clock=lease_clock,
         )
         self.port = self.server.port
         self.address = config.exchange.advertise or f"{config.exchange.host}:{self.port}"
@@ -354,8 +352,8 @@ class ProcessorService:
             if capture.host.held_spans():
                 empty_since = None
             elif empty_since is None:
-                empty_since = capture.host.exchanges
-            elif capture.host.exchanges - empty_since >= QUIET_EXCHANGES:
+                empty_since = capture.server.stats.received
+            elif capture.server.stats.received - empty_since >= QUIET_EXCHANGES:
                 return ""
             if time.monotonic() >= deadline:
                 return f"not drained within {self._config.stop.drain_timeout_ms} ms"

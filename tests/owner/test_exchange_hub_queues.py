@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from owner.exchange.hub import MAX_INBOX_MESSAGES, ExchangeHub
+from owner.exchange.hub import ExchangeHub
 from owner.exchange.processor_client import MAX_QUEUED_DISPATCHES
 from tablewire.model.messages import Batch, Message
 from tablewire.model.states import TableState
+from tablewire.runtime.message_queues import MAX_INBOX_MESSAGES
 from tests.owner.scripted_captures import (
     ORDERS,
     OWNER,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploy.local.process import wait_until
-from owner.exchange.hub import ExchangeHub, HubTransport
+from owner.exchange.hub import ExchangeHub
 from processor.service.agents import AgentHost, SlotPhase, SlotView
 from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import OperatingError
@@ -30,6 +30,7 @@ from tablewire.model.messages import (
 from tablewire.model.progress import Barrier
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import DispatchAction, TableState
+from tablewire.runtime.message_queues import ChangefeedTransport
 from tablewire.testing import FakeTableExecutor
 
 CAPTURE, OWNER = "capture-1", "owner-1"
@@ -120,15 +121,15 @@ def wait(what: str, condition: Callable[[], object]) -> None:
     wait_until(what, lambda: bool(condition()), WAIT_S)
 
 
-def _ask(transport: HubTransport, number: int, epoch: int = 1) -> None:
+def _ask(transport: ChangefeedTransport, number: int, epoch: int = 1) -> None:
     transport.send([Message(OWNER, CAPTURE, ORDERS, 7, epoch, 0, number, 0, Heartbeat(Barrier(2**63)))])
 
 
-def _answers(transport: HubTransport) -> Sequence[Message]:
+def _answers(transport: ChangefeedTransport) -> Sequence[Message]:
     return [message for message in transport.recv() if isinstance(message.body, HeartbeatResponse)]
 
 
-def _first_answer(transport: HubTransport) -> Message:
+def _first_answer(transport: ChangefeedTransport) -> Message:
     answers: list[Message] = []
     wait("an answer", lambda: answers.extend(transport.recv()) or answers)
     return answers[0]
@@ -234,8 +235,8 @@ def test_a_vacancy_ends_with_what_it_was_for(world: World) -> None:
     numbers = itertools.count(1)
     wait("the newer is answered for", answers)
     _ask(former, 1)
-    taken = world.host.exchanges
-    wait("two more turns", lambda: world.host.exchanges >= taken + 2)
+    taken = world.server.stats.received
+    wait("two more turns", lambda: world.server.stats.received >= taken + 2)
     assert not _answers(former)
     world.activate()
     wait("it is forgotten", lambda: ORDERS not in world.views())
@@ -247,9 +248,9 @@ def test_without_its_lease_nothing_is_opened_or_ticked(world: World) -> None:
     world.wait_running((ORDERS, 1))
     world.valid = False
     transport = world.hub.transport(ORDERS, 1)
-    taken = world.host.exchanges
+    taken = world.server.stats.received
     _ask(transport, 1)
-    wait("two more turns", lambda: world.host.exchanges >= taken + 2)
+    wait("two more turns", lambda: world.server.stats.received >= taken + 2)
     assert not _answers(transport)
     world.activate((ORDERS, 1), (USERS, 1))
     wait("it was named", lambda: USERS in world.views())
@@ -266,9 +267,9 @@ def test_scenario_15_a_former_run_has_no_say(world: World) -> None:
     former = world.hub.transport(ORDERS, 1)
     world.activate((ORDERS, 2))
     world.wait_running((ORDERS, 2))
-    taken = world.host.exchanges
+    taken = world.server.stats.received
     _ask(former, 1)
-    wait("two more turns", lambda: world.host.exchanges >= taken + 2)
+    wait("two more turns", lambda: world.server.stats.received >= taken + 2)
     assert not _answers(former)
 
 

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from owner.exchange.hub import ExchangeConfig, ExchangeHub
-from processor.service.exchange_server import MAX_QUEUED_RESPONSES, AgentTransport, ExchangeServer
+from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import ClosedError, OperatingError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import (
@@ -31,6 +31,7 @@ from tablewire.model.progress import Barrier
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import LivenessState, TableState
 from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES, open_channel
+from tablewire.runtime.message_queues import MAX_INBOX_MESSAGES, ChangefeedTransport
 from tablewire.v1 import schedule_pb2 as pb
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
 
@@ -113,7 +114,7 @@ def taken(server: ExchangeServer) -> list[Batch]:
     assert server.wait(DEADLINE_S)
     batches = []
     for pending in server.take():
-        server.deliver(pending.batch)
+        server.transports.deliver(pending.batch.messages)
         batches.append(pending.batch)
         pending.answer()
     return batches
@@ -130,17 +131,18 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_batch_reaches_the_loop_and_is_answered_at_once(server: ExchangeServer, caller: Caller) -> None:
     """The answer does not wait for exchange_wait_ms when the loop has said all."""
-    transport = server.transport(ORDERS, 1)
+    transport = server.transports.open(ORDERS, 1)
     started = time.monotonic()
     call = caller.start(batch_of(asked(1), asked(2)))
     assert server.wait(DEADLINE_S)
     (pending,) = server.take()
     assert pending.batch == batch_of(asked(1), asked(2))
-    assert server.deliver(pending.batch) == 0
+    assert len(server.transports.deliver(pending.batch.messages)) == 2
     assert [message.number for message in transport.recv()] == [1, 2]
     transport.send([said(1), said(2, response())])
     assert pending.is_open
-    pending.answer([said(3)])
+    transport.send([said(3)])
+    pending.answer()
     answer = decode_batch(call.result())
     assert time.monotonic() - started < 4
     assert (answer.sender, answer.receiver, answer.owner_revision) == (CAPTURE, OWNER, REVISION)
@@ -209,7 +211,7 @@ def test_batch_of_a_replaced_owner_is_refused(impatient: ExchangeServer, caller:
 
 def test_unanswered_turn_returns_what_was_said_and_the_rest_goes_with_the_next(impatient: ExchangeServer, caller: Caller) -> None:
     """A loop that is busy costs nobody's call, and loses nothing."""
-    transport = impatient.transport(ORDERS, 1)
+    transport = impatient.transports.open(ORDERS, 1)
     transport.send([said(1)])
     assert [message.number for message in caller.call(batch_of(asked(1))).messages] == [1]
     assert caller.call(batch_of(asked(2))).messages == ()
@@ -218,7 +220,7 @@ def test_unanswered_turn_returns_what_was_said_and_the_rest_goes_with_the_next(i
     assert [pending.batch.messages[0].number for pending in late] == [1, 2], "the loop gets what was accepted"
     assert not any(pending.is_open for pending in late)
     transport.send([said(2)])
-    late[0].answer([said(99)])
+    late[0].answer()
     assert [message.number for message in caller.call(batch_of(asked(3))).messages] == [2]
 
 
@@ -236,23 +238,23 @@ def test_loop_that_is_behind_refuses_and_takes_nothing_in(impatient: ExchangeSer
 
 def test_scenario_18_outbox_of_an_agent_is_bounded_and_keeps_the_newest(impatient: ExchangeServer, caller: Caller) -> None:
     """An owner that is away for long: one heartbeat response and the newest dispatch responses wait, in their order."""
-    orders, users = impatient.transport(ORDERS, 1), impatient.transport(USERS, 1)
+    orders, users = impatient.transports.open(ORDERS, 1), impatient.transports.open(USERS, 1)
     users.send([Message(CAPTURE, OWNER, USERS, REVISION, 1, 9, 1, 0, DispatchTableResponse(report()))])
-    rounds = MAX_QUEUED_RESPONSES * 2
+    rounds = MAX_INBOX_MESSAGES * 2
     for number in range(1, 2 * rounds + 1, 2):
         orders.send([said(number), said(number + 1, response())])
     answer = caller.call(batch_of())
     numbers = [message.number for message in answer.messages if message.changefeed == ORDERS]
-    assert len(numbers) == MAX_QUEUED_RESPONSES + 1
+    assert len(numbers) == MAX_INBOX_MESSAGES + 1
     assert numbers == sorted(numbers)
     assert numbers[-1] == 2 * rounds
     assert [message.number for message in answer.messages if message.changefeed == USERS] == [1]
-    assert impatient.stats.dropped == rounds - MAX_QUEUED_RESPONSES
+    assert impatient.stats.dropped == rounds - MAX_INBOX_MESSAGES
 
 
 def test_answer_of_a_caller_that_has_gone_is_kept(server: ExchangeServer, caller: Caller) -> None:
     """What was said while nobody listened any more is in the next answer."""
-    transport = server.transport(ORDERS, 1)
+    transport = server.transports.open(ORDERS, 1)
     call = caller.start(batch_of(asked(1)))
     assert server.wait(DEADLINE_S)
     (pending,) = server.take()
@@ -266,7 +268,7 @@ def test_answer_of_a_caller_that_has_gone_is_kept(server: ExchangeServer, caller
 
 def test_answer_holds_only_what_was_said_in_its_term(impatient: ExchangeServer, caller: Caller) -> None:
     """Words for a former owner are dropped, words for a newer one wait for it."""
-    transport = impatient.transport(ORDERS, 1)
+    transport = impatient.transports.open(ORDERS, 1)
     transport.send([said(1, revision=6), said(2), said(3, revision=9, owner="owner-2"), said(4)])
     assert [message.number for message in caller.call(batch_of()).messages] == [2, 4]
     newer = caller.call(Batch("owner-2", CAPTURE, 9, ACTIVE))
@@ -286,7 +288,7 @@ def test_one_agents_bad_message_does_not_cost_the_others(impatient: ExchangeServ
         broken.last_synced_ts,
         broken.assignment_epochs,
     )
-    impatient.transport(ORDERS, 1).send([said(1, DispatchTableResponse(spans)), said(2)])
+    impatient.transports.open(ORDERS, 1).send([said(1, DispatchTableResponse(spans)), said(2)])
     assert [message.number for message in caller.call(batch_of()).messages] == [2]
     assert impatient.stats.unsendable == 1
 
@@ -296,18 +298,18 @@ def test_answer_larger_than_a_batch_goes_in_several(
 ) -> None:
     """What does not fit leads the next answer, in order."""
     monkeypatch.setattr("tablewire.wire.codec.MAX_ROWS_PER_BATCH", 25)
-    impatient.transport(ORDERS, 1).send([said(number, DispatchTableResponse(report(10))) for number in range(1, 6)])
+    impatient.transports.open(ORDERS, 1).send([said(number, DispatchTableResponse(report(10))) for number in range(1, 6)])
     answers = [[message.number for message in caller.call(batch_of()).messages] for _ in range(3)]
     assert answers == [[1, 2], [3, 4], [5]]
 
 
 def test_messages_without_an_agent_are_strays(server: ExchangeServer, caller: Caller) -> None:
     """For a changefeed or an epoch that has no transport here: dropped, the others delivered."""
-    orders = server.transport(ORDERS, 1)
+    orders = server.transports.open(ORDERS, 1)
     call = caller.start(batch_of(asked(1), asked(2, changefeed=USERS)))
     assert server.wait(DEADLINE_S)
     (pending,) = server.take()
-    assert server.deliver(pending.batch) == 1
+    assert [m.number for m in server.transports.deliver(pending.batch.messages)] == [1]
     pending.answer()
     call.result()
     assert [message.number for message in orders.recv()] == [1]
@@ -315,18 +317,18 @@ def test_messages_without_an_agent_are_strays(server: ExchangeServer, caller: Ca
 
 def test_closed_transport_forgets_both_directions(impatient: ExchangeServer, caller: Caller) -> None:
     """A changefeed that was restarted does not hear or repeat the words of its former run."""
-    former = impatient.transport(ORDERS, 1)
+    former = impatient.transports.open(ORDERS, 1)
     former.send([said(1)])
-    latter = impatient.transport(ORDERS, 1)
+    latter = impatient.transports.open(ORDERS, 1)
     with pytest.raises(ClosedError):
         former.send([said(2)])
     latter.send([said(3)])
     assert [message.number for message in caller.call(batch_of(asked(1))).messages] == [3]
-    assert impatient.deliver(batch_of(asked(1))) == 0
+    assert len(impatient.transports.deliver([asked(1)])) == 1
     assert [list(former.recv()), [message.number for message in latter.recv()]] == [[], [1]]
     latter.close()
     latter.close()
-    assert impatient.deliver(batch_of(asked(1))) == 1
+    assert impatient.transports.deliver([asked(1)]) == []
 
 
 def test_wake_from_any_thread_ends_a_wait(server: ExchangeServer) -> None:
@@ -353,7 +355,7 @@ def test_oversize_request_is_refused_by_grpc(server: ExchangeServer) -> None:
 
 def test_stop_answers_the_turns_that_wait(caller: Caller, server: ExchangeServer) -> None:
     """With what was said by then, and within the grace; new calls are refused, health says so before."""
-    server.transport(ORDERS, 1).send([said(1)])
+    server.transports.open(ORDERS, 1).send([said(1)])
     call = caller.start(batch_of(asked(1)))
     assert server.wait(DEADLINE_S)
     started = time.monotonic()
@@ -397,15 +399,15 @@ class Loop:
         self._thread.start()
 
     def _run(self) -> None:
-        transports: dict[ActiveChangefeed, AgentTransport] = {}
+        transports: dict[ActiveChangefeed, ChangefeedTransport] = {}
         number = 0
         while not self._ending:
             self._server.wait(1.0)
             for pending in self._server.take():
                 for one in pending.batch.active:
                     if one not in transports:
-                        transports[one] = self._server.transport(one.changefeed, one.epoch)
-                self._server.deliver(pending.batch)
+                        transports[one] = self._server.transports.open(one.changefeed, one.epoch)
+                self._server.transports.deliver(pending.batch.messages)
                 for transport in transports.values():
                     for heard in transport.recv():
                         number += 1

@@ -1,10 +1,10 @@
-"""Makes or refreshes the virtual environment in `.venv`: `python3 deploy/venv.py run|dev`.
+"""Create or update the virtual environment in `.venv`: `python3 deploy/venv.py run|dev`.
 
-run: what `make demo` and `make cluster` need. dev: that and the development tools. Everything comes from the lock files in
-requirements/, checked by hash. Standard library alone; called by the Makefile, after deploy/local/preflight.py.
+run: what `make demo` and `make cluster` need. dev: also the development tools. All packages come from the lock files in
+requirements/ and are verified by hash. Uses only the standard library; the Makefile calls it after deploy/local/preflight.py.
 
-The stamp `.venv/<level>.stamp` is written last and holds what was installed, so an interrupted or outdated installation is
-taken up again, and a clone that was moved is installed anew. Two calls in one clone wait for each other.
+The stamp `.venv/<level>.stamp` is written last and identifies what was installed and where. An interrupted or outdated
+installation is continued, and an environment that was moved is created again. Concurrent calls in one clone wait for each other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -24,24 +24,19 @@ VENV_PYTHON = VENV / "bin" / "python"
 LOG = VENV / "install.log"
 LEVELS = ("run", "dev")
 PIP_RETRIES = 2
-"""A registry that cannot be reached is reported within seconds, not after pip's own patience."""
+"""Fewer than pip's default, so that an unreachable package index is reported within seconds."""
 
-SAY_VERSION = "import importlib.util, sys; assert importlib.util.find_spec('pip'); print('%d.%d' % sys.version_info[:2])"
+CLEAR_LINE = "\r\x1b[K"
+PRINT_VERSION = "import importlib.util, sys; assert importlib.util.find_spec('pip'); print('%d.%d' % sys.version_info[:2])"
 
-NO_NETWORK = (
-    "NewConnectionError",
-    "NameResolutionError",
-    "ConnectTimeoutError",
-    "ConnectionRefusedError",
-    "ProxyError",
-    "Network is unreachable",
-    "Temporary failure in name resolution",
-    "Failed to establish a new connection",
+NETWORK_ERRORS = re.compile(
+    "(NewConnection|NameResolution|ConnectTimeout|ConnectionRefused|Proxy)Error|Network is unreachable"
+    "|Temporary failure in name resolution|Failed to establish a new connection"
 )
 
 
 class InstallError(Exception):
-    """One line for the person at the terminal."""
+    """The installation failed. The text is one line."""
 
 
 def main() -> int:
@@ -51,30 +46,35 @@ def main() -> int:
     try:
         ensure(sys.argv[1])
     except InstallError as error:
-        print(f"tablewire: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     except KeyboardInterrupt:
-        print("tablewire: interrupted; the next call takes the installation up again", file=sys.stderr)
+        say("interrupted; run it again to continue the installation")
         return 130
     return 0
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Print a line to stderr. On a terminal it replaces an unfinished line."""
+    print(CLEAR_LINE if sys.stderr.isatty() else "", f"tablewire: {text}", sep="", end=end, file=sys.stderr, flush=True)
+
+
 def ensure(level: str) -> None:
-    """Returns when `.venv` holds what the lock file of this level says; does nothing when it does already."""
+    """Install what the lock file of this level contains, unless it is installed already."""
     folder = os.open(ROOT, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if is_fresh(level):
             return
         started = time.monotonic()
-        print(f"tablewire: installing into .venv (python {sys.version.split()[0]}, {level}) ...", file=sys.stderr, flush=True)
-        # What a lock file says now is what is installed; one that changes meanwhile is not fresh afterwards.
-        installed = {done: wanted(done) for done in LEVELS[: LEVELS.index(level) + 1]}
-        make_environment()
+        say(f"installing into .venv (python {sys.version.split()[0]}, {level}) ...")
+        # Read before the installation: a lock file that changes meanwhile leaves an outdated stamp.
+        stamps = {done: expected_stamp(done) for done in LEVELS[: LEVELS.index(level) + 1]}
+        create_environment()
         install(level)
-        for done, digest in installed.items():
-            stamp(done).write_text(digest)
-        print(f"tablewire: installed in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        for done, text in stamps.items():
+            stamp(done).write_text(text)
+        say(f"installed in {time.monotonic() - started:.0f} s")
     finally:
         os.close(folder)
 
@@ -83,8 +83,7 @@ def stamp(level: str) -> Path:
     return VENV / f"{level}.stamp"
 
 
-def wanted(level: str) -> str:
-    """What the stamp of this level says when nothing has to be done."""
+def expected_stamp(level: str) -> str:
     digest = hashlib.sha256()
     for name in (f"requirements/{level}.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
@@ -92,62 +91,75 @@ def wanted(level: str) -> str:
 
 
 def is_fresh(level: str) -> bool:
-    try:
-        if stamp(level).read_text() != wanted(level):
-            return False
-    except OSError:
+    if not stamp(level).exists() or stamp(level).read_text() != expected_stamp(level):
         return False
-    theirs, mine = venv_version(), "{}.{}".format(*sys.version_info[:2])
-    if theirs is not None and theirs != mine:
-        print(f"tablewire: .venv is of python {theirs}; remove it to use {mine}", file=sys.stderr)
-    return theirs is not None
+    installed, current = venv_version(), "{}.{}".format(*sys.version_info[:2])
+    if installed not in (None, current):
+        say(f".venv uses python {installed}; remove it to use {current}")
+    return installed is not None
 
 
 def venv_version() -> str | None:
-    """`3.11` of a virtual environment that works, None where there is none."""
+    """Return the Python version of `.venv`, such as "3.11", or None if the environment is missing or broken."""
     try:
-        answer = subprocess.run([VENV_PYTHON, "-c", SAY_VERSION], capture_output=True, text=True, check=False)
+        done = subprocess.run([VENV_PYTHON, "-c", PRINT_VERSION], capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
-def make_environment() -> None:
-    """A virtual environment that works is kept; one that is broken or was moved here is replaced."""
+def create_environment() -> None:
+    """Create the environment, or replace one that is broken or was moved. Keep one that works."""
     moved = any(stamp(level).exists() and stamp(level).read_text().splitlines()[1:] != [str(ROOT)] for level in LEVELS)
     if venv_version() is not None and not moved:
         return
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise InstallError(f"the virtual environment could not be made: {last_line(made.stdout + made.stderr)}")
+    done = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InstallError(f"cannot create the virtual environment: {error_line(done.stdout + done.stderr)}")
 
 
 def install(level: str) -> None:
     for old in LEVELS:
         stamp(old).unlink(missing_ok=True)
-    with LOG.open("w") as log:
-        pip(log, "--only-binary", ":all:", "--require-hashes", "-r", f"requirements/{level}.txt")
-        pip(log, "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
+    LOG.write_text("")
+    lock_file = f"requirements/{level}.txt"
+    packages = len(re.findall(r"^\w.*==", (ROOT / lock_file).read_text(), re.MULTILINE))
+    pip("--only-binary", ":all:", "--require-hashes", "-r", lock_file, packages=packages)
+    pip("--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
 
 
-def pip(log: TextIO, *arguments: str) -> None:
-    command = [str(VENV_PYTHON), "-m", "pip", "install", "--no-input", "--retries", str(PIP_RETRIES)]
-    # A user's `pip config set global.user true` cannot work in a virtual environment.
+def pip(*arguments: str, packages: int = 0) -> None:
+    """Run `pip install`. packages: how many the lock file lists, for the progress on a terminal."""
+    command = [str(VENV_PYTHON), "-m", "pip", "install", "--no-input", "--retries", str(PIP_RETRIES), *arguments]
+    # `pip config set global.user true` would fail in a virtual environment.
     environment = {**os.environ, "PIP_USER": "0"}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
-    if done.returncode == 0:
+    collected = 0
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            log.write(line)
+            packages -= line.startswith("Ignoring ")  # not for this platform
+            collected += line.startswith("Collecting ")
+            if collected and packages > 0 and sys.stderr.isatty():
+                unpacking = line.startswith("Installing collected")
+                say("unpacking ..." if unpacking else f"fetching package {collected} of {packages} ...", end="")
+    if process.returncode == 0:
         return
-    said = LOG.read_text(errors="replace")
-    if any(sign in said for sign in NO_NETWORK):
-        raise InstallError("no network: pip cannot reach the package registry, which the first installation needs")
-    raise InstallError(f"pip failed: {last_line(said)} (all of it: .venv/install.log)")
+    output = LOG.read_text(errors="replace")
+    if NETWORK_ERRORS.search(output):
+        raise InstallError("no network: pip cannot reach the package index, which the first installation needs")
+    raise InstallError(f"pip failed: {error_line(output)} (full log: .venv/install.log)")
 
 
-def last_line(text: str) -> str:
-    """The last line that says something; lines that name an error first."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def error_line(output: str) -> str:
+    """Return the last line that names an error, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error:") or "Error: " in line]
-    return (errors or lines or ["it said nothing"])[-1]
+    return (errors or lines or ["no output"])[-1]
 
 
 if __name__ == "__main__":

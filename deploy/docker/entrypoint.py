@@ -1,32 +1,29 @@
-"""Becomes the command of the container: `entrypoint.py owner serve ...`. Ends in exec, so that the service is process 1.
+"""Run the command of the container: `entrypoint.py owner serve ...`. Ends in exec, so that the service is process 1.
 
-Before that, `{hostname}` in a TABLEWIRE_*__ADVERTISE variable becomes the container's host name. Docker gives every container
-one of its own (the beginning of its id), which the others resolve: so any number of owners and processors find each other from
-one service definition, and capture ids begin with what `docker ps` shows. Standard library alone, without site packages.
+First replaces `{hostname}` in TABLEWIRE_*__ADVERTISE variables by the host name of the container. Docker gives each container
+a host name (the start of its id) that other containers can resolve, so a service can have any number of containers, and capture
+ids start with what `docker ps` shows. Uses only the standard library.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 
-PLACEHOLDER = "{hostname}"
-PREFIX, SUFFIX = "TABLEWIRE_", "__ADVERTISE"
-
 
 def with_addresses(environment: dict[str, str], hostname: str) -> dict[str, str]:
-    """The variables with every placeholder replaced; all others as they are."""
-    return {
-        name: value.replace(PLACEHOLDER, hostname) if name.startswith(PREFIX) and name.endswith(SUFFIX) else value
-        for name, value in environment.items()
-    }
+    def resolved(name: str, value: str) -> str:
+        return value.replace("{hostname}", hostname) if re.fullmatch("TABLEWIRE_.*__ADVERTISE", name) else value
+
+    return {name: resolved(name, value) for name, value in environment.items()}
 
 
 def main() -> int:
     command = sys.argv[1:]
     if not command:
-        print("tablewire: no command: owner serve, processor serve, owner status ...", file=sys.stderr)
+        print("tablewire: no command given, for example: owner serve, processor serve, owner status", file=sys.stderr)
         return 2
     try:
         os.execvpe(command[0], command, with_addresses(dict(os.environ), socket.gethostname()))

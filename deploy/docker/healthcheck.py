@@ -1,7 +1,7 @@
-"""Asks the service of this container whether it is ready: `healthcheck.py [/readyz|/healthz]`. Exit code 0: yes; 1: it says why.
+"""Check the service of this container: `healthcheck.py [/readyz|/healthz]`. Prints the response; exit code 0 means OK, else 1.
 
-The port is TABLEWIRE_HTTP__PORT, or else whichever of the two defaults answers (an owner's, a processor's). For HEALTHCHECK and
-for probes, so that the image needs no curl. Standard library alone.
+The port is TABLEWIRE_HTTP__PORT, or else the default port of an owner or a processor, whichever responds. For HEALTHCHECK and
+probes, so that the image needs no curl. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ PORTS = (7441, 7451)
 TIMEOUT_S = 2.0
 
 
-def ask(port: int, path: str) -> tuple[int, str]:
-    """Status and text. OSError when nobody answers."""
+def get(port: int, path: str) -> tuple[int, str]:
+    """Return status and text. Raises OSError if there is no response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read(1_000).decode("utf-8", "replace").strip()
+        response = connection.getresponse()
+        return response.status, response.read(1_000).decode("utf-8", "replace").strip()
     finally:
         connection.close()
 
 
 def main() -> int:
     path = sys.argv[1] if len(sys.argv) > 1 else "/readyz"
-    named = os.environ.get("TABLEWIRE_HTTP__PORT", "")
-    trouble = ""
-    for port in (int(named),) if named.isdigit() else PORTS:
+    configured = os.environ.get("TABLEWIRE_HTTP__PORT", "")
+    errors = []
+    for port in (int(configured),) if configured.isdigit() else PORTS:
         try:
-            status, text = ask(port, path)
+            status, text = get(port, path)
         except (OSError, http.client.HTTPException) as error:
-            trouble += f"port {port}: {error}; "
+            errors.append(f"port {port}: {error}")
             continue
         print(text)
         return 0 if status == http.HTTPStatus.OK else 1
-    print(f"{path}: {trouble.rstrip('; ')}")
+    print(f"{path}: {'; '.join(errors)}")
     return 1
 
 

@@ -82,7 +82,7 @@ class Term:
         )
         self._workers = dict(former_workers)
         self._compatibility = ProtocolCompatibility(protocols)
-        self._scheduler_config = config.scheduler.for_core()
+        self._scheduler_config = config.scheduler
         self._runs: Mapping[ChangefeedID, ChangefeedRun] = MappingProxyType({})
         self._captures: Mapping[CaptureID, CaptureInfo] = MappingProxyType({})
         self._stored: Mapping[ChangefeedID, StoredChangefeed] = MappingProxyType({})

@@ -9,12 +9,16 @@ A configuration is a tree of `Section`s, frozen structs whose fields all have a 
     in the environment        TABLEWIRE_LEASE__TTL_MS=5000      lists: a,b   maps: zone=a,rack=7   (or JSON)
     as a flag                 {"lease.ttl_ms": 5000}            a None is a flag that was not given
 
+A frozen dataclass is a section too, when the metadata of its fields are arguments of `key`: code that must not import this
+module defines its settings that way.
+
 Nothing is guessed: an unknown key, a value of the wrong type or out of its bounds is one ConfigError, in one line, with the path
 of the key and where it came from. A value is converted by itself, so that msgspec's path is ours in every case.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -117,11 +121,11 @@ def describe(kind: type[Section]) -> list[KeyRow]:
     return rows
 
 
-def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key's path and value, in the order of their definition."""
-    for field in msgspec.structs.fields(type(config)):
-        path, value = f"{prefix}{field.name}", getattr(config, field.name)
-        if isinstance(value, Section):
+    for name, _ in _fields(type(config)):
+        path, value = f"{prefix}{name}", getattr(config, name)
+        if is_section(type(value)):
             yield from flatten(value, f"{path}.")
         else:
             yield path, value
@@ -143,31 +147,36 @@ class _Leaf:
     default: Any
 
 
-def _leaves(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, _Leaf]]:
+def is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind))
+
+
+def _fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """The name and the type hint of each key and section of a section."""
     hints = get_type_hints(kind, include_extras=True)
-    for field in msgspec.structs.fields(kind):
-        path, hint = f"{prefix}{field.name}", hints[field.name]
-        if isinstance(hint, type) and issubclass(hint, Section):
+    if not dataclasses.is_dataclass(kind):
+        yield from ((name, hints[name]) for name in kind.__struct_fields__)
+        return
+    for field in dataclasses.fields(kind):
+        yield field.name, Annotated[hints[field.name], key(**field.metadata)]
+
+
+def _leaves(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, _Leaf]]:
+    defaults = kind()
+    for name, hint in _fields(kind):
+        path = f"{prefix}{name}"
+        if is_section(hint):
             yield from _leaves(hint, f"{path}.")
             continue
-        meta = (
-            next((item for item in get_args(hint)[1:] if isinstance(item, msgspec.Meta)), None) if _is_annotated(hint) else None
-        )
-        if field.default is not msgspec.NODEFAULT:
-            default = field.default
-        elif field.default_factory is not msgspec.NODEFAULT:
-            default = field.default_factory()
-        else:
-            raise TypeError(f"{kind.__name__}.{field.name} has no default")
-        yield path, _Leaf(hint, meta, default)
+        metas = [item for item in get_args(hint)[1:] if isinstance(item, msgspec.Meta)] if _is_annotated(hint) else [None]
+        yield path, _Leaf(hint, metas[0], getattr(defaults, name))
 
 
 def _build(kind: type[_S], values: Mapping[str, Any], origins: Mapping[str, str], prefix: str) -> _S:
-    hints = get_type_hints(kind, include_extras=True)
     fields: dict[str, Any] = {}
-    for name in kind.__struct_fields__:
-        path, hint = f"{prefix}{name}", hints[name]
-        if isinstance(hint, type) and issubclass(hint, Section):
+    for name, hint in _fields(kind):
+        path = f"{prefix}{name}"
+        if is_section(hint):
             fields[name] = _build(hint, values, origins, f"{path}.")
         elif path in values:
             fields[name] = values[path]

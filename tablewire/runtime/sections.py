@@ -12,7 +12,7 @@ from tablewire.etcd.lease import default_margin_s
 from tablewire.runtime.addresses import parse_address
 from tablewire.runtime.config import Section, key
 
-Port = Annotated[int, key("TCP port to listen on; 0 takes a free one", ge=0, le=65535)]
+Port = Annotated[int, key("TCP port to listen on; 0: any free port", ge=0, le=65535)]
 Host = Annotated[str, key("Address to listen on", min_length=1)]
 PemFile = Annotated[str, key("Path of a PEM file; empty: none")]
 
@@ -20,9 +20,11 @@ PemFile = Annotated[str, key("Path of a PEM file; empty: none")]
 class TlsSection(Section, frozen=True, kw_only=True):
     """Files of one TLS identity. Every new connection is made with what they hold then."""
 
-    ca_file: Annotated[str, key("Certificates that peers are checked against; empty: the system's")] = ""
-    cert_file: Annotated[str, key("Our certificate with its chain; empty: none")] = ""
-    key_file: Annotated[str, key("The private key of cert_file")] = ""
+    ca_file: Annotated[
+        str, key("PEM file of the certificate authorities that peers are verified with; empty: those of the system")
+    ] = ""
+    cert_file: Annotated[str, key("PEM file of this process's certificate and its chain; empty: none")] = ""
+    key_file: Annotated[str, key("PEM file of the private key of cert_file")] = ""
 
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file):
@@ -30,16 +32,16 @@ class TlsSection(Section, frozen=True, kw_only=True):
 
 
 class ClientTlsSection(TlsSection, frozen=True, kw_only=True):
-    enabled: Annotated[bool, key("Connect by TLS")] = False
+    enabled: Annotated[bool, key("Connect with TLS")] = False
 
 
 class PeerTlsSection(TlsSection, frozen=True, kw_only=True):
     """TLS between owners, processors and the CLI, both as server and as client."""
 
-    enabled: Annotated[bool, key("Serve and connect by TLS; needs cert_file and key_file")] = False
-    require_client_cert: Annotated[bool, key("Refuse clients without a certificate of ca_file (mTLS)")] = True
+    enabled: Annotated[bool, key("Serve and connect with TLS; requires cert_file and key_file")] = False
+    require_client_cert: Annotated[bool, key("Refuse clients that have no certificate signed by ca_file (mTLS)")] = True
     allowed_common_names: Annotated[
-        tuple[str, ...], key("Common names of client certificates that may call; empty: any that ca_file signed")
+        tuple[str, ...], key("Common names of the client certificates that may connect; empty: any certificate signed by ca_file")
     ] = ()
 
     def __post_init__(self) -> None:
@@ -54,19 +56,28 @@ class PeerTlsSection(TlsSection, frozen=True, kw_only=True):
 
 class EtcdSection(Section, frozen=True, kw_only=True):
     endpoints: Annotated[tuple[str, ...], key("host:port of each etcd member", min_length=1)] = ("127.0.0.1:2379",)
-    request_timeout_ms: Annotated[int, key("One attempt of one request", ge=50, le=60_000)] = 2_000
+    request_timeout_ms: Annotated[int, key("Timeout of one attempt of one request", ge=50, le=60_000)] = 2_000
     lease_ttl_ms: Annotated[
-        int, key("How long etcd keeps a silent process; rounded up to whole seconds", ge=2_000, le=600_000)
+        int,
+        key(
+            "How long etcd keeps the lease of a process that no longer renews it; rounded up to whole seconds",
+            ge=2_000,
+            le=600_000,
+        ),
     ] = 10_000
     lease_margin_ms: Annotated[
         int,
-        key("How long before the lease can expire its holder has stopped; 0: a fifth of the TTL, 0.3 to 2 s", ge=0, le=60_000),
+        key(
+            "How long before its lease can expire a process stops acting on it; 0: a fifth of the TTL, 0.3 to 2 s",
+            ge=0,
+            le=60_000,
+        ),
     ] = 0
-    start_timeout_ms: Annotated[int, key("How long a start waits for etcd before it fails; 0: for ever", ge=0, le=3_600_000)] = (
-        30_000
-    )
-    username: Annotated[str, key("User of etcd, where etcd asks for one; empty: none", max_length=200)] = ""
-    password_file: Annotated[str, key("Path of a file that holds the password of username, and nothing else")] = ""
+    start_timeout_ms: Annotated[
+        int, key("How long a starting process waits for etcd before it exits; 0: without limit", ge=0, le=3_600_000)
+    ] = 30_000
+    username: Annotated[str, key("etcd user, if etcd requires authentication; empty: none", max_length=200)] = ""
+    password_file: Annotated[str, key("Path of a file that contains the password of username and nothing else")] = ""
     tls: ClientTlsSection = ClientTlsSection()
 
     def __post_init__(self) -> None:
@@ -90,9 +101,10 @@ class EtcdSection(Section, frozen=True, kw_only=True):
 
 
 class LogSection(Section, frozen=True, kw_only=True):
-    level: Annotated[Literal["debug", "info", "warning", "error"], key("The least severe event that is written")] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], key("The lowest severity that is logged")] = "info"
     format: Annotated[
-        Literal["auto", "json", "console"], key("One JSON object a line, or text for people; auto: console on a terminal")
+        Literal["auto", "json", "console"],
+        key("json: one object per line; console: text; auto: console on a terminal, otherwise json"),
     ] = "auto"
 
 
@@ -107,4 +119,4 @@ class HttpSection(Section, frozen=True, kw_only=True):
 class GrpcSection(Section, frozen=True, kw_only=True):
     host: Host = "127.0.0.1"
     port: Port = 0
-    advertise: Annotated[str, key("host:port that others connect to; empty: what is bound")] = ""
+    advertise: Annotated[str, key("host:port that other processes connect to; empty: the address that is listened on")] = ""

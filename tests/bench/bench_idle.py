@@ -56,7 +56,10 @@ def run(quiet_s: float = QUIET_S) -> dict[str, Any]:
 
 def _cpu_seconds(cluster: Cluster) -> dict[str, float]:
     """Return the user and system time that each service has used since it started."""
-    return {"owner": _process_cpu_s(cluster.node("owner0").process.pid), "processor": _process_cpu_s(cluster.node("processor0").process.pid)}
+    return {
+        "owner": _process_cpu_s(cluster.node("owner0").process.pid),
+        "processor": _process_cpu_s(cluster.node("processor0").process.pid),
+    }
 
 
 def _process_cpu_s(pid: int) -> float:

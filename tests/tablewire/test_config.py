@@ -215,10 +215,41 @@ def test_the_owners_sections_check_what_goes_together(flags: Mapping[str, Any], 
 
 
 def test_every_setting_of_a_scheduler_is_a_key_with_the_same_default() -> None:
-    """What the core can be told, an operator can say, and it arrives."""
+    """Every setting of the core can be configured, and reaches the scheduler."""
     settings = [field.name for field in dataclasses.fields(SchedulerConfig)]
-    assert not set(settings) - set(SchedulerSection.__struct_fields__)
-    assert OwnerConfig().scheduler.for_core() == SchedulerConfig()
-    one_more = {f"scheduler.{name}": getattr(SchedulerConfig(), name) + 1 for name in settings}
-    told = load(OwnerConfig, flags=one_more).scheduler.for_core()
-    assert told == SchedulerConfig(**{name: getattr(SchedulerConfig(), name) + 1 for name in settings})
+    assert not set(settings) - {field.name for field in dataclasses.fields(SchedulerSection)}
+    defaults = {name: getattr(SchedulerConfig(), name) for name in settings}
+    scheduler = OwnerConfig().scheduler
+    assert isinstance(scheduler, SchedulerConfig)
+    assert {name: getattr(scheduler, name) for name in settings} == defaults
+    one_more = {name: value + 1 for name, value in defaults.items()}
+    loaded = load(OwnerConfig, flags={f"scheduler.{name}": value for name, value in one_more.items()}).scheduler
+    assert {name: getattr(loaded, name) for name in settings} == one_more
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"scheduler.heartbeat_interval_ms": "9"},
+            "flag scheduler.heartbeat_interval_ms: scheduler.heartbeat_interval_ms: Expected `int` >= 10: '9'",
+        ),
+        (
+            {"scheduler.add_batch_spans": "many"},
+            "flag scheduler.add_batch_spans: scheduler.add_batch_spans: Expected `int`, got `str`: 'many'",
+        ),
+        (
+            {"scheduler.capture_silent_ms": "100"},
+            "flag scheduler.capture_silent_ms: scheduler: capture_silent_ms must be above heartbeat_interval_ms",
+        ),
+        (
+            {"scheduler.error_backoff_max_ms": "10"},
+            "flag scheduler.error_backoff_max_ms: scheduler: error_backoff_max_ms must not be below error_backoff_initial_ms",
+        ),
+    ],
+)
+def test_a_bad_setting_of_a_scheduler_is_named_with_its_path(flags: dict[str, str], message: str) -> None:
+    """The dataclass of the core is read like any other section, with bounds and paths."""
+    with pytest.raises(ConfigError) as failure:
+        load(OwnerConfig, flags=flags)
+    assert str(failure.value) == message

@@ -31,15 +31,13 @@ from owner.owner_config import OwnerConfig
 from owner.owner_metrics import OwnerMetrics
 from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd.lease import lease_clock
-from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.session import open_session
 from tablewire.model.ids import ChangefeedID
 from tablewire.runtime import logs
 from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, listen, open_channel
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, run_thread
 from tablewire.runtime.tls import (
-    etcd_credentials,
-    etcd_login,
     interceptors,
     renewed_channel_credentials,
     server_credentials,
@@ -89,12 +87,7 @@ class OwnerService:
             self._http = HttpServer(
                 config.http.host, config.http.port, self._metrics.registry, healthz=self._healthy, readyz=self._ready
             )
-        self._session = EtcdSession(
-            config.etcd.endpoints,
-            request_timeout_ms=config.etcd.request_timeout_ms,
-            credentials=etcd_credentials(config.etcd.tls),
-            login=etcd_login(config.etcd),
-        )
+        self._session = open_session(config.etcd)
         self.election = Election(
             self._session,
             config.cluster,

@@ -31,14 +31,14 @@ from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, decode, now
-from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.session import EtcdSession, open_session
 from tablewire.executor import TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.liveness import Liveness
 from tablewire.model.states import LivenessState
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
-from tablewire.runtime.tls import etcd_credentials, etcd_login, interceptors, server_credentials, warn_of_roles
+from tablewire.runtime.tls import interceptors, server_credentials, warn_of_roles
 from tablewire.wire.versions import SPOKEN, ProtocolVersions
 
 EXIT_DONE = 0
@@ -181,12 +181,7 @@ class ProcessorService:
         self._registered = False
         self._restarts = 0
         shutdown.on_request(self._wake.set)
-        self._session = EtcdSession(
-            config.etcd.endpoints,
-            request_timeout_ms=config.etcd.request_timeout_ms,
-            credentials=etcd_credentials(config.etcd.tls),
-            login=etcd_login(config.etcd),
-        )
+        self._session = open_session(config.etcd)
         self._metrics = ProcessorMetrics(version, self)
         self._http: HttpServer | None = None
         if config.http.enabled:

@@ -1,1 +1,1 @@
-"""Everything that touches etcd: sessions, watches, leases, keys and records."""
+"""etcd: sessions, watches and leases, and the keys and records that a cluster stores. How is shared state kept?"""

@@ -1,13 +1,12 @@
-"""One etcd lease, kept alive, and the moment until which this process may rely on it.
+"""One etcd lease that is kept alive, and the deadline until which its holder may rely on it.
 
-The deadline is computed so that it can only be too early: it counts from the time at which the last successful keep-alive was
-**sent** (etcd renewed the lease at that moment or later), less a margin for stopping what must stop. It is a time of
-`lease_clock`, which also runs while the machine is suspended: a process that was paused (SIGSTOP, a frozen VM) and wakes up
-late sees at its next look at the clock that the deadline has passed, before anything else had a chance to run. So: **look
-first, then act** (`is_valid` immediately before every effect).
+The deadline can only be too early: it counts from when the last successful keep-alive was **sent** (etcd renewed the lease then
+or later), less a margin for stopping what must stop. It is a time of `lease_clock`, which also runs while the machine is
+suspended: a process that was paused (SIGSTOP, a frozen VM) finds the deadline passed at its first look at the clock. Therefore
+check `is_valid` immediately before every effect.
 
-A lease that was lost once is never revived, even when etcd still has it and a keep-alive comes through after all: those
-who saw the loss have begun to act on it. Whoever wants to go on takes a new lease.
+A lease that was lost is never revived, even if etcd still has it and a later keep-alive succeeds: others have already acted on
+the loss. The holder must take a new lease.
 """
 
 from __future__ import annotations
@@ -22,12 +21,10 @@ import structlog
 from tablewire.errors import ClosedError, EtcdError
 from tablewire.etcd.session import EtcdSession, LeaseLostError
 from tablewire.runtime.backoff import Backoff
+from tablewire.runtime.sections import default_margin_s
 
 KEEP_ALIVES_A_TERM = 3
 """How many keep-alives are due between two deadlines: two in a row may fail."""
-MARGIN_SHARE = 0.2
-MARGIN_MIN_S = 0.3
-MARGIN_MAX_S = 2.0
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 0.5
 
@@ -37,21 +34,18 @@ _CLOCK_ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def lease_clock() -> float:
-    """Seconds of CLOCK_BOOTTIME (Linux: monotonic, and runs on while the machine is suspended, which CLOCK_MONOTONIC and so
-    `time.monotonic` do not), or of CLOCK_MONOTONIC where there is none. Compare deadlines of leases with this alone."""
+    """Return the seconds that deadlines of leases are compared with.
+
+    On Linux this is CLOCK_BOOTTIME, which unlike CLOCK_MONOTONIC (and `time.monotonic`) runs while the machine is suspended.
+    """
     return time.clock_gettime(_CLOCK_ID)
 
 
-def default_margin_s(ttl_s: float) -> float:
-    """How long before the lease can expire at etcd its holder must have stopped: a fifth of the TTL, within bounds."""
-    return min(MARGIN_MAX_S, max(MARGIN_MIN_S, ttl_s * MARGIN_SHARE))
-
-
 class LeaseKeeper:
-    """Grants a lease when made (EtcdError when etcd does not answer), and keeps it alive while `run` runs.
+    """A lease, granted by the constructor (EtcdError if etcd fails) and kept alive while `run` runs. Any thread.
 
-    ttl_s is rounded up to whole seconds, as etcd counts. on_lost(reason) is called once, on the thread that noticed, not later
-    than margin_s before the lease can have expired; never after `close`. All methods from any thread.
+    ttl_s is rounded up to whole seconds. on_lost(reason) is called once, at least margin_s before the lease can expire, on the
+    thread that noticed the loss; never after `close`.
     """
 
     def __init__(
@@ -69,8 +63,9 @@ class LeaseKeeper:
         self._margin_s = default_margin_s(ttl_s) if margin_s is None else margin_s
         if not 0 <= self._margin_s < ttl_s:
             raise ValueError(f"a lease of {ttl_s:g} s cannot have a margin of {self._margin_s:g} s")
+        self.lost_reason = ""
+        """Why the lease is lost; empty while it is not."""
         self._condition = threading.Condition()
-        self._lost = ""
         self._closed = False
         sent_at = clock()
         self.lease_id, granted_s = session.grant(math.ceil(ttl_s))
@@ -78,37 +73,32 @@ class LeaseKeeper:
         self._interval_s = (granted_s - self._margin_s) / KEEP_ALIVES_A_TERM
         self._due_at = sent_at + self._interval_s
 
-    @property
-    def lost_reason(self) -> str:
-        """Why the lease is lost; empty while it is not."""
-        return self._lost
-
     def deadline(self) -> float:
-        """The time of `lease_clock` until which the lease may be relied on; the past once it is lost."""
+        """Return the time of `lease_clock` until which the lease may be relied on; -inf once it is lost or closed."""
         with self._condition:
-            return -math.inf if self._lost or self._closed else self._deadline
+            return -math.inf if self.lost_reason or self._closed else self._deadline
 
     def is_valid(self) -> bool:
-        """Whether the lease may be relied on at this moment."""
+        """Return whether the lease may be relied on now."""
         return self._clock() < self.deadline()
 
     def lose(self, reason: str) -> None:
-        """Somebody knows better: the lease or its key is gone."""
+        """Treat the lease as lost: the caller knows that it or its key is gone."""
         with self._condition:
-            if self._lost or self._closed:
+            if self.lost_reason or self._closed:
                 return
-            self._lost = reason
+            self.lost_reason = reason
             self._condition.notify_all()
         self._on_lost(reason)
 
     def close(self) -> None:
-        """Stops keeping it alive and relying on it; etcd lets it expire, or the caller revokes it. Idempotent."""
+        """Stop keeping the lease alive and relying on it. It expires at etcd, or the caller revokes it. Idempotent."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
 
     def run(self) -> None:
-        """Keeps the lease alive; returns once it is lost or closed."""
+        """Keep the lease alive; return when it is lost or closed."""
         backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while self._wait_until_due():
             sent_at = self._clock()
@@ -118,10 +108,7 @@ class LeaseKeeper:
                 return
             try:
                 ttl_s = self._session.keep_alive_once(self.lease_id, timeout_s=timeout_s)
-            except LeaseLostError as error:
-                self.lose(str(error))
-                return
-            except ClosedError as error:
+            except (LeaseLostError, ClosedError) as error:
                 self.lose(str(error))
                 return
             except EtcdError as error:
@@ -133,20 +120,20 @@ class LeaseKeeper:
                 self._renewed(sent_at, ttl_s)
 
     def _renewed(self, sent_at: float, ttl_s: int) -> None:
-        """An answer that was read after the deadline comes too late: others may have seen the loss."""
+        """Move the deadline, unless it has passed while the response was on its way: others may have seen the loss."""
         with self._condition:
             if self._clock() < self._deadline:
                 self._deadline = sent_at + ttl_s - self._margin_s
                 self._due_at = sent_at + self._interval_s
             else:
-                self._due_at = self._deadline  # the next look finds it lost
+                self._due_at = self._deadline  # the next check finds it lost
 
     def _wait_until_due(self) -> bool:
-        """False when there is nothing to keep any more."""
+        """Wait until the next keep-alive is due; return False if the lease is lost or closed."""
         with self._condition:
-            while not self._lost and not self._closed:
-                left_s = min(self._due_at, self._deadline) - self._clock()
-                if left_s <= 0:
+            while not self.lost_reason and not self._closed:
+                remaining_s = min(self._due_at, self._deadline) - self._clock()
+                if remaining_s <= 0:
                     return True
-                self._condition.wait(left_s)
+                self._condition.wait(remaining_s)
             return False

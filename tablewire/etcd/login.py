@@ -1,8 +1,8 @@
-"""A user of etcd: its password becomes a token, and the token goes with every call until etcd does not know it any more.
+"""Authentication as an etcd user: a password becomes a token, which is sent with every request.
 
-etcd forgets tokens: they expire when unused (five minutes), with every change of its users and roles, and when a member restarts.
-A call that is refused for its token was not applied, so it is made again with a new one. While authentication is not enabled at
-etcd there is no token, and calls go without one: the services may be told their user first, and etcd be told to ask for it then.
+etcd drops tokens when they were unused for five minutes, when its users or roles change, and when a member restarts. A request
+that is refused because of its token was not applied, so it is sent again with a new one. As long as authentication is disabled
+at etcd, requests carry no token; the services may therefore be given their user before authentication is enabled.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import TypeAlias
 import structlog
 
 from tablewire.errors import ConfigError, EtcdError
+from tablewire.runtime.config import read_file
+from tablewire.runtime.sections import EtcdSection
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
-"""What goes with a call."""
-
-TOKEN_KEY = "token"
+"""gRPC metadata of a request."""
 NO_TOKEN: Metadata = ()
 
 _NOT_ENABLED = "authentication is not enabled"
-_REFUSALS = ("invalid auth token", "revision of auth store is old", "user name is empty", "permission denied", "auth token")
+_TOKEN_REFUSALS = ("auth token", "revision of auth store is old", "user name is empty", "permission denied")
 
 _log = structlog.get_logger("tablewire.etcd")
 
 
 class Login:
-    """password is asked for at every login, so that a changed one is used without a restart. Any thread."""
+    """The token of one user. password() is called for each login, so a changed password needs no restart. Any thread."""
 
     def __init__(self, username: str, password: Callable[[], str]) -> None:
         self._username = username
@@ -37,11 +37,11 @@ class Login:
         self._token: Metadata | None = None
 
     def metadata(self, authenticate: Callable[[str, str], str]) -> Metadata:
-        """With the token of now; authenticate(username, password) is called when there is none. EtcdError: etcd refused."""
-        with self._lock:  # one login at a time: etcd makes it expensive on purpose
+        """Return the token, from authenticate(username, password) if there is none. Raise EtcdError if etcd refuses."""
+        with self._lock:  # one login at a time: etcd makes a login expensive on purpose
             if self._token is None:
                 try:
-                    self._token = ((TOKEN_KEY, authenticate(self._username, self._password())),)
+                    self._token = (("token", authenticate(self._username, self._password())),)
                 except ConfigError as error:
                     raise EtcdError(str(error)) from error
                 except EtcdError as error:
@@ -51,13 +51,36 @@ class Login:
                     self._token = NO_TOKEN
             return self._token
 
-    def forget(self, used: Metadata) -> None:
-        """What went with a call that was refused; a newer token stays."""
+    def forget(self, refused: Metadata) -> None:
+        """Drop the token of a request that was refused, unless there is a newer one."""
         with self._lock:
-            if self._token == used:
+            if self._token == refused:
                 self._token = None
 
 
-def is_refused_token(text: str) -> bool:
-    """Whether etcd's refusal may be over once there is a new token."""
-    return any(refusal in text for refusal in _REFUSALS)
+def etcd_login(section: EtcdSection) -> Login | None:
+    """Return the configured user, None if there is none. Raise ConfigError if the password cannot be read."""
+    if not section.username:
+        return None
+
+    def password() -> str:
+        where = f"etcd.password_file: {section.password_file}"
+        try:
+            text = read_file(section.password_file, where).decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{where} is not UTF-8 text") from error
+        if not text:
+            raise ConfigError(f"{where} is empty")
+        return text
+
+    password()
+    if not section.tls.enabled:
+        _log.warning(
+            "etcd_password_in_plain_text", key="etcd.tls.enabled", reason="without TLS the password is sent in plain text"
+        )
+    return Login(section.username, password)
+
+
+def is_token_refusal(text: str) -> bool:
+    """Return whether a request that failed with this text may succeed with a new token."""
+    return any(refusal in text for refusal in _TOKEN_REFUSALS)

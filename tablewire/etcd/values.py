@@ -1,6 +1,6 @@
-"""The values that an etcd session takes and gives, its errors, and their way into etcd's messages. Pure.
+"""Values and errors of an etcd session, and their conversion from and to etcd's messages. Pure.
 
-Import them from `tablewire.etcd.session`; this module is apart only so that the session and its watches can share it.
+Other packages import them from `tablewire.etcd.session`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tablewire.errors import EtcdError
 
 
 class EtcdUnavailableError(EtcdError):
-    """No member answered in time. A write may have been applied all the same."""
+    """No member answered in time. A write may nevertheless have been applied."""
 
 
 class LeaseLostError(EtcdError):
-    """The lease does not exist (any more)."""
+    """The lease does not exist."""
 
 
 class CompactedError(EtcdError):
-    """The revision that was asked for has been compacted away."""
+    """The requested revision has been compacted."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """One key as it stood at some revision. lease: 0 = none."""
+    """One key as of some revision. lease: 0 if it has none."""
 
     key: str
     value: bytes
@@ -40,7 +40,7 @@ class KeyValue:
 
 
 class CompareTarget(Enum):
-    """What of a key is compared; the revisions and the version of a key that does not exist are 0."""
+    """The attribute of a key that is compared. Revisions and version of a missing key are 0."""
 
     CREATE_REVISION = "create_revision"
     MOD_REVISION = "mod_revision"
@@ -50,7 +50,7 @@ class CompareTarget(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`target` of `key` equals `operand` (bytes for VALUE, else a number)."""
+    """The condition that `target` of `key` equals `operand` (bytes for VALUE, otherwise a number)."""
 
     key: str
     target: CompareTarget
@@ -62,18 +62,18 @@ def is_absent(key: str) -> Compare:
 
 
 def is_created_at(key: str, revision: int) -> Compare:
-    """The key is the one that was created at this revision, whatever it holds now."""
+    """Require that the key has existed since this revision, whatever its value is."""
     return Compare(key, CompareTarget.CREATE_REVISION, revision)
 
 
 def is_unchanged(key: str, mod_revision: int) -> Compare:
-    """Nobody wrote the key since this revision (0: it still does not exist)."""
+    """Require that the key was last written at this revision (0: that it does not exist)."""
     return Compare(key, CompareTarget.MOD_REVISION, mod_revision)
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """lease: 0 = none (and takes the key off the lease that it had)."""
+    """A write of one key. lease: 0 for none, which also detaches the key from the lease that it had."""
 
     key: str
     value: bytes
@@ -84,9 +84,12 @@ _NOTHING: Mapping[str, KeyValue] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """What became of a transaction; true when it was applied. revision: etcd's after it, the mod_revision of what it put.
-    found: the keys asked for by `read_on_failure`, as they stood when a compare failed (a missing key is not in it)."""
+class TransactionResult:
+    """The outcome of a transaction; true if it was applied.
+
+    revision: etcd's after the transaction, and the mod_revision of what it put. found: if it was not applied, the keys that it
+    writes and those of `read_on_failure`, without the ones that do not exist.
+    """
 
     applied: bool
     revision: int
@@ -97,17 +100,8 @@ class Transaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """PEM texts for TLS to etcd. root: None = the system's roots. key and chain: both or none (a client certificate)."""
-
-    root: bytes | None = None
-    key: bytes | None = None
-    chain: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PrefixState:
-    """All keys of a prefix as they stood at one revision."""
+    """All keys of a prefix as of one revision, in order of their names."""
 
     revision: int
     entries: Mapping[str, KeyValue]
@@ -118,7 +112,7 @@ class PrefixState:
 
 
 def prefix_end(prefix: str) -> bytes:
-    """The first key after all that start with the prefix (which is not empty and ends below 0xff, as UTF-8 does)."""
+    """Return the first key after all keys with this prefix, which is UTF-8 and not empty, so its last byte is below 0xff."""
     raw = to_bytes(prefix)
     return raw[:-1] + bytes((raw[-1] + 1,))
 
@@ -156,7 +150,7 @@ def get_message(key: str) -> Any:
 
 
 def is_repeatable(compares: Sequence[Compare], written: Sequence[str]) -> bool:
-    """Whether applying it twice is impossible: every key it writes is pinned to how it was before."""
+    """Return whether a transaction cannot be applied twice: each key that it writes is compared with its previous state."""
     pinned = {
         compare.key
         for compare in compares
@@ -167,7 +161,7 @@ def is_repeatable(compares: Sequence[Compare], written: Sequence[str]) -> bool:
 
 
 def revision_if_applied(found: Mapping[str, KeyValue], puts: Sequence[Put], deletes: Sequence[str]) -> int:
-    """The revision of this very write if it is what stands in etcd, else 0."""
+    """Return the revision at which exactly this write was made, 0 if etcd holds something else."""
     if not puts or any(key in found for key in deletes):
         return 0
     now = [found.get(put.key) for put in puts]

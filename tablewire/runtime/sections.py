@@ -1,24 +1,31 @@
-"""The configuration sections that both services have: etcd, TLS, logs, the addresses they listen on.
+"""Configuration sections that both services have: etcd, TLS, logs, and the addresses they listen on.
 
-Addresses: `host` and `port` are what is bound (port 0: a free one), `advertise` is what others are told to connect to, when that
-differs (containers, several interfaces).
+A server binds `host` and `port` (0: a free port); others connect to `advertise` where it differs (containers, several
+interfaces).
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from tablewire.etcd.lease import default_margin_s
 from tablewire.runtime.addresses import parse_address
 from tablewire.runtime.config import Section, key
 
 Port = Annotated[int, key("TCP port to listen on; 0: any free port", ge=0, le=65535)]
 Host = Annotated[str, key("Address to listen on", min_length=1)]
-PemFile = Annotated[str, key("Path of a PEM file; empty: none")]
+
+MARGIN_SHARE = 0.2
+MARGIN_MIN_S = 0.3
+MARGIN_MAX_S = 2.0
+
+
+def default_margin_s(ttl_s: float) -> float:
+    """Return how long before a lease can expire its holder stops: a fifth of the TTL, within bounds."""
+    return min(MARGIN_MAX_S, max(MARGIN_MIN_S, ttl_s * MARGIN_SHARE))
 
 
 class TlsSection(Section, frozen=True, kw_only=True):
-    """Files of one TLS identity. Every new connection is made with what they hold then."""
+    """The files of one TLS identity. Every new connection uses what they hold then."""
 
     ca_file: Annotated[
         str, key("PEM file of the certificate authorities that peers are verified with; empty: those of the system")
@@ -36,7 +43,7 @@ class ClientTlsSection(TlsSection, frozen=True, kw_only=True):
 
 
 class PeerTlsSection(TlsSection, frozen=True, kw_only=True):
-    """TLS between owners, processors and the CLI, both as server and as client."""
+    """TLS between owners, processors and the CLI, as server and as client."""
 
     enabled: Annotated[bool, key("Serve and connect with TLS; requires cert_file and key_file")] = False
     require_client_cert: Annotated[bool, key("Refuse clients that have no certificate signed by ca_file (mTLS)")] = True
@@ -97,7 +104,7 @@ class EtcdSection(Section, frozen=True, kw_only=True):
 
     @property
     def margin_s(self) -> float:
-        return self.lease_margin_ms / 1000 if self.lease_margin_ms else default_margin_s(self.ttl_s)
+        return self.lease_margin_ms / 1000 or default_margin_s(self.ttl_s)
 
 
 class LogSection(Section, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
-"""TLS identities from configuration: credentials for gRPC servers and channels and for etcd, and who may call a server.
+"""TLS: credentials of gRPC servers and channels from the configured files, and which clients may call.
 
-Files are read and checked when the process starts: a certificate that does not fit its key is one ConfigError that names both,
-not a handshake that fails later without a word. Replaced files need no restart: connections that stand go on, each new one, of a
-server and of a client, is made with what the files hold by then.
+Files are read and checked when a process starts: a certificate that does not match its key is one ConfigError that names both
+files, not a handshake that fails later. Replaced files need no restart: existing connections continue, and each new one, of a
+server or a client, uses what the files hold then.
 """
 
 from __future__ import annotations
@@ -11,79 +11,34 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Collection
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
 
 from tablewire.errors import ConfigError
-from tablewire.etcd.session import Credentials, Login
-from tablewire.runtime.sections import ClientTlsSection, EtcdSection, PeerTlsSection, TlsSection
-
-PEM_BYTES_MAX = 1024 * 1024
+from tablewire.runtime.config import read_file
+from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection, TlsSection
 
 _log = structlog.get_logger("tablewire.tls")
 
 
-def etcd_credentials(section: ClientTlsSection) -> Callable[[], Credentials] | None:
-    """What EtcdSession asks for its credentials. None: plain text."""
-    return PemFiles(section, "etcd.tls").current if section.enabled else None
+@dataclass(frozen=True, slots=True)
+class PemTexts:
+    """The contents of the files of a TlsSection, None where no file is named. root None: the system's certificates."""
 
-
-def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None:
-    """Each new connection is served with what the files hold then. None: plain text."""
-    if not section.enabled:
-        return None
-    files = PemFiles(section, "tls")
-    served = files.current()
-
-    def configuration(pem: Credentials) -> grpc.ServerCertificateConfiguration:
-        root = pem.root if section.require_client_cert else None
-        return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], root_certificates=root)
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Before each handshake, on a thread of gRPC's; None: as before."""
-        nonlocal served
-        now = files.current()
-        if now == served:
-            return None
-        served = now
-        return configuration(now)
-
-    return grpc.dynamic_ssl_server_credentials(
-        configuration(served), fetch, require_client_authentication=section.require_client_cert
-    )
-
-
-def channel_credentials(section: PeerTlsSection | ClientTlsSection) -> grpc.ChannelCredentials | None:
-    """Of now, for a process that does not live long. None: plain text."""
-    provide = renewed_channel_credentials(section)
-    return provide() if provide is not None else None
-
-
-def renewed_channel_credentials(section: PeerTlsSection | ClientTlsSection) -> Callable[[], grpc.ChannelCredentials] | None:
-    """What to open a channel with, to be asked again when a connection has failed; the same object while the files are the same.
-    Any thread. None: plain text."""
-    if not section.enabled:
-        return None
-    files, lock = PemFiles(section, "tls"), threading.Lock()
-    made: tuple[Credentials, grpc.ChannelCredentials] | None = None
-
-    def provide() -> grpc.ChannelCredentials:
-        nonlocal made
-        with lock:
-            now = files.current()
-            if made is None or made[0] != now:
-                made = now, grpc.ssl_channel_credentials(now.root, now.key, now.chain)
-            return made[1]
-
-    return provide
+    root: bytes | None
+    key: bytes | None
+    chain: bytes | None
 
 
 class PemFiles:
-    """The files of one identity, read again when they have changed. ConfigError when they are unusable at the start; later,
-    also while they are being replaced one by one, the last usable ones go on, and the log says why. Any thread."""
+    """The files of a TlsSection, read again when they change. Any thread. path: of the section, for error texts.
+
+    The constructor raises ConfigError if they are unusable. Later, for instance while they are being replaced one by one, the
+    last usable contents stay in use, and the log says why.
+    """
 
     def __init__(self, section: TlsSection, path: str) -> None:
         self._section, self._path = section, path
@@ -91,8 +46,8 @@ class PemFiles:
         self._seen = self._stamps()
         self._pem = _load(section, path)
 
-    def current(self) -> Credentials:
-        """As the files are at this moment."""
+    def current(self) -> PemTexts:
+        """Return the usable contents at this moment."""
         with self._lock:
             stamps = self._stamps()
             if stamps == self._seen:
@@ -104,7 +59,7 @@ class PemFiles:
                 _log.warning("certificates_unusable", reason=str(error))
                 return self._pem
             if self._stamps() != stamps:
-                return self._pem  # replaced while they were read: the next connection looks again
+                return self._pem  # replaced while they were read: the next connection reads them
             self._seen = stamps
             if pem != self._pem:
                 self._pem = pem
@@ -112,43 +67,76 @@ class PemFiles:
             return self._pem
 
     def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What changes with the files' contents."""
         return tuple(map(_stamp, (self._section.ca_file, self._section.cert_file, self._section.key_file)))
 
 
+def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None:
+    """Return credentials that follow the files; None for plain text."""
+    if not section.enabled:
+        return None
+    files = PemFiles(section, "tls")
+    served = files.current()
+
+    def configuration(pem: PemTexts) -> grpc.ServerCertificateConfiguration:
+        root = pem.root if section.require_client_cert else None
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], root_certificates=root)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Called before each handshake, on a thread of gRPC; None means unchanged."""
+        nonlocal served
+        pem = files.current()
+        if pem == served:
+            return None
+        served = pem
+        return configuration(pem)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(served), fetch, require_client_authentication=section.require_client_cert
+    )
+
+
+def channel_credentials(section: PeerTlsSection | ClientTlsSection) -> grpc.ChannelCredentials | None:
+    """Return credentials that do not follow the files, for a short-lived process; None for plain text."""
+    provide = renewed_channel_credentials(section)
+    return provide() if provide is not None else None
+
+
+def renewed_channel_credentials(section: PeerTlsSection | ClientTlsSection) -> Callable[[], grpc.ChannelCredentials] | None:
+    """Return a provider of credentials, to be called again when a connection has failed; None for plain text. Any thread.
+
+    It returns the same object as long as the files are unchanged.
+    """
+    if not section.enabled:
+        return None
+    files, lock = PemFiles(section, "tls"), threading.Lock()
+    made: tuple[PemTexts, grpc.ChannelCredentials] | None = None
+
+    def provide() -> grpc.ChannelCredentials:
+        nonlocal made
+        with lock:
+            pem = files.current()
+            if made is None or made[0] != pem:
+                made = pem, grpc.ssl_channel_credentials(pem.root, pem.key, pem.chain)
+            return made[1]
+
+    return provide
+
+
 def interceptors(section: PeerTlsSection) -> tuple[grpc.ServerInterceptor, ...]:
-    """For the servers: the check of allowed_common_names, if there are any."""
+    """Return the interceptors of a server: the check of allowed_common_names, if any are configured."""
     return (CommonNames(section.allowed_common_names),) if section.enabled and section.allowed_common_names else ()
 
 
-def etcd_login(section: EtcdSection) -> Login | None:
-    """None: etcd is told no user. ConfigError when the password cannot be read; it is read again at every login."""
-    if not section.username:
-        return None
-
-    def password() -> str:
-        try:
-            text = (_read("etcd.password_file", section.password_file) or b"").decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"etcd.password_file: {section.password_file} is no text of UTF-8") from error
-        if not text:
-            raise ConfigError(f"etcd.password_file: {section.password_file} is empty")
-        return text
-
-    password()
-    if not section.tls.enabled:
-        _log.warning("etcd_password_in_plain_text", key="etcd.tls.enabled", reason="it is false: whoever listens hears it")
-    return Login(section.username, password)
-
-
 def warn_of_roles(section: PeerTlsSection) -> None:
-    """Logs it when every certificate of the authority may call, whatever its role. Once, at the start."""
+    """Log, once at the start, that every certificate of the authority may call, whatever its role."""
     if section.enabled and not section.allowed_common_names:
-        _log.warning("any_certificate_may_call", key="tls.allowed_common_names", reason="it is empty: roles are not told apart")
+        _log.warning(
+            "any_certificate_may_call", key="tls.allowed_common_names", reason="it is empty, so roles are not distinguished"
+        )
 
 
 class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets only clients call whose certificate has one of these common names; PERMISSION_DENIED, naming the one it has."""
+    """Accepts only clients whose certificate has one of these common names; others get PERMISSION_DENIED with theirs."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self._allowed = frozenset(allowed)
@@ -157,17 +145,17 @@ class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]
         handler = continuation(details)
         if handler is None:
             return None
-        if handler.request_streaming:
-            kind = "stream_stream" if handler.response_streaming else "stream_unary"
-        else:
-            kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        kind = "_".join(
+            "stream" if is_stream else "unary" for is_stream in (handler.request_streaming, handler.response_streaming)
+        )
         call = getattr(handler, kind)
 
         def checked(request: Any, context: Any) -> Any:
             names = [name.decode("utf-8", "replace") for name in context.auth_context().get("x509_common_name", ())]
             if self._allowed.isdisjoint(names):
                 context.abort(
-                    grpc.StatusCode.PERMISSION_DENIED, f"certificate of {', '.join(names) or 'nobody'} may not call here"
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    f"certificate of {', '.join(names) or 'a client without a name'} may not call here",
                 )
             return call(request, context)
 
@@ -175,40 +163,29 @@ class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]
         return make(checked, handler.request_deserializer, handler.response_serializer)
 
 
-def _load(section: TlsSection, path: str) -> Credentials:
-    """The PEM texts, each None where no file is named."""
-    root = _read(f"{path}.ca_file", section.ca_file)
-    key = _read(f"{path}.key_file", section.key_file)
-    chain = _read(f"{path}.cert_file", section.cert_file)
+def _load(section: TlsSection, path: str) -> PemTexts:
+    def read(name: str) -> bytes | None:
+        file = getattr(section, name)
+        return read_file(file, f"{path}.{name}: {file}") if file else None
+
+    pem = PemTexts(read("ca_file"), read("key_file"), read("cert_file"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if root is not None:
+    if pem.root is not None:
         try:
             context.load_verify_locations(section.ca_file)
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(f"{path}.ca_file: {section.ca_file} holds no usable certificates: {error}") from error
-    if chain is not None:
+    if pem.chain is not None:
         try:
-            context.load_cert_chain(section.cert_file, section.key_file, password=_refuse)
+            context.load_cert_chain(section.cert_file, section.key_file, password=_refuse_passphrase)
         except (ssl.SSLError, OSError, ValueError) as error:
             reason = f"{section.cert_file} and {section.key_file} are no usable pair: {error}"
             raise ConfigError(f"{path}.cert_file, {path}.key_file: {reason}") from error
-    return Credentials(root, key, chain)
-
-
-def _read(path: str, file: str) -> bytes | None:
-    if not file:
-        return None
-    try:
-        with Path(file).open("rb") as stream:
-            text = stream.read(PEM_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {file}: {error.strerror}") from error
-    if len(text) > PEM_BYTES_MAX:
-        raise ConfigError(f"{path}: {file} is larger than {PEM_BYTES_MAX} bytes")
-    return text
+    return pem
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:
+    """Return what changes with the file's contents."""
     try:
         found = os.stat(file) if file else None
     except OSError:
@@ -216,6 +193,6 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
     return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None
 
 
-def _refuse() -> str:
-    """OpenSSL would ask the terminal for a passphrase."""
-    raise ValueError("the key is encrypted, and there is nobody to ask for its passphrase")
+def _refuse_passphrase() -> str:
+    """Prevent OpenSSL from asking the terminal."""
+    raise ValueError("the key is encrypted; Tablewire cannot ask for its passphrase")

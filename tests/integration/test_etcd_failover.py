@@ -79,7 +79,7 @@ def test_the_member_in_use_is_killed(cluster: EtcdCluster, session: EtcdSession,
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     session.put(f"{etcd_prefix}/lease", b"x", lease=keeper.lease_id)
-    cluster.members[cluster.endpoints.index(session.pick().endpoint)].kill()
+    cluster.members[cluster.endpoints.index(session.members.pick().endpoint)].kill()
     wait_until("a read succeeds", lambda: _readable(session, f"{etcd_prefix}/a"), TIMEOUT_S)
     put_until(session, f"{etcd_prefix}/a", b"2", watch)
     wait_until("the lease is renewed", renewed(keeper), TIMEOUT_S)
@@ -92,7 +92,7 @@ def test_a_frozen_member_is_left(cluster: EtcdCluster, session: EtcdSession, kee
     """A member that is stopped with its connections open costs one timeout; the watch leaves it too; the lease stays."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
-    cluster.members[cluster.endpoints.index(session.pick().endpoint)].pause()
+    cluster.members[cluster.endpoints.index(session.members.pick().endpoint)].pause()
     put_until(session, f"{etcd_prefix}/a", b"2", watch)
     wait_until("the lease is renewed", renewed(keeper), TIMEOUT_S)
     assert keeper.is_valid()
@@ -102,7 +102,7 @@ def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session:
     """A watch on a member that lost its peers says so instead of standing mute, and goes on once they are back."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
-    in_use = session.pick().endpoint
+    in_use = session.members.pick().endpoint
     others = [member for member in cluster.members if member.endpoint != in_use]
     for member in others:
         member.pause()

@@ -9,8 +9,9 @@ import pytest
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
 from tablewire.errors import EtcdError
-from tablewire.etcd.lease import LeaseKeeper, default_margin_s, lease_clock
+from tablewire.etcd.lease import LeaseKeeper, lease_clock
 from tablewire.etcd.session import EtcdSession
+from tablewire.runtime.sections import default_margin_s
 from tablewire.runtime.shutdown import run_thread
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,8 @@ from deploy.local.etcd import EtcdCluster, EtcdServer
 from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
 from tablewire.errors import ConfigError, EtcdError
-from tablewire.etcd.session import EtcdSession, Login, PrefixState
-from tablewire.runtime import tls
+from tablewire.etcd.login import Login, etcd_login
+from tablewire.etcd.session import EtcdSession, PrefixState
 from tablewire.runtime.sections import EtcdSection
 from tests.integration.etcd_faults import gateway
 
@@ -129,7 +129,7 @@ def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> N
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     section = EtcdSection(username="tablewire", password_file=str(tmp_path / "password"))
     with capture_logs() as lines:
-        session = EtcdSession([guarded.server.endpoint], login=tls.etcd_login(section))
+        session = EtcdSession([guarded.server.endpoint], login=etcd_login(section))
     assert [line["event"] for line in lines] == ["etcd_password_in_plain_text"]
     session.put(f"{PREFIX}a", b"1")
     guarded.admin("/v3/auth/user/changepw", name="tablewire", password=CHANGED)
@@ -168,9 +168,9 @@ def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
         login = Login("tablewire", lambda: PASSWORD)
         session = EtcdSession(cluster.endpoints, login=login, request_timeout_ms=1_000)
         session.put(f"{PREFIX}a", b"1")
-        frozen = cluster.members[cluster.endpoints.index(session.pick().endpoint)]
+        frozen = cluster.members[cluster.endpoints.index(session.members.pick().endpoint)]
         frozen.pause()
-        login.forget(session.who())
+        login.forget(session.members.metadata())
         start, took_s = time.monotonic(), []
 
         def read() -> None:
@@ -193,10 +193,10 @@ def test_wrong_keys_are_told_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="username and password_file belong together"):
         EtcdSection(username="tablewire")
     with pytest.raises(ConfigError, match=r"etcd\.password_file: .*gone: No such file"):
-        tls.etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/gone"))
+        etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/gone"))
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match=r"etcd\.password_file: .*empty is empty"):
-        tls.etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/empty"))
+        etcd_login(EtcdSection(username="tablewire", password_file=f"{tmp_path}/empty"))
 
 
 def test_services_log_in(guarded: Guarded, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import etcd3.etcdrpc as rpc
 import pytest
 
 from deploy.local.etcd import EtcdServer
@@ -107,7 +108,8 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
     wait_until("the watch has noticed", lambda: bool(watch.error), TIMEOUT_S)
     session.put(f"{etcd_prefix}/a", b"2")
     session.delete(f"{etcd_prefix}/b")
-    session.compact(session.put(f"{etcd_prefix}/c", b"3"))
+    compaction = rpc.CompactionRequest(revision=session.put(f"{etcd_prefix}/c", b"3"))
+    session.members.repeat("compact", lambda member, timeout, metadata: member.kv.Compact(compaction, timeout, metadata))
     proxy.heal()
     expect(watch, {"a": b"2", "c": b"3"})
     session.put(f"{etcd_prefix}/a", b"4")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.process import wait_until
-from tablewire.etcd.lease import default_margin_s
+from tablewire.runtime.sections import default_margin_s
 from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
 
 pytestmark = pytest.mark.integration

@@ -25,8 +25,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.process import ManagedProcess, wait_until
 from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
-from tablewire.etcd.session import EtcdSession
-from tablewire.runtime import tls
+from tablewire.etcd.session import EtcdSession, etcd_credentials
 from tablewire.runtime.sections import ClientTlsSection
 
 MAKE_CERTS = ROOT / "deploy/tls/make-certs.sh"
@@ -146,7 +145,7 @@ class TlsWorld:
 
     def etcd_session(self, *endpoints: str) -> EtcdSession:
         return EtcdSession(
-            endpoints or self.etcd_endpoints, credentials=tls.etcd_credentials(ClientTlsSection(**identity(self.certs, "etcd")))
+            endpoints or self.etcd_endpoints, credentials=etcd_credentials(ClientTlsSection(**identity(self.certs, "etcd")))
         )
 
     def cli(self, *arguments: str, role: str = "cli", certs: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from owner.core.scheduler_config import SchedulerConfig
 from owner.owner_config import OwnerConfig, SchedulerSection
 from processor.processor_config import ProcessorConfig
 from tablewire.errors import ConfigError
-from tablewire.runtime.config import Section, describe, flatten, key, load, load_with_origins, variable_of
+from tablewire.runtime.config import Section, describe, flatten, key, load, load_with_origins
 
 WITHOUT_UNIT = ("interval", "timeout", "ttl", "delay", "period", "age", "size", "margin", "wait", "backoff", "memory", "rate")
 """How the name of a time or a size would end without its unit."""
@@ -169,7 +169,7 @@ def test_every_key_of_the_services_is_complete(kind: type[Section]) -> None:
     assert [row.path for row in rows] == [path for path, _ in flatten(kind())]
     for row in rows:
         assert row.doc, row.path
-        assert row.environment == variable_of(row.path)
+        assert row.environment == "TABLEWIRE_" + row.path.replace(".", "__").upper()
         if row.type in ("int", "float"):
             assert row.bounds, row.path
             assert re.split("[._]", row.path)[-1] not in WITHOUT_UNIT, f"{row.path} has no unit in its name"

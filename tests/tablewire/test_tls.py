@@ -18,7 +18,7 @@ from deploy.local.etcd import etcd_binary
 from deploy.local.net import free_port
 from deploy.local.process import ManagedProcess, wait_until
 from tablewire.errors import ConfigError, EtcdError
-from tablewire.etcd.session import EtcdSession, EtcdUnavailableError
+from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, etcd_credentials
 from tablewire.runtime import tls
 from tablewire.runtime.grpc import RenewedChannel, add_health_and_reflection, listen, new_server, open_channel
 from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection
@@ -84,7 +84,7 @@ def test_plain_text_is_the_default() -> None:
     """A section that is not enabled gives no credentials and no interceptor."""
     assert tls.server_credentials(PeerTlsSection()) is None
     assert tls.channel_credentials(PeerTlsSection()) is None
-    assert tls.etcd_credentials(ClientTlsSection()) is None
+    assert etcd_credentials(ClientTlsSection()) is None
     assert tls.interceptors(PeerTlsSection()) == ()
 
 
@@ -130,7 +130,7 @@ def secure_etcd(tmp_path: Path) -> Iterator[str]:
 def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
     """With our certificate reads, writes and watches work; without it, or in plain text, there is no connection."""
     files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/client.pem", "key_file": f"{FILES}/client.key"}
-    session = EtcdSession([secure_etcd], credentials=tls.etcd_credentials(ClientTlsSection(enabled=True, **files)))
+    session = EtcdSession([secure_etcd], credentials=etcd_credentials(ClientTlsSection(enabled=True, **files)))
 
     def answers() -> bool:
         try:
@@ -143,7 +143,7 @@ def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
     session.put("/a", b"1")
     watch.wait_until(lambda state: "/a" in state.entries, TIMEOUT_S)
     session.close()
-    anonymous = tls.etcd_credentials(ClientTlsSection(enabled=True, ca_file=f"{FILES}/ca.pem"))
+    anonymous = etcd_credentials(ClientTlsSection(enabled=True, ca_file=f"{FILES}/ca.pem"))
     for credentials in (anonymous, None):
         other = EtcdSession([secure_etcd], credentials=credentials, request_timeout_ms=1_000)
         with pytest.raises(EtcdUnavailableError):

@@ -332,7 +332,7 @@ def test_the_election_outlives_a_member_and_a_restart_of_all(tmp_path: Path, clu
             election.start(TIMEOUT_S)
         before = elections[0].wait_for_leadership(TIMEOUT_S)
         assert before is not None
-        members.members[members.endpoints.index(sessions[0].pick().endpoint)].kill()
+        members.members[members.endpoints.index(sessions[0].members.pick().endpoint)].kill()
 
         def written() -> bool:
             leader = next((election for election in elections if election.leadership() is not None), None)

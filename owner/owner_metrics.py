@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from owner.changefeed.run import ChangefeedRun
-from owner.events.placement_log import FactCounters
+from owner.events.placement_counters import PlacementCounters
 from owner.exchange.hub import ProcessorClientView
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.states import CaptureState, ReplicationState, StallReason
@@ -43,7 +43,7 @@ class OwnerMetrics(Collector):
         self._metrics = Metrics("owner", version)
         self.tick_seconds = self._metrics.histogram("tick_seconds", "Duration of one round of ticks of all changefeeds")
         self.elections = self._metrics.counter("elections", "How often this process became the leader")
-        self.facts = FactCounters(self._metrics)
+        self.placement = PlacementCounters(self._metrics)
         self._metrics.registry.register(self)
 
     @property

@@ -188,7 +188,7 @@ class OwnerService:
             session=self._session,
             election=self.election,
             hub=self._hub,
-            counters=self._metrics.facts,
+            counters=self._metrics.placement,
             observe_tick=self._metrics.tick_seconds.observe,
             former_workers=self._workers,
             protocols=self._protocols,

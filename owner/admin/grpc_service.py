@@ -21,7 +21,7 @@ from owner.admin import plans as planning
 from owner.admin.caller_identity import caller_of
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
 from owner.admin.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
-from owner.admin.jobs import Job, follow
+from owner.admin.jobs import FollowedJob, follow
 from owner.admin.ports import OwnerPort
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import (
@@ -177,13 +177,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             yield chunk
 
     def MoveTable(self, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Sequence[Job]:
+        def ask() -> Sequence[FollowedJob]:
             return [operations.move_table(self._owner, request.changefeed, request.table, request.target, caller_of(context))]
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
 
     def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Sequence[Job]:
+        def ask() -> Sequence[FollowedJob]:
             return operations.rebalance(self._owner, request.changefeed, caller_of(context))
 
         return self._follow(ask, request.wait_done, request.wait_ms, context)
@@ -211,7 +211,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 for news in cluster_operations.follow_events(self._owner, after, context.is_active):
                     yield pb.ListEventsResponse(events=news)
 
-    def _follow(self, ask: Callable[[], Sequence[Job]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
+    def _follow(self, ask: Callable[[], Sequence[FollowedJob]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
         timeout_s = (wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
         # The place among the waiters first: a call that finds none must not have started anything.
         with _errors(context), self._waiting(context):

@@ -17,7 +17,7 @@ import msgspec
 
 from owner.admin import tables_view
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError
-from owner.admin.jobs import Job, jobs_under_way
+from owner.admin.jobs import FollowedJob, open_jobs
 from owner.admin.ports import OwnerPort
 from owner.admin.resolve import (
     check_capture,
@@ -249,7 +249,7 @@ def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
         spans_by_state=summary.by_state,
         stalls=summary.stalls,
         slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, names),
-        jobs=[] if scheduler is None else jobs_under_way(changefeed, scheduler),
+        jobs=[] if scheduler is None else open_jobs(changefeed, scheduler),
         rows_per_s=summary.rows_per_s,
         bytes_per_s=summary.bytes_per_s,
     )
@@ -273,26 +273,26 @@ def list_tables(owner: OwnerPort, wanted: pb.ListTablesRequest) -> tuple[str, It
     return str(info.changefeed), rows
 
 
-def move_table(owner: OwnerPort, text: str, table: str, target: CaptureID, by: str = "") -> Job:
-    """Asks the scheduler; it decides by its next tick (see Job)."""
+def move_table(owner: OwnerPort, text: str, table: str, target: CaptureID, by: str = "") -> FollowedJob:
+    """Ask the scheduler to move a table; its next tick decides."""
     info = find_changefeed(owner, text)
     scheduler = running(owner, info)
     names = table_names(owner, info)
     table_id = table_id_of(info, names, table)
     check_capture(owner, target)
-    query = scheduler.move_table(table_id, target)
-    job = Job(owner, info.changefeed, scheduler, query, names.get(table_id, str(table_id)), target)
-    job.note_asked(by)
+    query = scheduler.move_table(table_id, target, by)
+    job = FollowedJob(owner, info.changefeed, scheduler, query, names.get(table_id, str(table_id)))
+    job.record_request()
     owner.wake()
     return job
 
 
-def rebalance(owner: OwnerPort, text: str, by: str = "") -> Sequence[Job]:
-    """One job for each changefeed that is named: text, or all that run. They see each other's loads and plans."""
+def rebalance(owner: OwnerPort, text: str, by: str = "") -> Sequence[FollowedJob]:
+    """Start one job for each changefeed that `text` names, or for all that run. They see each other's loads and plans."""
     jobs = []
     for info, scheduler in rebalanced(owner, text):
-        jobs.append(Job(owner, info.changefeed, scheduler, scheduler.rebalance(), str(info.changefeed), ""))
-        jobs[-1].note_asked(by)
+        jobs.append(FollowedJob(owner, info.changefeed, scheduler, scheduler.rebalance(by), str(info.changefeed)))
+        jobs[-1].record_request()
     owner.wake()
     return jobs
 

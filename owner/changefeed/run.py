@@ -17,7 +17,7 @@ from owner.changefeed.cluster_load import ClusterLoad, Loads
 from owner.changefeed.source_lag import SourceLag
 from owner.changefeed.source_worker import ChangefeedWorker, Duty
 from owner.core.scheduler_config import SchedulerConfig
-from owner.events.placement_log import FactCounters, FactsLog, PlacementLog
+from owner.events.recorder import EventRecorder
 from owner.scheduling.scheduler import SchedulerAndInfo, new_scheduler
 from tablewire.errors import UnknownCaptureError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState
@@ -85,10 +85,9 @@ class ChangefeedRun:
         *,
         owner_id: str,
         owner_revision: int,
-        counters: FactCounters,
-        tell: Callable[[PlacementLog], PlacementLog] = lambda log: log,
+        recorder: EventRecorder,
     ) -> None:
-        """watermark: what etcd knows of it, 0 = nothing. tell: see FactsLog."""
+        """watermark: what etcd knows of it, 0 = nothing."""
         self.stored = stored
         self.worker = worker
         self.watermark = watermark
@@ -103,7 +102,7 @@ class ChangefeedRun:
         """What it brings, or will bring, to each capture, as its last tick left it."""
         self._elsewhere: Loads = {}
         self._lag = SourceLag()
-        self._facts_log = FactsLog(self.changefeed, counters, tell=tell, owner_revision=owner_revision)
+        self._recorder = recorder
 
     @property
     def changefeed(self) -> ChangefeedID:
@@ -190,9 +189,7 @@ class ChangefeedRun:
         watermark = scheduler.tick(checkpoint_ts, table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
-        facts = scheduler.facts()
-        if facts is not None:
-            self._facts_log.note(facts, scheduler.snapshot(), scheduler.queries())
+        self._recorder.record(scheduler.events())
         before, self.load = self.load, scheduler.snapshot().loads_to_come() if cluster is not None else {}
         if cluster is not None:
             cluster.replace(before, self.load)

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.tables import Rows, Tables
+from owner.core.tables import TASK_ADD, Rows, Tables
+from tablewire.model.columns import U64
 from tablewire.model.messages import DispatchTableRequest
 from tablewire.model.states import DispatchAction
+
+JOB_IDS_MAX = 256
 
 
 @dataclass(slots=True)
@@ -49,11 +52,12 @@ class OutgoingDispatches:
         due &= tables.live[rows]
         rows, actions = rows[due], actions[due]
         return [
-            _request(tables, rows[start : start + chunk], actions[start : start + chunk]) for start in range(0, len(rows), chunk)
+            _request(tables, rows[start : start + chunk], actions[start : start + chunk], capture.acked)
+            for start in range(0, len(rows), chunk)
         ]
 
 
-def _request(tables: Tables, rows: Rows, actions: np.ndarray) -> DispatchTableRequest:
+def _request(tables: Tables, rows: Rows, actions: np.ndarray, acked: int) -> DispatchTableRequest:
     adds = actions != DispatchAction.REMOVE
     writes = actions == DispatchAction.ADD_WRITE
     zero = np.uint64(0)
@@ -64,7 +68,21 @@ def _request(tables: Tables, rows: Rows, actions: np.ndarray) -> DispatchTableRe
         checkpoint_ts=np.where(adds, tables.checkpoint_ts[rows], zero),
         resolved_ts=np.where(adds, tables.resolved_ts[rows], zero),
         assignment_epochs=np.where(writes, tables.assignment_epoch[rows], zero),
+        acked=acked,
+        jobs=_job_ids(tables, rows),
     )
+
+
+def _job_ids(tables: Tables, rows: Rows) -> U64:
+    """Return the job that each dispatch belongs to, 0 = none; empty when no dispatch has a job, or when there are too many
+    dispatches for the agent to log them one by one."""
+    ids = np.zeros(len(rows), np.uint64)
+    if tables.origin and len(rows) <= JOB_IDS_MAX:
+        for position, row in enumerate(rows.tolist()):
+            origin = tables.origin.get(row)
+            if origin is not None and origin.job is not None and tables.task[row] != TASK_ADD:
+                ids[position] = origin.job.id
+    return ids if ids.any() else ids[:0]
 
 
 def note_number(tables: Tables, capture: int, numbers: np.ndarray, n: int) -> None:

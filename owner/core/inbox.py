@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from owner.core.captures import Capture
+from owner.core.events import AuditFailed
 from owner.core.moves import note_failure
 from owner.core.replication import (
     RowReports,
@@ -119,6 +120,7 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int)
         capture.audited_ms = None  # it may not know its numbers: ask for everything, and look again
     else:
         core.audits_failed += 1
+        core.events.add(AuditFailed(capture.id))
     capture.acked = 0
 
 

@@ -1,64 +1,150 @@
-"""Manual jobs inside the core: what an operator asked for, level-triggered, until it is done or refused with a reason."""
+"""Manual jobs inside the core: what an operator asked for, worked on in every tick until it is done or refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import overload
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import ClassVar, overload
 
 from tablewire.model.ids import CaptureID, TableID
+from tablewire.model.jobs import ENDED, JobView
 from tablewire.model.spans import Span
-from tablewire.model.states import QueryState
-
-ENDED = (QueryState.DONE, QueryState.REFUSED, QueryState.CANCELLED)
+from tablewire.model.states import QueryKind, QueryState
 
 
-@dataclass(slots=True)
-class MoveJob:
-    """Bring a table, or one span of it, to a capture. `rows` is filled when the job is first looked at."""
+class JobReason(Enum):
+    """Why a job is pending, refused or cancelled. The value is the text, with the details to fill in."""
 
-    key: int
-    table_id: TableID
-    span: Span | None
-    target: CaptureID
+    NOT_SEEN = "not looked at yet"
+    TOO_MANY_JOBS = "{limit} jobs are waiting already"
+    NOT_DRAINED = "capture {target} is not being drained"
+    SPAN_UNKNOWN = "{subject} is unknown"
+    TARGET_UNKNOWN = "target capture {target} is unknown"
+    TARGET_DRAINED = "target capture {target} is being drained"
+    TARGET_UNINITIALIZED = "target capture {target} has not answered yet"
+    TARGET_SILENT = "target capture {target} is silent"
+    TARGET_STOPPING = "target capture {target} is stopping"
+    ALREADY_PRIMARY = "capture {target} is already the primary"
+    TABLE_DROPPED = "table {table} was dropped"
+    STILL_REMOVED = "span {span} was dropped and is there again: it is still being removed"
+    SPAN_HELD_BY_TARGET = "the target has not let go of span {span} yet"
+    SPAN_HELD = "{captures} may still hold span {span}"
+    SPAN_BUSY = "span {span} has a task under way ({state})"
+    MOVES_BLOCKED = "{captures} has not answered since this owner began, and may hold anything"
+    SOURCE_SILENT = "{source} is silent, so that it could not be told to stop"
+    LIMIT_REACHED = "the limit of {limit} moves at a time is reached"
+    PREPARE_FAILED = "span {span} did not get ready at {target} in {attempts} attempts{error}"
+    TARGETS_FAILED = "{captures} did not get {attempts} spans ready, one after the other"
+    MOVE_REPLACED = "a newer move to {target} took its place"
+    REBALANCE_REPLACED = "a newer rebalance took its place"
+    CANCELLED = "cancelled"
+    CANCELLED_TOO_LATE = "cancelled; span {span} is past the point of no return and goes on"
+    REBALANCE_CANCELLED = "cancelled; moves that are under way end"
+    SPANS_LEFT = "{count} spans left{why}"
+    CAPTURE_GONE = "the capture is gone"
+    CLOSED = "the scheduler was closed"
+
+    def of(self, **details: object) -> Reason:
+        return Reason(self, self.value.format(**details))
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reason with its details filled in."""
+
+    code: JobReason
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One manual job. The tick's thread alone changes it; its state and reason stay as they are once it has ended."""
+
+    kind: ClassVar[QueryKind]
+    id: int
+    target: CaptureID | None = None
+    asked_by: str = ""
     state: QueryState = QueryState.PENDING
-    reason: str = ""
+    reason: Reason | None = field(default_factory=JobReason.NOT_SEEN.of)
+    moves_done: int = 0
+    changed: bool = True  # since the last JobChanged
+
+    def set(self, state: QueryState, reason: Reason | None = None) -> None:
+        if self.state not in ENDED and (state, reason) != (self.state, self.reason):
+            self.state, self.reason, self.changed = state, reason, True
+
+    def count_move(self) -> None:
+        """Count a move that ended, unless the end of the job was reported before."""
+        if self.state not in ENDED or self.changed:
+            self.moves_done, self.changed = self.moves_done + 1, True
+
+    def view(self) -> JobView:
+        return JobView(
+            self.id,
+            self.kind,
+            self.target,
+            state=self.state,
+            reason=self.reason.text if self.reason is not None else "",
+            asked_by=self.asked_by,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class MoveJob(Job):
+    """Brings all spans of a table, or one of them, to a capture. rows: None until a tick has accepted the job."""
+
+    kind = QueryKind.MOVE
+    target: CaptureID
+    table_id: TableID
+    span: Span | None = None
     cancel_requested: bool = False
     rows: list[int] | None = None
-    numbers: list[int] = field(default_factory=list)  # of the rows, to notice that a row is another one now
+    numbers: list[int] = field(default_factory=list)  # of the rows: a row with another number is another span's by now
     attempts: dict[int, int] = field(default_factory=dict)  # prepares that were started, by row
 
-    def end(self, state: QueryState, reason: str = "") -> None:
-        self.state, self.reason = state, reason
+    def view(self) -> JobView:
+        return replace(Job.view(self), table_id=self.table_id, span=self.span)
 
 
-@dataclass(slots=True)
-class DrainJob:
-    """Everything away from a capture; stands until it is cancelled or the capture is gone."""
+@dataclass(slots=True, kw_only=True)
+class DrainJob(Job):
+    """Moves everything away from a capture. It is in force until it is cancelled or the capture is gone, even when done."""
 
-    key: int
+    kind = QueryKind.DRAIN
     target: CaptureID
-    state: QueryState = QueryState.PENDING
-    reason: str = ""
-    taken_in: bool = False  # a tick after bootstrap has seen it
-    left: int = 0  # spans that still touch the capture
-
-    def end(self, state: QueryState, reason: str = "") -> None:
-        self.state, self.reason = state, reason
+    spans_left: int | None = None  # that touch the capture; None until a tick after bootstrap has counted them
 
 
-@dataclass(slots=True)
-class RebalanceJob:
-    """Even the loads out, by the fewest moves; it ends when nothing is left to move, and leaves nothing armed."""
+@dataclass(slots=True, kw_only=True)
+class RebalanceJob(Job):
+    """Evens the loads out by the fewest moves; ends when there is nothing left to move."""
 
-    key: int
-    state: QueryState = QueryState.PENDING
-    reason: str = ""
+    kind = QueryKind.REBALANCE
     cancel_requested: bool = False
-    moved: int = 0
+    moves_left: int = 0  # in progress and planned
 
-    def end(self, state: QueryState, reason: str = "") -> None:
-        self.state, self.reason = state, reason
+    def view(self) -> JobView:
+        return replace(Job.view(self), moves_done=self.moves_done, moves_left=self.moves_left)
+
+
+@dataclass(slots=True, kw_only=True)
+class CancelJob(Job):
+    """Ends a drain. cancelled_id: of the drain, 0 = there is none."""
+
+    kind = QueryKind.CANCEL
+    target: CaptureID
+    cancelled_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Asks for the end of a job."""
+
+    cancelled_id: int
+
+
+JobRequest = Job | CancelRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from owner.core.events import SpanFailed
+from owner.core.jobs import Job, JobReason, Reason
 from owner.core.replication import clear_secondary, raise_progress
 from owner.core.state import Core
 from owner.core.tables import (
@@ -18,6 +20,7 @@ from owner.core.tables import (
     TASK_DRAIN,
     TASK_MOVE,
     TASK_NONE,
+    MoveOrigin,
     Rows,
     SpanFailure,
 )
@@ -29,12 +32,12 @@ PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 @dataclass(slots=True)
 class MoveSlots:
-    """How many planned moves may still start: in all, and from or to one capture. blocked: why none may, empty when they may."""
+    """How many planned moves may still start: in all, and from or to one capture. blocked: why none may start."""
 
     free: int
     limit: int
     used: dict[int, int] = field(default_factory=dict)  # capture index -> moves that touch it
-    blocked: str = ""
+    blocked: Reason | None = None
 
     @classmethod
     def of(cls, core: Core) -> MoveSlots:
@@ -48,7 +51,7 @@ class MoveSlots:
         return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, why_blocked(core))
 
     def free_from(self, capture: int) -> bool:
-        return not self.blocked and self.free > 0 and self.used.get(capture, 0) < self.limit
+        return self.blocked is None and self.free > 0 and self.used.get(capture, 0) < self.limit
 
     def full(self) -> set[int]:
         return {capture for capture, used in self.used.items() if used >= self.limit}
@@ -67,11 +70,11 @@ def under_way(core: Core, tasks: tuple[int, ...]) -> Rows:
     return rows[np.isin(tables.task[rows], tasks) & np.isin(tables.state[rows], (PREPARE, COMMIT))]
 
 
-def why_blocked(core: Core) -> str:
-    """Why no planned move may begin, empty when it may. A capture that has been silent since before this term may hold anything:
-    nothing can be promoted beside it, so a move would only stop what is known to be written."""
+def why_blocked(core: Core) -> Reason | None:
+    """Return why no planned move may start, None when it may. A capture that has been silent since before this term may hold any
+    span: nothing can be promoted beside it, so a move would only stop what is known to be written."""
     silent = sorted(core.captures[index].id for index in core.replication.may_hold_any_span)
-    return f"{', '.join(silent)} has not answered since this owner began, and may hold anything" if silent else ""
+    return JobReason.MOVES_BLOCKED.of(captures=", ".join(silent)) if silent else None
 
 
 def can_be_stopped(core: Core, capture: int) -> bool:
@@ -79,8 +82,8 @@ def can_be_stopped(core: Core, capture: int) -> bool:
     return core.capture_state(core.captures[capture]) in (CaptureState.READY, CaptureState.STOPPING)
 
 
-def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
-    """Each target becomes the Secondary of its row and is told to prepare; it must have no role there."""
+def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int, job: Job | None = None) -> None:
+    """Make each target the Secondary of its row and tell it to prepare; it must have no role there. job: asked for the moves."""
     if not len(rows):
         return
     tables = core.tables
@@ -88,7 +91,7 @@ def prepare(core: Core, rows: Rows, targets: np.ndarray, task: int) -> None:
     tables.scheduled[fresh] = True
     raise_progress(tables, rows, core.checkpoint_ts)
     for row in rows[tables.primary[rows] != NO_CAPTURE].tolist():
-        tables.origin[row] = core.captures[int(tables.primary[row])].id
+        tables.origin[row] = MoveOrigin(core.captures[int(tables.primary[row])].id, job)
     tables.secondary[rows] = targets
     tables.secondary_reported[rows] = 0
     tables.secondary_dispatch[rows] = 0
@@ -138,6 +141,9 @@ def note_failure(core: Core, row: int, capture: int, text: str) -> None:
     core.tables.attempts[row] = attempts
     wait_ms = core.config.error_backoff_initial_ms << min(attempts - 1, 20)
     wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
+    former = core.tables.failures.get(row)
+    if former is None or former.error != text:
+        core.events.add(SpanFailed(core.tables.span(row), text))
     core.tables.failures[row] = SpanFailure(
         text, attempts, core.now_ms + _jittered(wait_ms, int(core.tables.number[row]), attempts), capture
     )

@@ -8,6 +8,8 @@ import numpy as np
 
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture, Captures
+from owner.core.events import TickEvents
+from owner.core.failover import Failover
 from owner.core.jobs import DrainJob, MoveJob
 from owner.core.mass_failure_guard import MassFailureGuard
 from owner.core.replication import Replication
@@ -53,7 +55,9 @@ class Core:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     mass_failure_guard: MassFailureGuard = field(default_factory=MassFailureGuard)
     balancer: Balancer = field(default_factory=Balancer)
+    failover: Failover = field(default_factory=Failover)
     replication: Replication = field(init=False)
+    events: TickEvents = field(default_factory=TickEvents)
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
     moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
     drains: dict[CaptureID, DrainJob] = field(default_factory=dict)

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from owner.core.jobs import Job
 from owner.core.statistics import Statistics
 from tablewire.model.columns import I64, U8, U32, U64
+from tablewire.model.ids import CaptureID
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import ReplicationState, TableState
 
@@ -96,6 +98,15 @@ class SpanFailure:
     capture: int
 
 
+@dataclass(slots=True)
+class MoveOrigin:
+    """Where a planned move of one row comes from, and the job that asked for it. source: an id, since the index of a capture that
+    is gone may belong to another one when the move ends."""
+
+    source: CaptureID
+    job: Job | None
+
+
 @dataclass(frozen=True, slots=True)
 class RowView:
     """One row for people, errors and tests."""
@@ -158,9 +169,7 @@ class Tables:
         self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
         self.pinned: set[int] = set()  # rows that an operator moved, among those
-        self.origin: dict[
-            int, str
-        ] = {}  # row -> the id of the capture that it is moved away from: its index may be another's then
+        self.origin: dict[int, MoveOrigin] = {}  # rows of planned moves in progress
         self.statistics = Statistics(_SMALLEST)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._capacity = _SMALLEST

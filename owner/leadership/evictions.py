@@ -206,7 +206,7 @@ class Evictions:
         eviction.stands = True
         capture, silent_s = eviction.info.id, eviction.silent_s
         _log.error("capture_evicted", capture=capture, silent_ms=round(silent_s * 1000))
-        self._history.note("capture_evicted", subject=capture, why=f"silent for {silent_s:.1f} s although its lease lives")
+        self._history.add("capture_evicted", subject=capture, why=f"silent for {silent_s:.1f} s although its lease lives")
 
     def _read(self, eviction: _Eviction, item: KeyValue) -> bool:
         """Fills the eviction from its record. False: it cannot be read. Without its lease nothing is known of the capture: it is

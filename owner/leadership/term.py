@@ -23,9 +23,11 @@ from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty
 from owner.changefeed.sources import new_source, source_request
 from owner.changefeed.store import ChangefeedEvent, EtcdChangefeeds
+from owner.events.cluster_events import record_captures, record_changefeeds, record_request
 from owner.events.history import History
-from owner.events.placement_log import FactCounters
-from owner.events.recorder import ToldPlacement, note_asked, note_captures, note_changefeeds
+from owner.events.placement_counters import PlacementCounters
+from owner.events.placement_history import PlacementHistory
+from owner.events.recorder import EventRecorder
 from owner.exchange.hub import ExchangeHub
 from owner.leadership.election import Election, Leadership
 from owner.leadership.evictions import Evictions
@@ -62,7 +64,7 @@ class Term:
         session: EtcdSession,
         election: Election,
         hub: ExchangeHub,
-        counters: FactCounters,
+        counters: PlacementCounters,
         observe_tick: Callable[[float], None],
         former_workers: Mapping[ChangefeedID, ChangefeedWorker],
         protocols: ProtocolVersions = SPOKEN,
@@ -141,21 +143,21 @@ class Term:
         """Ends the term. Idempotent. by: who asked."""
         if not self._stop_reason:
             self._stop_reason = reason
-            self.history.note("owner_stops_leading", subject=self._owner_id, why=reason, by=by)
+            self.history.add("owner_stops_leading", subject=self._owner_id, why=reason, by=by)
         self._wake.set()
 
     def drain(self, capture: CaptureID, by: str = "") -> None:
         """Stores the target, then hands it over. NotLeaderError, EtcdError."""
         record = DrainRecord(capture_id=capture, requested_at=now(), requested_by=by)
         self._election.guarded_write([Put(etcd_keys.drain_key(self._config.cluster, capture), encode(record))])
-        note_asked(self.history, "drain_requested", capture, by)
+        record_request(self.history, "drain_requested", capture, by)
         with self._lock:
             self._drains |= {capture}
         self.wake()
 
     def cancel_drain(self, capture: CaptureID, by: str = "") -> None:
         self._election.guarded_write([], [etcd_keys.drain_key(self._config.cluster, capture)])
-        note_asked(self.history, "drain_cancelled", capture, by)
+        record_request(self.history, "drain_cancelled", capture, by)
         with self._lock:
             self._drains -= {capture}
         self.wake()
@@ -168,7 +170,7 @@ class Term:
             if not self._load():
                 return self._doubt()
             self._hub.set_term(self.revision)
-            self.history.note("owner_leads", subject=self._owner_id, text=f"revision {self.revision}")
+            self.history.add("owner_leads", subject=self._owner_id, text=f"revision {self.revision}")
             run_thread("store", self._store)
             interval_s = self._config.tick.interval_ms / 1000
             while not (reason := self._doubt()):
@@ -286,15 +288,9 @@ class Term:
             former=former_worker if former_worker is not None and former_worker.alive else None,
         )
         self._workers[info.changefeed] = worker
-        run = ChangefeedRun(
-            stored,
-            watermark,
-            worker,
-            owner_id=self._owner_id,
-            owner_revision=self.revision,
-            counters=self._counters,
-            tell=lambda log: ToldPlacement(log, self.history, info.changefeed, lambda: worker.view.table_names),
-        )
+        history = PlacementHistory(self.history, info.changefeed, lambda: worker.view.table_names)
+        recorder = EventRecorder(info.changefeed, self._counters, history, owner_revision=self.revision)
+        run = ChangefeedRun(stored, watermark, worker, owner_id=self._owner_id, owner_revision=self.revision, recorder=recorder)
         if former is not None and former.stored.info.created_at == info.created_at:
             run.continue_from(former)
         worker.start()
@@ -308,7 +304,7 @@ class Term:
         self._registered = MappingProxyType({record.id: item for record, item in read if record is not None})
         captures = self._compatibility.update(record for record, _ in read if record is not None)
         before, self._captures = self._captures, captures
-        note_captures(self.history if self._loaded else None, before, captures, self._compatibility.leaving)
+        record_captures(self.history if self._loaded else None, before, captures, self._compatibility.leaving)
         return True
 
     def _changefeeds_changed(self, state: PrefixState) -> bool:
@@ -336,7 +332,7 @@ class Term:
         if stored == before:
             return False  # a status alone, most likely our own
         if self._loaded:
-            note_changefeeds(self.history, _infos(before), _infos(stored))
+            record_changefeeds(self.history, _infos(before), _infos(stored))
         self._stored = MappingProxyType(stored)
         return True
 

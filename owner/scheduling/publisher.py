@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from owner.core.state import Core
-from owner.scheduling.snapshot import Progress, Roles, Snapshot
+from owner.scheduling.snapshot import DrainView, ProgressColumns, Roles, Snapshot
 from tablewire.model.progress import CaptureView
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import CaptureState
@@ -28,7 +28,7 @@ class Publisher:
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
-        self._progress: Progress | None = None
+        self._progress: ProgressColumns | None = None
         self._primaries: list[int] = []  # spans by Primary
         self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
         self._rates: npt.NDArray[np.float32] | None = None
@@ -62,7 +62,7 @@ class Publisher:
                     for name in _PROGRESS:
                         getattr(self._progress, name)[rows] = getattr(tables, name)[rows]
             else:
-                self._progress = Progress(*(getattr(tables, name)[: tables.size].copy() for name in _PROGRESS))
+                self._progress = ProgressColumns(*(getattr(tables, name)[: tables.size].copy() for name in _PROGRESS))
             self._snapshot = self._make(core, roles)
             self._alone = self._references()
 
@@ -105,6 +105,7 @@ class Publisher:
             may_hold_any_span=bool(core.replication.may_hold_any_span),
             unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
             brake=core.mass_failure_guard.is_active,
+            drains={target: DrainView(job.id, job.spans_left) for target, job in core.drains.items()},
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.failures.items()},
             barrier=core.barrier,
         )

@@ -54,7 +54,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressColumns:
     """The columns that change with every heartbeat; indexed by row."""
 
     checkpoint_ts: U64
@@ -63,6 +63,14 @@ class Progress:
 
     def of(self, row: int) -> Checkpoint:
         return Checkpoint(int(self.checkpoint_ts[row]), int(self.resolved_ts[row]), int(self.last_synced_ts[row]))
+
+
+@dataclass(frozen=True, slots=True)
+class DrainView:
+    """A drain that is in force. spans_left: that touch the capture, None until a tick after bootstrap has counted them."""
+
+    job_id: int
+    spans_left: int | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Snapshot:
     slowest: Span | None
     now_ms: int
     roles: Roles
-    progress: Progress
+    progress: ProgressColumns
     weight: npt.NDArray[np.float32]  # of each span, in the order of roles
     rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s of each span, shape (2, n) in that order; None: none were given
     capture_ids: Mapping[int, CaptureID]
@@ -87,6 +95,7 @@ class Snapshot:
     may_hold_any_span: bool
     unfenced: frozenset[CaptureID]  # captures that have not said that their sink refuses older permissions
     brake: bool
+    drains: Mapping[CaptureID, DrainView]
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
     barrier: BarrierWithMinTs
 
@@ -192,9 +201,16 @@ class Snapshot:
             positions, checkpoints = positions[nearest], checkpoints[nearest]
         return [span_view(self, position) for position in positions[np.argsort(checkpoints, kind="stable")].tolist()]
 
-    def touching(self, capture: int) -> int:
-        """How many spans have this capture as Primary or Secondary."""
-        return int(np.count_nonzero((self.roles.primary == capture) | (self.roles.secondary == capture)))
+    def index_of(self, capture: CaptureID) -> int | None:
+        """Return the index of a living capture in the columns, None when it is unknown."""
+        return next((index for index, capture_id in self.capture_ids.items() if capture_id == capture), None)
+
+    def touching(self, capture: CaptureID) -> int:
+        """Return how many spans have this capture as Primary or Secondary."""
+        index = self.index_of(capture)
+        if index is None:
+            return 0
+        return int(np.count_nonzero((self.roles.primary == index) | (self.roles.secondary == index)))
 
 
 class _Spans(Sequence[SpanView]):

@@ -14,8 +14,8 @@ from typing import Final
 import structlog
 
 from tablewire.model.ids import ChangefeedID
+from tablewire.model.jobs import format_job_id
 from tablewire.model.messages import Batch, DispatchTableRequest, Message
-from tablewire.model.queries import job_id
 from tablewire.model.spans import Span
 from tablewire.model.states import DispatchAction
 
@@ -51,7 +51,7 @@ class DispatchLog:
         epochs, jobs = request.assignment_epochs.tolist(), request.jobs.tolist() or [0] * len(actions)
         for span, action, epoch, job in zip(request.spans, actions, epochs, jobs, strict=True):
             if self._is_new((message.changefeed, span, False), (message.owner_revision, action, epoch)):
-                ids = {"assignment_epoch": epoch, **({"job": job_id(job)} if job else {})}
+                ids = {"assignment_epoch": epoch, **({"job": format_job_id(job)} if job else {})}
                 log.info("span_ordered", span=str(span), order=_word(action), **ids)
 
     def _is_new(self, subject: tuple[ChangefeedID, Span, bool], order: tuple[int, ...]) -> bool:

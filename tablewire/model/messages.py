@@ -68,7 +68,7 @@ class DispatchTableRequest:
     numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start
     (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0. acked: as in Heartbeat (0: not said), so that an
     Add to a capture whose Stopped has been applied is not dropped there for want of a heartbeat. jobs: the manual job that each
-    order belongs to (`tablewire.model.queries`), 0 = none, for logs alone; empty when none does.
+    order belongs to (`tablewire.model.jobs`), 0 = none, for logs alone; empty when none does.
     """
 
     numbers: U32

@@ -1,99 +1,73 @@
-"""Query: a manual job of the owner (move, rebalance, drain, cancel), as its caller sees it.
-
-The scheduler's tick decides and settles it; any thread may read it, wait for it, or ask for its cancellation.
-"""
+"""Query: a read-only handle on a manual job of the owner."""
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
 from collections.abc import Callable
 
 from tablewire.model.ids import CaptureID
+from tablewire.model.jobs import ENDED, JobView
 from tablewire.model.states import QueryKind, QueryState
-
-ENDED = frozenset({QueryState.REFUSED, QueryState.DONE, QueryState.CANCELLED})
-
-_COUNT_BITS = 20
-_counter = itertools.count(1)
-
-
-def new_job_number(owner_revision: int) -> int:
-    """Of a job that this process begins as the leader of this term: no other job of the cluster has it. Any thread."""
-    return owner_revision << _COUNT_BITS | next(_counter) & (1 << _COUNT_BITS) - 1
-
-
-def job_id(number: int) -> str:
-    """As people and logs see it, `7-12`: the term, and which job of it. Empty for 0, which is no job."""
-    return f"{number >> _COUNT_BITS}-{number & (1 << _COUNT_BITS) - 1}" if number else ""
 
 
 class Query:
-    """One job. `state` and `reason` are what the last tick left; `subject` names what it is about, `target` where it leads.
+    """A handle on one job. Any thread may read it, wait for the job, or ask for its cancellation.
 
-    number: of the job, 0 = none (see `job_id`). asked_by: who asked, set by whoever knows. moves_done, moves_left: how many moves
-    were made, and are under way or planned, None = not known.
+    Invariant: `job` is an immutable view. The scheduler alone replaces it, at the end of a tick or when it closes, and never
+    after the job has ended.
     """
 
-    def __init__(
-        self,
-        kind: QueryKind,
-        target: CaptureID | None,
-        subject: str = "",
-        *,
-        number: int = 0,
-        on_cancel: Callable[[Query], None] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.target = target
-        self.subject = subject
-        self.number = number
-        self.asked_by = ""
-        self.moves_done: int | None = None
-        self.moves_left: int | None = None
-        self._state = QueryState.PENDING
-        self._reason = "not looked at yet"
+    def __init__(self, job: JobView, request_cancel: Callable[[int], None]) -> None:
+        """request_cancel: called with the id of the job; returns at once."""
+        self._job = job
+        self._request_cancel = request_cancel
+        self._cancel_requested = False
         self._changed = threading.Condition()
-        self._on_cancel = on_cancel
+
+    @property
+    def job(self) -> JobView:
+        return self._job
+
+    @property
+    def kind(self) -> QueryKind:
+        return self._job.kind
+
+    @property
+    def target(self) -> CaptureID | None:
+        return self._job.target
 
     @property
     def state(self) -> QueryState:
-        return self._state
+        return self._job.state
 
     @property
     def reason(self) -> str:
-        """Why it is refused, cancelled or still pending; empty when there is nothing to say."""
-        return self._reason
+        """Why the job is pending, refused or cancelled; may be empty."""
+        return self._job.reason
 
     def wait(self, timeout_s: float) -> QueryState:
-        """Waits until the job has ended, at most so long; the state then. Never call it on the thread that ticks."""
-        deadline = time.monotonic() + timeout_s
+        """Wait until the job has ended, at most timeout_s, and return its state. Never call this on the thread that ticks."""
         with self._changed:
-            while self._state not in ENDED:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
-            return self._state
+            self._changed.wait_for(lambda: self.state in ENDED, timeout_s)
+            return self.state
 
     def cancel(self) -> None:
-        """Asks for an end; the next tick undoes what can be undone. A job past the point of no return goes on to its end."""
-        if self._on_cancel is not None and self._state not in ENDED:
-            self._on_cancel(self)
+        """Ask for cancellation: the next tick undoes what can be undone. A move past the point of no return continues."""
+        if self.state not in ENDED and not self._cancel_requested:
+            self._cancel_requested = True
+            self._request_cancel(self._job.id)
 
-    def settle(self, state: QueryState, reason: str) -> None:
-        """For the scheduler alone: a job that has ended never changes again."""
+    def update(self, job: JobView) -> None:
+        """Replace the view, unless the job has ended. For the scheduler only."""
         with self._changed:
-            if self._state in ENDED or (self._state, self._reason) == (state, reason):
-                return
-            self._state, self._reason = state, reason
-            self._changed.notify_all()
+            if self.state not in ENDED:
+                self._job = job
+                self._changed.notify_all()
 
     def __str__(self) -> str:
-        what = " ".join(part for part in (str(self.kind), self.subject) if part)
+        what = " ".join(part for part in (str(self.kind), self._job.subject) if part)
         where = f" -> {self.target}" if self.target is not None else ""
-        why = f": {self._reason}" if self._reason else ""
-        return f"{what}{where} {self._state}{why}"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{what}{where} {self.state}{why}"
 
     __repr__ = __str__

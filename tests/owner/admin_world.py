@@ -16,7 +16,7 @@ import msgspec
 from owner.admin.grpc_service import new_admin_server
 from owner.changefeed.run import ChangefeedRuntime
 from owner.changefeed.store import ChangefeedEvent, replaced, step
-from owner.events.history import Event
+from owner.events.history import StoredEvent
 from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import ConflictError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, EventRecord, LeaderRecord, now
@@ -96,19 +96,19 @@ class MemoryHistory:
     """Events in a list, as a reader of a History sees them."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: list[StoredEvent] = []
         self._changed = threading.Condition()
 
     def add(self, kind: str, **fields: Any) -> None:
         record = EventRecord(at=now(), kind=kind, owner="owner-1", **fields)
         with self._changed:
-            self._events.append(Event(len(self._events) + 1, 1, record))
+            self._events.append(StoredEvent(len(self._events) + 1, 1, record))
             self._changed.notify_all()
 
-    def tell(self, kind: str, **fields: Any) -> None:
+    def add_and_log(self, kind: str, **fields: Any) -> None:
         self.add(kind, **fields)
 
-    def events_after(self, sequence: int) -> Sequence[Event]:
+    def events_after(self, sequence: int) -> Sequence[StoredEvent]:
         return self._events[sequence:]
 
     def wait_after(self, sequence: int, timeout_s: float) -> bool:

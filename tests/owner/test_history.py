@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
-import structlog
 
 from deploy.local.etcd import EtcdServer
+from owner.core.events import JobChanged, PlacementReason, SpanMoved
+from owner.events.cluster_events import record_captures, record_changefeeds
 from owner.events.history import PENDING_MAX, History
-from owner.events.recorder import ToldPlacement, note_captures, note_changefeeds
+from owner.events.limiter import MoreSpansPlaced
+from owner.events.placement_history import PlacementHistory
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.records import ChangefeedState, EventRecord, encode
 from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, Put
 from tablewire.model.ids import CaptureInfo, ChangefeedID
+from tablewire.model.jobs import JobView
+from tablewire.model.spans import Span
+from tablewire.model.states import QueryKind, QueryState
 from tests.owner.admin_world import feed
 
 pytestmark = pytest.mark.integration
@@ -94,10 +100,10 @@ def test_events_stand_in_etcd_and_the_next_leader_goes_on(new_history: NewHistor
     """What one term stored the next one reads, and its own come behind."""
     first = new_history()
     assert first.events_after(0) is None
-    first.note("capture_joined", subject="a", text="registered")
+    first.add("capture_joined", subject="a", text="registered")
     first.flush()
     second = new_history()
-    second.note("owner_leads", subject="owner-2")
+    second.add("owner_leads", subject="owner-2")
     second.flush()
     assert kinds(second) == ["capture_joined", "owner_leads"]
     assert [event.sequence for event in second.events_after(0) or ()] == [1, 2]
@@ -108,13 +114,13 @@ def test_at_most_so_many_are_kept(new_history: NewHistory, session: EtcdSession,
     """The oldest go in the same write; a smaller limit is reached step by step."""
     history = new_history(50)
     for number in range(120):
-        history.note("n", text=str(number))
+        history.add("n", text=str(number))
     history.flush()
     assert [record.text for record in records(history)] == [str(number) for number in range(70, 120)]
     assert writer.writes == 4
     smaller = new_history(10)
     for number in range(3):
-        smaller.note("m", text=str(number))
+        smaller.add("m", text=str(number))
         smaller.flush()
     items, _ = session.get_prefix(etcd_keys.events_prefix(cluster))
     assert len(items) == len(records(smaller)) == 10
@@ -123,14 +129,14 @@ def test_at_most_so_many_are_kept(new_history: NewHistory, session: EtcdSession,
 def test_an_answer_that_is_lost_doubles_nothing(new_history: NewHistory, writer: Writer) -> None:
     """After a write of which nobody knows, what is there is read first."""
     history = new_history()
-    history.note("one")
+    history.add("one")
     history.flush()
-    history.note("two")
+    history.add("two")
     writer.answers = False
     with pytest.raises(EtcdError):
         history.flush()
     writer.answers = True
-    history.note("three")
+    history.add("three")
     history.flush()
     assert kinds(history) == kinds(new_history_of(history)) == ["one", "two", "three"]
 
@@ -148,7 +154,7 @@ def test_a_sequence_that_somebody_took_is_not_overwritten(new_history: NewHistor
     history.flush()
     foreign = EventRecord(at=feed().created_at, kind="foreign", owner="x")
     session.put(etcd_keys.event_key(cluster, 1), encode(foreign))
-    history.note("ours")
+    history.add("ours")
     history.flush()
     assert kinds(history) == ["foreign", "ours"]
 
@@ -158,7 +164,7 @@ def test_a_deposed_leader_writes_nothing(new_history: NewHistory, writer: Writer
     history = new_history()
     writer.leads = False
     for _ in range(PENDING_MAX + 5):
-        history.note("n")
+        history.add("n")
     with pytest.raises(NotLeaderError):
         history.flush()
     history.flush_last()
@@ -171,7 +177,7 @@ def test_a_deposed_leader_writes_nothing(new_history: NewHistory, writer: Writer
 def test_no_secret_is_stored(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
     """Whatever text an error had."""
     history = new_history()
-    history.note(
+    history.add(
         "changefeed_failed", text="postgresql://me:hunter2@h/db", why="password=hunter2 was wrong\nsecond line" + "x" * 900
     )
     history.flush()
@@ -185,7 +191,7 @@ def test_an_unreadable_event_is_passed_over(new_history: NewHistory, session: Et
     """It is in nobody's way, and goes when it is old."""
     session.put(etcd_keys.event_key(cluster, 3), b"{nonsense")
     history = new_history(10)
-    history.note("one")
+    history.add("one")
     history.flush()
     assert kinds(history) == ["one"]
     assert [event.sequence for event in history.events_after(0) or ()] == [3, 4]
@@ -194,17 +200,19 @@ def test_an_unreadable_event_is_passed_over(new_history: NewHistory, session: Et
 def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock: Clock) -> None:
     """A drain's moves are counted while they go on; a move by hand is told by name."""
     history = new_history()
-    told = ToldPlacement(structlog.get_logger(), history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
+    placement = PlacementHistory(history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
     for number in range(100):
-        told.info("span_moved", span=str(number), source="a", target="b", why="drain")
-    told.info("spans_placed", add=1_000)
+        placement.add(SpanMoved(Span(number), "a", "b", PlacementReason.DRAIN))
+    placement.add(MoreSpansPlaced({"add": 1_000}))
     history.flush()
     assert kinds(history) == []
     clock.now += 3
-    told.info("span_moved", span="7", source="a", target="b", why="move")
-    told.info("job_ended", kind="move", subject="table 7", target="b", state="done", reason="")
-    told.info("job_ended", kind="cancel", subject="drain", target="a", state="done", reason="")  # the operator's word says it
-    told.warning("job_ended", kind="move", subject="table 8", target="b", state="refused", reason="capture b is draining")
+    move = JobView(1, QueryKind.MOVE, "b", table_id=7, state=QueryState.DONE)
+    placement.add(SpanMoved(Span(7), "a", "b", PlacementReason.MOVE))
+    placement.add(JobChanged(move))
+    placement.add(JobChanged(JobView(2, QueryKind.CANCEL, "a", state=QueryState.DONE)))  # the operator's request says it
+    refused_move = replace(move, table_id=8, state=QueryState.REFUSED, reason="capture b is draining")
+    placement.add(JobChanged(refused_move))
     history.flush()
     moved, refused, placed = records(history)
     assert (moved.subject, moved.text, moved.why) == ("public.t7", "from a to b", "move")
@@ -216,9 +224,9 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     """Each change of state has its word; many captures at once are one event."""
     history = new_history()
     a = {"a": CaptureInfo("a", "a:1")}
-    note_captures(history, {}, a)
-    note_captures(history, {"b": CaptureInfo("b", "b:1"), **a}, a, leaving={"a", "b"})
-    note_captures(history, a, {f"c{number}": CaptureInfo(f"c{number}", "x:1") for number in range(9)})
+    record_captures(history, {}, a)
+    record_captures(history, {"b": CaptureInfo("b", "b:1"), **a}, a, leaving={"a", "b"})
+    record_captures(history, a, {f"c{number}": CaptureInfo(f"c{number}", "x:1") for number in range(9)})
     name = feed().changefeed
     life = [
         None,
@@ -232,7 +240,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     created_at = feed().created_at
     stored = [{name: msgspec.structs.replace(info, created_at=created_at)} if info else {} for info in life]
     for before, after in itertools.pairwise(stored):
-        note_changefeeds(history, before, after)
+        record_changefeeds(history, before, after)
     history.flush()
     assert kinds(history) == [
         "capture_joined",
@@ -256,7 +264,7 @@ def test_a_reader_waits_for_news(new_history: NewHistory) -> None:
     history = new_history()
     history.flush()
     assert not history.wait_after(0, 0.01)
-    history.note("one")
+    history.add("one")
     history.flush()
     assert history.wait_after(0, 0.01)
     assert not history.wait_after(1, 0.01)

@@ -9,7 +9,7 @@ import pytest
 
 from owner.admin import cluster_operations, operations
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
-from owner.admin.jobs import Job
+from owner.admin.jobs import FollowedJob, follow
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import ConfigError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedState, LeaderRecord
@@ -38,9 +38,9 @@ def create_request(**fields: object) -> pb.CreateChangefeedRequest:
     return request
 
 
-def states(job: Job, view: AdminView, *, until_done: bool = True) -> list[str]:
+def states(job: FollowedJob, view: AdminView, *, until_done: bool = True) -> list[str]:
     """Each state that following the job shows, while the world is ticked in between."""
-    rows = job.follow(until_done=until_done, timeout_s=30.0, is_wanted=lambda: bool(view.world.step()))
+    rows = follow([job], until_done=until_done, timeout_s=30.0, is_wanted=lambda: bool(view.world.step()))
     return [state for state, _ in itertools.groupby(row.state for row in rows)]
 
 
@@ -78,7 +78,7 @@ def test_scenario_31_a_move_to_where_it_is_is_refused_with_the_reason(view: Admi
 def test_a_pending_move_is_told_as_pending_when_the_time_is_over(view: AdminView) -> None:
     """A job that no tick has looked at yet is neither accepted nor refused."""
     job = operations.move_table(view, "", "1", other_than(view, 1))
-    rows = list(job.follow(until_done=False, timeout_s=0.05))
+    rows = list(follow([job], until_done=False, timeout_s=0.05))
     assert [row.state for row in rows] == ["pending"]
 
 
@@ -87,7 +87,7 @@ def test_following_ends_when_the_scheduler_is_another_one(view: AdminView) -> No
     job = operations.move_table(view, "", "1", other_than(view, 1))
     view.world.elect()
     with pytest.raises(RefusedError, match=r"move of public.t1: pending when changefeed default/test stopped running here"):
-        list(job.follow(until_done=True, timeout_s=30.0))
+        list(follow([job], until_done=True, timeout_s=30.0))
 
 
 @pytest.mark.parametrize(

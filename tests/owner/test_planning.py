@@ -85,7 +85,7 @@ def test_a_plan_names_each_move_and_the_loads_and_changes_nothing(uneven: AdminV
     assert places(uneven) == before
     assert not uneven.world.scheduler.queries()
     (job,) = operations.rebalance(uneven, "")
-    rows = list(job.follow(until_done=True, timeout_s=30, is_wanted=lambda: bool(uneven.world.step())))
+    rows = list(follow([job], until_done=True, timeout_s=30, is_wanted=lambda: bool(uneven.world.step())))
     assert rows[-1].state == "done"
     assert Counter(places(uneven).values()) == {"a": 3, "b": 3, "c": 3}
 

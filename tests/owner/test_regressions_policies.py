@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from owner.core.events import SpanMoved
 from owner.core.replication import Replication, RowReports, apply_reports
 from owner.core.tables import COMMIT, PREPARE, Tables
 from owner.scheduling.scheduler import SchedulerConfig
@@ -271,11 +272,10 @@ def test_a_move_names_where_it_came_from_although_that_one_has_gone() -> None:
     world.join("z")
     world.run(3)
     world.executors[target].let_go("prepare")
-    found: list[tuple[str | None, str]] = []
+    found: list[tuple[str, str]] = []
     for _ in range(10):
         world.step()
-        facts = world.scheduler.facts()
-        found += [(placement.source, placement.target) for placement in facts.placements] if facts is not None else []
+        found += [(event.source, event.target) for event in world.scheduler.events() if isinstance(event, SpanMoved)]
     assert found == [(source, target)]
 
 

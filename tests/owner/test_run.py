@@ -6,7 +6,8 @@ import numpy as np
 
 from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty, SourceView
-from owner.events.placement_log import FactCounters
+from owner.events.placement_counters import PlacementCounters
+from owner.events.recorder import EventRecorder
 from owner.owner_config import SourceSection
 from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.etcd import records as registry
@@ -23,9 +24,9 @@ def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
     """It is asked for before the first tick that knows the capture: the tick after that one has it."""
     worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
     worker._view = SourceView(start_ts=100, table_ids=np.array([1], np.int64))
-    counters = FactCounters(Metrics("owner", "1.0"))
+    recorder = EventRecorder(INFO.changefeed, PlacementCounters(Metrics("owner", "1.0")))
     run = ChangefeedRun(
-        StoredChangefeed(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, counters=counters
+        StoredChangefeed(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, recorder=recorder
     )
     network, captures = LoopbackNetwork(), {"a": CaptureInfo("a", "a:1")}
 

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from processor.agent.dispatch_log import NAMED_MAX, REMEMBERED_MAX, DispatchLog
 from tablewire.model.ids import ChangefeedID
+from tablewire.model.jobs import format_job_id, new_job_id
 from tablewire.model.messages import Batch, DispatchTableRequest, Message
-from tablewire.model.queries import job_id, new_job_number
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import DispatchAction
 
@@ -52,12 +52,12 @@ def test_an_order_of_a_job_has_its_id() -> None:
     """The one that the CLI and the owner's log show."""
     (message,) = batch((5, PREPARE, 0), (6, STOP, 0)).messages
     assert isinstance(message.body, DispatchTableRequest)
-    number = new_job_number(7)
+    number = new_job_id(7)
     named = replace(message, body=replace(message.body, jobs=np.array([number, 0], np.uint64)))
     with capture_logs() as lines:
         DispatchLog("capture-1").note(Batch("owner", "capture-1", 7, (), (named,)))
-    assert [line.get("job") for line in lines] == [job_id(number), None]
-    assert job_id(number).startswith("7-")
+    assert [line.get("job") for line in lines] == [format_job_id(number), None]
+    assert format_job_id(number).startswith("7-")
 
 
 def test_many_spans_are_one_line_and_memory_is_bounded() -> None:

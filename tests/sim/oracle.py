@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from owner.core.coverage import overlaps
+from owner.core.events import TwoWriters
 from owner.core.moves import PLANNED
 from owner.core.tables import ABSENT, COMMIT, PREPARE, REPLICATING
+from tablewire.model.jobs import ENDED
 from tablewire.model.messages import DispatchTableRequest, DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.progress import Watermark
-from tablewire.model.queries import ENDED, Query
+from tablewire.model.queries import Query
 from tablewire.model.spans import Span
 from tablewire.model.states import DispatchAction, QueryKind, QueryState
 from tests.sim.nodes import Owner
@@ -145,8 +147,9 @@ class Oracle:
 
     def _check_two_writers(self, owner: Owner) -> None:
         """The newest permission stays, whether it is in force at the sink already or under way."""
-        facts = owner.scheduler.facts()
-        for both in facts.two_writers if facts is not None else ():
+        for both in owner.scheduler.events():
+            if not isinstance(both, TwoWriters):
+                continue
             changefeed_epoch, epoch = self.sim.sink.fence(both.span)
             newer = [
                 capture

@@ -20,9 +20,9 @@ import structlog
 from owner.scheduling.scheduler import SchedulerConfig, new_scheduler
 from processor.agent.agent import AgentConfig, new_agent
 from tablewire.model.ids import ChangefeedID
+from tablewire.model.jobs import ENDED
 from tablewire.model.liveness import Liveness
 from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
-from tablewire.model.queries import ENDED
 from tablewire.model.spans import Span
 from tablewire.model.splitter import HashRanges, Splitter, WholeTables
 from tablewire.model.states import LivenessState, QueryState
@@ -229,8 +229,7 @@ class Simulation:
         known = {id(query) for query, _, _ in self.oracle.watched}
         for query in self.owner.scheduler.queries():
             if id(query) not in known and query.state is QueryState.PENDING:
-                table = int(query.subject.split()[-1]) if query.subject.startswith("table ") else None
-                spans = tuple(span for span in self.spans() if span.table_id == table)
+                spans = tuple(span for span in self.spans() if span.table_id == query.job.table_id and query.job.span is None)
                 self.oracle.watched.append((query, self.owner, spans))
 
     # -- processes ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.captures import Capture
+from owner.core.jobs import JobReason
 from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare, why_blocked
 from owner.core.policies.placement import Placement
 from owner.core.state import Core
@@ -51,32 +52,30 @@ def _move_away(core: Core, capture: Capture, placement: Placement, slots: MoveSl
             continue
         if target == NO_CAPTURE:
             return
-        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN)
+        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN, core.drains.get(capture.id))
         slots.take(capture.index, target)
 
 
 def update_drains(core: Core) -> None:
-    """Counts what is left at each drained capture, and says why; a drain of a capture that is gone has ended."""
+    """Count what is left at each drained capture; a drain ends for good when its capture is gone."""
     for capture_id, job in list(core.drains.items()):
         capture = core.captures.get(capture_id)
-        if not core.bootstrap.done:
-            continue
-        job.taken_in = True
         if capture is None:
-            job.left = 0
-            job.end(QueryState.DONE, "the capture is gone")
+            job.set(QueryState.DONE, JobReason.CAPTURE_GONE.of())
             del core.drains[capture_id]
             continue
-        job.left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
-        if not job.left:
-            job.end(QueryState.DONE)
+        left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
+        job.spans_left = left
+        if left:
+            job.set(QueryState.ACCEPTED, JobReason.SPANS_LEFT.of(count=left, why=_why_left(core, capture)))
         else:
-            job.state, job.reason = QueryState.ACCEPTED, f"{job.left} spans left{_why_left(core, capture)}"
+            job.set(QueryState.DONE)
 
 
 def _why_left(core: Core, capture: Capture) -> str:
     if not core.ready_captures():
         return " and no other capture is ready to take them"
-    if core.replication.may_hold_any_span:
-        return f": {why_blocked(core)}"
-    return "" if can_be_stopped(core, capture.index) else f": {capture.id} is silent, so that it could not be told to stop"
+    reason = why_blocked(core)
+    if reason is None and not can_be_stopped(core, capture.index):
+        reason = JobReason.SOURCE_SILENT.of(source=capture.id)
+    return f": {reason.text}" if reason is not None else ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.jobs import ENDED, MoveJob
+from owner.core.jobs import JobReason, MoveJob, Reason
 from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare
 from owner.core.state import Core
 from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
+from tablewire.model.jobs import ENDED
+from tablewire.model.spans import Span
 from tablewire.model.states import CaptureState, QueryState
 
-_WHY_NOT = {
-    CaptureState.UNINITIALIZED: "has not answered yet",
-    CaptureState.SILENT: "is silent",
-    CaptureState.STOPPING: "is stopping",
+_NOT_READY = {
+    CaptureState.UNINITIALIZED: JobReason.TARGET_UNINITIALIZED,
+    CaptureState.SILENT: JobReason.TARGET_SILENT,
+    CaptureState.STOPPING: JobReason.TARGET_STOPPING,
 }
 
 
@@ -32,35 +34,32 @@ def move(core: Core, slots: MoveSlots) -> None:
     core.moves = [job for job in core.moves if job.state not in ENDED]
 
 
-def _target(core: Core, job: MoveJob) -> tuple[Capture | None, str]:
-    """The target if it may take spans, else why not."""
+def _target(core: Core, job: MoveJob) -> Capture | Reason:
+    """Return the target if it may take spans, else why not."""
     capture = core.captures.get(job.target)
     if capture is None:
-        return None, f"target capture {job.target} is unknown"
+        return JobReason.TARGET_UNKNOWN.of(target=job.target)
     if job.target in core.drains:
-        return None, f"target capture {job.target} is being drained"
-    state = core.capture_state(capture)
-    if state in _WHY_NOT:
-        return None, f"target capture {job.target} {_WHY_NOT[state]}"
-    return capture, ""
+        return JobReason.TARGET_DRAINED.of(target=job.target)
+    not_ready = _NOT_READY.get(core.capture_state(capture))
+    return capture if not_ready is None else not_ready.of(target=job.target)
 
 
 def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
     """Refuses what cannot be; else binds the job to its rows and ends older moves of them. under_way: the move of each row."""
     tables = core.tables
-    capture, why_not = _target(core, job)
+    target = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
     rows = [row for row in rows if row != NO_ROW and tables.wanted[row]]
     leaving = [row for row in rows if tables.state[row] == REMOVING]
     if not rows:
-        what = f"table {job.table_id}" if job.span is None else f"span {job.span}"
-        job.end(QueryState.REFUSED, f"{what} is unknown")
-    elif capture is None:
-        job.end(QueryState.REFUSED, why_not)
+        job.set(QueryState.REFUSED, JobReason.SPAN_UNKNOWN.of(subject=job.view().subject))
+    elif isinstance(target, Reason):
+        job.set(QueryState.REFUSED, target)
     elif leaving:
-        job.reason = f"span {tables.span(leaving[0])} was dropped and is there again: it is still being removed"
-    elif all(_at_target(core, row, capture.index) for row in rows):
-        job.end(QueryState.REFUSED, f"capture {job.target} is already the primary")
+        job.set(QueryState.PENDING, JobReason.STILL_REMOVED.of(span=tables.span(leaving[0])))
+    elif all(_at_target(core, row, target.index) for row in rows):
+        job.set(QueryState.REFUSED, JobReason.ALREADY_PRIMARY.of(target=job.target))
     else:
         job.rows, job.numbers = rows, tables.number[rows].tolist()
         for row in rows:
@@ -74,23 +73,24 @@ def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
     """The newer move wins; what the older one has prepared is undone unless it leads to the same capture."""
     if older.target != newer.target:
         _undo(core, older)
-    older.end(QueryState.CANCELLED, f"a newer move to {newer.target} took its place")
+    older.set(QueryState.CANCELLED, JobReason.MOVE_REPLACED.of(target=newer.target))
 
 
 def _cancel(core: Core, job: MoveJob) -> None:
     _undo(core, job)
-    job.end(QueryState.CANCELLED, f"cancelled{_cannot_be_undone(core, job)}")
+    span = _cannot_be_undone(core, job)
+    job.set(QueryState.CANCELLED, JobReason.CANCELLED.of() if span is None else JobReason.CANCELLED_TOO_LATE.of(span=span))
 
 
-def _cannot_be_undone(core: Core, job: MoveJob) -> str:
-    """A span whose Primary was told to stop goes on to the target; empty when there is none."""
+def _cannot_be_undone(core: Core, job: MoveJob) -> Span | None:
+    """Return a span that continues to the target, as its Primary was told to stop."""
     tables, capture = core.tables, core.captures.get(job.target)
     for row, number in zip(job.rows or (), job.numbers, strict=True):
         if capture is None or tables.number[row] != number or tables.state[row] != COMMIT:
             continue
         if capture.index in (int(tables.primary[row]), int(tables.secondary[row])):
-            return f"; span {tables.span(row)} is past the point of no return and goes on"
-    return ""
+            return tables.span(row)
+    return None
 
 
 def _undo(core: Core, job: MoveJob) -> None:
@@ -115,53 +115,55 @@ def _go_on(core: Core, job: MoveJob, slots: MoveSlots) -> None:
         if tables.live[row] and tables.number[row] == number and tables.state[row] != REMOVING
     ]
     if not rows:
-        job.end(QueryState.CANCELLED, f"table {job.table_id} was dropped")
+        job.set(QueryState.CANCELLED, JobReason.TABLE_DROPPED.of(table=job.table_id))
         return
-    capture, why_not = _target(core, job)
-    if capture is None:
+    target = _target(core, job)
+    if isinstance(target, Reason):
         _undo(core, job)
-        job.end(QueryState.REFUSED, why_not)
+        job.set(QueryState.REFUSED, target)
         return
-    given_up = [row for row in rows if _gave_up(core, job, row, capture.index)]
+    given_up = [row for row in rows if _gave_up(core, job, row, target.index)]
     if given_up:
         _undo(core, job)
         span, last = tables.span(given_up[0]), tables.failures.get(given_up[0])
-        why = f": {last.error}" if last is not None else ""
-        job.end(QueryState.REFUSED, f"span {span} did not get ready at {job.target} in {core.config.move_attempts} attempts{why}")
+        error = f": {last.error}" if last is not None else ""
+        attempts = core.config.move_attempts
+        job.set(QueryState.REFUSED, JobReason.PREPARE_FAILED.of(span=span, target=job.target, attempts=attempts, error=error))
         return
-    waiting = [_start(core, job, row, capture.index, slots) for row in rows if not _at_target(core, row, capture.index)]
-    if not waiting:
-        job.end(QueryState.DONE)
-        return
-    reasons = [reason for reason in waiting if reason]
-    job.state = QueryState.PENDING if reasons else QueryState.ACCEPTED
-    job.reason = reasons[0] if reasons else ""
+    waiting = [_start(core, job, row, target.index, slots) for row in rows if not _at_target(core, row, target.index)]
+    reasons = [reason for reason in waiting if reason is not None]
+    if reasons:
+        job.set(QueryState.PENDING, reasons[0])
+    else:
+        job.set(QueryState.ACCEPTED if waiting else QueryState.DONE)
 
 
-def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) -> str:
-    """Starts one span's move, or says why it waits; empty when it is under way."""
+def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) -> Reason | None:
+    """Start the move of one span, or return why it waits; None when it is in progress."""
     tables = core.tables
     if int(tables.secondary[row]) == target or int(tables.primary[row]) == target:
-        return ""
+        if tables.task[row] == TASK_MOVE and row in tables.origin:
+            tables.origin[row].job = job  # it may have been started by an older move to the same target
+        return None
     holders = tables.undetermined.get(row, {})
     if target in holders:
-        return f"the target has not let go of span {tables.span(row)} yet"
+        return JobReason.SPAN_HELD_BY_TARGET.of(span=tables.span(row))
     if holders:
-        return f"{', '.join(sorted(core.captures[holder].id for holder in holders))} may still hold span {tables.span(row)}"
+        captures = ", ".join(sorted(core.captures[holder].id for holder in holders))
+        return JobReason.SPAN_HELD.of(captures=captures, span=tables.span(row))
     if not tables.steady[row]:
-        state = core.tables.row(row).state
-        return f"span {tables.span(row)} has a task under way ({state})"
+        return JobReason.SPAN_BUSY.of(span=tables.span(row), state=tables.row(row).state)
     source = int(tables.primary[row])
-    if slots.blocked:
+    if slots.blocked is not None:
         return slots.blocked
     if not can_be_stopped(core, source):
-        return f"{core.captures[source].id} is silent, so that it could not be told to stop"
+        return JobReason.SOURCE_SILENT.of(source=core.captures[source].id)
     if not slots.free_from(source) or target in slots.full():
-        return f"the limit of {core.config.max_task_concurrency} moves at a time is reached"
-    prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE)
+        return JobReason.LIMIT_REACHED.of(limit=core.config.max_task_concurrency)
+    prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE, job)
     job.attempts[row] = job.attempts.get(row, 0) + 1
     slots.take(source, target)
-    return ""
+    return None
 
 
 def _gave_up(core: Core, job: MoveJob, row: int, target: int) -> bool:

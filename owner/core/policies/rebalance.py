@@ -10,7 +10,7 @@ import numpy as np
 
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture
-from owner.core.jobs import ENDED
+from owner.core.jobs import JobReason, Reason
 from owner.core.moves import MoveSlots, prepare, under_way
 from owner.core.policies.load_balancing import Leveling, level
 from owner.core.state import Core
@@ -25,13 +25,13 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
     balancer = core.balancer
     job = balancer.job
     if job is not None and job.cancel_requested:
-        _end(balancer, QueryState.CANCELLED, "cancelled; moves that are under way end")
+        _end(balancer, QueryState.CANCELLED, JobReason.REBALANCE_CANCELLED.of())
         job = None
     if job is not None and job.state is QueryState.PENDING:
         core.tables.pinned.clear()
         core.tables.moved_ms.clear()
         balancer.clear()
-        job.state, job.reason = QueryState.ACCEPTED, ""
+        job.set(QueryState.ACCEPTED)
     if job is None and not balancer.is_balancing:
         if not _should_begin(core, balancer, ready, disturbed):
             return
@@ -40,10 +40,10 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
     balancer.settle(core.tables)
     if not balancer.planned:
         _plan_more(core, balancer, ready)
-    if not slots.blocked:
+    if slots.blocked is None:
         _go_on(core, balancer, ready, slots)
     if balancer.job is not None:
-        balancer.job.reason = slots.blocked
+        balancer.job.set(QueryState.ACCEPTED, slots.blocked)
 
 
 def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlots) -> None:
@@ -59,11 +59,9 @@ def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlot
         if not slots.free_from(source) or target in slots.full():
             balancer.planned.append((row, number, target))  # others, of other captures, need not wait for it
             continue
-        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE)
+        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE, balancer.job)
         slots.take(source, target)
         balancer.begun[row] = (number, target)
-        if balancer.job is not None:
-            balancer.job.moved += 1
 
 
 def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
@@ -80,7 +78,7 @@ def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
         return
     unable = [capture.id for capture in ready if capture not in able]
     if unable and plan(core, ready, for_operator).moves:
-        _end(balancer, QueryState.REFUSED, f"{', '.join(unable)} did not get {limit} spans ready, one after the other")
+        _end(balancer, QueryState.REFUSED, JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=limit))
     else:
         _end(balancer, QueryState.DONE)
     balancer.quiet_since_ms = core.now_ms
@@ -92,9 +90,9 @@ def _in_backoff(core: Core, rows: list[int]) -> set[int]:
     return {row for row in rows if row in trouble and trouble[row].retry_at_ms > core.now_ms}
 
 
-def _end(balancer: Balancer, state: QueryState, reason: str = "") -> None:
-    if balancer.job is not None and balancer.job.state not in ENDED:
-        balancer.job.end(state, reason)
+def _end(balancer: Balancer, state: QueryState, reason: Reason | None = None) -> None:
+    if balancer.job is not None:
+        balancer.job.set(state, reason)
     balancer.job = None
     balancer.is_balancing = False
     balancer.clear()

@@ -8,56 +8,50 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from owner.core.tick import Facts, TwoWriters
-from owner.events.placement_log import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, FactCounters, FactsLog
+from owner.core.events import AuditFailed, Event, OrphansFound, PlacementReason, SpansPlaced, TwoWriters
+from owner.events.limiter import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX
+from owner.events.placement_counters import PlacementCounters
+from owner.events.recorder import EventRecorder
 from owner.scheduling.scheduler import SchedulerConfig
-from tablewire.model.queries import ENDED, job_id
+from tablewire.model.jobs import ENDED, format_job_id
 from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind
 from tablewire.runtime.metrics import Metrics
 from tests.owner.world import CHANGEFEED, World
 
 NAME = str(CHANGEFEED)
-Event = dict[str, Any]
+Line = dict[str, Any]
 
 
 class LoggedWorld(World):
-    """A world whose facts are told after each tick, in virtual time."""
+    """A world whose events are recorded after each tick, in virtual time."""
 
     def __init__(self, captures: Sequence[str] = ("a", "b", "c"), tables: Sequence[int] = (1,)) -> None:
         super().__init__(captures, tables)
         self.metrics = Metrics("owner", "1.0")
-        self.counters = FactCounters(self.metrics)
-        self.log = FactsLog(CHANGEFEED, self.counters, clock=lambda: self.now)
+        self.counters = PlacementCounters(self.metrics)
+        self.recorder = EventRecorder(CHANGEFEED, self.counters, clock=lambda: self.now)
 
     def step(self) -> Any:
         watermark = super().step()
-        self.tell(self.scheduler.facts())
+        self.recorder.record(self.scheduler.events())
         return watermark
-
-    def tell(self, facts: Facts | None) -> None:
-        assert facts is not None
-        self.log.note(facts, self.snapshot, self.scheduler.queries())
 
     def count(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"tablewire_owner_{name}_total", {"changefeed": NAME, **labels})
 
 
 @pytest.fixture
-def events() -> Iterator[list[Event]]:
+def events() -> Iterator[list[Line]]:
     with capture_logs() as captured:
         yield captured  # type: ignore[misc]
 
 
-def named(events: list[Event], name: str) -> list[Event]:
+def named(events: list[Line], name: str) -> list[Line]:
     return [event for event in events if event["event"] == name]
 
 
-def nothing(**changes: Any) -> Facts:
-    return Facts(bootstrapped=False, joined=(), gone=(), **{"orphans": 0, "two_writers": (), **changes})
-
-
-def test_a_thousand_new_tables_are_one_line(events: list[Event]) -> None:
+def test_a_thousand_new_tables_are_one_line(events: list[Line]) -> None:
     """A count by why, and the changefeed that it is about."""
     world = LoggedWorld(tables=range(1_000))
     world.settle()
@@ -69,7 +63,7 @@ def test_a_thousand_new_tables_are_one_line(events: list[Event]) -> None:
     assert world.count("placements", why="move") == 0
 
 
-def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Event]) -> None:
+def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Line]) -> None:
     """Once, whoever asked for it; and its job ends."""
     world = LoggedWorld(tables=(1, 2, 3))
     world.settle()
@@ -95,7 +89,7 @@ def test_counters_begin_at_zero_and_go_with_their_changefeed() -> None:
     assert world.count("jobs_ended", kind="move", state="done") is None
 
 
-def test_a_refused_job_is_a_warning_with_the_reason(events: list[Event]) -> None:
+def test_a_refused_job_is_a_warning_with_the_reason(events: list[Line]) -> None:
     """The operator who asked may have gone meanwhile."""
     world = LoggedWorld()
     world.settle()
@@ -106,34 +100,33 @@ def test_a_refused_job_is_a_warning_with_the_reason(events: list[Event]) -> None
     assert "already the primary" in ended["reason"]
 
 
-def test_every_line_of_a_job_has_its_id_and_who_asked(events: list[Event]) -> None:
+def test_every_line_of_a_job_has_its_id_and_who_asked(events: list[Line]) -> None:
     """A move by hand, a drain and a rebalance: the lines of their spans and of their ends share one id each."""
     world = LoggedWorld(tables=(1, 2, 3, 4, 5, 6))
     world.settle()
     source = world.primary(1)
     target = next(capture for capture in "abc" if capture != source)
-    query = world.scheduler.move_table(1, target)
-    query.asked_by = "alice"
+    query = world.scheduler.move_table(1, target, "alice")
     world.until(lambda: query.state in ENDED)
     (moved,) = named(events, "span_moved")
     (ended,) = named(events, "job_ended")
-    assert moved["job"] == ended["job"] == job_id(query.number)
+    assert moved["job"] == ended["job"] == format_job_id(query.job.id)
     assert moved["by"] == ended["by"] == "alice"
     rebalance = world.scheduler.rebalance()
     world.until(lambda: rebalance.state in ENDED)
-    assert rebalance.number != query.number
+    assert rebalance.job.id != query.job.id
     balanced = [event for event in named(events, "span_moved") if event["why"] == "balance"]
-    assert {event["job"] for event in balanced} == {job_id(rebalance.number)}
-    assert named(events, "job_ended")[-1]["moves"] == len(balanced) == rebalance.moves_done
-    assert rebalance.moves_left == 0
+    assert {event["job"] for event in balanced} == {format_job_id(rebalance.job.id)}
+    assert named(events, "job_ended")[-1]["moves"] == len(balanced) == rebalance.job.moves_done
+    assert rebalance.job.moves_left == 0
     world.scheduler.drain_capture(source)
     world.step()
     world.until(lambda: world.scheduler.drain_capture(source) == 0 and world.steady())
     drained = [event for event in named(events, "span_moved") if event["why"] == "drain"]
-    assert {event["job"] for event in drained} == {named(events, "job_ended")[-1]["job"]} != {job_id(rebalance.number)}
+    assert {event["job"] for event in drained} == {named(events, "job_ended")[-1]["job"]} != {format_job_id(rebalance.job.id)}
 
 
-def test_many_moves_are_a_few_lines_and_a_count(events: list[Event]) -> None:
+def test_many_moves_are_a_few_lines_and_a_count(events: list[Line]) -> None:
     """A drain of many spans names some of them in each tick, and no more."""
     world = LoggedWorld(captures=("a",), tables=range(300))
     world.config = SchedulerConfig(max_task_concurrency=1_000, max_task_concurrency_per_capture=1_000)
@@ -151,7 +144,7 @@ def test_many_moves_are_a_few_lines_and_a_count(events: list[Event]) -> None:
     assert world.count("placements", why="drain") == 300
 
 
-def test_counts_are_told_at_most_once_a_second(events: list[Event]) -> None:
+def test_counts_are_told_at_most_once_a_second(events: list[Line]) -> None:
     """However many ticks there are."""
     world = LoggedWorld()
     world.settle()
@@ -159,11 +152,11 @@ def test_counts_are_told_at_most_once_a_second(events: list[Event]) -> None:
     begun = world.now
     for _ in range(200):
         world.now += 0.01
-        world.tell(nothing(placed={"add": 3}))
+        world.recorder.record([SpansPlaced({PlacementReason.ADD: 3})])
     assert len(named(events, "spans_placed")) <= (world.now - begun) / COUNTS_INTERVAL_S + 1
 
 
-def test_a_failed_span_is_told_once_with_its_error(events: list[Event]) -> None:
+def test_a_failed_span_is_told_once_with_its_error(events: list[Line]) -> None:
     """Without secrets, not again with each attempt, and many at once are a few lines and a count."""
     tables = tuple(range(1, 3 + NAMED_PER_TICK_MAX))
     world = LoggedWorld(captures=("a",), tables=tables)
@@ -180,7 +173,7 @@ def test_a_failed_span_is_told_once_with_its_error(events: list[Event]) -> None:
     assert (told, len(named(events, "span_failed")) - 1) == (len(tables) - 1, NAMED_PER_TICK_MAX)
 
 
-def test_a_failover_has_a_beginning_and_an_end(events: list[Event]) -> None:
+def test_a_failover_has_a_beginning_and_an_end(events: list[Line]) -> None:
     """Which capture, how many spans, and how long nobody wrote them."""
     world = LoggedWorld(tables=range(30))
     world.settle()
@@ -196,7 +189,7 @@ def test_a_failover_has_a_beginning_and_an_end(events: list[Event]) -> None:
     assert world.count("failovers") == 1
 
 
-def test_a_drained_capture_that_leaves_is_no_failover(events: list[Event]) -> None:
+def test_a_drained_capture_that_leaves_is_no_failover(events: list[Line]) -> None:
     """It wrote nothing any more."""
     world = LoggedWorld(tables=range(3))
     world.settle()
@@ -208,7 +201,7 @@ def test_a_drained_capture_that_leaves_is_no_failover(events: list[Event]) -> No
     assert [(event["kind"], event["state"]) for event in named(events, "job_ended")] == [("drain", "done")]
 
 
-def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Event]) -> None:
+def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Line]) -> None:
     """With the spans that wait."""
     world = LoggedWorld(captures="abcd", tables=range(40))
     world.config = SchedulerConfig(brake_hold_ms=1_000)
@@ -225,15 +218,16 @@ def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Event]
     assert (done["spans"], done["took_ms"] >= 1_000) == (30, True)
 
 
-def test_what_must_not_be_is_counted_and_told(events: list[Event]) -> None:
-    """Two writers by name, orphans and failed audits as counts; those of an audit are over the term."""
+def test_what_must_not_be_is_counted_and_told(events: list[Line]) -> None:
+    """Two writers by name, orphans and failed audits as counts."""
     world = LoggedWorld()
     world.settle()
     events.clear()
     world.now += COUNTS_INTERVAL_S
-    world.tell(nothing(two_writers=tuple(TwoWriters(Span(table), "a", "b") for table in range(9)), orphans=4, audits_failed=2))
+    both: list[Event] = [TwoWriters(Span(table), "a", "b") for table in range(9)]
+    world.recorder.record([*both, OrphansFound(4), AuditFailed("a"), AuditFailed("b")])
     world.now += COUNTS_INTERVAL_S
-    world.tell(nothing(audits_failed=3))
+    world.recorder.record([AuditFailed("a")])
     assert len(named(events, "two_writers")) == NAMED_PER_TICK_MAX
     first, second = named(events, "placement_trouble")
     assert (first["two_writers"], first["orphans"], first["audit_failures"], second["audit_failures"]) == (4, 4, 2, 1)
@@ -243,7 +237,7 @@ def test_what_must_not_be_is_counted_and_told(events: list[Event]) -> None:
 def test_scenario_30_the_series_of_a_changefeed_go_with_it_and_no_others() -> None:
     """Those of others stay, whatever their names begin with."""
     metrics = Metrics("owner", "1.0")
-    counters = FactCounters(metrics)
+    counters = PlacementCounters(metrics)
     for name in ("default/a", "default/ab"):
         counters.begin(name)
         counters.orphans.labels(name).inc(3)

@@ -1,7 +1,7 @@
-"""Reads a cluster's admin API from inside of this process, as the CLI does, for views and for waiting on conditions.
+"""Read the admin API of a cluster in this process, for views and for waiting on conditions.
 
-A CLI process costs half a second of CPU; a view that refreshes twice a second cannot afford that. Answers are the same JSON
-objects as those of `owner ... -o json` (docs/cli.md). Only reads are offered here: what changes a cluster goes through the CLI.
+Starting the CLI for each reading would cost too much CPU. The answers are the same JSON objects as those of `owner ... -o json`
+(docs/cli.md). Only reads are offered; changes go through the CLI.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Json: TypeAlias = dict[str, Any]
 
 
 class AdminError(Exception):
-    """No owner answered, or the one that did refused."""
+    """No owner is reachable, or the request was refused."""
 
 
 class Admin:
-    """One thread. Close it."""
+    """A client for one thread, to be closed."""
 
     def __init__(self, endpoints: Sequence[str], *, timeout_s: float = READ_TIMEOUT_S) -> None:
         self._client = AdminClient(endpoints, lambda endpoint: grpc.insecure_channel(endpoint, options=_OPTIONS))
@@ -59,5 +59,5 @@ class Admin:
         try:
             return self._client.call(method, request, self._timeout_s, reads=True)
         except CallError as error:
-            self._client.close()  # the next call finds another owner: this one may hang
+            self._client.close()  # this owner may hang: the next call tries another one
             raise AdminError(error.text) from None

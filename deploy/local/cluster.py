@@ -1,15 +1,14 @@
-"""A whole Tablewire cluster of real processes on this machine, every node at a loopback address of its own.
+"""A Tablewire cluster of real processes on this machine, each at a loopback address of its own.
 
     with Cluster(folder, etcd=3, owners=2, processors=3, postgres={"source": server, "sink": server}) as cluster:
         cluster.owner_json("changefeed", "create", "--id", "one", "--source", cluster.uri("source", "db"), ...)
         cluster.link("owner0", "processor1").cut()
         cluster.kill("processor2")
 
-Nodes are named etcd0.., owner0.., processor0.., and the PostgreSQL servers as the caller names them. Every connection goes
-through a proxy of ours (`links=True`), so that each link can be cut, delayed, stalled and reset by the names of its two ends:
-node -> etcd member, owner -> processor, owner -> owner, processor or owner -> PostgreSQL, and
-"cli" (whatever is no node) -> anything. A server advertises its proxy's address; which link an accepted connection belongs
-to is found from the process that dialled (`identify.py`).
+Nodes are named etcd0.., owner0.., processor0..; the caller names the PostgreSQL servers. With `links=True` every connection goes
+through a proxy, so that each link can be cut, delayed, stalled and reset by the names of its two ends: node -> etcd member,
+owner -> processor, owner -> owner, owner or processor -> PostgreSQL, and "cli" (any other process) -> server. A server advertises
+the address of its proxy. The link of a connection follows from the process that opened it (`identify.py`).
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ _HOSTS = {"etcd": 1, OWNER: 21, PROCESSOR: 51}
 
 
 class CliError(Exception):
-    """The owner CLI ended with another exit code than 0; the text is what it said."""
+    """The owner CLI failed. The text holds its exit code and output."""
 
 
 class Cluster(Scoped):
-    """Start it, use it, close it. Methods may be called from one thread; `link(...)`'s rules from any."""
+    """A cluster with all of its nodes. Methods may be called from one thread; rules of links may be set from any."""
 
     def __init__(
         self,
@@ -65,13 +64,14 @@ class Cluster(Scoped):
         environment: Mapping[str, str] = MappingProxyType({}),
         etcd_settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """postgres: running servers by the names of their ends of links; not closed here. lease_ttl_ms: of owners and
-        processors. links False: no proxies, nodes dial each other directly. owner_config, processor_config: further keys of
-        the services, as nested tables. environment: further variables of the services and the CLI."""
+        """postgres: running servers by their names in links; the caller closes them. lease_ttl_ms: of owners and processors.
+
+        links False: no proxies; nodes dial each other directly. owner_config, processor_config: more keys of the services, as
+        nested tables. environment: more variables of the services and the CLI.
+        """
         self.folder = folder
         self.name = name
         self._subnet = Subnet.any()
-        self._links_on = links
         self._lease_ttl_ms = lease_ttl_ms
         self._postgres = dict(postgres)
         self._environment = dict(environment)
@@ -91,7 +91,10 @@ class Cluster(Scoped):
     # Life
 
     def start(self) -> None:
-        """Start everything and wait until all nodes are ready and one owner leads. StartError otherwise."""
+        """Start all nodes, and wait until they are ready, one owner leads and all processors are registered.
+
+        Raises StartError when a node does not become ready.
+        """
         self.etcd.start()
         for member in self.etcd.members:
             self._proxy(member.name, member.endpoint)
@@ -109,7 +112,7 @@ class Cluster(Scoped):
             self.wait("all processors are registered", lambda: set(self.captures()) >= set(self.processors))
 
     def add_node(self, kind: str, number: int) -> Node:
-        """A further owner or processor, not started yet."""
+        """Add an owner or processor without starting it."""
         name = f"{kind}{number}"
         host = self._subnet.host(_HOSTS[kind] + number)
         node = Node(name, kind, self.folder, host, self._config(kind, name), self._environment)
@@ -120,7 +123,7 @@ class Cluster(Scoped):
         return node
 
     def close(self) -> None:
-        """Kill everything that runs. Files stay: they are in the caller's folder. Idempotent."""
+        """Kill all nodes. Files stay in the caller's folder. Idempotent."""
         if self._admin is not None:
             self._admin.close()
             self._admin = None
@@ -142,13 +145,13 @@ class Cluster(Scoped):
         return [name for name, node in self.nodes.items() if node.kind == PROCESSOR]
 
     def node(self, name: str) -> Node:
-        """LookupError when there is none."""
+        """Return an owner or processor. Raises LookupError when there is none of this name."""
         if name not in self.nodes:
             raise LookupError(f"no node {name}; there are {', '.join(self.nodes)}")
         return self.nodes[name]
 
     def start_node(self, name: str, *, wait: bool = True) -> None:
-        """Start a node (or an etcd member) that was killed or has ended, as a new process at the same address."""
+        """Start a node or etcd member that has ended, as a new process at the same address."""
         if name.startswith("etcd"):
             self.etcd.member(name).start()
             return
@@ -157,19 +160,19 @@ class Cluster(Scoped):
             self.node(name).wait_ready()
 
     def kill(self, name: str) -> None:
-        """SIGKILL; returns when the process is gone."""
+        """Kill a node with SIGKILL and return when it is gone."""
         self._process(name).kill()
 
     def pause(self, name: str) -> None:
-        """SIGSTOP."""
+        """Stop a node with SIGSTOP."""
         self._process(name).pause()
 
     def resume(self, name: str) -> None:
-        """SIGCONT."""
+        """Continue a node with SIGCONT."""
         self._process(name).resume()
 
     def terminate(self, name: str, *, timeout_s: float = TERMINATE_TIMEOUT_S) -> int:
-        """SIGTERM, and wait until it has left by itself; its exit code. TimeoutError when it does not leave."""
+        """Send SIGTERM and return the exit code. Raises TimeoutError when the node does not end."""
         process = self._process(name)
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout_s)
@@ -185,7 +188,7 @@ class Cluster(Scoped):
     # Links
 
     def link(self, client: str, server: str) -> Link:
-        """What `client` says to `server`: names of nodes, or "cli" as client. It may be ruled before its first connection."""
+        """Return the link from `client` (a node, or "cli") to `server`. Rules may be set before its first connection."""
         if self._loop is None:
             raise RuntimeError("this cluster was made with links=False")
         if server not in self._proxies:
@@ -197,7 +200,7 @@ class Cluster(Scoped):
             return self._links[key]
 
     def links_of(self, name: str) -> list[Link]:
-        """Every link that this node has as client or as server: cutting them all isolates it."""
+        """Return every link of a node, as client or server. Cutting them all isolates the node."""
         ends = [*self.etcd_names, *self.nodes, *self._postgres]
         links = [self.link(name, other) for other in ends if other != name and other in self._proxies]
         if name in self._proxies:
@@ -205,7 +208,7 @@ class Cluster(Scoped):
         return links
 
     def heal(self) -> None:
-        """No rule on any link any more."""
+        """Remove all rules from all links."""
         for link in list(self._links.values()):
             link.heal()
 
@@ -214,7 +217,7 @@ class Cluster(Scoped):
         return [member.name for member in self.etcd.members]
 
     def _proxy(self, name: str, address: str) -> str:
-        """The address that clients of this server dial."""
+        """Return the address that clients of a server dial: that of its proxy, if there are proxies."""
         if self._loop is None:
             return address
         if name not in self._proxies:
@@ -229,32 +232,32 @@ class Cluster(Scoped):
         return {name: node.process.pid for name, node in list(self.nodes.items()) if node.process.running}
 
     # ------------------------------------------------------------------------------------------------------------------
-    # What it says
+    # State
 
     @property
     def admin_endpoints(self) -> list[str]:
-        """Of all owners, as the CLI dials them (through the proxies)."""
+        """The addresses of all owners as the CLI dials them, through the proxies."""
         return [self.nodes[name].advertised for name in self.owners]
 
     @property
     def etcd_endpoints(self) -> list[str]:
-        """As the nodes dial them."""
+        """The addresses of etcd as the nodes dial them."""
         return [self._proxy(member.name, member.endpoint) for member in self.etcd.members]
 
     @property
     def admin(self) -> Admin:
-        """Reads of the admin API, past the proxies."""
+        """A client that reads the admin API without going through the proxies."""
         if self._admin is None:
             self._admin = Admin([self.nodes[name].address for name in self.owners])
         return self._admin
 
     def uri(self, server: str, dbname: str) -> str:
-        """A database's URI as the nodes shall dial it."""
+        """Return the URI of a database as the nodes dial it."""
         postgres = self._postgres[server]
         return postgres.uri(dbname, endpoint=self._proxy(server, postgres.endpoint))
 
     def owner_cli(self, *arguments: str, timeout_s: float = CLI_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        """Run `owner ARGUMENTS` against all owners; never raises for its exit code. TimeoutError when it does not end."""
+        """Run `owner ARGUMENTS` against all owners, whatever its exit code. Raises TimeoutError when it does not end."""
         environment = service_environment(self._environment)
         environment["TABLEWIRE_ENDPOINTS"] = ",".join(self.admin_endpoints)
         command = [sys.executable, "-m", "owner", *arguments]
@@ -263,10 +266,10 @@ class Cluster(Scoped):
                 command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT, env=environment
             )
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"owner {' '.join(arguments)}: no answer within {timeout_s:g} s") from None
+            raise TimeoutError(f"owner {' '.join(arguments)}: did not end within {timeout_s:g} s") from None
 
     def owner_json(self, *arguments: str, timeout_s: float = CLI_TIMEOUT_S) -> Json:
-        """What `owner ARGUMENTS -o json` answers; CliError when it ended with another exit code than 0."""
+        """Return the JSON that `owner ARGUMENTS -o json` prints. Raises CliError when its exit code is not 0."""
         done = self.owner_cli(*arguments, "-o", "json", timeout_s=timeout_s)
         if done.returncode != 0:
             raise CliError(f"owner {' '.join(arguments)}: exit code {done.returncode}: {(done.stderr or done.stdout).strip()}")
@@ -274,7 +277,7 @@ class Cluster(Scoped):
         return answer
 
     def leader(self) -> str | None:
-        """The node that leads, None while nobody does or nobody answers."""
+        """Return the name of the leading owner, None while there is none or no owner is reachable."""
         try:
             leader = self.admin.status()["leader"]
         except AdminError:
@@ -284,7 +287,7 @@ class Cluster(Scoped):
         return next((name for name in self.owners if self.nodes[name].advertised == leader["address"]), None)
 
     def captures(self) -> dict[str, str]:
-        """Processor node -> its capture id (the one that answers, after a restart). Empty while no leader answers."""
+        """Return processor node -> capture id; after a restart, the new id. Empty while no leader is reachable."""
         try:
             rows = self.admin.captures()
         except AdminError:
@@ -297,7 +300,7 @@ class Cluster(Scoped):
         return found
 
     def wait(self, what: str, condition: Callable[[], object], timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until condition() is true; an AdminError inside of it counts as not yet. TimeoutError that names `what`."""
+        """Wait until condition() is true; an AdminError counts as false. Raises TimeoutError that names `what`."""
 
         def holds() -> bool:
             try:
@@ -308,7 +311,7 @@ class Cluster(Scoped):
         wait_until(what, holds, timeout_s)
 
     def wait_for_leader(self, *, other_than: str | None = None, timeout_s: float = WAIT_TIMEOUT_S) -> str:
-        """The name of the node that leads, as soon as one does (another one than given)."""
+        """Wait until an owner leads, other than `other_than` if given, and return its name."""
         found: list[str] = []
 
         def led() -> bool:
@@ -322,7 +325,7 @@ class Cluster(Scoped):
         return found[0]
 
     def wait_replicating(self, changefeed: str = "", *, tables: int | None = None, timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until every span of the changefeed (and at least so many) is replicating with a primary that is alive."""
+        """Wait until at least `tables` spans, and all of the changefeed, replicate on live processors."""
 
         def steady() -> bool:
             rows = self.admin.tables(changefeed)
@@ -334,7 +337,7 @@ class Cluster(Scoped):
         self.wait(f"all tables of changefeed {changefeed or 'the only one'} are replicating", steady, timeout_s)
 
     def wait_checkpoint(self, ts: int, changefeed: str = "", timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until the changefeed's global checkpoint has reached ts."""
+        """Wait until the changefeed's global checkpoint has reached ts."""
         self.wait(
             f"checkpoint of {changefeed or 'the changefeed'} reaches {ts}",
             lambda: self.admin.changefeed(changefeed)["checkpoint_ts"] >= ts,
@@ -342,7 +345,7 @@ class Cluster(Scoped):
         )
 
     def collect(self, target: Path) -> Path:
-        """Copy all logs and configurations, and write what etcd holds, to `target`: what one needs after a failure."""
+        """Copy all logs and configurations to `target`, with the content of etcd and the answers of the admin API."""
         target.mkdir(parents=True, exist_ok=True)
         files = {f"{name}.log": node.log for name, node in self.nodes.items()}
         files |= {f"{name}.toml": node.config_file for name, node in self.nodes.items()}
@@ -352,22 +355,22 @@ class Cluster(Scoped):
             if path.exists():
                 shutil.copy(path, target / name)
         dump = next((found for member in self.etcd.members if (found := member.dump()) is not None), None)
-        text = json.dumps(dump, indent=1, sort_keys=True) if dump is not None else "no etcd member answered"
+        text = json.dumps(dump, indent=1, sort_keys=True) if dump is not None else "no etcd member is reachable"
         (target / "etcd.json").write_text(text, encoding="utf-8")
-        (target / "owner.json").write_text(json.dumps(self._what_the_owner_says(), indent=1), encoding="utf-8")
+        (target / "owner.json").write_text(json.dumps(self._admin_answers(), indent=1), encoding="utf-8")
         return target
 
-    def _what_the_owner_says(self) -> Json:
-        """Everything that the admin API can be asked for, as far as it answers."""
-        said: Json = {}
+    def _admin_answers(self) -> Json:
+        """Return what the admin API answers to each read, up to the first failure."""
+        answers: Json = {}
         try:
-            said["status"] = self.admin.status()
-            said["captures"] = self.admin.captures()
-            said["changefeeds"] = self.admin.changefeeds()
-            said["tables"] = {row["changefeed"]: self.admin.tables(row["changefeed"]) for row in said["changefeeds"]}
+            answers["status"] = self.admin.status()
+            answers["captures"] = self.admin.captures()
+            answers["changefeeds"] = self.admin.changefeeds()
+            answers["tables"] = {row["changefeed"]: self.admin.tables(row["changefeed"]) for row in answers["changefeeds"]}
         except AdminError as error:
-            said["error"] = str(error)
-        return said
+            answers["error"] = str(error)
+        return answers
 
     def _config(self, kind: str, name: str) -> dict[str, Any]:
         config: dict[str, Any] = {

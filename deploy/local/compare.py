@@ -1,22 +1,26 @@
-"""Compares tables of two PostgreSQL databases by content: every column's text, ordered by key, streamed, never by counts.
+"""Compare tables of two PostgreSQL databases by content: the text of every column, row by row, never by counts.
 
-Both sides are read as `COPY (SELECT key..., rest... ORDER BY key) TO STDOUT` with keys ordered by the bytes of their text, and
-merged. A table without a primary key is ordered by all of its columns, so that a row too many is found there as well.
+Both sides are streamed in the order of their keys, compared by the bytes of their text, and merged. A table without a primary key
+is ordered by all of its columns, so that a surplus row is found there as well.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby, zip_longest
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import sql
 
 EXAMPLES_MAX = 5
-"""Differences that are described, a table; the rest is counted."""
+"""The number of differences that are described per table; the others are counted."""
 TEXT_MAX = 200
 CONNECT_TIMEOUT_S = 10
+FETCH_ROWS = 1_000
 
 _SESSION = (
     "SET datestyle TO 'ISO, YMD'",
@@ -26,12 +30,12 @@ _SESSION = (
     "SET extra_float_digits TO 1",
     "SET client_encoding TO 'UTF8'",
 )
-_UNESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v", b"\\": b"\\"}
+_Row: TypeAlias = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One row (or table) that is not the same. what: "missing", "extra", "differs" or "table"; detail: for a person."""
+    """A row or table that is not the same on both sides. what: "missing", "extra", "differs" or "table"."""
 
     table: str
     what: str
@@ -43,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """rows: compared at the source. different: how many rows (or tables) are not the same; examples: the first few of each."""
+    """rows: compared at the source. different: rows or tables that are not the same. examples: the first few of each table."""
 
     tables: int
     rows: int
@@ -67,20 +71,16 @@ class _Layout:
 
     @property
     def ordered(self) -> list[str]:
-        """Columns, the key's first."""
+        """The names of the columns, those of the key first."""
         return [*self.key, *(name for name, _ in self.columns if name not in self.key)]
 
 
 def compare(source_uri: str, sink_uri: str, tables: Sequence[str]) -> Comparison:
-    """Compare these tables ("schema.table"); each side is read in one snapshot. psycopg.Error when a side cannot be read."""
-    rows, different, examples = 0, 0, list[Difference]()
+    """Compare these tables ("schema.table"), each side in one snapshot. Raises psycopg.Error when a side cannot be read."""
     with _session(source_uri) as source, _session(sink_uri) as sink:
-        for table in tables:
-            found = _compare_table(source, sink, table)
-            rows += found[0]
-            different += found[1]
-            examples.extend(found[2])
-    return Comparison(len(tables), rows, different, tuple(examples))
+        found = [_compare_table(source, sink, table) for table in tables]
+    examples = tuple(example for one in found for example in one.examples)
+    return Comparison(len(tables), sum(one.rows for one in found), sum(one.different for one in found), examples)
 
 
 def _session(uri: str) -> psycopg.Connection[Any]:
@@ -93,7 +93,7 @@ def _session(uri: str) -> psycopg.Connection[Any]:
 
 
 def _layout(connection: psycopg.Connection[Any], table: str) -> _Layout | None:
-    """None when there is no such table."""
+    """Return None when the table does not exist."""
     schema, _, name = table.partition(".")
     columns = connection.execute(
         "SELECT a.attname, format_type(a.atttypid, a.atttypmod),"
@@ -109,104 +109,72 @@ def _layout(connection: psycopg.Connection[Any], table: str) -> _Layout | None:
     return _Layout(tuple((column, kind) for column, kind, _ in columns), tuple(column for _, column in key))
 
 
-def _compare_table(
-    source: psycopg.Connection[Any], sink: psycopg.Connection[Any], table: str
-) -> tuple[int, int, list[Difference]]:
-    layout, theirs = _layout(source, table), _layout(sink, table)
-    if layout is None or theirs is None:
-        where = "source" if layout is None else "sink"
-        return 0, 1, [Difference(table, "table", f"there is none in the {where}")]
-    if layout.columns != theirs.columns:
-        return 0, 1, [Difference(table, "table", f"columns {layout.columns} in the source, {theirs.columns} in the sink")]
+def _compare_table(source: psycopg.Connection[Any], sink: psycopg.Connection[Any], table: str) -> Comparison:
+    layout, other = _layout(source, table), _layout(sink, table)
+    if layout is None or other is None:
+        reason = f"it does not exist in the {'source' if layout is None else 'sink'}"
+        return Comparison(1, 0, 1, (Difference(table, "table", reason),))
+    if layout.columns != other.columns:
+        reason = f"columns {layout.columns} in the source, {other.columns} in the sink"
+        return Comparison(1, 0, 1, (Difference(table, "table", reason),))
     names = layout.ordered
     keys = len(layout.key) or len(names)
-    return _merge(table, names, keys, _rows(source, table, names, keys), _rows(sink, table, names, keys))
+    rows, different, examples = 0, 0, list[Difference]()
+    for mine, theirs in _by_key(_rows(source, table, names, keys), _rows(sink, table, names, keys), keys):
+        rows += len(mine)
+        if mine != theirs:
+            found = list(_differences(names, keys, mine, theirs))
+            different += len(found)
+            examples += [Difference(table, what, detail) for what, detail in found[: EXAMPLES_MAX - len(examples)]]
+    return Comparison(1, rows, different, tuple(examples))
 
 
-def _rows(connection: psycopg.Connection[Any], table: str, names: Sequence[str], keys: int) -> Iterator[bytes]:
-    """The rows as lines of COPY's text format, without the newline, ordered by the first `keys` columns."""
+def _rows(connection: psycopg.Connection[Any], table: str, names: Sequence[str], keys: int) -> Iterator[_Row]:
+    """Yield the rows as text, ordered by the first `keys` columns: NULLs first, then by bytes."""
     texts = [sql.SQL("{}::text").format(sql.Identifier(name)) for name in names]
     order = sql.SQL(", ").join(sql.SQL('{} COLLATE "C" NULLS FIRST').format(text) for text in texts[:keys])
     select = sql.SQL("SELECT {} FROM {} ORDER BY {}").format(
         sql.SQL(", ").join(texts), sql.Identifier(*table.split(".", 1)), order
     )
-    with connection.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(select)) as copy:
-        rest = b""
-        for chunk in copy:
-            *lines, rest = (rest + bytes(chunk)).split(b"\n")
-            yield from lines
+    with connection.cursor("rows") as cursor:  # named: the server keeps what was not fetched yet
+        cursor.itersize = FETCH_ROWS
+        yield from cursor.execute(select)
 
 
-def _merge(
-    table: str, names: Sequence[str], keys: int, source: Iterator[bytes], sink: Iterator[bytes]
-) -> tuple[int, int, list[Difference]]:
-    rows, different, examples = 0, 0, list[Difference]()
+def _by_key(source: Iterator[_Row], sink: Iterator[_Row], keys: int) -> Iterator[tuple[list[_Row], list[_Row]]]:
+    """Yield the rows of the source and of the sink that have the same key, for each key."""
 
-    def note(what: str, detail: str) -> None:
-        nonlocal different
-        different += 1
-        if len(examples) < EXAMPLES_MAX:
-            examples.append(Difference(table, what, detail))
+    def keyed(rows: Iterator[_Row], is_sink: bool) -> Iterator[tuple[tuple[tuple[bool, str], ...], bool, _Row]]:
+        for row in rows:
+            yield tuple((field is not None, field or "") for field in row[:keys]), is_sink, row
 
-    left, right = next(source, None), next(sink, None)
-    while left is not None or right is not None:
-        if left == right:
-            rows += 1
-            left, right = next(source, None), next(sink, None)
-            continue
-        left_key = _key(left, keys) if left is not None else None
-        right_key = _key(right, keys) if right is not None else None
-        if right_key is None or (left_key is not None and left_key < right_key):
-            assert left is not None
-            rows += 1
-            note("missing", f"the sink has no row {_describe(names[:keys], left)}")
-            left = next(source, None)
-        elif left_key is None or right_key < left_key:
-            assert right is not None
-            note("extra", f"the source has no row {_describe(names[:keys], right)}")
-            right = next(sink, None)
-        else:
-            assert left is not None
-            assert right is not None
-            rows += 1
-            note("differs", _describe_difference(names, keys, left, right))
-            left, right = next(source, None), next(sink, None)
-    return rows, different, examples
+    merged = heapq.merge(keyed(source, False), keyed(sink, True), key=itemgetter(0))
+    for _, group in groupby(merged, key=itemgetter(0)):
+        sides: tuple[list[_Row], list[_Row]] = ([], [])
+        for _, is_sink, row in group:
+            sides[is_sink].append(row)
+        yield sides
 
 
-def _key(line: bytes, keys: int) -> tuple[tuple[bool, bytes], ...]:
-    """Ordered as the server orders: NULL first, then by bytes."""
-    return tuple((field != b"\\N", _unescape(field)) for field in line.split(b"\t")[:keys])
+def _differences(names: Sequence[str], keys: int, mine: list[_Row], theirs: list[_Row]) -> Iterator[tuple[str, str]]:
+    """Yield (what, detail) of each difference between the source's and the sink's rows of one key."""
+    key = _short(", ".join(f"{name}={_text(field)}" for name, field in zip(names[:keys], (mine or theirs)[0], strict=False)))
+    for one, other in zip_longest(mine, theirs):
+        if other is None:
+            yield "missing", f"the sink has no row {key}"
+        elif one is None:
+            yield "extra", f"the source has no row {key}"
+        elif one != other:
+            changed = [
+                f"{name}: source {_short(_text(left))} sink {_short(_text(right))}"
+                for name, left, right in zip(names, one, other, strict=True)
+                if left != right
+            ]
+            yield "differs", f"row {key}: " + "; ".join(changed)
 
 
-def _unescape(field: bytes) -> bytes:
-    if b"\\" not in field or field == b"\\N":
-        return field
-    parts = field.split(b"\\")
-    text, index = parts[0], 1
-    while index < len(parts):
-        part = parts[index]
-        if part:
-            text += _UNESCAPED.get(part[:1], part[:1]) + part[1:]
-            index += 1
-        else:  # an escaped backslash: what follows it is plain
-            text += b"\\" + (parts[index + 1] if index + 1 < len(parts) else b"")
-            index += 2
-    return text
-
-
-def _describe(names: Sequence[str], line: bytes) -> str:
-    fields = line.split(b"\t")
-    return _short(", ".join(f"{name}={field.decode('utf-8', 'replace')}" for name, field in zip(names, fields, strict=False)))
-
-
-def _describe_difference(names: Sequence[str], keys: int, left: bytes, right: bytes) -> str:
-    changed = [
-        f"{name}: source {_short(mine.decode('utf-8', 'replace'))} sink {_short(theirs.decode('utf-8', 'replace'))}"
-        for name, mine, theirs in zip(names, left.split(b"\t"), right.split(b"\t"), strict=False)
-        if mine != theirs
-    ]
-    return f"row {_describe(names[:keys], left)}: " + "; ".join(changed)
+def _text(field: str | None) -> str:
+    return "NULL" if field is None else repr(field)
 
 
 def _short(text: str) -> str:

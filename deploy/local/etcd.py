@@ -82,31 +82,30 @@ class EtcdServer(Server):
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the member and wait until it is healthy. Raises StartError after timeout_s."""
-        if self._port:
-            self.launch()
-            self.wait_healthy(timeout_s)
-            return
+        _start([self], timeout_s)
 
-        def attempt() -> None:
-            self._port, self._peer_port = free_port(self.host), free_port(self.host)
-            try:
-                self.launch()
-                self.wait_healthy(timeout_s)
-            except BindLostError:
-                self._port = self._peer_port = 0
-                shutil.rmtree(self._folder / "data", ignore_errors=True)  # empty, and it holds the lost ports
-                raise
-
-        retry_bind(attempt)
-
-    def launch(self) -> None:
-        """Start the process on the ports chosen before, and return at once."""
+    def launch(self, peers: Mapping[str, str] | None = None) -> None:
+        """Start the process and return at once. peers: as for the constructor, where it had none."""
+        self._peers = self._peers or dict(peers or {})
         if self._process is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # etcd would take ETCD_* for flags.
             environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
             self._process = ManagedProcess(self.name, [], log=self.log, env=environment, cwd=self._folder)
         self._process.start(self._command())
+
+    def choose_ports(self) -> bool:
+        """Choose free ports if there are none yet, and return whether there were none."""
+        if chosen := not self._port:
+            self._port, self._peer_port = free_port(self.host), free_port(self.host)
+        return chosen
+
+    def forget_ports(self) -> None:
+        """Undo a failed first start, so that the next one can choose other ports."""
+        self.kill()
+        self._port = self._peer_port = 0
+        self._peers = None
+        shutil.rmtree(self._folder / "data", ignore_errors=True)  # it holds the ports
 
     def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the member is healthy; kill it and raise StartError after timeout_s. BindLostError: a port was taken."""
@@ -146,7 +145,7 @@ class EtcdServer(Server):
         return answer if isinstance(answer, dict) else None
 
     def _command(self) -> list[str]:
-        peers = self._peers if self._peers is not None else {self.name: self.peer_url}
+        peers = self._peers or {self.name: self.peer_url}
         client_url = f"http://{self.endpoint}"
         flags = {
             "name": self.name,
@@ -176,10 +175,10 @@ class EtcdCluster(Scoped):
     ) -> None:
         if size < 1 or (hosts is not None and len(hosts) != size):
             raise ValueError(f"{size} members need as many hosts, not {len(hosts or ())}")
-        self._folder = folder
-        self._hosts = list(hosts) if hosts is not None else ["127.0.0.1"] * size
-        self._settings = dict(settings or {})
-        self.members: list[EtcdServer] = []
+        self.members = [
+            EtcdServer(folder, name=f"etcd{number}", host=host, settings=settings)
+            for number, host in enumerate(hosts or ["127.0.0.1"] * size)
+        ]
 
     @property
     def endpoints(self) -> list[str]:
@@ -194,10 +193,7 @@ class EtcdCluster(Scoped):
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start all members that do not run, and wait until each is healthy."""
-        if self.members:
-            self._launch(timeout_s)
-        else:
-            retry_bind(lambda: self._form(timeout_s))
+        _start(self.members, timeout_s)
 
     def stop(self) -> None:
         for member in self.members:
@@ -210,33 +206,24 @@ class EtcdCluster(Scoped):
     def close(self) -> None:
         self.kill()
 
-    def _launch(self, timeout_s: float) -> None:
-        for member in self.members:
-            if not member.running:
-                member.launch()
-        for member in self.members:
-            member.wait_healthy(timeout_s)
 
-    def _form(self, timeout_s: float) -> None:
-        ports = [(free_port(host), free_port(host)) for host in self._hosts]
-        peers = {f"etcd{i}": f"http://{host}:{ports[i][1]}" for i, host in enumerate(self._hosts)}
-        self.members = [
-            EtcdServer(
-                self._folder,
-                name=f"etcd{i}",
-                host=host,
-                client_port=ports[i][0],
-                peer_port=ports[i][1],
-                peers=peers,
-                settings=self._settings,
-            )
-            for i, host in enumerate(self._hosts)
-        ]
+def _start(members: Sequence[EtcdServer], timeout_s: float) -> None:
+    """Start the members that do not run, and wait until all are healthy. Their first start chooses ports."""
+
+    def attempt() -> None:
+        chosen = [member for member in members if member.choose_ports()]
+        peers = {member.name: member.peer_url for member in members}
         try:
-            self._launch(timeout_s)
-        except StartError:
-            self.kill()
-            for member in self.members:
-                shutil.rmtree(self._folder / member.name, ignore_errors=True)
-            self.members = []
-            raise
+            for member in members:
+                if not member.running:
+                    member.launch(peers)
+            for member in members:
+                member.wait_healthy(timeout_s)
+        except StartError as error:
+            for member in chosen:
+                member.forget_ports()
+            if chosen or not isinstance(error, BindLostError):
+                raise
+            raise StartError(str(error)) from None  # its clients know its ports
+
+    retry_bind(attempt)

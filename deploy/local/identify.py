@@ -1,7 +1,7 @@
-"""Which process is at the other end of a loopback connection: by the socket's inode, from /proc (Linux alone).
+"""Find the process that opened a loopback connection, by the inode of its socket in /proc (Linux only).
 
-A proxy needs it to tell "owner0 -> processor1" from "owner1 -> processor1": both dial the one address that processor1
-advertises, and gRPC lets no client choose the address that it dials from.
+A proxy needs it to distinguish "owner0 -> processor1" from "owner1 -> processor1": both dial the address that processor1
+advertises, and a gRPC client cannot choose the address that it dials from.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 
 def _hex_address(address: tuple[str, int]) -> str:
-    """As /proc/net/tcp writes it: the address in host byte order, then the port."""
+    """Return the address as /proc/net/tcp writes it: in host byte order, then the port."""
     (number,) = struct.unpack("=I", socket.inet_aton(address[0]))
     return f"{number:08X}:{address[1]:04X}"
 
 
 _MAPPED = "0000000000000000FFFF0000"
-"""How /proc/net/tcp6 begins the address of an IPv6 socket that speaks IPv4; gRPC's are such."""
+"""The beginning of an IPv4 address in /proc/net/tcp6. gRPC dials IPv4 addresses with IPv6 sockets."""
 
 
 def _inode_of(address: tuple[str, int]) -> str | None:
@@ -39,7 +39,7 @@ def _inode_of(address: tuple[str, int]) -> str | None:
 
 
 def client_name(address: tuple[str, int], pids: Mapping[str, int]) -> str | None:
-    """The name of the process among `pids` (name -> pid) whose socket is bound to this address; None when it is nobody's."""
+    """Return the name of the process among `pids` (name -> pid) that has a socket at this address, None when none has."""
     inode = _inode_of(address)
     if inode is None:
         return None
@@ -48,7 +48,7 @@ def client_name(address: tuple[str, int], pids: Mapping[str, int]) -> str | None
         folder = Path("/proc", str(pid), "fd")
         try:
             entries = os.listdir(folder)
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         for entry in entries:
             try:

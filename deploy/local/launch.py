@@ -1,15 +1,16 @@
-"""Becomes another program that dies with its parent, and that PostgreSQL accepts even when started by root.
+"""Replace this process with a program that is killed when its parent ends, under a user that PostgreSQL accepts.
 
-Run as a script, never imported: `python -I -S launch.py PARENT_PID MODE WRITABLE_FOLDER -- PROGRAM [ARG...]`. It uses the
-standard library alone and ends in `exec`, so that the pid the starter knows is the program's own. MODE is one of
+Run as a script, never imported: `python -I -S launch.py PARENT_PID MODE WRITABLE_FOLDER -- PROGRAM [ARG...]`.
+It needs the standard library only and ends with `exec`, so that the pid that the parent has is that of
+the program. MODE is one of
 
-    plain            as we are
-    isolate          own user and IPC namespace, our ids kept: shared memory segments vanish with the last process
-    map:UID          the same, but inside of it we are UID: root's files stay readable, and nothing inside sees uid 0
-    user:UID:GID     really become that user (needs root)
+    plain            the user and namespaces of the parent
+    isolate          a new user and IPC namespace with the same ids: shared memory segments vanish with the last process
+    map:UID          the same, but with UID inside the namespace: root's files stay readable, and nothing inside sees uid 0
+    user:UID:GID     become that user (requires root)
 
-WRITABLE_FOLDER must be writable once in that mode ("-": any); a starter finds out by it whether a mode works here.
-Exit code 126: the mode or the folder does not work here; 127: the program cannot be started; 125: the parent is gone.
+WRITABLE_FOLDER must be writable in that mode ("-": not checked); callers use it to probe whether a mode works.
+Exit code 126: the mode or the folder does not work; 127: the program cannot be started; 125: the parent has ended.
 """
 
 import ctypes
@@ -28,10 +29,10 @@ def _write(path: str, text: str) -> None:
 
 
 def _unshare(libc: ctypes.CDLL, uid: int, gid: int) -> None:
-    """A user and IPC namespace in which this process is uid:gid; outside of it nothing changes."""
+    """Enter a new user and IPC namespace in which this process is uid:gid. Outside of it nothing changes."""
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWIPC) != 0:
-        raise OSError(ctypes.get_errno(), "no user namespace: " + os.strerror(ctypes.get_errno()))
+        raise OSError(ctypes.get_errno(), "user namespaces are not available: " + os.strerror(ctypes.get_errno()))
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{uid} {outer_uid} 1")
     _write("/proc/self/gid_map", f"{gid} {outer_gid} 1")
@@ -61,13 +62,13 @@ def main() -> int:
     try:
         _enter(mode, libc)
     except OSError as error:
-        print(f"launch: mode {mode} does not work here: {error}", file=sys.stderr)
+        print(f"launch: mode {mode} does not work: {error}", file=sys.stderr)
         return 126
     if folder != "-" and not os.access(folder, os.W_OK | os.X_OK):
         print(f"launch: {folder} is not writable in mode {mode}", file=sys.stderr)
         return 126
     if sys.platform == "linux":
-        # After the change of ids, which clears it. The parent may have died before this line: then it is another one now.
+        # After the change of ids, which clears it. If the parent ended before this line, getppid() differs.
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         return 125

@@ -1,4 +1,4 @@
-"""The links of TCP proxies: their rules, their connections, and the thread that carries the bytes. See `proxy.py`."""
+"""The links of TCP proxies: their rules and connections, and the thread that carries the bytes. See `proxy.py`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
+from typing import TypeAlias
 
-BUFFER_BYTES = 1 << 18
-"""The most that a proxy holds for one direction of a connection; above it the proxy stops reading from the sender."""
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 15
+CHUNKS_MAX = 32
+BUFFER_BYTES = CHUNK_BYTES * CHUNKS_MAX
+"""The most that a proxy holds for one direction of a connection, beside what asyncio and the kernel buffer."""
+_Chunks: TypeAlias = "asyncio.Queue[tuple[float, int, bytes]]"
+"""What was read: (when it is due, the number of heals before, bytes); b"" is the end of the stream."""
 APPLY_TIMEOUT_S = 10.0
 LINGER_RESET = struct.pack("ii", 1, 0)
 """With this SO_LINGER, closing a socket sends an RST instead of a FIN."""
@@ -55,18 +58,17 @@ class ProxyLoop:
 
     def close(self) -> None:
         """End the thread and every connection. Idempotent; not from the loop's own thread."""
-        if self._closed:
-            return
-        self._closed = True
-        self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join(APPLY_TIMEOUT_S)
+        if not self._closed:
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join(APPLY_TIMEOUT_S)
 
     def _run(self) -> None:
-        with self._runner as runner:  # its end cancels every task: the listeners and the connections
-            runner.run(self._wait_closing())
+        async def wait_closing() -> None:
+            await self._closing.wait()
 
-    async def _wait_closing(self) -> None:
-        await self._closing.wait()
+        with self._runner as runner:  # its end cancels the tasks of all listeners and connections
+            runner.run(wait_closing())
 
 
 class Link:
@@ -75,11 +77,12 @@ class Link:
     def __init__(self, loop: ProxyLoop, name: str = "link") -> None:
         self.name = name
         self._loop = loop
-        self._pipes: set[_Pipe] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._cut = {Direction.TO_TARGET: False, Direction.FROM_TARGET: False}
-        self.refusing = False
-        self.delay_s = 0.0
+        self._delay_s = 0.0
+        self._refusing = False
+        self._heals = 0
+        self._changed = asyncio.Event()
         self.accepted = 0
         """Connections accepted so far."""
         self.carried_bytes = 0
@@ -87,7 +90,7 @@ class Link:
 
     def cut(self, direction: Direction | str = Direction.BOTH) -> None:
         """Let nothing pass in this direction until `heal`. While to_target is cut, new connections do not reach the target."""
-        cut = (Direction.TO_TARGET, Direction.FROM_TARGET) if direction == Direction.BOTH else (Direction(direction),)
+        cut = list(self._cut) if direction == Direction.BOTH else [Direction(direction)]
         self._apply(lambda: self._cut.update(dict.fromkeys(cut, True)))
 
     def stall(self) -> None:
@@ -96,158 +99,118 @@ class Link:
 
     def refuse(self) -> None:
         """Reset all connections, and each new one at once, as if no process listened, until `heal`."""
-        self._loop.run(lambda: self._reset(refuse=True))
+        self._apply(lambda: setattr(self, "_refusing", True))
+        self.reset()
 
     def delay_ms(self, milliseconds: float) -> None:
         """Delay what is read from now on by this much, in both directions; 0 ends the delay."""
-        self._apply(lambda: setattr(self, "delay_s", milliseconds / 1000))
+        self._apply(lambda: setattr(self, "_delay_s", milliseconds / 1000))
 
     def reset(self) -> None:
         """End the present connections with an RST at both ends. Bytes that were held are lost. Rules stay as they are."""
-        self._loop.run(self._reset)
+
+        async def reset() -> None:
+            for task in (tasks := list(self._connections)):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # let the transports close their sockets
+
+        self._loop.run(reset)
 
     def heal(self) -> None:
         """Remove all rules. Bytes that were held are delivered now."""
 
-        def apply() -> None:
-            self.refusing = False
-            self.delay_s = 0.0
+        def heal() -> None:
+            self._refusing = False
+            self._delay_s = 0.0
             self._cut = dict.fromkeys(self._cut, False)
-            for pipe in self._pipes:
-                pipe.chunks = deque((0.0, chunk) for _, chunk in pipe.chunks)
+            self._heals += 1
 
-        self._apply(apply)
+        self._apply(heal)
 
     @property
     def connections(self) -> int:
-        """The number of open connections."""
-        return len(self._tasks)
+        """Return the number of open connections."""
+        return len(self._connections)
 
-    def blocked(self, direction: Direction) -> bool:
-        return self._cut[direction]
-
-    def carry(self, client: socket.socket, address: tuple[str, int]) -> None:
+    def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: tuple[str, int]) -> None:
         """Carry an accepted connection to `address` until either end closes it, or refuse it. On the loop's thread."""
-        if self.refusing:
-            _close(client, reset=True)
+        if self._refusing:
+            _close(writer, reset=True)
             return
         self.accepted += 1
-        task = asyncio.create_task(self._carry(client, address))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(self._carry(reader, writer, address))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _task: _close(writer, reset=True))  # it may have been cancelled before its first step
 
     def _apply(self, change: Callable[[], object]) -> None:
         def apply() -> None:
             change()
-            for pipe in self._pipes:
-                pipe.changed.set()
+            self._changed.set()
+            self._changed = asyncio.Event()
 
         self._loop.run(apply)
 
-    async def _reset(self, *, refuse: bool = False) -> None:
-        self.refusing |= refuse
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _passes(self, direction: Direction, due: float = 0.0, heals: int = 0) -> None:
+        """Return when this direction is not cut, and `due` (time.monotonic()) or a heal after the first `heals` has come."""
+        while self._cut[direction] or (heals == self._heals and due > time.monotonic()):
+            ahead_s = None if self._cut[direction] else due - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), ahead_s)
 
-    async def _carry(self, client: socket.socket, address: tuple[str, int]) -> None:
-        target = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        for end in (client, target):
-            end.setblocking(False)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pipes = (_Pipe(self, Direction.TO_TARGET, client, target), _Pipe(self, Direction.FROM_TARGET, target, client))
-        self._pipes.update(pipes)
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: tuple[str, int]) -> None:
+        target = None
         reset = True
         try:
-            await pipes[0].wait_open()
-            await asyncio.get_running_loop().sock_connect(target, address)
+            await self._passes(Direction.TO_TARGET)
+            answers, target = await asyncio.open_connection(*address, limit=CHUNK_BYTES)
             async with asyncio.TaskGroup() as group:
-                for pipe in pipes:
-                    group.create_task(pipe.read())
-                    group.create_task(pipe.write())
+                for direction, source, sink in (
+                    (Direction.TO_TARGET, reader, target),
+                    (Direction.FROM_TARGET, answers, writer),
+                ):
+                    chunks: _Chunks = asyncio.Queue(CHUNKS_MAX)
+                    group.create_task(self._read(direction, source, chunks))
+                    group.create_task(self._write(direction, chunks, sink))
             reset = False
         except* OSError:
             pass  # one end has reset or refused: `finally` passes that on to the other
         finally:
-            self._pipes.difference_update(pipes)
-            _close(client, reset=reset)
-            _close(target, reset=reset)
+            for end in (writer, target):
+                if end is not None:
+                    _close(end, reset=reset)
 
-
-class _Pipe:
-    """One direction of one connection, carried by two coroutines: one reads from `source`, one writes to `sink`."""
-
-    def __init__(self, link: Link, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
-        self._link = link
-        self._direction = direction
-        self._source = source
-        self._sink = sink
-        self._held = 0
-        self.chunks: deque[tuple[float, memoryview]] = deque()
-        """(when it is due by time.monotonic(), the bytes); an empty chunk is the end of the stream."""
-        self.changed = asyncio.Event()
-        """Set when a rule of the link or the content of this pipe has changed."""
-
-    async def wait_open(self) -> None:
-        """Return when the link lets this direction pass."""
-        await self._wait(lambda: not self._link.blocked(self._direction))
-
-    async def read(self) -> None:
+    async def _read(self, direction: Direction, source: asyncio.StreamReader, chunks: _Chunks) -> None:
         data = b"-"
         while data:
-            await self._wait(lambda: not self._link.blocked(self._direction) and self._held < BUFFER_BYTES)
+            await self._passes(direction)
             try:
-                data = await asyncio.get_running_loop().sock_recv(self._source, CHUNK_BYTES)
+                data = await source.read(CHUNK_BYTES)
             except OSError:
-                await self.wait_open()  # a cut link does not show a reset either
+                await self._passes(direction)  # a cut link does not show a reset either
                 raise
-            self._held += len(data)
-            delay_s = self._link.delay_s
-            self.chunks.append((time.monotonic() + delay_s if delay_s else 0.0, memoryview(data)))
-            self.changed.set()
+            await chunks.put((time.monotonic() + self._delay_s if self._delay_s else 0.0, self._heals, data))
 
-    async def write(self) -> None:
+    async def _write(self, direction: Direction, chunks: _Chunks, sink: asyncio.StreamWriter) -> None:
+        sink.transport.set_write_buffer_limits(0)  # `drain` returns when the kernel has taken everything
         while True:
-            await self._wait(lambda: bool(self.chunks))
-            while (ahead_s := self.chunks[0][0] - time.monotonic()) > 0:
-                self.changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), ahead_s)
-            await self.wait_open()
-            due, chunk = self.chunks[0]
-            if not chunk:
-                self._sink.shutdown(socket.SHUT_WR)
+            due, heals, data = await chunks.get()
+            await self._passes(direction, due, heals)
+            if not data:
+                sink.write_eof()
                 return
-            try:
-                sent = self._sink.send(chunk)
-            except BlockingIOError:
-                await _writable(self._sink)
-                continue
-            self._link.carried_bytes += sent
-            self._held -= sent
-            self.chunks.popleft()
-            if sent < len(chunk):
-                self.chunks.appendleft((due, chunk[sent:]))
-            self.changed.set()
-
-    async def _wait(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
+            sink.write(data)
+            await sink.drain()
+            self.carried_bytes += len(data)
 
 
-async def _writable(sink: socket.socket) -> None:
-    """Return when the socket takes bytes again."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_writer(sink, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_writer(sink)
-
-
-def _close(end: socket.socket, *, reset: bool) -> None:
+def _close(end: asyncio.StreamWriter, *, reset: bool) -> None:
+    """Close a connection that is not closing already."""
+    if end.is_closing():
+        return
     if reset:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-    end.close()
+        end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+        end.transport.abort()
+    else:
+        end.close()

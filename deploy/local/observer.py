@@ -1,8 +1,8 @@
-"""Watches a cluster from outside while it runs: who leads, who writes what, how far it is, and what changed.
+"""Observe a running cluster from outside: the leader, the processor of each table, the checkpoint, and what changes.
 
-A thread of its own reads the admin API and the source's WAL position a few times a second. Each reading is a frozen `View`;
-what changed since the last one is told as events (`on_event`, called on that thread). Standstill and lag are measured from the
-readings, so they are no finer than the interval.
+A thread reads the admin API and the source's WAL position several times per second. Each reading is a frozen `View`; changes
+since the last one become events (`on_event`, called on that thread). Standstill and lag are measured from the readings, so their
+resolution is the interval.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
 from deploy.local.admin import Admin, AdminError, Json
+from deploy.local.workload import end_of_wal
 
 INTERVAL_S = 0.25
 SLOW_EVERY = 4
-"""Captures and tables are read at every fourth reading at least, and whenever the leader has changed."""
+"""The captures are read with every fourth reading, and when the leader has changed."""
 SAMPLES_MAX = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One reading. at: seconds of time.monotonic(). Nodes by name where known, else by id. answered False: nobody did."""
+    """One reading. at: seconds of time.monotonic(). answered: whether a leading owner was reachable; otherwise old values."""
 
     at: float
     answered: bool = False
@@ -38,12 +39,13 @@ class View:
     source_ts: int = 0
 
     def node_of(self, capture: str | None) -> str:
+        """Return the name of a processor, or its capture id if the name is not known."""
         return "-" if capture is None else self.captures.get(capture, capture)
 
 
 @dataclass(slots=True)
 class Measures:
-    """What was measured while `measuring` was on. Seconds; bytes of WAL."""
+    """The measurements between `measure(True)` and `measure(False)`, in seconds and bytes of WAL."""
 
     longest_standstill_s: float = 0.0
     lag_s_max: float = 0.0
@@ -51,7 +53,7 @@ class Measures:
     lags_s: list[float] = field(default_factory=list)
     readings: int = 0
     went_back: int = 0
-    """How often the checkpoint was below an earlier reading. It must never be."""
+    """How often the checkpoint was below an earlier reading, which must never happen."""
 
     @property
     def lag_s_median(self) -> float:
@@ -59,7 +61,7 @@ class Measures:
 
 
 class Observer:
-    """start, read `view` at any time, stop. names: address of an owner -> its node."""
+    """An observer: `start` it, read `view` at any time, `stop` it."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Observer:
         names: Mapping[str, str],
         on_event: Callable[[str], None],
     ) -> None:
+        """Prepare the observer. names: address of an owner -> its node."""
         self._endpoints = admin_endpoints
         self._source_uri = source_uri
         self._names = dict(names)
@@ -78,7 +81,7 @@ class Observer:
         self.measures = Measures()
         self.events = 0
         self.error = ""
-        """Why it has stopped by itself: the source does not answer."""
+        """Why it has stopped by itself: the source is unreachable."""
         self._writers: dict[int, str] = {}
         self._measuring_since = 0.0
         self._moved_at = 0.0
@@ -89,13 +92,13 @@ class Observer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Idempotent; returns when the thread has ended."""
+        """Stop the thread and wait for its end. Idempotent."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(30)
 
     def measure(self, on: bool) -> None:
-        """Standstill and lag are measured from now on, or not any more."""
+        """Begin or end the measurement of standstill and lag."""
         now = time.monotonic()
         if on:
             self._moved_at = now
@@ -118,32 +121,27 @@ class Observer:
                         self.events += 1
                         self._on_event(event)
         except psycopg.Error as error:
-            self.error = f"the source does not answer: {error}"
+            self.error = f"the source is unreachable: {error}"
         finally:
             admin.close()
 
     def _read(self, admin: Admin, source: psycopg.Connection[tuple[int]], before: View, *, fully: bool) -> View:
-        row = source.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint").fetchone()
-        source_ts = int(row[0]) if row is not None else 0
+        source_ts = end_of_wal(source)
         try:
             status = admin.status()
             leader = status["leader"]
             if leader is None:
-                raise AdminError("nobody leads")
+                raise AdminError("there is no leader")
             revision = status["leader_revision"] or 0
             changefeeds = admin.changefeeds()
-            fully = fully or not before.answered or revision != before.leader_revision
-            captures = admin.captures() if fully else []
+            names, states = dict(before.captures), before.capture_states
+            if fully or not before.answered or revision != before.leader_revision:
+                captures = admin.captures()
+                states = {row["id"]: row["state"] for row in captures}
+                names |= {row["id"]: row["labels"].get("node", row["id"]) for row in captures}
             tables = admin.tables(changefeeds[0]["changefeed"]) if changefeeds and changefeeds[0]["running"] else []
         except AdminError:
-            return View(
-                time.monotonic(), False, None, before.leader_revision, before.captures, before.capture_states, before.tables,
-                before.changefeed, source_ts,
-            )  # fmt: skip
-        names, states = dict(before.captures), before.capture_states
-        if fully:
-            states = {row["id"]: row["state"] for row in captures}
-            names |= {row["id"]: row["labels"].get("node", row["id"]) for row in captures}
+            return replace(before, at=time.monotonic(), answered=False, leader=None, source_ts=source_ts)
         return View(
             at=time.monotonic(),
             answered=True,
@@ -186,18 +184,21 @@ class Observer:
             times.append(view.at)
 
     def _lag_s(self, checkpoint: int, now: float) -> float:
-        """How long ago the source was where the checkpoint is now: the age of the first position beyond it."""
+        """Return how long ago the source passed the checkpoint: the age of the first position beyond it."""
         positions, times = self._positions
         index = bisect_right(positions, checkpoint)
         return now - times[index] if index < len(times) else 0.0
 
 
 def changes(before: View, after: View, writers: dict[int, str]) -> list[str]:
-    """What happened between two readings, a sentence each. writers: table -> who was last told to write it; kept up to date
-    here, so that a new owner, which learns all writers anew, is no news."""
+    """Return what happened between two readings, one sentence each.
+
+    writers: table -> the capture that was last seen replicating it. It is updated here, so that a new owner, which learns the
+    writers again, is not reported as a change of all of them.
+    """
     events: list[str] = []
     if before.answered and not after.answered:
-        events.append("no owner leads")
+        events.append("there is no leader")
     if after.answered and after.leader_revision != before.leader_revision:
         events.append(f"{after.leader} leads (election {after.leader_revision})")
     for capture, state in after.capture_states.items():

@@ -1,7 +1,7 @@
-"""What has to be right before anything is installed or started: one clear line for each thing that is not.
+"""Check the requirements before anything is installed or started, and print one line for each that is not met.
 
-Runs on whatever `python3` a machine has, so it keeps to the syntax of Python 3.6 and to the standard library. Exit code 0 =
-all is well, 1 = something is missing; the lines are on stderr. `make demo`, `make cluster` and `make test` call it first.
+Runs on any `python3`, so it uses the syntax of Python 3.6 and the standard library only. Exit code 0: all requirements are met;
+1: some are not, and stderr names them. `make demo`, `make cluster` and `make test` call it first.
 """
 
 # ruff: noqa: UP031
@@ -12,12 +12,12 @@ import sys
 
 OLDEST = (3, 11)
 OLDEST_GLIBC = (2, 34)
-"""Of the PostgreSQL wheel."""
+"""The oldest glibc that the PostgreSQL wheel supports."""
 MACHINES = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64",)}
 
 
 def wrong_python(version):  # type: (tuple[int, ...]) -> str
-    """Empty when this Python will do."""
+    """Return "" when this version of Python is supported."""
     if version >= OLDEST:
         return ""
     have = "%d.%d" % version[:2]
@@ -25,7 +25,7 @@ def wrong_python(version):  # type: (tuple[int, ...]) -> str
 
 
 def missing_modules(version, importable):  # type: (tuple[int, ...], object) -> str
-    """Empty when a virtual environment with pip can be made. importable: name -> bool."""
+    """Return "" when a virtual environment with pip can be created. importable: name -> bool."""
     missing = [name for name in ("venv", "ensurepip") if not importable(name)]  # type: ignore[operator]
     if not missing:
         return ""
@@ -34,14 +34,17 @@ def missing_modules(version, importable):  # type: (tuple[int, ...], object) -> 
 
 
 def wrong_platform(system, machine, glibc):  # type: (str, str, tuple[int, ...]) -> str
-    """Empty when etcd and PostgreSQL can be had here. glibc: its version, () where it is another C library."""
+    """Return "" when there are wheels of etcd and PostgreSQL for this platform. glibc: its version, () for another C library."""
     if machine not in MACHINES.get(system, ()):
         supported = ", ".join("%s on %s" % (name, " or ".join(MACHINES[name])) for name in sorted(MACHINES))
         return "%s on %s is not supported: %s" % (system, machine or "an unknown machine", supported)
     if os.environ.get("TABLEWIRE_POSTGRES_BIN") or not glibc or glibc >= OLDEST_GLIBC:
         return ""
     have = "%d.%d" % glibc[:2]
-    return "glibc %s is too old for the PostgreSQL wheel (2.34 or newer): name a server by TABLEWIRE_POSTGRES_BIN" % have
+    return (
+        "glibc %s is too old for the PostgreSQL wheel (2.34 or newer): set TABLEWIRE_POSTGRES_BIN to the bin folder of a server"
+        % have
+    )
 
 
 def _importable(name):  # type: (str) -> bool

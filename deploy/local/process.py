@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,49 +53,27 @@ class Scoped(ABC):
         self.close()
 
 
-class _Spawner:
-    """The thread that forks. It starts with the first process and lives as long as this process."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._owner_pid = 0
-
-    def spawn(self, job: Callable[[], None]) -> None:
-        """Run `job`, which forks and records the new process.
-
-        The job has ended when this returns or raises, so that a Ctrl-C in between leaves no unrecorded process.
-        """
-        with self._lock:
-            if self._owner_pid != os.getpid():  # first use, or first use after a fork
-                self._owner_pid = os.getpid()
-                threading.Thread(target=self._run, name="spawner", daemon=True).start()
-        answer: Future[None] = Future()
-        try:
-            self._jobs.put((job, answer))
-            answer.result()
-        except BaseException:
-            wait([answer], FORK_TIMEOUT_S)
-            raise
-
-    def _run(self) -> None:
-        adopt_orphans()
-        while True:
-            job, answer = self._jobs.get()
-            try:
-                job()
-                answer.set_result(None)
-            except OSError as error:
-                answer.set_exception(error)
-
-
-_spawner = _Spawner()
-
-
 def adopt_orphans() -> None:
     """Make this process the parent of descendants that lose their own parent. Linux only; elsewhere nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+_forker = ThreadPoolExecutor(1, "spawner", initializer=adopt_orphans)
+
+
+def _fork(job: Callable[[], None]) -> None:
+    """Run `job`, which forks and records the new process, on the thread that forks.
+
+    The job has ended when this returns or raises, so that a Ctrl-C in between leaves no unrecorded
+    process.
+    """
+    done = _forker.submit(job)
+    try:
+        done.result()
+    except BaseException:
+        wait([done], FORK_TIMEOUT_S)
+        raise
 
 
 def end_descendants() -> None:
@@ -252,7 +228,7 @@ class ManagedProcess:
                 )
 
         self._paused = False
-        _spawner.spawn(fork)
+        _fork(fork)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the process itself, not what it forked; do nothing when it has ended."""

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable
 from types import TracebackType
 
-from deploy.local.links import BUFFER_BYTES, Direction, Link, ProxyLoop
+from deploy.local.links import BUFFER_BYTES, CHUNK_BYTES, Direction, Link, ProxyLoop
 
 __all__ = ["BUFFER_BYTES", "Direction", "Link", "ProxyLoop", "TcpProxy"]
 
@@ -47,13 +47,11 @@ class TcpProxy(Link):
         self._own_loop = loop is None
         self._classify = classify
         self._target = _address(target)
-        self._listener = socket.create_server((listen_host, 0), backlog=128)
-        self._listener.setblocking(False)
-        host, port = self._listener.getsockname()
-        self.endpoint = f"{host}:{port}"
-        self._serving: asyncio.Task[None] | None = None
+        listener = socket.create_server((listen_host, 0), backlog=128)
+        self.endpoint = "{}:{}".format(*listener.getsockname())
+        self._serving: asyncio.Task[None]
         self._open = True
-        self._loop.run(self._serve)
+        self._loop.run(lambda: self._serve(listener))
 
     @property
     def link(self) -> Link:
@@ -65,13 +63,11 @@ class TcpProxy(Link):
 
     def close(self) -> None:
         """Stop listening. With a loop of its own, end every connection too. Idempotent."""
-        if not self._open:
-            return
-        self._open = False
-        if self._own_loop:
-            self._loop.close()
-        else:
-            self._loop.run(self._stop)
+        if self._open:
+            self._open = False
+            self._loop.run(self._serving.cancel)
+            if self._own_loop:
+                self._loop.close()
 
     def __enter__(self) -> TcpProxy:
         return self
@@ -79,20 +75,16 @@ class TcpProxy(Link):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _serve(self) -> None:
-        self._serving = asyncio.create_task(self._accept())
+    def _serve(self, listener: socket.socket) -> None:
+        async def serve() -> None:
+            async with await asyncio.start_server(self._accepted, sock=listener, limit=CHUNK_BYTES) as server:
+                await server.serve_forever()
 
-    async def _stop(self) -> None:
-        assert self._serving is not None
-        self._serving.cancel()
-        await asyncio.wait([self._serving])
+        self._serving = asyncio.create_task(serve())
 
-    async def _accept(self) -> None:
-        with self._listener:
-            while True:
-                client, address = await asyncio.get_running_loop().sock_accept(self._listener)
-                link = self._classify(address) if self._classify is not None else self
-                link.carry(client, self._target)
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = self._classify(writer.get_extra_info("peername")) if self._classify is not None else self
+        link.carry(reader, writer, self._target)
 
 
 def _address(text: str) -> tuple[str, int]:

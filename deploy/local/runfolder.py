@@ -1,6 +1,6 @@
-"""A folder of one run of ours below the project: made at the start, removed at the end, also after a run that was killed.
+"""The folder of one run below the project: created at the start, removed at the end or, after a kill, by the next run.
 
-The run holds a lock on it while it lives, so that the next run can tell what was left behind from what is in use.
+A run holds a lock on its folder, so that the next run can distinguish a leftover from a folder in use.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ REMOVE_PAUSE_S = 0.05
 
 
 class RunFolder:
-    """`with RunFolder(parent) as run:` makes run.path = parent/<pid>-<random>. The parent goes with its last folder.
+    """`with RunFolder(parent) as run:` creates run.path = parent/<pid>-<random>; the parent is removed with its last folder.
 
-    keep: the whole folder stays. `keep_only(name)`: what is called so in it stays (logs of a failure), until the next run.
+    keep: the folder stays. After `keep_only(name)`, that entry of it stays (logs of a failure) until the next run.
     """
 
     def __init__(self, parent: Path, *, keep: bool = False) -> None:
@@ -37,7 +37,7 @@ class RunFolder:
 
     @property
     def kept(self) -> Path | None:
-        """What stays after the end, None = nothing."""
+        """Return the path that stays after the end, None = nothing stays."""
         if self._kept is not None:
             return self.path / self._kept
         return self.path if self._keep else None
@@ -56,11 +56,11 @@ class RunFolder:
         if not self._keep:
             self._remove()
         os.close(self._lock)
-        with contextlib.suppress(OSError):  # another run's folder is in it
+        with contextlib.suppress(OSError):  # it holds the folder of another run
             self._parent.rmdir()
 
     def _remove(self) -> None:
-        """What was just killed may still be writing its last file, so it is tried again a few times."""
+        """Remove the content, in several tries: a process that was just killed may still be writing its last file."""
         for _ in range(REMOVE_TRIES):
             left = [child for child in self.path.iterdir() if child.name not in (self._kept, LOCK_NAME)]
             if not left:
@@ -73,13 +73,13 @@ class RunFolder:
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove folders whose run is over without having removed them; which."""
+    """Remove the folders of runs that ended without removing them, and return their paths."""
     removed = []
     for folder in parent.iterdir():
         try:
             lock = os.open(folder / LOCK_NAME, os.O_RDWR)
         except OSError:
-            continue  # just being made, or kept by hand
+            continue  # just being created, or kept on purpose
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,8 +1,8 @@
-"""What the demo shows: a live view where there is a terminal, one line an event where there is none (`--plain`)."""
+"""The output of the demo: a live view on a terminal, otherwise one line per event (`--plain`)."""
 
 from __future__ import annotations
 
-import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -14,22 +14,36 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deploy.local.admin import Json
 from deploy.local.observer import View
+from tablewire.postgres.connections import format_lsn
 
-EVENTS_SHOWN = 12
+EVENTS_KEPT = 50
+EVENT_LINES_MIN = 2
 REFRESH_PER_S = 4
+_INDENT = " " * 11
 _STATE_STYLES = {"replicating": "green", "commit": "yellow", "prepare": "yellow", "absent": "red", "removing": "magenta"}
+_COLUMNS = (
+    ("table", 5, 0),
+    ("state", 11, 1),
+    ("replicated by", 13, 2),
+    ("prepared by", 11, 4),
+    ("checkpoint", 10, 5),
+    ("waits for", 16, 3),
+)
+"""(heading, minimal width, rank): the columns with the highest ranks are left out on a narrow terminal."""
 
 
 class Screen:
-    """`say` from any thread. The live view shows `view()` and `load()` as they are at each refresh, once they are given."""
+    """The demo's output. Events come from any thread; the live view shows `view()` and `load()` at each refresh."""
 
-    def __init__(self, *, plain: bool) -> None:
+    def __init__(self, *, plain: bool, console: Console | None = None) -> None:
+        """Prepare the output. console: where the live view is drawn, None = the terminal."""
         self.plain = plain
+        self.console = console or Console()
         self._begin = time.monotonic()
-        self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
+        self._events: deque[str] = deque(maxlen=EVENTS_KEPT)
         self._lock = threading.Lock()
-        self._console = Console()
         self._live: Live | None = None
         self._view: Callable[[], View] | None = None
         self._load: Callable[[], str] | None = None
@@ -37,7 +51,11 @@ class Screen:
     def __enter__(self) -> Screen:
         if not self.plain:
             self._live = Live(
-                get_renderable=self._render, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
+                get_renderable=self.render,
+                console=self.console,
+                refresh_per_second=REFRESH_PER_S,
+                transient=True,
+                vertical_overflow="crop",
             )
             self._live.start()
         return self
@@ -48,60 +66,76 @@ class Screen:
             self._live = None
 
     def show(self, view: Callable[[], View], load: Callable[[], str]) -> None:
-        """What the live view reads from now on."""
+        """Let the live view show these from now on."""
         self._view, self._load = view, load
 
     def say(self, text: str) -> None:
-        """One event: a line, at once."""
+        """Show an event at once."""
         line = f"[{time.monotonic() - self._begin:6.1f} s] {text}"
         with self._lock:
             self._events.append(line)
-            if self._live is None:
+            if self.plain:
                 print(line, flush=True)
 
-    def result(self, lines: list[str]) -> None:
-        """The end: plain lines on stdout, after the live view has been taken away."""
-        with self._lock:
-            sys.stdout.write("\n".join(lines) + "\n")
-            sys.stdout.flush()
-
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """Return the live view, fitted to the console: the cluster, its tables, and the last events."""
+        width, height = self.console.width, self.console.height - 1
         parts: list[RenderableType] = []
         if self._view is not None and self._load is not None:
             view = self._view()
-            parts += [_header(view, self._load()), _tables(view)]
+            header = _header(view, self._load()).wrap(self.console, width)
+            table = _tables(view, width, height - len(header) - EVENT_LINES_MIN - 3)
+            parts = [*header, Text(), table, Text()]
+            height -= len(header) + table.row_count + 3
         with self._lock:
-            parts.append(Text("\n".join(self._events), style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(*parts)
+            lines = [line for event in self._events for line in textwrap.wrap(event, width, subsequent_indent=_INDENT)]
+        return Group(*parts, Text("\n".join(lines[-max(1, height) :]), style="dim"))
 
 
 def _header(view: View, load: str) -> Text:
     text = Text()
-    text.append("leader ", style="bold")
-    text.append(view.leader or "nobody", style="green" if view.leader else "red")
-    text.append(f" (election {view.leader_revision})   ")
-    text.append("processors ", style="bold")
-    text.append(", ".join(f"{view.node_of(capture)} {state}" for capture, state in view.capture_states.items()) or "none")
+    text.append("leader      ", style="bold")
+    text.append(f"{view.leader} (election {view.leader_revision})" if view.leader else "none", "green" if view.leader else "red")
+    text.append("\nprocessors  ", style="bold")
+    states = [f"{view.node_of(capture)} {state}" for capture, state in view.capture_states.items()]
+    text.append(", ".join(sorted(states)) or "none")
     if view.changefeed is not None:
-        lag = max(0, view.source_ts - int(view.changefeed["checkpoint_ts"]))
-        text.append("\ncheckpoint ", style="bold")
-        text.append(f"{view.changefeed['checkpoint_ts']:,} (lag {lag:,} bytes of WAL)   ")
-    text.append("load ", style="bold")
-    text.append(load)
-    return text
+        checkpoint_ts = int(view.changefeed["checkpoint_ts"])
+        text.append("\ncheckpoint  ", style="bold")
+        text.append(f"{format_lsn(checkpoint_ts)}, {max(0, view.source_ts - checkpoint_ts):,} bytes of WAL behind the source")
+    text.append("\nload        ", style="bold")
+    return text.append(load)
 
 
-def _tables(view: View) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("table", "state", "replicated by", "prepared by", "checkpoint", "waits for"):
-        table.add_column(heading, no_wrap=True)
-    for row in sorted(view.tables, key=lambda row: str(row["table"])):
-        table.add_row(
-            str(row["table"] or row["table_id"]),
-            Text(row["state"], style=_STATE_STYLES.get(row["state"], "")),
-            view.node_of(row["primary"]),
-            view.node_of(row["secondary"]),
-            f"{row['checkpoint_ts']:,}",
-            row["stall_reason"] or "",
-        )
+def _tables(view: View, width: int, height: int) -> Table:
+    """Return the tables in at most `height` rows, without the columns that do not fit into `width`."""
+    rows = [_cells(view, row) for row in sorted(view.tables, key=lambda row: (row["state"] == "replicating", str(row["table"])))]
+    height = max(1, height)
+    if len(rows) > height:
+        rows = [*rows[: height - 1], [f"{len(rows) - height + 1} more tables", *[""] * (len(_COLUMNS) - 1)]]
+    else:
+        rows.sort(key=lambda cells: cells[0])
+    widths = [
+        max([least, len(heading), *(len(row[at]) for row in rows)]) + 2 for at, (heading, least, _rank) in enumerate(_COLUMNS)
+    ]
+    shown = sorted(range(len(_COLUMNS)), key=lambda at: _COLUMNS[at][2])
+    while len(shown) > 1 and sum(widths[at] for at in shown) - 2 > width:
+        shown.pop()
+    shown.sort()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for at in shown:
+        table.add_column(_COLUMNS[at][0], no_wrap=True, min_width=widths[at] - 2)
+    for row in rows:
+        table.add_row(*(Text(row[at], _STATE_STYLES.get(row[at], "")) for at in shown))
     return table
+
+
+def _cells(view: View, row: Json) -> list[str]:
+    return [
+        str(row["table"] or row["table_id"]),
+        row["state"],
+        view.node_of(row["primary"]),
+        view.node_of(row["secondary"]),
+        format_lsn(int(row["checkpoint_ts"])),
+        row["stall_reason"] or "",
+    ]

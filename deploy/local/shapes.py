@@ -1,53 +1,43 @@
-"""The twelve tables of the workload: what a row of each looks like, from a seeded chance and a number that is never reused.
+"""The twelve tables of the workload: how rows are made from a seeded random generator and a number that is never reused.
 
-Between them: bigint, int, text, uuid, composite and no keys; text with everything that needs quoting, numeric with NaN and with
-many digits, jsonb, json, bytea, timestamptz and its relatives, arrays with NULLs in them, NULLs everywhere, values big
-enough to be stored out of line (TOAST) which updates leave alone, key-changing updates, and a table without a primary key.
+Together they have: bigint, int, text, uuid, composite and no keys; text that needs quoting; numeric with NaN and with many
+digits; jsonb, json, bytea, timestamptz and related types; arrays that contain NULLs; NULLs everywhere; values large enough to be
+stored out of line (TOAST) that updates do not touch; updates that change the key; and a table without a primary key.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address
 from random import Random
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from psycopg.types.json import Json, Jsonb
 
 Row = dict[str, Any]
+Make: TypeAlias = Callable[[Random], Any]
+MakeKey: TypeAlias = Callable[[Random, int], Any]
 
 _WORDS = (
-    "alpha",
-    "b'eta",
-    'ga"mma',
-    "del\tta",
-    "eps\\ilon",
-    "ze\nta",
-    "éta",
-    "θ",
-    "日本語",
-    "🐘",
-    "",
-    " ",
-    "\\N",
-    "NULL",
-    "{}",
-    "%s",
+    *("alpha", "b'eta", 'ga"mma', "del\tta", "eps\\ilon", "ze\nta", "éta", "θ", "日本語", "🐘"),
+    *("", " ", "\\N", "NULL", "{}", "%s"),
 )
 _EPOCH = datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)
+_NULL_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A table: its columns as SQL, the columns that identify a row, and how rows and updates are made.
+    """A table: its columns as SQL, the columns that identify a row, and functions that make rows and updates.
 
-    row(rng, number): a new row. update(rng, number): the columns that an update sets; it may hold key columns.
-    extra_sql: statements after CREATE TABLE, with {} for the table's name.
+    row(rng, number): a new row. update(rng, number): the columns that an update sets; these may include key columns.
+    extra_sql: statements after CREATE TABLE, with {} for the name of the table.
     """
 
     name: str
@@ -62,223 +52,161 @@ def _text(rng: Random, words: int = 4) -> str:
     return " ".join(rng.choices(_WORDS, k=rng.randint(0, words)))
 
 
-def _maybe(rng: Random, value: Any) -> Any:
-    """NULL once in four."""
-    return None if rng.random() < 0.25 else value
+def _big_text(rng: Random) -> str:
+    """Return 12 to 40 kB that do not compress, so that they are stored out of line."""
+    return base64.b64encode(rng.randbytes(rng.randint(9_000, 30_000))).decode("ascii")
 
 
-def _stamp(rng: Random) -> datetime:
+def _timestamp(rng: Random) -> datetime:
     return _EPOCH + timedelta(microseconds=rng.randrange(10**15))
 
 
-def _uuid(rng: Random) -> UUID:
-    return UUID(int=rng.getrandbits(128), version=4)
+def _decimal(rng: Random, digits: int, scale: int) -> Decimal:
+    return Decimal(rng.randint(-(10**digits), 10**digits)).scaleb(-scale)
 
 
 def _numeric(rng: Random) -> Decimal:
-    choice = rng.random()
-    if choice < 0.03:
-        return Decimal("NaN")
     digits = rng.choice((2, 10, 40))
-    return Decimal(rng.randint(-(10**digits), 10**digits)).scaleb(-rng.randint(0, digits // 2))
+    return Decimal("NaN") if rng.random() < 0.03 else _decimal(rng, digits, rng.randint(0, digits // 2))
 
 
 def _tree(rng: Random) -> Any:
     return {"k": _text(rng, 2), "n": rng.randint(-5, 5), "x": [None, True, 1.5, _text(rng, 1)], "d": {"è": []}}
 
 
-def _big_text(rng: Random) -> str:
-    """12-40 kB that do not compress, so that they are stored out of line."""
-    return base64.b64encode(rng.randbytes(rng.randint(9_000, 30_000))).decode("ascii")
+def _array(make: Make, most: int) -> Make:
+    return lambda rng: [_or_null(rng, make) for _ in range(rng.randint(0, most))]
 
 
-def _subset(rng: Random, row: Row) -> Row:
-    """One to all columns of an update."""
-    names = rng.sample(list(row), k=rng.randint(1, len(row)))
-    return {name: row[name] for name in row if name in names}
+def _or_null(rng: Random, make: Make) -> Any:
+    return None if rng.random() < _NULL_SHARE else make(rng)
 
 
-def _account(rng: Random) -> Row:
-    return {
-        "owner": _text(rng),
-        "balance": Decimal(rng.randint(-(10**9), 10**9)).scaleb(-4),
-        "opened_at": _stamp(rng),
-        "note": _maybe(rng, _text(rng)),
-        "active": rng.random() < 0.5,
-    }
+_MAKE: Mapping[str, Make] = {
+    "boolean": lambda rng: rng.random() < 0.5,
+    "bytea": lambda rng: rng.randbytes(rng.choice((0, 1, 20, 300))),
+    "character(4)": lambda rng: rng.choice(("a", "bc ", "")),
+    "date": lambda rng: date(1, 1, 1) + timedelta(days=rng.randrange(3_000_000)),
+    "double precision": lambda rng: rng.choice((rng.gauss(0, 1e6), float("nan"), float("inf"), 1e-300, 0.1)),
+    "inet": lambda rng: IPv4Address(rng.getrandbits(32)),
+    "int": lambda rng: rng.randint(-(2**31), 2**31 - 1),
+    "int[]": _array(lambda rng: rng.randint(-(2**31), 2**31 - 1), 5),
+    "int[][]": lambda rng: [[rng.randint(0, 9), rng.randint(0, 9)] for _ in range(2)],
+    "interval": lambda rng: timedelta(days=rng.randint(-400, 400), microseconds=rng.randrange(10**10)),
+    "json": lambda rng: Json(_tree(rng)),
+    "jsonb": lambda rng: Jsonb(_tree(rng)),
+    "numeric": _numeric,
+    "numeric(12,2)": lambda rng: _decimal(rng, 9, 2),
+    "numeric(18,4)": lambda rng: _decimal(rng, 13, 4),
+    "real": lambda rng: rng.choice((0.5, 1.25, -3.0)),
+    "smallint": lambda rng: rng.randint(-32768, 32767),
+    "text": _text,
+    "text[]": _array(lambda rng: rng.choice(_WORDS), 4),
+    "time": lambda rng: time(rng.randrange(24), rng.randrange(60), rng.randrange(60), rng.randrange(10**6)),
+    "timestamp": lambda rng: _timestamp(rng).replace(tzinfo=None),
+    "timestamptz": _timestamp,
+    "timestamptz[]": _array(_timestamp, 2),
+}
+"""Values by type of column."""
+_ID: Mapping[str, tuple[str, MakeKey]] = {"id": ("bigint", lambda _rng, number: number)}
 
 
-def _order_line(rng: Random) -> Row:
-    return {"sku": _text(rng, 2), "quantity": rng.randint(1, 99), "price": Decimal(rng.randint(0, 10**7)).scaleb(-2)}
+def _shape(
+    name: str,
+    key: Mapping[str, tuple[str, MakeKey]],
+    columns: str,
+    *extra_sql: str,
+    makes: Mapping[str, Make] = MappingProxyType({}),
+    update: Callable[[Random, int], Row] | None = None,
+    primary: bool = True,
+) -> Shape:
+    """Build a Shape of key columns (name -> type, how a value is made) and columns ("name type, ...").
+
+    Values follow from the type unless `makes` has the column, and are NULL at times unless it is NOT NULL. An update sets some
+    or all of the columns that are not in the key.
+    """
+    kinds = dict(column.split(" ", 1) for column in columns.split(", "))
+
+    def values(rng: Random, names: Sequence[str]) -> Row:
+        row = {}
+        for column in names:
+            kind = kinds[column].removesuffix(" NOT NULL")
+            make = makes.get(column) or _MAKE[kind]
+            row[column] = _or_null(rng, make) if kind == kinds[column] else make(rng)
+        return row
+
+    keys_sql = ", ".join(f"{column} {kind}" for column, (kind, _) in key.items())
+    primary_sql = f", PRIMARY KEY ({', '.join(key)})" if primary else ""
+    return Shape(
+        name,
+        f"{keys_sql}, {columns}{primary_sql}",
+        tuple(key),
+        lambda rng, number: {column: make(rng, number) for column, (_, make) in key.items()} | values(rng, list(kinds)),
+        update or (lambda rng, _number: values(rng, rng.sample(list(kinds), k=rng.randint(1, len(kinds))))),
+        extra_sql,
+    )
 
 
-def _document(rng: Random) -> Row:
-    return {"body": Jsonb(_tree(rng)), "tags": [_maybe(rng, word) for word in rng.choices(_WORDS, k=rng.randint(0, 4))]}
-
-
-def _blob(rng: Random) -> Row:
-    return {"data": rng.randbytes(rng.choice((0, 1, 20, 300))), "digest": _maybe(rng, rng.randbytes(16))}
-
-
-def _event(rng: Random) -> Row:
-    return {"happened_at": _stamp(rng), "kind": rng.choice(("open", "close", "it's")), "payload": _maybe(rng, Json(_tree(rng)))}
-
-
-def _measurement(rng: Random) -> Row:
-    value = rng.choice((rng.gauss(0, 1e6), float("nan"), float("inf"), 1e-300, 0.1))
-    return {"value": value, "quality": _maybe(rng, rng.randint(-32768, 32767))}
-
-
-def _arrays(rng: Random) -> Row:
-    return {
-        "ints": [_maybe(rng, rng.randint(-(2**31), 2**31 - 1)) for _ in range(rng.randint(0, 5))],
-        "texts": _maybe(rng, rng.choices(_WORDS, k=rng.randint(0, 3))),
-        "stamps": [_stamp(rng) for _ in range(rng.randint(0, 2))],
-        "matrix": [[rng.randint(0, 9), rng.randint(0, 9)] for _ in range(2)],
-    }
-
-
-def _nulls(rng: Random) -> Row:
-    return {
-        "a": _maybe(rng, rng.randint(-100, 100)),
-        "b": _maybe(rng, _text(rng)),
-        "c": _maybe(rng, _numeric(rng)),
-        "d": _maybe(rng, _stamp(rng)),
-    }
-
-
-def _moment(rng: Random) -> Row:
-    stamp = _stamp(rng)
-    return {
-        "day": date(1, 1, 1) + timedelta(days=rng.randrange(3_000_000)),
-        "clock": time(rng.randrange(24), rng.randrange(60), rng.randrange(60), rng.randrange(10**6)),
-        "local": stamp.replace(tzinfo=None),
-        "at": stamp,
-        "span": timedelta(days=rng.randint(-400, 400), microseconds=rng.randrange(10**10)),
-    }
-
-
-def _mixed(rng: Random) -> Row:
-    return {
-        "n": _numeric(rng),
-        "small": rng.randint(-32768, 32767),
-        "short": rng.choice(("a", "bc ", "")),
-        "address": _maybe(rng, IPv4Address(rng.getrandbits(32))),
-        "ratio": rng.choice((0.5, 1.25, -3.0)),
-    }
-
-
-def _keyed(key: Callable[[Random, int], Row], rest: Callable[[Random], Row]) -> Callable[[Random, int], Row]:
-    return lambda rng, number: {**key(rng, number), **rest(rng)}
-
-
-def _part(rest: Callable[[Random], Row]) -> Callable[[Random, int], Row]:
-    return lambda rng, _number: _subset(rng, rest(rng))
-
-
-def _by_id(_rng: Random, number: int) -> Row:
-    return {"id": number}
-
-
-def _setting_update(rng: Random, number: int) -> Row:
-    """Every third update changes the key."""
-    changed: Row = {"value": _maybe(rng, _text(rng))}
+def _update_setting(rng: Random, number: int) -> Row:
+    """Change the key in every third update."""
+    changed: Row = {"value": _or_null(rng, _text)}
     return {"name": f"{_text(rng, 1)}/{number}", **changed} if number % 3 == 0 else changed
 
 
-def _big_update(rng: Random, number: int) -> Row:
-    """Mostly the title alone: the big text is then not sent by the source at all."""
+def _update_big_text(rng: Random, number: int) -> Row:
+    """Set the title alone in most updates: the source then does not send the large value."""
     return {"title": _text(rng), "body": _big_text(rng)} if number % 10 == 0 else {"title": _text(rng)}
 
 
 SHAPES: Sequence[Shape] = (
-    Shape(
-        "accounts",
-        "id bigint PRIMARY KEY, owner text NOT NULL, balance numeric(18,4), opened_at timestamptz, note text, active boolean",
-        ("id",),
-        _keyed(_by_id, _account),
-        _part(_account),
-    ),
-    Shape(
+    _shape("accounts", _ID, "owner text NOT NULL, balance numeric(18,4), opened_at timestamptz, note text, active boolean"),
+    _shape(
         "order_lines",
-        "order_id bigint, line_no int, sku text, quantity int, price numeric(12,2), PRIMARY KEY (order_id, line_no)",
-        ("order_id", "line_no"),
-        _keyed(lambda _rng, number: {"order_id": number // 4, "line_no": number % 4}, _order_line),
-        _part(_order_line),
+        {"order_id": ("bigint", lambda _rng, number: number // 4), "line_no": ("int", lambda _rng, number: number % 4)},
+        "sku text, quantity int, price numeric(12,2)",
     ),
-    Shape(
+    _shape(
         "documents",
-        "id uuid PRIMARY KEY, body jsonb, tags text[]",
-        ("id",),
-        _keyed(lambda rng, _number: {"id": _uuid(rng)}, _document),
-        _part(_document),
+        {"id": ("uuid", lambda rng, _number: UUID(int=rng.getrandbits(128), version=4))},
+        "body jsonb NOT NULL, tags text[]",
     ),
-    Shape(
-        "blobs",
-        "id bigint PRIMARY KEY, data bytea, digest bytea",
-        ("id",),
-        _keyed(_by_id, _blob),
-        _part(_blob),
-    ),
-    Shape(
+    _shape("blobs", _ID, "data bytea NOT NULL, digest bytea"),
+    _shape(
         "events",
-        "n bigint, happened_at timestamptz, kind text, payload json",
-        ("n",),
-        _keyed(lambda _rng, number: {"n": number}, _event),
-        _part(_event),
-        ("ALTER TABLE {} REPLICA IDENTITY FULL", "CREATE INDEX ON {} (n)"),
+        {"n": ("bigint", lambda _rng, number: number)},
+        "happened_at timestamptz NOT NULL, kind text NOT NULL, payload json",
+        "ALTER TABLE {} REPLICA IDENTITY FULL",
+        "CREATE INDEX ON {} (n)",
+        primary=False,
     ),
-    Shape(
+    _shape(
         "big_texts",
-        "id bigint PRIMARY KEY, title text, body text",
-        ("id",),
-        _keyed(_by_id, lambda rng: {"title": _text(rng), "body": _big_text(rng)}),
-        _big_update,
-        ("ALTER TABLE {} ALTER COLUMN body SET STORAGE EXTERNAL",),
+        _ID,
+        "title text, body text NOT NULL",
+        "ALTER TABLE {} ALTER COLUMN body SET STORAGE EXTERNAL",
+        makes={"body": _big_text},
+        update=_update_big_text,
     ),
-    Shape(
+    _shape(
         "measurements",
-        "sensor text, at timestamptz, value double precision, quality smallint, PRIMARY KEY (sensor, at)",
-        ("sensor", "at"),
-        _keyed(
-            lambda rng, number: {"sensor": rng.choice(("t1", "t'2", "τ3")), "at": _EPOCH + timedelta(seconds=number)},
-            _measurement,
-        ),
-        _part(_measurement),
+        {
+            "sensor": ("text", lambda rng, _number: rng.choice(("t1", "t'2", "τ3"))),
+            "at": ("timestamptz", lambda _rng, number: _EPOCH + timedelta(seconds=number)),
+        },
+        "value double precision NOT NULL, quality smallint",
     ),
-    Shape(
+    _shape(
         "settings",
-        "name text PRIMARY KEY, value text",
-        ("name",),
-        lambda rng, number: {"name": f"{_text(rng, 2)}#{number}", "value": _maybe(rng, _text(rng))},
-        _setting_update,
+        {"name": ("text", lambda rng, number: f"{_text(rng, 2)}#{number}")},
+        "value text",
+        update=_update_setting,
     ),
-    Shape(
+    _shape(
         "arrays",
-        "id int PRIMARY KEY, ints int[], texts text[], stamps timestamptz[], matrix int[]",
-        ("id",),
-        _keyed(_by_id, _arrays),
-        _part(_arrays),
+        {"id": ("int", lambda _rng, number: number)},
+        "ints int[], texts text[], stamps timestamptz[], matrix int[][] NOT NULL",
     ),
-    Shape(
-        "nulls",
-        "id bigint PRIMARY KEY, a int, b text, c numeric, d timestamptz",
-        ("id",),
-        _keyed(_by_id, _nulls),
-        _part(_nulls),
-    ),
-    Shape(
-        "moments",
-        "id bigint PRIMARY KEY, day date, clock time, local timestamp, at timestamptz, span interval",
-        ("id",),
-        _keyed(_by_id, _moment),
-        _part(_moment),
-    ),
-    Shape(
-        "mixed",
-        "id bigint PRIMARY KEY, n numeric, small smallint, short character(4), address inet, ratio real",
-        ("id",),
-        _keyed(_by_id, _mixed),
-        _part(_mixed),
-    ),
+    _shape("nulls", _ID, "a int, b text, c numeric, d timestamptz"),
+    _shape("moments", _ID, "day date, clock time, local timestamp, at timestamptz, span interval"),
+    _shape("mixed", _ID, "n numeric, small smallint, short character(4) NOT NULL, address inet, ratio real"),
 )

@@ -1,7 +1,7 @@
-"""A steady load over twelve tables of different shapes, from a seed: inserts, updates and deletes at a set rate.
+"""A steady load over twelve tables of different shapes: inserts, updates and deletes at a set rate, determined by a seed.
 
-One thread, one connection, short transactions of one to three tables. What was committed is counted by table and kind;
-a transaction that failed is not counted. Rows are kept below a cap by deleting as much as is inserted once it is reached.
+One thread, one connection, short transactions over one to three tables. Committed changes are counted by table and kind; failed
+transactions are not. A table that has reached its maximum of rows gets as many deletes as inserts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from types import TracebackType
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from deploy.local.process import Scoped
 from deploy.local.shapes import SHAPES, Shape
 
 ROWS_PER_TABLE_MAX = 5_000
@@ -34,14 +34,14 @@ _FULL_WEIGHTS = (20, 40, 40)
 
 @dataclass(slots=True)
 class _Table:
-    """One table's live keys, so that updates and deletes hit rows that exist."""
+    """The keys that a table holds, so that updates and deletes hit rows that exist."""
 
     shape: Shape
     keys: list[tuple[Any, ...]] = field(default_factory=list)
     next_number: int = 1
 
     def take(self, rng: Random) -> tuple[Any, ...] | None:
-        """Remove one key by chance and give it; None when there is none."""
+        """Remove a random key and return it; None when the table is empty."""
         if not self.keys:
             return None
         index = rng.randrange(len(self.keys))
@@ -51,7 +51,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class LoadCounts:
-    """What was committed so far."""
+    """The changes committed so far."""
 
     by_kind: Mapping[str, int]
     by_table: Mapping[str, Mapping[str, int]]
@@ -64,7 +64,7 @@ class LoadCounts:
 
 
 def create_tables(uri: str, *, schema: str = "public", shapes: Sequence[Shape] = SHAPES) -> list[str]:
-    """Create the tables (and the schema); their names as schema.table, in order."""
+    """Create the schema and the tables. Returns their names as schema.table, in order."""
     with psycopg.connect(uri, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         for shape in shapes:
@@ -76,11 +76,18 @@ def create_tables(uri: str, *, schema: str = "public", shapes: Sequence[Shape] =
     return [f"{schema}.{shape.name}" for shape in shapes]
 
 
-class Workload:
-    """`create_tables` first. `start`, later `stop`; `counts` at any time from any thread.
+def end_of_wal(connection: psycopg.Connection[Any]) -> int:
+    """Return the position where the WAL of a server ends now, as a Ts."""
+    row = connection.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint").fetchone()
+    assert row is not None
+    return int(row[0])
 
-    A connection that breaks is made again; `error` holds the last trouble. Only one thread runs at a time, and the same seed,
-    rate aside, gives the same sequence of changes.
+
+class Workload(Scoped):
+    """The load on tables made by `create_tables`: `start` it, `stop` it, read `counts` at any time from any thread.
+
+    A broken connection is opened again; `error` holds the last error. The same seed gives the same sequence of changes at any
+    rate.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class Workload:
         self.error = ""
 
     def fill(self, rows_per_table: int) -> None:
-        """Insert so many rows into each table, at full speed, in this thread; before `start`."""
+        """Insert this many rows into each table, at full speed and in this thread; before `start`."""
         with psycopg.connect(self._uri) as connection:
             for table in self._tables:
                 for begin in range(0, rows_per_table, 500):
@@ -121,13 +128,16 @@ class Workload:
         self._thread.start()
 
     def stop(self) -> LoadCounts:
-        """End after the transaction under way; what was committed in all. Idempotent."""
+        """Stop after the current transaction and return what was committed in total. Idempotent."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                raise TimeoutError("the workload's transaction does not end")
+                raise TimeoutError(f"the workload's transaction did not end within {STOP_TIMEOUT_S:g} s")
         return self.counts
+
+    def close(self) -> None:
+        self.stop()
 
     @property
     def counts(self) -> LoadCounts:
@@ -135,13 +145,6 @@ class Workload:
             by_table = {name: dict(counter) for name, counter in self._counts.items()}
             by_kind = {kind: sum(counter[kind] for counter in self._counts.values()) for kind in _KINDS}
             return LoadCounts(by_kind, by_table, self._transactions, self._errors)
-
-    def __enter__(self) -> Workload:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -160,12 +163,12 @@ class Workload:
             ahead_s = done / self._rate - (time.monotonic() - begin)
             if ahead_s > 0 and self._stopping.wait(ahead_s):
                 return
-            if ahead_s < -1.0:  # a machine that cannot keep up makes no burst later
+            if ahead_s < -1.0:  # a machine that fell behind does not catch up in a burst
                 begin, done = time.monotonic(), 0
             done += self._transaction(connection, self._choose())
 
     def _choose(self) -> list[tuple[_Table, str]]:
-        """The changes of the next transaction."""
+        """Choose the changes of the next transaction."""
         tables = self._rng.sample(self._tables, k=min(len(self._tables), self._rng.randint(1, 3)))
         work: list[tuple[_Table, str]] = []
         for _ in range(self._rng.randint(1, ROWS_PER_TRANSACTION)):
@@ -175,7 +178,7 @@ class Workload:
         return work
 
     def _transaction(self, connection: psycopg.Connection[Any], work: Sequence[tuple[_Table, str]]) -> int:
-        """Run and commit; how many rows changed. On an error the keys are as before, as far as we can know."""
+        """Run and commit a transaction, and return how many rows changed. After an error the keys are as before it."""
         done: list[tuple[str, str]] = []
         before = {id(table): (table, list(table.keys)) for table, _ in work} if len(work) <= ROWS_PER_TRANSACTION else {}
         try:
@@ -193,7 +196,7 @@ class Workload:
         return len(done)
 
     def _change(self, cursor: psycopg.Cursor[Any], table: _Table, kind: str) -> str:
-        """Send one change; its kind (an insert where there is no row to change)."""
+        """Send one change and return its kind: an insert where there is no row to change."""
         shape, rng = table.shape, self._rng
         name = sql.Identifier(self._schema, shape.name)
         key = table.take(rng) if kind != INSERT else None

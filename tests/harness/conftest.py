@@ -21,7 +21,7 @@ from deploy.local.node import ROOT
 from deploy.local.postgres import PostgresServer
 from deploy.local.process import wait_until
 from deploy.local.shapes import SHAPES, Shape
-from deploy.local.workload import LoadCounts, Workload, create_tables
+from deploy.local.workload import LoadCounts, Workload, create_tables, end_of_wal
 
 LOAD_TIMEOUT_S = 60.0
 CATCH_UP_TIMEOUT_S = 120.0
@@ -115,9 +115,8 @@ class Replication:
         counts = self.load.stop()
         assert counts.errors == 0, self.load.error
         with psycopg.connect(self.source, autocommit=True) as connection:
-            row = connection.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint").fetchone()
-        assert row is not None
-        self.cluster.wait_checkpoint(int(row[0]), self.changefeed, CATCH_UP_TIMEOUT_S)
+            end_ts = end_of_wal(connection)
+        self.cluster.wait_checkpoint(end_ts, self.changefeed, CATCH_UP_TIMEOUT_S)
         result = compare(self.source, self.sink, self.tables)
         assert result.equal, str(result)
         assert result.rows > 0

@@ -1,8 +1,7 @@
-"""The demo says 1 whenever something it announces did not happen, and cleans up whenever it is told to stop."""
+"""The demo fails when something that it announces did not happen, and cleans up whenever it is stopped."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -13,83 +12,121 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from deploy.local import demo
 from deploy.local.compare import Comparison, Difference
 from deploy.local.node import ROOT
 from deploy.local.observer import View, changes
 from deploy.local.process import descendants, wait_until
+from deploy.local.report import LEADER, PROCESSOR, Kill, Move, Report, check, summary, write_json
+from deploy.local.screen import Screen
 from deploy.local.workload import LoadCounts
 
 pytestmark = pytest.mark.integration
 
-OPTIONS = argparse.Namespace(rate=100.0, seconds=20.0)
+RATE = 100.0
 
 
-def good() -> demo.Report:
+def good() -> Report:
     kinds = {"insert": 1_000, "update": 900, "delete": 100}
-    return demo.Report(
+    return Report(
         seconds=20.0,
         load=LoadCounts(kinds, {"accounts": kinds}, 300, 0),
         replicated=kinds,
-        acts={
-            "moves": [{"table": "public.accounts", "origin": "processor0", "target": "processor1", "seconds": 0.2}],
-            "kills": [
-                {"node": "owner0", "role": "leading owner", "seconds": 2.0, "by": ["owner1"], "tables": []},
-                {"node": "processor0", "role": "processor", "seconds": 3.0, "by": ["processor1"], "tables": ["public.accounts"]},
-            ],
-        },
+        moves=[Move("public.accounts", "processor0", "processor1", 0.2)],
+        kills=[
+            Kill("owner0", LEADER, 2.0, ["owner1"]),
+            Kill("processor0", PROCESSOR, 3.0, ["processor1"], ["public.accounts"]),
+        ],
         comparison=Comparison(12, 900, 0, ()),
     )
 
 
 def test_a_good_run_has_no_problem(tmp_path: Path) -> None:
-    """All happened: exit code 0's summary and figures say so."""
+    """When everything happened, the summary and the figures say so."""
     report = good()
-    demo.check(OPTIONS, report)
+    check(report, RATE)
     assert report.problems == []
-    assert "  source = sink: yes" in demo.summary(report)
-    demo.write_json(tmp_path / "demo.json", report)
+    assert "  source = sink: yes" in summary(report)
+    write_json(tmp_path / "demo.json", report)
     written = json.loads((tmp_path / "demo.json").read_text())
     assert written["ok"]
     assert written["source_equals_sink"]
     assert written["rows_written"]["total"] == 2_000
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
+    assert [kill["role"] for kill in written["kills"]] == ["leading owner", "processor"]
+    assert written["moves"][0]["origin"] == "processor0"
 
 
-def no_load(report: demo.Report) -> None:
+def test_the_result_fits_on_a_small_terminal() -> None:
+    """The summary, the reason for different counts and the next step need at most 80 columns and 23 lines."""
+    report = good()
+    report.replicated = {"insert": 1_010, "update": 800, "delete": 110}
+    lines = summary(report)
+    assert len(lines) <= 23
+    assert max(len(line) for line in lines) <= 80
+    assert any("They differ because" in line for line in lines)
+    assert any("make cluster" in line for line in lines)
+    assert not any("They differ" in line for line in summary(good()))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "last"), [(80, 24, "prepared by"), (120, 40, "checkpoint"), (60, 12, "replicated by")]
+)
+def test_the_live_view_fits_the_terminal(width: int, height: int, last: str) -> None:
+    """Nothing is wider or higher than the terminal; the least important columns are left out, and events are wrapped."""
+    row: dict[str, Any] = {"state": "replicating", "primary": "c0", "secondary": None, "checkpoint_ts": 1, "stall_reason": None}
+    rows = tuple({**row, "table_id": at, "table": f"public.measurements{at:02d}"} for at in range(12))
+    feed = {"changefeed": "default/demo", "state": "normal", "error": None, "checkpoint_ts": 1}
+    view = View(1.0, True, "owner0", 5, {"c0": "processor0"}, {"c0": "ready"}, rows, feed, 100)
+    console = Console(width=width, height=height, force_terminal=True, color_system=None)
+    screen = Screen(plain=False, console=console)
+    screen.show(lambda: view, lambda: "1 insert")
+    for at in range(20):
+        screen.say(f"event {at}: " + "some words " * 10)
+    with console.capture() as capture:
+        console.print(screen.render())
+    lines = capture.get().splitlines()
+    assert len(lines) < height
+    assert max(len(line) for line in lines) <= width
+    assert last in capture.get()
+    assert lines[-1].strip().endswith("words")
+    assert (width >= 120) == ("checkpoint" in lines[5])
+
+
+def no_load(report: Report) -> None:
     report.load = LoadCounts({"insert": 10, "update": 0, "delete": 0}, {}, 1, 0)
 
 
-def slow_load(report: demo.Report) -> None:
+def slow_load(report: Report) -> None:
     report.load = LoadCounts({"insert": 10, "update": 10, "delete": 10}, {}, 1, 0)
 
 
-def no_move(report: demo.Report) -> None:
-    report.acts["moves"] = []
+def no_move(report: Report) -> None:
+    report.moves = []
 
 
-def no_owner_killed(report: demo.Report) -> None:
-    del report.acts["kills"][0]
+def no_owner_killed(report: Report) -> None:
+    del report.kills[0]
 
 
-def no_processor_killed(report: demo.Report) -> None:
-    del report.acts["kills"][1]
+def no_processor_killed(report: Report) -> None:
+    del report.kills[1]
 
 
-def not_compared(report: demo.Report) -> None:
+def not_compared(report: Report) -> None:
     report.comparison = None
 
 
-def nothing_to_compare(report: demo.Report) -> None:
+def nothing_to_compare(report: Report) -> None:
     report.comparison = Comparison(12, 0, 0, ())
 
 
-def not_equal(report: demo.Report) -> None:
+def not_equal(report: Report) -> None:
     report.comparison = Comparison(12, 900, 1, (Difference("public.accounts", "missing", "the sink has no row id=1"),))
 
 
-def went_back(report: demo.Report) -> None:
+def went_back(report: Report) -> None:
     report.measures.went_back = 1
 
 
@@ -107,16 +144,16 @@ def went_back(report: demo.Report) -> None:
         went_back,
     ],
 )
-def test_whatever_did_not_happen_is_a_problem(spoil: Callable[[demo.Report], None]) -> None:
-    """Each thing that is announced is looked for."""
+def test_what_did_not_happen_is_a_problem(spoil: Callable[[Report], None]) -> None:
+    """Everything that is announced is checked."""
     report = good()
     spoil(report)
-    demo.check(OPTIONS, report)
+    check(report, RATE)
     assert len(report.problems) == 1
 
 
-def test_events_are_told_once() -> None:
-    """A new leader, a processor that goes, a table that goes on elsewhere: one sentence each, none when nothing changed."""
+def test_each_change_is_one_event() -> None:
+    """A new leader, a lost processor, a table that another one replicates: one event each, none when nothing changed."""
     row: dict[str, Any] = {"table_id": 1, "table": "public.a", "state": "replicating", "primary": "c0", "error": None}
     before = View(1.0, True, "owner0", 5, {"c0": "processor0", "c1": "processor1"}, {"c0": "ready", "c1": "ready"}, (row,))
     after = View(2.0, True, "owner1", 9, before.captures, {"c1": "ready"}, ({**row, "primary": "c1"},))
@@ -131,7 +168,7 @@ def test_events_are_told_once() -> None:
 
 
 def test_the_whole_demo(tmp_path: Path) -> None:
-    """What a stranger sees: a move, two kills, a comparison that finds no difference, exit code 0, and nothing left."""
+    """The demo moves a table, kills twice, finds no difference, ends with exit code 0, and leaves nothing behind."""
     figures = tmp_path / "demo.json"
     command = [sys.executable, "-m", "deploy.local.demo", "--plain", "--seconds", "15", "--json", str(figures)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -150,7 +187,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["at once", "is up twice", "processors are up"])
 def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, when: str) -> None:
-    """Ctrl-C (or its relatives) at any time: exit code 130, no process, no folder, no figures."""
+    """Ctrl-C, SIGTERM or SIGHUP at any time: exit code 130, no process, no folder, no figures."""
     command = [sys.executable, "-m", "deploy.local.demo", "--plain", "--json", str(tmp_path / "demo.json")]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:

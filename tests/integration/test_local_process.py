@@ -25,7 +25,7 @@ class InterruptError(Exception):
 
 def _is_forking() -> bool:
     """Whether the spawner is at work: it opens the log, which nobody reads yet."""
-    spawners = [thread.ident for thread in threading.enumerate() if thread.name == "spawner"]
+    spawners = [thread.ident for thread in threading.enumerate() if thread.name.startswith("spawner")]
     frames = sys._current_frames()
     for ident in spawners:
         frame = frames.get(ident or 0)

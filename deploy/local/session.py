@@ -1,0 +1,120 @@
+"""What `make demo` and `make cluster` share: a run that cleans up after itself, and the cluster that both of them start."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from deploy.local.cluster import Cluster
+from deploy.local.node import ROOT
+from deploy.local.postgres import PostgresServer
+from deploy.local.process import Scoped, adopt_orphans, end_descendants
+from deploy.local.runfolder import RunFolder
+from deploy.local.workload import Workload, create_tables
+
+CHANGEFEED = "demo"
+LEASE_TTL_MS = 3_000
+ROWS_AT_START = 100
+"""Rows in each table before the changefeed is created."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def on_interrupt() -> None:
+    """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C, and SIGINT also where a shell ignores it (in the background)."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def no_more_interrupts() -> None:
+    """Ignore these signals: from here on everything is being stopped, and a second Ctrl-C must not interrupt that."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def session(*, keep: bool) -> Iterator[tuple[RunFolder, ExitStack]]:
+    """Run a program with a folder below .demo, and a stack for what has to be closed at its end.
+
+    At the end interrupts are ignored, the stack is closed, all remaining processes are killed, and the folder is removed unless
+    `keep`. The block ends with KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP.
+    """
+    on_interrupt()
+    with ExitStack() as stack:
+        run = stack.enter_context(RunFolder(ROOT / ".demo", keep=keep))
+        adopt_orphans()
+        stack.callback(end_descendants)
+        try:
+            yield run, stack
+        finally:
+            no_more_interrupts()
+
+
+class Shop(Scoped):
+    """A cluster between two PostgreSQL servers: a source with twelve filled tables under load, and an empty sink."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rows_per_s: float,
+        seed: int = 1,
+        etcd: int = 1,
+        owners: int = 2,
+        processors: int = 3,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """Describe the cluster; nothing runs before `start`. rows_per_s: 0 = no load. say: receives progress."""
+        self._say = say
+        self._loads = rows_per_s > 0
+        self._rows_per_s = rows_per_s or 1.0
+        self._seed = seed
+        self._stack = ExitStack()
+        self.servers = {name: PostgresServer(folder, name=name) for name in ("source", "sink")}
+        self.cluster = Cluster(
+            folder,
+            etcd=etcd,
+            owners=owners,
+            processors=processors,
+            postgres=self.servers,
+            lease_ttl_ms=LEASE_TTL_MS,
+            links=False,
+        )
+        self.source = self.sink = ""
+        self.tables: list[str] = []
+        self.load: Workload
+
+    def start(self) -> None:
+        """Start the servers and the cluster, and fill the source. `start_load` starts the load."""
+        self._say("starting two PostgreSQL servers")
+        for server in self.servers.values():
+            self._stack.callback(server.close)
+            server.start()
+        version = self.servers["source"].execute("SHOW server_version")[0][0]
+        self._say(f"PostgreSQL {version} is up twice, as source and as sink")
+        self._stack.callback(self.cluster.close)
+        self.cluster.start()
+        self._say(f"etcd, {len(self.cluster.owners)} owners and {len(self.cluster.processors)} processors are up")
+        self.source, self.sink = (server.create_database("shop") for server in self.servers.values())
+        self.tables = create_tables(self.source)
+        self.load = Workload(self.source, rows_per_s=self._rows_per_s, seed=self._seed)
+        self.load.fill(ROWS_AT_START)
+        self._stack.callback(self.load.stop)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @property
+    def create_arguments(self) -> list[str]:
+        """The arguments of the owner CLI that create the changefeed."""
+        return ["changefeed", "create", "--id", CHANGEFEED, "--source", self.source, "--sink", self.sink, "--tables", "public.*"]
+
+    def start_load(self) -> None:
+        if self._loads:
+            self.load.start()

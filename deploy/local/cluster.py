@@ -32,6 +32,7 @@ from deploy.local.node import OWNER, PROCESSOR, ROOT, TERMINATE_TIMEOUT_S, Node,
 from deploy.local.postgres import PostgresServer
 from deploy.local.process import ManagedProcess, Scoped, wait_until
 from deploy.local.proxy import Link, ProxyLoop, TcpProxy
+from tablewire.runtime.addresses import parse_address
 
 CLI = "cli"
 CLI_TIMEOUT_S = 120.0
@@ -225,7 +226,7 @@ class Cluster(Scoped):
             def classify(client: tuple[str, int]) -> Link:
                 return self.link(client_name(client, self._pids()) or CLI, name)
 
-            self._proxies[name] = TcpProxy(address.rsplit(":", 1)[0], address, loop=self._loop, name=name, classify=classify)
+            self._proxies[name] = TcpProxy(parse_address(address)[0], address, loop=self._loop, name=name, classify=classify)
         return self._proxies[name].endpoint
 
     def _pids(self) -> dict[str, int]:

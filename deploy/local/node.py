@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
 from deploy.local.process import ManagedProcess, StartError
+from tablewire.runtime.addresses import parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
@@ -106,13 +107,13 @@ class Node:
 
     def _whole_config(self) -> dict[str, Any]:
         whole = _copied(self.config)
-        host, port = self.address.rsplit(":", 1)
-        http_host, http_port = self.http_address.rsplit(":", 1)
+        host, port = parse_address(self.address)
+        http_host, http_port = parse_address(self.http_address)
         service = whole.setdefault(_SERVICE_SECTION[self.kind], {})
-        service.update(host=host, port=int(port))
+        service.update(host=host, port=port)
         if self.advertised != self.address:
             service["advertise"] = self.advertised
-        whole.setdefault("http", {}).update(host=http_host, port=int(http_port))
+        whole.setdefault("http", {}).update(host=http_host, port=http_port)
         return whole
 
 

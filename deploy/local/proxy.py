@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from deploy.local.links import BUFFER_BYTES, CHUNK_BYTES, Direction, Link, ProxyLoop
+from tablewire.runtime.addresses import parse_address
 
 __all__ = ["BUFFER_BYTES", "Direction", "Link", "ProxyLoop", "TcpProxy"]
 
@@ -46,7 +47,7 @@ class TcpProxy(Link):
         super().__init__(loop if loop is not None else ProxyLoop(), name)
         self._own_loop = loop is None
         self._classify = classify
-        self._target = _address(target)
+        self._target = parse_address(target)
         listener = socket.create_server((listen_host, 0), backlog=128)
         self.endpoint = "{}:{}".format(*listener.getsockname())
         self._serving: asyncio.Task[None]
@@ -59,7 +60,7 @@ class TcpProxy(Link):
 
     def retarget(self, target: str) -> None:
         """Carry new connections to another target."""
-        self._target = _address(target)
+        self._target = parse_address(target)
 
     def close(self) -> None:
         """Stop listening. With a loop of its own, end every connection too. Idempotent."""
@@ -85,10 +86,3 @@ class TcpProxy(Link):
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = self._classify(writer.get_extra_info("peername")) if self._classify is not None else self
         link.carry(reader, writer, self._target)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ValueError(f"{text!r} is not host:port")
-    return host, int(port)

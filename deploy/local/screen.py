@@ -16,7 +16,7 @@ from rich.text import Text
 
 from deploy.local.admin import Json
 from deploy.local.observer import View
-from tablewire.postgres.connections import format_lsn
+from tablewire.postgres.lsn import format_lsn
 
 EVENTS_KEPT = 50
 EVENT_LINES_MIN = 2

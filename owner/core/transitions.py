@@ -1,21 +1,22 @@
-"""The rules of replication, as one literal table: the engine, the documentation and the test matrix are made from it.
+"""The rules of replication as one literal table. The engine, the documentation and the tests are made from it.
 
-A capture reports a state of a span; the row has a replication state, the capture has a role in it, and the row has or has not
-a Primary (P), a Secondary (X) and Undetermined captures (U) - of the reporter itself only the *other* Undetermined count.
-The first rule whose condition holds says what happens. A cell without a rule waits.
+A capture reports a state of a span. The row of the span has a replication state, the capture has a role in the row, and the row
+has or does not have a Primary (P), a Secondary (X) and Undetermined captures (U; the reporter itself does not count as one). The
+first rule whose condition holds decides. A cell without a rule changes nothing.
 
-Invariants that the rules keep, whatever is lost, doubled, late or reordered:
+The rules keep these invariants, whatever messages are lost, duplicated, delayed or reordered:
 
-- at most one capture has a permission to write a span: a grant (`GRANT`) is given only when there is no Primary and nobody is
-  Undetermined, and the sink refuses every older permission;
-- whoever may still hold a span has a role in its row, so that nobody is forgotten (an orphan becomes Undetermined);
-- a dispatch is sent on a change of state, and again only in answer to a counted report of the capture that it is for.
+- At most one capture has permission to write a span: a permission is granted (`GRANT`) only if there is no Primary and no
+  Undetermined capture, and the sink refuses every older permission.
+- Every capture that may still hold a span has a role in its row. An orphan becomes Undetermined.
+- A dispatch is sent on a change of state. It is sent again only in answer to a counted report of the capture that it is for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -28,7 +29,7 @@ T = TableState
 
 
 class Role(IntEnum):
-    """What the reporting capture is to the row."""
+    """The role of the reporting capture in the row."""
 
     NONE = 0
     PRIMARY = 1
@@ -37,28 +38,28 @@ class Role(IntEnum):
 
 
 class RoleChange(IntEnum):
-    """What becomes of the reporter."""
+    """How the role of the reporting capture changes."""
 
     KEEP = 0
     CLEAR = 1
-    TO_PRIMARY = 2  # it writes already: its own epoch is adopted
+    TO_PRIMARY = 2  # it writes already: the epoch that it reports is adopted
     TO_SECONDARY = 3
     TO_UNDETERMINED = 4
 
 
 class Dispatch(IntEnum):
-    """What is sent because of the report."""
+    """The dispatch that is sent because of the report."""
 
     NOTHING = 0
     PREPARE_REPORTER = 1  # AddTable(prepare) again
     WRITE_REPORTER = 2  # AddTable(write) again, same epoch
     REMOVE_REPORTER = 3
     REMOVE_PRIMARY = 4
-    GRANT = 5  # the Secondary is promoted: it is the Primary now, with a new epoch, and is told to write
+    GRANT = 5  # the Secondary becomes the Primary under a new epoch, and is sent AddTable(write)
 
 
 class Note(IntEnum):
-    """What an operator wants counted."""
+    """What is counted for the operator."""
 
     NOTHING = 0
     ORPHAN = 1
@@ -66,12 +67,16 @@ class Note(IntEnum):
     REFUSED = 3  # the Secondary gave up during a planned move
 
 
+KEEP, CLEAR, TO_PRIMARY = RoleChange.KEEP, RoleChange.CLEAR, RoleChange.TO_PRIMARY
+TO_SECONDARY, TO_UNDETERMINED = RoleChange.TO_SECONDARY, RoleChange.TO_UNDETERMINED
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a report does to the row. state None = stays. checkpoint = the report's checkpoint counts."""
+    """The effect of a report on the row. state: None = unchanged. checkpoint: whether the reported checkpoint counts."""
 
     state: ReplicationState | None = None
-    reporter: RoleChange = RoleChange.KEEP
+    reporter: RoleChange = KEEP
     dispatch: Dispatch = Dispatch.NOTHING
     checkpoint: bool = False
     note: Note = Note.NOTHING
@@ -79,7 +84,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Of P, X, U: True = must be there, False = must not, None = either."""
+    """What must hold of P, X and U. True = there is one, False = there is none, None = either."""
 
     primary: bool | None = None
     secondary: bool | None = None
@@ -93,6 +98,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """One line of the table."""
+
     states: tuple[ReplicationState, ...]
     role: Role
     reports: tuple[TableState, ...]
@@ -101,244 +108,168 @@ class Rule:
     why: str
 
 
-def _outcome(
-    state: ReplicationState | None = None,
-    reporter: RoleChange = RoleChange.KEEP,
-    dispatch: Dispatch = Dispatch.NOTHING,
-    checkpoint: bool = False,
-    note: Note = Note.NOTHING,
-) -> Outcome:
-    return Outcome(state, reporter, dispatch, checkpoint, note)
+Line = tuple[tuple[TableState, ...], Condition, Outcome, str]
 
 
-def _when(primary: bool | None = None, secondary: bool | None = None, undetermined: bool | None = None) -> Condition:
-    return Condition(primary, secondary, undetermined)
+def _rules(states: tuple[ReplicationState, ...], role: Role, *lines: Line) -> tuple[Rule, ...]:
+    """Return the rules for reports of captures with this role. A line is (reports, when, then, why)."""
+    return tuple(Rule(states, role, *line) for line in lines)
+
+
+def _gone(when: Condition, then: Outcome, why: str) -> tuple[Line, Line]:
+    """Return the same line for Stopped, which brings a last checkpoint, and for Absent, which brings none."""
+    return ((T.STOPPED,), when, replace(then, checkpoint=True), why), ((T.ABSENT,), when, then, why)
 
 
 ALWAYS = Condition()
-CLEAR, TO_PRIMARY = RoleChange.CLEAR, RoleChange.TO_PRIMARY
-TO_SECONDARY, TO_UNDETERMINED = RoleChange.TO_SECONDARY, RoleChange.TO_UNDETERMINED
+HAS_PRIMARY, NO_PRIMARY = Condition(primary=True), Condition(primary=False)
+HAS_SECONDARY = Condition(secondary=True)
+NO_OTHER_WRITER = Condition(primary=False, undetermined=False)
 GONE = (T.STOPPED, T.ABSENT)
 HELD = (T.PREPARING, T.PREPARED, T.REPLICATING)
 NOT_REMOVING = (S.ABSENT, S.PREPARE, S.COMMIT, S.REPLICATING)
-TWO_WRITERS = _outcome(note=Note.TWO_WRITERS)
-
-
-def _gone(state: ReplicationState, role: Role, when: Condition, then: Outcome, why: str) -> tuple[Rule, Rule]:
-    """Stopped brings a last checkpoint, Absent brings none; else they are the same."""
-    stopped = Outcome(then.state, then.reporter, then.dispatch, True, then.note)
-    return Rule((state,), role, (T.STOPPED,), when, stopped, why), Rule((state,), role, (T.ABSENT,), when, then, why)
-
-
-_PREPARE_SECONDARY = (
-    Rule((S.PREPARE,), Role.SECONDARY, (T.ABSENT,), ALWAYS, _outcome(dispatch=Dispatch.PREPARE_REPORTER), "ask again"),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.PREPARED,),
-        _when(primary=True, undetermined=False),
-        _outcome(S.COMMIT, dispatch=Dispatch.REMOVE_PRIMARY),
-        "ready: the Primary is to stop",
-    ),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.PREPARED,),
-        _when(primary=True, undetermined=True),
-        _outcome(),
-        "ready, but a third may still hold it, so that it could not be promoted: the Primary goes on",
-    ),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.PREPARED,),
-        _when(primary=False, undetermined=True),
-        _outcome(S.COMMIT),
-        "ready, but somebody may still write: wait",
-    ),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.PREPARED,),
-        _when(primary=False, undetermined=False),
-        _outcome(S.COMMIT, dispatch=Dispatch.GRANT),
-        "ready, and nobody writes: promote",
-    ),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.STOPPING,),
-        _when(primary=True),
-        _outcome(S.REPLICATING, TO_UNDETERMINED, note=Note.REFUSED),
-        "it gives up: the Primary goes on",
-    ),
-    Rule((S.PREPARE,), Role.SECONDARY, (T.STOPPING,), ALWAYS, _outcome(S.ABSENT, TO_UNDETERMINED), "it gives up"),
-    Rule(
-        (S.PREPARE,),
-        Role.SECONDARY,
-        (T.STOPPED,),
-        _when(primary=True),
-        _outcome(S.REPLICATING, CLEAR, note=Note.REFUSED),
-        "it gave up: the Primary goes on",
-    ),
-    Rule((S.PREPARE,), Role.SECONDARY, (T.STOPPED,), ALWAYS, _outcome(S.ABSENT, CLEAR), "it gave up: schedule again"),
-)
-
-_SECONDARY_WRITES = (
-    Rule(
-        (S.PREPARE, S.COMMIT),
-        Role.SECONDARY,
-        (T.REPLICATING,),
-        _when(primary=False, undetermined=False),
-        _outcome(S.REPLICATING, TO_PRIMARY, checkpoint=True),
-        "it is the writer",
-    ),
-    Rule((S.PREPARE, S.COMMIT), Role.SECONDARY, (T.REPLICATING,), _when(primary=True), TWO_WRITERS, "two writers"),
-)
-
-_COMMIT_SECONDARY = (
-    Rule(
-        (S.COMMIT,),
-        Role.SECONDARY,
-        (T.PREPARED,),
-        _when(primary=False, undetermined=False),
-        _outcome(dispatch=Dispatch.GRANT),
-        "the last who might write is gone: promote",
-    ),
-    Rule((S.COMMIT,), Role.SECONDARY, (T.PREPARING,), ALWAYS, _outcome(S.PREPARE), "it is not ready any more"),
-    Rule((S.COMMIT,), Role.SECONDARY, (T.STOPPING,), _when(primary=False), _outcome(S.ABSENT, TO_UNDETERMINED), "gives up"),
-    Rule((S.COMMIT,), Role.SECONDARY, (T.STOPPING,), ALWAYS, _outcome(None, TO_UNDETERMINED), "the Primary's report decides"),
-    Rule((S.COMMIT,), Role.SECONDARY, GONE, _when(primary=False), _outcome(S.ABSENT, CLEAR), "it gave up: schedule again"),
-    Rule((S.COMMIT,), Role.SECONDARY, GONE, ALWAYS, _outcome(None, CLEAR), "the Primary's report decides"),
-)
-
-_PREPARE_PRIMARY = (
-    Rule((S.PREPARE,), Role.PRIMARY, (T.REPLICATING, T.STOPPING), ALWAYS, _outcome(checkpoint=True), "it writes"),
-    *_gone(S.PREPARE, Role.PRIMARY, _when(secondary=True), _outcome(None, CLEAR), "the Secondary goes on preparing"),
-    Rule(
-        (S.PREPARE,),
-        Role.PRIMARY,
-        (T.PREPARING, T.PREPARED),
-        ALWAYS,
-        _outcome(None, TO_UNDETERMINED, Dispatch.REMOVE_REPORTER),
-        "it does not write",
-    ),
-)
-
-_COMMIT_PRIMARY = (
-    Rule(
-        (S.COMMIT,),
-        Role.PRIMARY,
-        (T.REPLICATING,),
-        _when(secondary=True),
-        _outcome(dispatch=Dispatch.REMOVE_REPORTER, checkpoint=True),
-        "it is to stop: say so again",
-    ),
-    Rule((S.COMMIT,), Role.PRIMARY, (T.REPLICATING,), ALWAYS, _outcome(S.REPLICATING, checkpoint=True), "it writes: done"),
-    Rule(
-        (S.COMMIT,),
-        Role.PRIMARY,
-        (T.PREPARING, T.PREPARED),
-        _when(secondary=True),
-        _outcome(dispatch=Dispatch.REMOVE_REPORTER),
-        "it is to stop: say so again",
-    ),
-    Rule((S.COMMIT,), Role.PRIMARY, (T.PREPARED,), ALWAYS, _outcome(dispatch=Dispatch.WRITE_REPORTER), "just promoted"),
-    Rule((S.COMMIT,), Role.PRIMARY, (T.PREPARING,), ALWAYS, _outcome(S.PREPARE, TO_SECONDARY), "its grant is void"),
-    Rule((S.COMMIT,), Role.PRIMARY, (T.STOPPING,), ALWAYS, _outcome(checkpoint=True), "it is stopping"),
-    *_gone(
-        S.COMMIT,
-        Role.PRIMARY,
-        _when(secondary=True, undetermined=False),
-        _outcome(None, CLEAR, Dispatch.GRANT),
-        "it stopped: promote",
-    ),
-    *_gone(S.COMMIT, Role.PRIMARY, _when(secondary=False), _outcome(S.ABSENT, CLEAR), "nobody is left: schedule again"),
-    *_gone(S.COMMIT, Role.PRIMARY, ALWAYS, _outcome(None, CLEAR), "somebody may still write: wait"),
-)
-
-_REPLICATING_PRIMARY = (
-    Rule((S.REPLICATING,), Role.PRIMARY, (T.REPLICATING, T.STOPPING), ALWAYS, _outcome(checkpoint=True), "it writes"),
-    *_gone(S.REPLICATING, Role.PRIMARY, ALWAYS, _outcome(S.ABSENT, CLEAR), "it lost the span: schedule again"),
-    Rule(
-        (S.REPLICATING,),
-        Role.PRIMARY,
-        (T.PREPARING, T.PREPARED),
-        ALWAYS,
-        _outcome(S.PREPARE, TO_SECONDARY),
-        "it does not write",
-    ),
-)
-
-_REMOVING = tuple(
-    rule
-    for role in (Role.PRIMARY, Role.SECONDARY, Role.UNDETERMINED)
-    for rule in (
-        Rule((S.REMOVING,), role, HELD, ALWAYS, _outcome(dispatch=Dispatch.REMOVE_REPORTER), "say it again"),
-        Rule((S.REMOVING,), role, GONE, ALWAYS, _outcome(None, CLEAR), "gone; the row goes with the last one"),
-    )
-)
-
-_UNDETERMINED = (
-    Rule(
-        NOT_REMOVING,
-        Role.UNDETERMINED,
-        (T.REPLICATING,),
-        _when(primary=False, secondary=True),
-        _outcome(S.PREPARE, TO_PRIMARY, checkpoint=True),
-        "it is the writer; the Secondary goes on preparing",
-    ),
-    Rule(
-        NOT_REMOVING,
-        Role.UNDETERMINED,
-        (T.REPLICATING,),
-        _when(primary=False, secondary=False),
-        _outcome(S.REPLICATING, TO_PRIMARY, checkpoint=True),
-        "it is the writer",
-    ),
-    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.REPLICATING,), ALWAYS, TWO_WRITERS, "two writers"),
-    Rule(
-        (S.ABSENT,),
-        Role.UNDETERMINED,
-        (T.PREPARING, T.PREPARED),
-        _when(primary=False, secondary=False),
-        _outcome(S.PREPARE, TO_SECONDARY),
-        "it is nearly ready: use it",
-    ),
-    Rule(
-        NOT_REMOVING,
-        Role.UNDETERMINED,
-        (T.PREPARING, T.PREPARED),
-        ALWAYS,
-        _outcome(dispatch=Dispatch.REMOVE_REPORTER),
-        "it is not needed",
-    ),
-    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.STOPPED,), ALWAYS, _outcome(None, CLEAR, checkpoint=True), "it stopped"),
-    Rule(NOT_REMOVING, Role.UNDETERMINED, (T.ABSENT,), ALWAYS, _outcome(None, CLEAR), "it holds nothing"),
-)
-
-_NO_ROLE = (
-    Rule(
-        tuple(S),
-        Role.NONE,
-        HELD,
-        ALWAYS,
-        _outcome(None, TO_UNDETERMINED, Dispatch.REMOVE_REPORTER, note=Note.ORPHAN),
-        "an orphan: remove it, and remember it",
-    ),
-    Rule(tuple(S), Role.NONE, (T.STOPPING,), ALWAYS, _outcome(None, TO_UNDETERMINED), "it may still write"),
-)
+TWO_WRITERS = Outcome(note=Note.TWO_WRITERS)
+GRANT = Dispatch.GRANT
+REMOVE_REPORTER = Outcome(dispatch=Dispatch.REMOVE_REPORTER)
+WRITES = Outcome(checkpoint=True)
 
 RULES: tuple[Rule, ...] = (
-    *_PREPARE_SECONDARY,
-    *_SECONDARY_WRITES,
-    *_COMMIT_SECONDARY,
-    *_PREPARE_PRIMARY,
-    *_COMMIT_PRIMARY,
-    *_REPLICATING_PRIMARY,
-    *_REMOVING,
-    *_UNDETERMINED,
-    *_NO_ROLE,
+    *_rules(
+        (S.PREPARE,),
+        Role.SECONDARY,
+        ((T.ABSENT,), ALWAYS, Outcome(dispatch=Dispatch.PREPARE_REPORTER), "send prepare again"),
+        (
+            (T.PREPARED,),
+            Condition(primary=True, undetermined=False),
+            Outcome(S.COMMIT, dispatch=Dispatch.REMOVE_PRIMARY),
+            "it is ready: stop the Primary",
+        ),
+        (
+            (T.PREPARED,),
+            Condition(primary=True, undetermined=True),
+            Outcome(),
+            "it is ready, but could not be promoted while a third capture may hold the span: the Primary continues",
+        ),
+        (
+            (T.PREPARED,),
+            Condition(primary=False, undetermined=True),
+            Outcome(S.COMMIT),
+            "it is ready, but another capture may still write: wait",
+        ),
+        ((T.PREPARED,), NO_OTHER_WRITER, Outcome(S.COMMIT, dispatch=GRANT), "it is ready and no capture writes: promote it"),
+        (
+            (T.STOPPING,),
+            HAS_PRIMARY,
+            Outcome(S.REPLICATING, TO_UNDETERMINED, note=Note.REFUSED),
+            "it gives up: the Primary continues",
+        ),
+        ((T.STOPPING,), ALWAYS, Outcome(S.ABSENT, TO_UNDETERMINED), "it gives up"),
+        ((T.STOPPED,), HAS_PRIMARY, Outcome(S.REPLICATING, CLEAR, note=Note.REFUSED), "it gave up: the Primary continues"),
+        ((T.STOPPED,), ALWAYS, Outcome(S.ABSENT, CLEAR), "it gave up: schedule the span again"),
+    ),
+    *_rules(
+        (S.PREPARE, S.COMMIT),
+        Role.SECONDARY,
+        ((T.REPLICATING,), NO_OTHER_WRITER, Outcome(S.REPLICATING, TO_PRIMARY, checkpoint=True), "it is the writer"),
+        ((T.REPLICATING,), HAS_PRIMARY, TWO_WRITERS, "two writers"),
+    ),
+    *_rules(
+        (S.COMMIT,),
+        Role.SECONDARY,
+        ((T.PREPARED,), NO_OTHER_WRITER, Outcome(dispatch=GRANT), "the last capture that might write is gone: promote it"),
+        ((T.PREPARING,), ALWAYS, Outcome(S.PREPARE), "it is no longer ready"),
+        ((T.STOPPING,), NO_PRIMARY, Outcome(S.ABSENT, TO_UNDETERMINED), "it gives up"),
+        ((T.STOPPING,), ALWAYS, Outcome(None, TO_UNDETERMINED), "the report of the Primary decides"),
+        (GONE, NO_PRIMARY, Outcome(S.ABSENT, CLEAR), "it gave up: schedule the span again"),
+        (GONE, ALWAYS, Outcome(None, CLEAR), "the report of the Primary decides"),
+    ),
+    *_rules(
+        (S.PREPARE,),
+        Role.PRIMARY,
+        ((T.REPLICATING, T.STOPPING), ALWAYS, WRITES, "it writes"),
+        *_gone(HAS_SECONDARY, Outcome(None, CLEAR), "the Secondary continues to prepare"),
+        ((T.PREPARING, T.PREPARED), ALWAYS, Outcome(None, TO_UNDETERMINED, Dispatch.REMOVE_REPORTER), "it does not write"),
+    ),
+    *_rules(
+        (S.COMMIT,),
+        Role.PRIMARY,
+        (
+            (T.REPLICATING,),
+            HAS_SECONDARY,
+            Outcome(dispatch=Dispatch.REMOVE_REPORTER, checkpoint=True),
+            "it is to stop: send remove again",
+        ),
+        ((T.REPLICATING,), ALWAYS, Outcome(S.REPLICATING, checkpoint=True), "it writes: done"),
+        ((T.PREPARING, T.PREPARED), HAS_SECONDARY, REMOVE_REPORTER, "it is to stop: send remove again"),
+        ((T.PREPARED,), ALWAYS, Outcome(dispatch=Dispatch.WRITE_REPORTER), "it has just been promoted"),
+        ((T.PREPARING,), ALWAYS, Outcome(S.PREPARE, TO_SECONDARY), "its permission is void"),
+        ((T.STOPPING,), ALWAYS, WRITES, "it is stopping"),
+        *_gone(Condition(secondary=True, undetermined=False), Outcome(None, CLEAR, GRANT), "it stopped: promote the Secondary"),
+        *_gone(Condition(secondary=False), Outcome(S.ABSENT, CLEAR), "no capture is left: schedule the span again"),
+        *_gone(ALWAYS, Outcome(None, CLEAR), "another capture may still write: wait"),
+    ),
+    *_rules(
+        (S.REPLICATING,),
+        Role.PRIMARY,
+        ((T.REPLICATING, T.STOPPING), ALWAYS, WRITES, "it writes"),
+        *_gone(ALWAYS, Outcome(S.ABSENT, CLEAR), "it lost the span: schedule the span again"),
+        ((T.PREPARING, T.PREPARED), ALWAYS, Outcome(S.PREPARE, TO_SECONDARY), "it does not write"),
+    ),
+    *(
+        rule
+        for role in (Role.PRIMARY, Role.SECONDARY, Role.UNDETERMINED)
+        for rule in _rules(
+            (S.REMOVING,),
+            role,
+            (HELD, ALWAYS, REMOVE_REPORTER, "send remove again"),
+            (GONE, ALWAYS, Outcome(None, CLEAR), "it is gone; the row is deleted with its last role"),
+        )
+    ),
+    *_rules(
+        NOT_REMOVING,
+        Role.UNDETERMINED,
+        (
+            (T.REPLICATING,),
+            Condition(primary=False, secondary=True),
+            Outcome(S.PREPARE, TO_PRIMARY, checkpoint=True),
+            "it is the writer; the Secondary continues to prepare",
+        ),
+        (
+            (T.REPLICATING,),
+            Condition(primary=False, secondary=False),
+            Outcome(S.REPLICATING, TO_PRIMARY, checkpoint=True),
+            "it is the writer",
+        ),
+        ((T.REPLICATING,), ALWAYS, TWO_WRITERS, "two writers"),
+    ),
+    *_rules(
+        (S.ABSENT,),
+        Role.UNDETERMINED,
+        (
+            (T.PREPARING, T.PREPARED),
+            Condition(primary=False, secondary=False),
+            Outcome(S.PREPARE, TO_SECONDARY),
+            "it is nearly ready: use it",
+        ),
+    ),
+    *_rules(
+        NOT_REMOVING,
+        Role.UNDETERMINED,
+        ((T.PREPARING, T.PREPARED), ALWAYS, REMOVE_REPORTER, "it is not needed"),
+        ((T.STOPPED,), ALWAYS, Outcome(None, CLEAR, checkpoint=True), "it stopped"),
+        ((T.ABSENT,), ALWAYS, Outcome(None, CLEAR), "it holds nothing"),
+    ),
+    *_rules(
+        tuple(S),
+        Role.NONE,
+        (
+            HELD,
+            ALWAYS,
+            Outcome(None, TO_UNDETERMINED, Dispatch.REMOVE_REPORTER, note=Note.ORPHAN),
+            "an orphan: remove it, and keep it as Undetermined until it is gone",
+        ),
+        ((T.STOPPING,), ALWAYS, Outcome(None, TO_UNDETERMINED), "it may still write"),
+    ),
 )
 
 WAIT = Outcome()
@@ -346,7 +277,7 @@ WAIT = Outcome()
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination of what a report can meet."""
+    """One combination of a row and a report."""
 
     state: ReplicationState
     role: Role
@@ -357,16 +288,13 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Every combination, the impossible ones too."""
-    for state in S:
-        for role in Role:
-            for reported in T:
-                for bits in range(8):
-                    yield Cell(state, role, reported, bool(bits & 4), bool(bits & 2), bool(bits & 1))
+    """Yield every combination, including the impossible ones."""
+    for state, role, reported, bits in itertools.product(S, Role, T, range(8)):
+        yield Cell(state, role, reported, bool(bits & 4), bool(bits & 2), bool(bits & 1))
 
 
 def impossible(cell: Cell) -> str:
-    """Why a cell cannot occur, empty when it can. The rules are still total: an impossible cell waits or falls under a rule."""
+    """Return why a cell cannot occur, "" if it can. The rules are total all the same."""
     if cell.role is Role.PRIMARY and not cell.primary:
         return "the reporter is the Primary, so there is one"
     if cell.role is Role.SECONDARY and not cell.secondary:
@@ -383,7 +311,7 @@ def impossible(cell: Cell) -> str:
 
 
 def rule_for(cell: Cell) -> Rule | None:
-    """The rule that decides a cell; None = it waits."""
+    """Return the rule that decides a cell; None if there is none."""
     for rule in RULES:
         if (
             cell.state in rule.states
@@ -397,7 +325,7 @@ def rule_for(cell: Cell) -> Rule | None:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """The table as arrays: `code[key]` leads to one distinct outcome; key as `key_of` makes it."""
+    """The table as arrays: `outcomes[code[key]]` is the outcome of a cell, with the key from `key_of`."""
 
     code: npt.NDArray[np.uint8]
     outcomes: tuple[Outcome, ...]
@@ -411,7 +339,7 @@ def key_of(
     secondary: npt.NDArray[np.bool_],
     undetermined: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int64]:
-    """The position of each cell in `Compiled.code`; all of one shape (n,)."""
+    """Return the position of each cell in `Compiled.code`; all arrays have shape (n,)."""
     key = state.astype(np.int64)
     for part, size in ((role, len(Role)), (reported, len(T)), (primary, 2), (secondary, 2), (undetermined, 2)):
         key = key * size + part

@@ -1,0 +1,247 @@
+"""Where spans should go: the one planner of drains, rebalances and new spans.
+
+Pure functions of columns. A tick calls them on the live rows and begins the first moves of the plan; a dry run calls them on a
+snapshot and shows the whole plan. Two invariants make the two agree:
+
+- A span counts as load where it is going to be (`PlanInput.location`). Beginning a move therefore leaves the input that the rest
+  of the plan is made from as the plan assumed it.
+- Spans are given away one at a time, the heaviest first, each to the capture with the least load (longest processing time
+  first). The k-th choice depends on the choices before it alone. So the plan that a later tick makes for the remaining spans is
+  the rest of the first one, and it does not matter how many moves the concurrency slots let a tick begin. The result is level
+  within one weight: no capture that was given a span has more load than the least loaded one plus the last span it was given.
+
+Weights are float32 and at least 1, so float64 sums of them are exact in any order, and ties are broken alike everywhere: by row
+for spans, by id for captures.
+
+A rebalance is another matter: it looks for the fewest moves, and a move is worth its cost only if it closes the gap between two
+captures instead of turning it round (`MOVED_SHARE_MAX`). Its plan is made once and then carried out. Each move lowers the sum of
+the squared loads, so planning ends and cannot oscillate; and as the gap between the most and the least loaded capture never
+grows, a plan made for the result of a plan is empty.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from owner.core.tables import NO_CAPTURE, CaptureIndexes, Mask, Rows
+from tablewire.model.columns import F64
+
+F32 = npt.NDArray[np.float32]
+
+PLANNED_MAX = 100_000
+"""A rebalance plans at most so many moves at a time."""
+MOVED_SHARE_MAX = 0.9
+"""A span is moved only if it weighs at most this share of the gap between source and target: a heavier one would leave a gap of
+more than 80 % of the present one in the other direction, that is, mostly permute the two loads."""
+ONE_BY_ONE_MAX = 16
+"""Runs of at most so many spans of one weight are placed one by one, longer ones as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A planned move. position: of the span in the columns of the input; source, target: capture indexes."""
+
+    position: int
+    source: int
+    target: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInput:
+    """What plans are made from. Columns of shape (n,), one element a span, in the order of rows."""
+
+    primary: CaptureIndexes
+    secondary: CaptureIndexes
+    weight: F32
+    captures: Sequence[int]  # the captures that may be given spans, by id
+    cluster_load: Mapping[int, float]  # what captures carry for other changefeeds
+    failed_at: Mapping[int, int] = field(default_factory=dict)  # span -> the capture where it failed last: others are preferred
+
+    def location(self) -> CaptureIndexes:
+        """Return the capture that each span is at or is moving to; NO_CAPTURE if there is none."""
+        location: CaptureIndexes = np.where(self.secondary != NO_CAPTURE, self.secondary, self.primary)
+        return location
+
+    def loads(self) -> F64:
+        """Return the load of each capture, by index."""
+        location = self.location()
+        held = location >= 0
+        size = 1 + max([*self.captures, *self.cluster_load, int(location.max(initial=-1))], default=-1)
+        loads = np.bincount(location[held], weights=self.weight[held], minlength=size)
+        for capture, load in self.cluster_load.items():
+            loads[capture] += load
+        return loads
+
+
+class LeastLoaded:
+    """Gives spans to the capture with the least load at that moment; ties go to the first in the order of `captures`."""
+
+    def __init__(self, captures: Sequence[int], loads: F64) -> None:
+        self._captures = captures
+        self._heap = [(float(loads[capture]), position) for position, capture in enumerate(captures)]
+        heapq.heapify(self._heap)
+
+    def take(self, weight: float, exclude: Collection[int] = (), avoid: Collection[int] = ()) -> int:
+        """Return the capture for one span and add its weight there. NO_CAPTURE if all are excluded; a capture to avoid is taken
+        only if there is no other."""
+        if not self._heap:
+            return NO_CAPTURE
+        if not (exclude or avoid):
+            load, position = self._heap[0]
+            heapq.heapreplace(self._heap, (load + weight, position))
+            return self._captures[position]
+        allowed = [entry for entry in self._heap if self._captures[entry[1]] not in exclude]
+        if not allowed:
+            return NO_CAPTURE
+        entry = min(allowed, key=lambda entry: (self._captures[entry[1]] in avoid, entry))
+        self._heap[self._heap.index(entry)] = (entry[0] + weight, entry[1])
+        heapq.heapify(self._heap)
+        return self._captures[entry[1]]
+
+    def take_all(self, weights: F32) -> CaptureIndexes:
+        """Return the capture for each span, as that many calls of `take` would; weights: sorted, so that equal ones are adjacent.
+
+        Among spans of one weight neighbours get the same capture, since agents report the spans of neighbouring rows faster.
+        """
+        targets = np.full(len(weights), NO_CAPTURE, np.int16)
+        if not len(weights) or not self._captures:
+            return targets
+        starts = np.flatnonzero(np.concatenate([[True], weights[1:] != weights[:-1]])).tolist()
+        for start, end in zip(starts, [*starts[1:], len(weights)], strict=True):
+            weight, count = float(weights[start]), end - start
+            run = [self.take(weight) for _ in range(count)] if count <= ONE_BY_ONE_MAX else self._take_equal(weight, count)
+            targets[start:end] = np.sort(run)
+        return targets
+
+    def _take_equal(self, weight: float, count: int) -> CaptureIndexes:
+        """The k-th call of `take` picks the k-th smallest of all loads that the captures pass through as spans are added."""
+        loads = np.empty(len(self._captures), np.float64)
+        for load, position in self._heap:
+            loads[position] = load
+        level = ((np.cumsum(np.sort(loads)) + count * weight) / np.arange(1, len(loads) + 1)).min()  # of water poured on them
+        steps = np.maximum(np.ceil((level - loads) / weight) + 1, 0).astype(np.int64)
+        position = np.repeat(np.arange(len(loads)), steps)
+        step = np.arange(len(position)) - np.repeat(np.cumsum(steps) - steps, steps)
+        taken = position[np.lexsort((position, loads[position] + step * weight))[:count]]
+        loads += weight * np.bincount(taken, minlength=len(loads))
+        self._heap = [(load, position) for position, load in enumerate(loads.tolist())]
+        heapq.heapify(self._heap)
+        return np.array(self._captures, np.int16)[taken]
+
+
+def heaviest_first(rows: Rows, weight: F32) -> Rows:
+    """Return the rows in the order in which they are given away; rows: sorted; weight: of every row."""
+    weights = weight[rows]
+    return rows if not len(rows) or weights.min() == weights.max() else rows[np.argsort(-weights, kind="stable")]
+
+
+def plan_drain(inputs: PlanInput, leaving: Collection[int], movable: Mask) -> Iterator[Move]:
+    """Yield a move for each movable span of the leaving captures, in the order in which the moves should begin.
+
+    leaving: capture indexes; none of them is a target. movable: the spans to plan for, of those that stay at a leaving capture.
+    """
+    targets = [capture for capture in inputs.captures if capture not in leaving]
+    if not targets:
+        return
+    least_loaded = LeastLoaded(targets, inputs.loads())
+    staying = np.flatnonzero(movable & (inputs.secondary == NO_CAPTURE) & np.isin(inputs.primary, list(leaving)))
+    for position in heaviest_first(staying, inputs.weight).tolist():
+        weight = float(inputs.weight[position])
+        failed_at = inputs.failed_at.get(position)
+        target = least_loaded.take(weight, avoid=() if failed_at is None else (failed_at,))
+        yield Move(position, int(inputs.primary[position]), target, weight)
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceMoves:
+    """Moves in the order in which they should begin, and the load of each capture before and after them."""
+
+    moves: list[Move]
+    before: dict[int, float]
+    after: dict[int, float]
+
+
+def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int, moves_max: int = PLANNED_MAX) -> RebalanceMoves:
+    """Plan the fewest moves that even the loads out: one span at a time from the most to the least loaded capture, until both are
+    within stop_percent of the mean load or no move would help."""
+    loads = inputs.loads()
+    load = {capture: float(loads[capture]) for capture in inputs.captures}
+    before = dict(load)
+    mean = sum(load.values()) / max(1, len(load))
+    enough = mean * stop_percent / 100
+    location = inputs.location()
+    spans = {capture: _MovableSpans((location == capture) & movable, inputs.weight) for capture in load}
+    sources = list(load)
+    moves: dict[int, Move] = {}
+    while sources and len(moves) < moves_max:
+        source = max(sources, key=load.__getitem__)
+        target = min(load, key=load.__getitem__)
+        if load[source] <= mean or (load[source] - mean <= enough and mean - load[target] <= enough):
+            break
+        taken = spans[source].take(load[source] - load[target])
+        if taken is None:
+            sources.remove(source)  # none of its moves would help, and the gap does not grow again
+            continue
+        position, weight = taken
+        spans[target].add(position, weight)
+        load[source] -= weight
+        load[target] += weight
+        # A span may be passed on; all that counts is where it ends.
+        first = moves.pop(position, None)
+        if first is None or first.source != target:
+            moves[position] = Move(position, first.source if first is not None else source, target, weight)
+    return RebalanceMoves(list(moves.values()), before, load)
+
+
+class _MovableSpans:
+    """The movable spans of one capture by weight, sorted when they are first needed."""
+
+    def __init__(self, mask: Mask, weight: F32) -> None:
+        self._columns = (mask, weight)
+        self._weights: list[float] | None = None  # distinct and sorted
+        self._positions: dict[float, list[int]] = {}
+        self._added: list[tuple[int, float]] = []  # before they were sorted
+
+    def add(self, position: int, weight: float) -> None:
+        if self._weights is None:
+            self._added.append((position, weight))
+            return
+        if weight not in self._positions:
+            self._weights.insert(bisect_left(self._weights, weight), weight)
+        self._positions.setdefault(weight, []).append(position)
+
+    def take(self, gap: float) -> tuple[int, float] | None:
+        """Remove and return the span, (position, weight), whose move over this gap of loads leaves the smallest one; None if no
+        move would help."""
+        weights = self._sorted()
+        half = bisect_left(weights, gap / 2)
+        useful = [weight for weight in weights[max(0, half - 1) : half + 1] if weight <= gap * MOVED_SHARE_MAX]
+        if not useful:
+            return None
+        weight = min(useful, key=lambda weight: abs(gap - 2 * weight))
+        positions = self._positions[weight]
+        position = positions.pop()
+        if not positions:
+            del self._positions[weight]
+            del weights[bisect_left(weights, weight)]
+        return position, weight
+
+    def _sorted(self) -> list[float]:
+        if self._weights is None:
+            mask, weight = self._columns
+            positions = np.flatnonzero(mask)
+            positions = positions[np.argsort(weight[positions], kind="stable")]
+            distinct, starts = np.unique(weight[positions], return_index=True)
+            self._weights = distinct.astype(np.float64).tolist()
+            for weight, start, end in zip(self._weights, starts, [*starts[1:], len(positions)], strict=True):
+                self._positions[weight] = positions[start:end].tolist()
+            for position, weight in self._added:
+                self.add(position, weight)
+        return self._weights

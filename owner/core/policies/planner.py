@@ -74,7 +74,8 @@ class PlanInput:
         location = self.location()
         held = location >= 0
         size = 1 + max([*self.captures, *self.cluster_load, int(location.max(initial=-1))], default=-1)
-        loads = np.bincount(location[held], weights=self.weight[held], minlength=size)
+        loads = np.zeros(size, np.float64)
+        loads += np.bincount(location[held], weights=self.weight[held], minlength=size)
         for capture, load in self.cluster_load.items():
             loads[capture] += load
         return loads
@@ -127,13 +128,14 @@ class LeastLoaded:
             loads[position] = load
         level = ((np.cumsum(np.sort(loads)) + count * weight) / np.arange(1, len(loads) + 1)).min()  # of water poured on them
         steps = np.maximum(np.ceil((level - loads) / weight) + 1, 0).astype(np.int64)
-        position = np.repeat(np.arange(len(loads)), steps)
-        step = np.arange(len(position)) - np.repeat(np.cumsum(steps) - steps, steps)
-        taken = position[np.lexsort((position, loads[position] + step * weight))[:count]]
+        positions = np.repeat(np.arange(len(loads)), steps)
+        step = np.arange(len(positions)) - np.repeat(np.cumsum(steps) - steps, steps)
+        taken = positions[np.lexsort((positions, loads[positions] + step * weight))[:count]]
         loads += weight * np.bincount(taken, minlength=len(loads))
         self._heap = [(load, position) for position, load in enumerate(loads.tolist())]
         heapq.heapify(self._heap)
-        return np.array(self._captures, np.int16)[taken]
+        targets: CaptureIndexes = np.array(self._captures, np.int16)[taken]
+        return targets
 
 
 def heaviest_first(rows: Rows, weight: F32) -> Rows:
@@ -235,10 +237,10 @@ class _MovableSpans:
 
     def _sorted(self) -> list[float]:
         if self._weights is None:
-            mask, weight = self._columns
+            mask, column = self._columns
             positions = np.flatnonzero(mask)
-            positions = positions[np.argsort(weight[positions], kind="stable")]
-            distinct, starts = np.unique(weight[positions], return_index=True)
+            positions = positions[np.argsort(column[positions], kind="stable")]
+            distinct, starts = np.unique(column[positions], return_index=True)
             self._weights = distinct.astype(np.float64).tolist()
             for weight, start, end in zip(self._weights, starts, [*starts[1:], len(positions)], strict=True):
                 self._positions[weight] = positions[start:end].tolist()

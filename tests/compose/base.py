@@ -1,7 +1,7 @@
-"""A base image without a registry: Debian by debootstrap, kept as a tar file in a folder of the user's cache.
+"""A base image without a registry: Debian by debootstrap, cached as a tar file in the user's cache folder.
 
-The file's name holds a key of release, packages and recipe, so that a change of any makes a new one; it is written under
-another name and renamed, so that a run that was killed leaves nothing half made behind. Needs root and the Debian mirror.
+The file name contains a hash of release, packages and recipe, so a change of any of them builds a new image. The file is renamed
+when it is complete, so a killed run leaves no partial image. Requires root and a Debian mirror.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.compose.preflight import search_path
 RELEASE = "bookworm"
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
 RECIPE = 2
-"""Raise it when what is done here changes."""
+"""Increment it when the steps below change."""
 NOT_NEEDED = (
     *("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/perl", "var/cache/apt"),
     *("var/lib/apt/lists", "var/log", "usr/share/zoneinfo/right", "var/cache/debconf"),
@@ -29,11 +29,11 @@ _PREFIX = "compose-base-"
 
 
 class BaseError(Exception):
-    """The base could not be made; the text holds the end of what debootstrap said."""
+    """The base image could not be built. The text ends with the output of debootstrap."""
 
 
 def cache_folder() -> Path:
-    """COMPOSE_TEST_CACHE, or a folder of the user's cache."""
+    """Return COMPOSE_TEST_CACHE, or a folder below the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
@@ -46,7 +46,7 @@ def base_key() -> str:
 
 
 def mirror() -> list[str]:
-    """The mirror that this machine's apt uses for the release, as debootstrap's argument; empty: debootstrap's own."""
+    """Return the mirror that apt uses for the release, as an argument of debootstrap; empty for debootstrap's default."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -60,7 +60,7 @@ def mirror() -> list[str]:
 
 
 def base_tar() -> tuple[Path, bool]:
-    """The tar file, and whether it was there already. BaseError when it cannot be made."""
+    """Return the tar file and whether it was cached. Raises BaseError."""
     folder = cache_folder()
     path = folder / f"{_PREFIX}{base_key()}.tar"
     if path.exists():
@@ -100,4 +100,4 @@ def _run(*command: str) -> None:
         env=environment,
     )
     if done.returncode != 0:
-        raise BaseError(f"{command[0]} ended with {done.returncode}\n{done.stdout[-2000:]}")
+        raise BaseError(f"{command[0]} exited with code {done.returncode}\n{done.stdout[-2000:]}")

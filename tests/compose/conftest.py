@@ -1,6 +1,6 @@
-"""The cluster in containers, once a session: engine, images, `up`; and the line of JSON with steps and times at the end.
+"""Fixtures for the cluster in containers, once per session, and a final line of JSON with the duration of each step.
 
-Tests that need an engine are collected only when they are asked for by name (`make compose-test`), never by a plain `pytest`.
+Tests that need a Docker engine are collected only if this folder is named (`make compose-test`), not by a plain `pytest`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _report_stack: list[Stack] = []
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves the tests with an engine out unless this folder was asked for."""
+    """Skip the tests that need an engine unless this folder was named."""
     if collection_path.parent != HERE or not collection_path.name.startswith("test_"):
         return None
     asked = any(Path(argument.partition("::")[0]).resolve().is_relative_to(HERE) for argument in config.args)
@@ -38,7 +38,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What the containers said last stands beside a failure: they are gone when somebody comes to look."""
+    """Add the last output of the containers to a failure, because they are removed afterwards."""
     report = yield
     cluster = _report_stack
     if report.failed and cluster and item.path.parent == HERE:
@@ -47,7 +47,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line of JSON: what was done, how long each step took in seconds, sizes of the images in bytes."""
+    """Print one line of JSON: the duration of each step in seconds and the image sizes in bytes."""
     if _report["steps"]:
         _report["seconds"] = round(sum(_report["steps"].values()), 1)
         terminalreporter.write_line(json.dumps({"compose_test": _report}))
@@ -55,14 +55,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def figures() -> dict[str, Any]:
-    """What tests measured, for the line of JSON."""
+    """Return the dict for measurements, which becomes part of the line of JSON."""
     found: dict[str, Any] = _report["figures"]
     return found
 
 
 @pytest.fixture(scope="session")
 def step() -> Step:
-    """`with step("the leader is killed"):` takes the time of a step."""
+    """Return a context manager that measures a step: `with step("the leader is killed"):`."""
 
     @contextlib.contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -75,7 +75,7 @@ def step() -> Step:
 
 @pytest.fixture(scope="session")
 def engine(step: Step) -> Iterator[Engine]:
-    """A Docker engine of our own; at the end nothing of it may be left."""
+    """Start a separate Docker engine. Fails at the end if it leaves anything behind."""
     found = trouble()
     if found:
         pytest.exit(f"compose-test: {found}", returncode=1)
@@ -92,7 +92,7 @@ def engine(step: Step) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def stack(engine: Engine, step: Step) -> Stack:
-    """The cluster of deploy/compose.yaml, up and healthy: etcd x3, owner x2, processor x3, source and sink."""
+    """Start deploy/compose.yaml and wait until everything is healthy: etcd x3, owner x2, processor x3, source and sink."""
     _report["image_bytes"].update(build_all(engine, _report["steps"]))
     cluster = Stack(engine)
     _report_stack.append(cluster)

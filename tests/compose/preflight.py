@@ -1,7 +1,7 @@
-"""Whether `make compose-test` can run here: `python3 tests/compose/preflight.py`. Nothing is installed or started.
+"""Check whether `make compose-test` can run here: `python3 tests/compose/preflight.py`. Installs and starts nothing.
 
-Exit code 0: yes; 1: one line says what is missing and which Debian packages bring it. Standard library alone, so that it can
-be asked before anything is installed.
+Exit code 0 if it can, else 1 with one line that names what is missing and the Debian packages that provide it. Uses only the
+standard library, so that it works before anything is installed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ PACKAGES = {
     "iptables": "iptables",
     "debootstrap": "debootstrap",
 }
-"""Program -> package. The engine wants iptables for the name server inside of each container, not for rules on this machine."""
+"""Program -> package. The engine needs iptables for the DNS inside each container, not for rules on the host."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def search_path() -> str:
-    """PATH with the folders of system programs, which an ordinary PATH may lack."""
+    """Return PATH with the folders of system programs, which the PATH of a user may lack."""
     return os.environ.get("PATH", os.defpath) + os.pathsep + SYSTEM_PATH
 
 
 def missing() -> list[str]:
-    """Programs that are not here."""
+    """Return the programs that are not installed."""
     return [program for program in PACKAGES if shutil.which(program, path=search_path()) is None]
 
 
@@ -38,14 +38,14 @@ def packages(programs: list[str]) -> list[str]:
 
 
 def trouble() -> str:
-    """One line, empty when all is well."""
+    """Return the problem in one line; empty if there is none."""
     if not sys.platform.startswith("linux"):
-        return f"a Docker engine of its own needs Linux, this is {sys.platform}"
+        return f"a separate Docker engine needs Linux, this is {sys.platform}"
     absent = missing()
     if absent:
         return f"no {', '.join(absent)} on this machine: apt-get install {' '.join(packages(absent))}"
     if os.geteuid() != 0:
-        return "only root can start a Docker engine and make its base image: run it as root"
+        return "only root can start a Docker engine and build its base image: run it as root"
     return ""
 
 

@@ -1,5 +1,6 @@
-"""The cluster of deploy/compose.yaml on an engine of the test's own, driven as an operator drives it: by docker-compose, docker
-and the owner CLI in a container. What only looks (captures, tables, checkpoints) asks the admin API over the containers' bridge.
+"""The cluster of deploy/compose.yaml on a separate engine, operated with docker-compose, docker and the owner CLI in a container.
+
+Methods that only read (captures, tables, checkpoints) call the admin API over the containers' bridge.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ COMPOSE_TIMEOUT_S = 240.0
 WAIT_TIMEOUT_S = 90.0
 POLL_INTERVAL_S = 0.1
 LEASE_TTL_S = 10.0
-"""What compose.yaml sets; the test leaves it there."""
+"""The value in compose.yaml, which the test does not change."""
 
 LOG_LINES = 12
-"""Of each container, beside a failure."""
+"""Of each container, in the report of a failure."""
 
 Container = dict[str, Any]
 
 
 class Stack:
-    """`up` it, use it, `down` it. One thread."""
+    """The cluster as a docker-compose project. Not thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -54,54 +55,54 @@ class Stack:
     # -- docker-compose ------------------------------------------------------------------------------------------------
 
     def compose(self, *arguments: str, timeout_s: float = COMPOSE_TIMEOUT_S, override: bool = True) -> str:
-        """The standard output of docker-compose on the shipped file, with the test's override unless told otherwise."""
+        """Run docker-compose on the shipped file, by default with the test's override, and return its standard output."""
         files = ["--file", str(COMPOSE_FILE), *(["--file", str(OVERRIDE_FILE)] if override else [])]
         command = ["docker-compose", "--ansi", "never", *files, *arguments]
         return run(command, environment=self.environment, timeout_s=timeout_s, cwd=ROOT)
 
     def up(self, *arguments: str) -> None:
-        """`up --detach`, never building or pulling."""
+        """Run `up --detach` without building."""
         self.compose("up", "--detach", "--no-build", *arguments)
 
     def owner(self, *arguments: str) -> Json:
-        """What `owner ARGUMENTS -o json` answers in a container of the service `cli`."""
-        said = self.compose("run", "--rm", "-T", "cli", "owner", *arguments, "-o", "json")
-        answer: Json = json.loads(said.splitlines()[-1])
-        return answer
+        """Run `owner ARGUMENTS -o json` in a new container of the service `cli` and return its output."""
+        output = self.compose("run", "--rm", "-T", "cli", "owner", *arguments, "-o", "json")
+        result: Json = json.loads(output.splitlines()[-1])
+        return result
 
     def owner_exec(self, *arguments: str) -> Json:
-        """The same in a container that runs already: `docker exec OWNER owner ARGUMENTS`. Quicker."""
+        """Run `owner ARGUMENTS -o json` in a running owner container, which is faster."""
         container = self.containers("owner")[0]["Id"]
-        said = self.engine.docker("exec", container, "owner", *arguments, "-o", "json")
-        answer: Json = json.loads(said.splitlines()[-1])
-        return answer
+        output = self.engine.docker("exec", container, "owner", *arguments, "-o", "json")
+        result: Json = json.loads(output.splitlines()[-1])
+        return result
 
     # -- containers ----------------------------------------------------------------------------------------------------
 
     def containers(self, service: str, *, stopped: bool = False) -> list[Container]:
-        """What docker tells about the containers of a service, by their numbers."""
+        """Return `docker inspect` of the containers of a service, ordered by their number."""
         labels = (f"com.docker.compose.project={PROJECT}", f"com.docker.compose.service={service}")
         filters = [word for label in labels for word in ("--filter", f"label={label}")]
         ids = self.engine.docker("ps", "--quiet", "--no-trunc", *(["--all"] if stopped else []), *filters).split()
         return sorted(self.engine.inspect(*ids), key=lambda found: int(found["Config"]["Labels"][_NUMBER]))
 
     def container_of(self, capture: str) -> Container:
-        """The container of a capture or an owner: ids begin with the host name, which is how the container's id begins."""
+        """Return the container of a capture or an owner, whose ids start with those of their containers."""
         found = [c for service in ("processor", "owner") for c in self.containers(service) if capture.startswith(c["Id"][:12])]
         assert len(found) == 1, f"{capture} is in {len(found)} containers"
         return found[0]
 
     def leader(self) -> Container:
-        """The container of the owner that leads."""
+        """Return the container of the leader."""
         address = self.admin().status()["leader"]["address"]
         return self.container_of(address.partition(":")[0])
 
     def address(self, service: str) -> str:
-        """The address of the first running container of a service on the cluster's network."""
+        """Return the network address of the first running container of a service."""
         return _address(self.containers(service)[0])
 
     def wait_healthy(self, services: Sequence[str], timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until docker calls every container of these services healthy."""
+        """Wait until docker reports every container of these services as healthy."""
 
         def healthy() -> bool:
             found = [container for service in services for container in self.containers(service)]
@@ -110,56 +111,56 @@ class Stack:
         self.wait(f"{', '.join(services)} are healthy", healthy, timeout_s)
 
     def logs(self, container: Container) -> list[Json]:
-        """The events of a service's log."""
+        """Return the events of a service's log."""
         lines = self.engine.docker("logs", container["Id"]).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def describe(self) -> str:
-        """State and last words of every container."""
+        """Return the state and the last output of every container."""
         try:
             ids = self.engine.docker("ps", "--all", "--quiet").split()
             parts = []
             for container in self.engine.inspect(*ids):
                 state = container["State"]
                 health = state.get("Health", {})
-                said = [entry["Output"].strip() for entry in health.get("Log", [])[-1:]]
-                parts.append(f"{container['Name']}: {state['Status']} {state['ExitCode']} {health.get('Status', '')} {said}")
-                parts.append(self._last_words(container))
+                output = [entry["Output"].strip() for entry in health.get("Log", [])[-1:]]
+                parts.append(f"{container['Name']}: {state['Status']} {state['ExitCode']} {health.get('Status', '')} {output}")
+                parts.append(self._last_output(container))
             return "\n".join(parts)
         except CommandError as error:
             return str(error)
 
-    def _last_words(self, container: Container) -> str:
+    def _last_output(self, container: Container) -> str:
         command = ["sh", "-c", 'docker logs --tail "$1" "$2" 2>&1', "sh", str(LOG_LINES), container["Id"]]
         return run(command, environment=self.environment, timeout_s=30.0)
 
-    # -- what the cluster says -----------------------------------------------------------------------------------------
+    # -- the cluster ------------------------------------------------------------------------------------------------
 
     def admin(self) -> Admin:
-        """Of all owners that run now."""
+        """Return a client for all owners that run now."""
         return Admin([f"{_address(container)}:7440" for container in self.containers("owner")])
 
-    def ask(self, question: Callable[[Admin], Any]) -> Any:
-        """One answer of the admin API."""
+    def call(self, method: Callable[[Admin], Any]) -> Any:
+        """Make one call of the admin API."""
         admin = self.admin()
         try:
-            return question(admin)
+            return method(admin)
         finally:
             admin.close()
 
     def captures(self) -> list[str]:
-        """Ids of the captures that answer their owner."""
-        return sorted(row["id"] for row in self.ask(Admin.captures) if row["state"] in ("ready", "idle"))
+        """Return the ids of the captures that answer their owner."""
+        return sorted(row["id"] for row in self.call(Admin.captures) if row["state"] in ("ready", "idle"))
 
     def tables(self, changefeed: str) -> list[Json]:
-        rows: list[Json] = self.ask(lambda admin: admin.tables(changefeed))
+        rows: list[Json] = self.call(lambda admin: admin.tables(changefeed))
         return rows
 
     def checkpoint(self, changefeed: str) -> int:
-        return int(self.ask(lambda admin: admin.changefeed(changefeed))["checkpoint_ts"])
+        return int(self.call(lambda admin: admin.changefeed(changefeed))["checkpoint_ts"])
 
     def wait(self, what: str, condition: Callable[[], object], timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until condition() is true; that no owner answers counts as not yet. TimeoutError that names `what`."""
+        """Wait until condition() is true, ignoring unreachable owners. Raises TimeoutError that names `what`."""
         deadline = time.monotonic() + timeout_s
         last = ""
         while True:
@@ -169,11 +170,11 @@ class Stack:
             except AdminError as error:
                 last = f" ({error})"
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"not within {timeout_s:g} s: {what}{last}")
+                raise TimeoutError(f"timed out after {timeout_s:g} s: {what}{last}")
             _pause.wait(POLL_INTERVAL_S)
 
     def wait_replicating(self, changefeed: str, *, tables: int, without: str = "", timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until so many tables have a writer that answers, none of them `without`."""
+        """Wait until that many tables have a writer that answers and is not `without`."""
 
         def steady() -> bool:
             alive = {capture for capture in self.captures() if capture != without}
@@ -184,7 +185,7 @@ class Stack:
         self.wait(f"{tables} tables of {changefeed} replicate", steady, timeout_s)
 
     def wait_progress(self, changefeed: str, timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Until the checkpoint has moved on from where the source is now."""
+        """Wait until the checkpoint reaches the current position of the source."""
         self.wait_checkpoint(changefeed, self.source_ts(), timeout_s)
 
     def wait_checkpoint(self, changefeed: str, ts: int, timeout_s: float = WAIT_TIMEOUT_S) -> None:
@@ -193,19 +194,19 @@ class Stack:
     # -- the databases -------------------------------------------------------------------------------------------------
 
     def uri(self, service: str) -> str:
-        """Of the superuser, as this machine reaches the container."""
+        """Return the URI of the superuser, as seen from this machine."""
         secrets = dict(line.split("=", 1) for line in (self.secrets_folder / f"{service}.env").read_text().split())
         return f"postgresql://postgres:{secrets['POSTGRES_PASSWORD']}@{self.address(service)}/shop"
 
     def source_ts(self) -> int:
-        """Where the source's WAL is now, as a Ts."""
+        """Return the current WAL position of the source as a Ts."""
         with psycopg.connect(self.uri("source"), autocommit=True, connect_timeout=10) as connection:
             row = connection.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
         assert row is not None
         return int(row[0])
 
     def kill_process(self, container: Container) -> None:
-        """SIGKILL to the service itself, as the kernel does it when memory is short; not by `docker kill`."""
+        """Send SIGKILL to the service itself, as the kernel does when memory is short, not with `docker kill`."""
         os.kill(int(container["State"]["Pid"]), signal.SIGKILL)
 
 

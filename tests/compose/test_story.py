@@ -1,6 +1,6 @@
 """The shipped compose file as a running cluster: changefeeds, moves, drains, kills, scaling, and source = sink at the end.
 
-One story in order: each test leaves two owners and three processors behind for the next.
+The tests run in order on one cluster; each leaves two owners and three processors for the next one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DRAIN_GRACE_S = 90.0
 
 @pytest.fixture(scope="module")
 def load_tables(stack: Stack) -> list[str]:
-    """Twelve tables of different shapes at the source, owned by the role that replicates, with rows in them."""
+    """Create twelve tables with rows at the source, of different shapes, owned by the role that replicates."""
     uri = stack.uri("source")
     names = create_tables(uri, schema=LOAD_SCHEMA)
     with psycopg.connect(uri, autocommit=True) as connection:
@@ -44,7 +44,7 @@ def load_tables(stack: Stack) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workload(stack: Stack, load_tables: list[str]) -> Iterator[Workload]:
-    """Inserts, updates and deletes over these tables, all the time."""
+    """Run inserts, updates and deletes on these tables continuously."""
     load = Workload(stack.uri("source"), rows_per_s=ROWS_PER_S, schema=LOAD_SCHEMA)
     load.fill(ROWS_AT_START)
     load.start()
@@ -53,34 +53,34 @@ def workload(stack: Stack, load_tables: list[str]) -> Iterator[Workload]:
 
 
 def primary_of(stack: Stack, table: str) -> str:
-    """The capture that writes a table of the shop."""
+    """Return the capture that writes a table of the shop."""
     (row,) = [row for row in stack.tables("shop") if row["table"] == table]
     return str(row["primary"])
 
 
 def wait_steady(stack: Stack, *, without: str = "") -> None:
-    """Both changefeeds replicate all of their tables, and move on."""
+    """Wait until both changefeeds replicate all of their tables and their checkpoints advance."""
     for changefeed, tables in (("shop", len(SHOP_TABLES)), ("load", 12)):
         stack.wait_replicating(changefeed, tables=tables, without=without)
         stack.wait_progress(changefeed)
 
 
 def last_event(stack: Stack) -> int:
-    """The number of the newest event."""
+    """Return the sequence number of the newest event."""
     return max((int(event["sequence"]) for event in stack.owner_exec("events")["events"]), default=0)
 
 
 def kinds_since(stack: Stack, sequence: int) -> list[str]:
-    """What has happened since that event, in order."""
+    """Return the kinds of the events since then, in order."""
     return [event["kind"] for event in stack.owner_exec("events")["events"] if event["sequence"] > sequence]
 
 
 def test_changefeeds_are_created_by_the_cli_in_a_container(
     stack: Stack, step: Step, load_tables: list[str], workload: Workload
 ) -> None:
-    """The profile `demo` brings one changefeed with its load, the CLI another; both copy their tables and follow."""
+    """The profile `demo` creates one changefeed and its load, the CLI another; both copy their tables and then replicate."""
     assert workload.counts.total >= ROWS_AT_START
-    with step("demo profile and `owner changefeed create`: 18 tables copied and followed"):
+    with step("demo profile and `owner changefeed create`: 18 tables copied and replicating"):
         stack.up("changefeed", "load")
         created = stack.owner(
             *("changefeed", "create", "--id", "load", "--tables", f"{LOAD_SCHEMA}.*"),
@@ -97,7 +97,7 @@ def test_changefeeds_are_created_by_the_cli_in_a_container(
 
 
 def test_a_table_moves(stack: Stack, step: Step, workload: Workload) -> None:
-    """`owner table move --wait` returns when the other processor writes it."""
+    """`owner table move --wait` returns when the other processor writes the table."""
     former = primary_of(stack, "shop.orders")
     target = next(capture for capture in stack.captures() if capture != former)
     with step("owner table move --wait"):
@@ -108,7 +108,7 @@ def test_a_table_moves(stack: Stack, step: Step, workload: Workload) -> None:
 
 
 def test_a_processor_is_drained(stack: Stack, step: Step, workload: Workload) -> None:
-    """`owner capture drain --wait` returns when it holds nothing; `--cancel` takes it back."""
+    """`owner capture drain --wait` returns when the processor holds no table; `--cancel` ends the drain."""
     capture = primary_of(stack, "shop.orders")
     with step("owner capture drain --wait"):
         answer = stack.owner("capture", "drain", capture, "--wait")
@@ -122,7 +122,7 @@ def test_a_processor_is_drained(stack: Stack, step: Step, workload: Workload) ->
 
 
 def test_the_leading_owner_is_killed(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
-    """`docker kill` of the leader: the other owner leads within the lease's time, and replication goes on meanwhile."""
+    """After `docker kill` of the leader, the other owner leads when the lease expires, and replication continues meanwhile."""
     leader = stack.leader()
     other = next(owner for owner in stack.containers("owner") if owner["Id"] != leader["Id"])
     with step("docker kill of the leading owner: the other leads"):
@@ -130,21 +130,21 @@ def test_the_leading_owner_is_killed(stack: Stack, step: Step, figures: dict[str
         stack.engine.docker("kill", leader["Id"])
         stack.wait(
             "the other owner leads",
-            lambda: (stack.ask(Admin.status)["leader"] or {}).get("address") == f"{other['Id'][:12]}:7440",
+            lambda: (stack.call(Admin.status)["leader"] or {}).get("address") == f"{other['Id'][:12]}:7440",
             FAILOVER_TIMEOUT_S,
         )
         figures["leader_killed_until_the_next_leads_s"] = round(time.monotonic() - started, 1)
     wait_steady(stack)
     with step("up: the killed owner is back"):
         stack.up("--no-recreate", "owner")
-        stack.wait("two owners", lambda: len(stack.ask(Admin.status)["owners"]) == 2)
+        stack.wait("two owners", lambda: len(stack.call(Admin.status)["owners"]) == 2)
 
 
 def test_a_processor_is_killed(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
-    """`docker kill` of a processor: its tables go on elsewhere, from their checkpoint."""
+    """After `docker kill` of a processor, its tables continue on other processors from their checkpoints."""
     capture = primary_of(stack, "shop.orders")
     container = stack.container_of(capture)
-    with step("docker kill of a processor: its tables replicate elsewhere"):
+    with step("docker kill of a processor: its tables replicate on others"):
         started = time.monotonic()
         stack.engine.docker("kill", container["Id"])
         stack.wait_replicating("shop", tables=len(SHOP_TABLES), without=capture, timeout_s=FAILOVER_TIMEOUT_S)
@@ -157,11 +157,11 @@ def test_a_processor_is_killed(stack: Stack, step: Step, figures: dict[str, Any]
     assert capture not in stack.captures()
 
 
-def test_a_processor_that_crashes_is_started_again(stack: Stack, step: Step, workload: Workload) -> None:
-    """SIGKILL to the process, not by docker: the restart policy brings the container back, and it registers anew."""
+def test_a_crashed_processor_is_restarted(stack: Stack, step: Step, workload: Workload) -> None:
+    """After SIGKILL to the process, the restart policy restarts the container, and the processor registers again."""
     container = stack.containers("processor")[0]
     before = next(capture for capture in stack.captures() if capture.startswith(container["Id"][:12]))
-    with step("SIGKILL inside of a container: restarted by its policy"):
+    with step("SIGKILL inside a container: restarted by its policy"):
         stack.kill_process(container)
         stack.wait(
             "it is back under a new id",
@@ -175,7 +175,7 @@ def test_a_processor_that_crashes_is_started_again(stack: Stack, step: Step, wor
 
 
 def test_etcd_members_restart_one_by_one(stack: Stack, step: Step, workload: Workload) -> None:
-    """A rolling restart of etcd costs no processor its registration, and the checkpoint goes on after each."""
+    """During a rolling restart of etcd no processor loses its registration, and the checkpoint advances after each restart."""
     before = stack.captures()
     with step("etcd members restarted one by one"):
         for member in ("etcd-1", "etcd-2", "etcd-3"):
@@ -188,7 +188,7 @@ def test_etcd_members_restart_one_by_one(stack: Stack, step: Step, workload: Wor
 
 
 def test_processors_scale_up_and_down(stack: Stack, step: Step, workload: Workload) -> None:
-    """`--scale processor=5` brings two more under load; back to 3, those that leave are drained first: no failover."""
+    """`--scale processor=5` adds two processors under load; scaling back to 3 drains them first, without a failover."""
     with step("--scale processor=5, rebalanced"):
         stack.up("--no-recreate", "--scale", "processor=5", "processor")
         stack.wait("five processors", lambda: len(stack.captures()) == 5)
@@ -208,7 +208,7 @@ def test_processors_scale_up_and_down(stack: Stack, step: Step, workload: Worklo
 
 
 def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workload: Workload) -> None:
-    """`docker stop` of a processor: as process 1 it gets SIGTERM, moves its tables away, and ends by itself with 0."""
+    """On `docker stop`, a processor receives SIGTERM as process 1, moves its tables away, and exits with code 0."""
     capture = primary_of(stack, "shop.orders")
     container = stack.container_of(capture)
     seen = last_event(stack)
@@ -220,8 +220,8 @@ def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workl
     (ended,) = stack.engine.inspect(container["Id"])
     assert ended["State"]["ExitCode"] == 0
     assert not ended["State"]["OOMKilled"]
-    said = [event["event"] for event in stack.logs(container)]
-    assert "leaves_undrained" not in said
+    logged = [event["event"] for event in stack.logs(container)]
+    assert "leaves_undrained" not in logged
     assert "failover_began" not in kinds_since(stack, seen)
     stack.up("--no-recreate", "processor")
     stack.wait("three processors", lambda: len(stack.captures()) == 3)
@@ -230,9 +230,9 @@ def test_sigterm_drains(stack: Stack, step: Step, figures: dict[str, Any], workl
 def test_source_and_sink_are_the_same(
     stack: Stack, step: Step, figures: dict[str, Any], workload: Workload, load_tables: list[str]
 ) -> None:
-    """After all of it: every row of 18 tables, compared by content."""
+    """After all of this, the content of 18 tables is equal in source and sink."""
     wait_steady(stack)
-    with step("load ended, checkpoint caught up, 18 tables compared"):
+    with step("load stopped, checkpoint caught up, 18 tables compared"):
         stack.compose("stop", "load")
         counts = workload.stop()
         end = stack.source_ts()
@@ -247,7 +247,7 @@ def test_source_and_sink_are_the_same(
 
 
 def test_a_files_sink_writes_into_the_shared_volume(stack: Stack, step: Step, workload: Workload) -> None:
-    """`file:///data/...` is one folder for all processors, which their user may write."""
+    """`file:///data/...` is one folder for all processors, writable by their user."""
     with step("a changefeed into files"):
         stack.owner(
             *("changefeed", "create", "--id", "files", "--tables", "shop.products", "--sink", "file:///data/products"),
@@ -264,7 +264,7 @@ def test_a_files_sink_writes_into_the_shared_volume(stack: Stack, step: Step, wo
 def test_everything_loses_power_at_once(
     stack: Stack, step: Step, figures: dict[str, Any], workload: Workload, load_tables: list[str]
 ) -> None:
-    """`docker kill` of all containers right after a commit, and `up`: the volumes hold what matters, and the rows arrive."""
+    """After `docker kill` of all containers right after a commit, `up` recovers from the volumes, and the rows arrive."""
     with psycopg.connect(stack.uri("source"), connect_timeout=10) as connection:
         connection.execute("INSERT INTO shop.visits (page, seconds) SELECT '/last', n FROM generate_series(1, 1000) AS n")
         connection.execute("DELETE FROM shop.orders WHERE id % 7 = 0")
@@ -279,10 +279,10 @@ def test_everything_loses_power_at_once(
 
 
 def test_everything_stops_in_order(stack: Stack, step: Step) -> None:
-    """`stop` ends every service by itself, processors before owners before etcd, within its grace; `down` keeps the volumes."""
+    """On `stop`, all services exit by themselves, processors before owners before etcd; `down` keeps the volumes."""
     services = ("owner", "processor", "etcd-1", "etcd-2", "etcd-3", "source", "sink")
     ids = {service: [container["Id"] for container in stack.containers(service)] for service in services}
-    with step("stop: all end by themselves"):
+    with step("stop: all exit by themselves"):
         stack.compose("stop")
     ended = {service: [c["State"] for c in stack.engine.inspect(*found)] for service, found in ids.items()}
     assert {service: [state["ExitCode"] for state in states] for service, states in ended.items()} == {

@@ -1,4 +1,4 @@
-"""The configuration examples of deploy/ are read by the services' own loader, and agree with each other."""
+"""The services can load the configuration examples of deploy/."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ EXAMPLES = sorted(FOLDER.glob("*.toml"))
 
 
 def kind_of(path: Path) -> type[Section]:
-    """By the beginning of the file's name."""
+    """Return the configuration class, which the start of the file name determines."""
     return {"owner": OwnerConfig, "processor": ProcessorConfig}[re.split(r"[-.]", path.name)[0]]
 
 
 def test_there_are_examples_for_both_services() -> None:
-    """With and without TLS, of an owner and of a processor."""
+    """There is one for an owner and one for a processor, each with and without TLS."""
     assert [path.name for path in EXAMPLES] == ["owner-tls.toml", "owner.toml", "processor-tls.toml", "processor.toml"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_accepted(path: Path) -> None:
-    """Each key exists and each value is within its bounds."""
+    """All keys exist and all values are within their bounds."""
     found = configuration.load(kind_of(path), files=[path])
     assert isinstance(found, OwnerConfig | ProcessorConfig)
     assert found.cluster == "prod"
@@ -37,7 +37,7 @@ def test_an_example_is_accepted(path: Path) -> None:
 
 
 def test_a_wrong_example_would_be_noticed(tmp_path: Path) -> None:
-    """The loader refuses a key that does not exist."""
+    """The loader refuses an unknown key."""
     path = tmp_path / "owner.toml"
     path.write_text((FOLDER / "owner.toml").read_text().replace("lease_ttl_ms", "lease_ttl_s"))
     with pytest.raises(configuration.ConfigError, match=r"unknown key etcd\.lease_ttl_s"):
@@ -45,8 +45,8 @@ def test_a_wrong_example_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["owner-tls.toml", "processor-tls.toml"])
-def test_tls_examples_encrypt_every_connection_and_name_who_may_call(name: str) -> None:
-    """TLS to etcd and between the services, and a list of roles."""
+def test_tls_examples_encrypt_every_connection_and_list_roles(name: str) -> None:
+    """They enable TLS to etcd and between the services, and set allowed_common_names."""
     found = configuration.load(kind_of(Path(name)), files=[FOLDER / name])
     assert isinstance(found, OwnerConfig | ProcessorConfig)
     assert found.etcd.tls.enabled
@@ -55,8 +55,8 @@ def test_tls_examples_encrypt_every_connection_and_name_who_may_call(name: str) 
     assert "tablewire-owner" in found.tls.allowed_common_names
 
 
-def test_secrets_hold_no_secret_and_no_configuration_key() -> None:
-    """Each line gives a name that the services do not take for a key, and a value that nobody would use."""
+def test_the_secrets_example_has_no_secret_and_no_configuration_key() -> None:
+    """Each line has a name that is not a configuration key, and the value `change-me`."""
     text = (FOLDER / "secrets.env.example").read_text()
     pairs = [line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#")]
     assert pairs

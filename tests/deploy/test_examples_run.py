@@ -1,4 +1,4 @@
-"""The configuration examples start a real owner and a real processor; only etcd and the addresses are this machine's."""
+"""The configuration examples start a real owner and a real processor; only etcd and the addresses are replaced."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 
 
-def answer(port: int, path: str) -> int:
-    """The HTTP status, 0 while nobody answers."""
+def status(port: int, path: str) -> int:
+    """Return the HTTP status, or 0 if the service is unreachable."""
     connection = http.client.HTTPConnection(HOST, port, timeout=2)
     try:
         connection.request("GET", path)
@@ -38,7 +38,7 @@ def answer(port: int, path: str) -> int:
 
 
 def test_the_examples_start_a_cluster(new_etcd: Callable[..., EtcdServer], tmp_path: Path) -> None:
-    """Both services become ready, the processor shows the label of its example, and both leave in good order."""
+    """Both services become ready, the processor has the label of its example, and both exit with code 0."""
     etcd = new_etcd()
     ports = {service: (free_port(HOST), free_port(HOST)) for service in ("owner", "processor")}
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,13 +58,13 @@ def test_the_examples_start_a_cluster(new_etcd: Callable[..., EtcdServer], tmp_p
             with (tmp_path / f"{service}.log").open("wb") as log:
                 running[service] = subprocess.Popen(command, cwd=ROOT, env=service_environment({}), stdout=log, stderr=log)
         for service, (_, http_port) in ports.items():
-            wait_until(f"{service} is ready", lambda port=http_port: answer(port, "/readyz") == 200, START_TIMEOUT_S)
-            assert answer(http_port, "/healthz") == 200
+            wait_until(f"{service} is ready", lambda port=http_port: status(port, "/readyz") == 200, START_TIMEOUT_S)
+            assert status(http_port, "/healthz") == 200
         ask = [sys.executable, "-m", "owner", "-o", "json", "capture", "list", "--endpoint", f"{HOST}:{ports['owner'][0]}"]
-        said = subprocess.run(
+        listed = subprocess.run(
             ask, cwd=ROOT, env=service_environment({}), capture_output=True, timeout=START_TIMEOUT_S, check=True
         )
-        (capture,) = json.loads(said.stdout)["captures"]
+        (capture,) = json.loads(listed.stdout)["captures"]
         assert capture["labels"] == {"zone": "a"}
         assert capture["id"].startswith("processor-1-")
         for service in ("processor", "owner"):

@@ -1,6 +1,6 @@
-"""The Kubernetes manifests: their schemas, and what the services need that no schema knows.
+"""The Kubernetes manifests: validation against the schemas, and requirements of the services that no schema covers.
 
-They are validated against the schemas of several Kubernetes versions, which the validator brings along. No cluster runs here.
+The validator includes the schemas of several Kubernetes versions. No cluster is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def documents(path: Path) -> list[Manifest]:
 
 
 def applied() -> list[Manifest]:
-    """What `kubectl apply -k` makes: the files that the kustomization names, in order."""
+    """Return what `kubectl apply -k` applies: the files that the kustomization lists, in order."""
     (kustomization,) = documents(FOLDER / "kustomization.yaml")
     return [document for name in kustomization["resources"] for document in documents(FOLDER / name)]
 
@@ -55,7 +55,7 @@ def container_of(workload: Manifest) -> Manifest:
 
 
 def test_every_manifest_is_applied() -> None:
-    """The kustomization names each file beside it."""
+    """The kustomization lists each file of the folder."""
     (kustomization,) = documents(FOLDER / "kustomization.yaml")
     beside = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == beside
@@ -63,14 +63,14 @@ def test_every_manifest_is_applied() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_schemas_are_met(version: str) -> None:
-    """Strictly: no field that the schema does not know."""
+def test_manifests_are_valid(version: str) -> None:
+    """Validation is strict: unknown fields are errors."""
     for document in applied():
         kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_a_wrong_manifest_would_be_noticed() -> None:
-    """The same check refuses a field that does not exist, and a value of another type."""
+    """The validator refuses an unknown field and a value of the wrong type."""
     for change in ({"terminationGracePeriodSecs": 95}, {"terminationGracePeriodSeconds": "95"}):
         document = named("StatefulSet", "tablewire-processor")
         document["spec"]["template"]["spec"].update(change)
@@ -79,8 +79,8 @@ def test_a_wrong_manifest_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("service", KINDS)
-def test_the_configuration_is_accepted(service: str, tmp_path: Path) -> None:
-    """The ConfigMap's file with the variables of the pod is read by the service's own loader."""
+def test_the_configuration_is_valid(service: str, tmp_path: Path) -> None:
+    """The service can load the file of the ConfigMap with the variables of the pod."""
     text = named("ConfigMap", "tablewire-config")["data"][f"{service}.toml"]
     path = tmp_path / f"{service}.toml"
     path.write_text(text)
@@ -94,8 +94,8 @@ def test_the_configuration_is_accepted(service: str, tmp_path: Path) -> None:
     assert container["command"] == [service, "serve", "--config", f"/etc/tablewire/{service}.toml"]
 
 
-def test_variables_of_kubernetes_do_not_look_like_keys() -> None:
-    """A service named tablewire-... would set TABLEWIRE_... variables, and what is no key is refused at the start."""
+def test_kubernetes_sets_no_variable_that_looks_like_a_key() -> None:
+    """Service links would set TABLEWIRE_... variables, and the services refuse variables that are not keys."""
     for _, workload in workloads():
         assert workload["spec"]["template"]["spec"]["enableServiceLinks"] is False
     for service, kind in KINDS.items():
@@ -104,8 +104,8 @@ def test_variables_of_kubernetes_do_not_look_like_keys() -> None:
         assert {name for name in given if name.startswith("TABLEWIRE_")} <= known
 
 
-def test_ports_are_those_that_the_services_listen_on() -> None:
-    """Containers, services, probes and configuration speak of the same ports."""
+def test_ports_match_the_configuration() -> None:
+    """Containers, services and configuration use the same ports."""
     for service, workload in workloads():
         ports = {port["name"]: port["containerPort"] for port in container_of(workload)["ports"]}
         config = tomllib.loads(named("ConfigMap", "tablewire-config")["data"][f"{service}.toml"])
@@ -118,16 +118,16 @@ def test_ports_are_those_that_the_services_listen_on() -> None:
             assert host == "0.0.0.0"
 
 
-def test_probes_ask_what_the_services_answer() -> None:
-    """Alive by /healthz, ready by /readyz."""
+def test_probes_use_the_right_paths() -> None:
+    """Startup and liveness use /healthz, readiness /readyz."""
     for _, workload in workloads():
         container = container_of(workload)
         paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
         assert paths == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
 
 
-def test_pods_are_given_the_time_that_they_need_to_leave() -> None:
-    """The grace period is above a drain and the closing of executors."""
+def test_pods_have_enough_time_to_stop() -> None:
+    """The grace period is longer than a drain and the closing of executors."""
     grace_s = {name: workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] for name, workload in workloads()}
     stop = tomllib.loads(named("ConfigMap", "tablewire-config")["data"]["processor.toml"])["stop"]
     assert grace_s["processor"] > (stop["drain_timeout_ms"] + stop["close_timeout_ms"]) / 1000
@@ -135,7 +135,7 @@ def test_pods_are_given_the_time_that_they_need_to_leave() -> None:
 
 
 def test_selectors_find_the_pods() -> None:
-    """Services, budgets and policies select labels that pods of the set have."""
+    """Services, disruption budgets and network policies select existing pod labels."""
     labels = [workload["spec"]["template"]["metadata"]["labels"] for _, workload in workloads()]
     for document in applied():
         spec = document.get("spec", {})
@@ -150,7 +150,7 @@ def test_selectors_find_the_pods() -> None:
 
 
 def test_pods_have_no_more_rights_than_they_need() -> None:
-    """Not root, nothing writable, no capability, no token, no secret written down."""
+    """They have no root user, no writable root file system, no capability, no token and no literal secret."""
     for _, workload in workloads():
         pod, container = workload["spec"]["template"]["spec"], container_of(workload)
         assert pod["securityContext"]["runAsNonRoot"] is True

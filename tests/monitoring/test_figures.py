@@ -156,13 +156,13 @@ def test_a_figure_says_what_it_is(name: str) -> None:
     text = (IMAGES / name).read_text()
     assert len(text) <= SIZE_MAX
     picture = ElementTree.fromstring(text)
-    said = texts(picture)
+    shown = texts(picture)
     title, panels = FIGURES[name]
-    assert {title, *panels} <= set(said)
-    assert NOT_GRAFANA in " ".join(said)
-    assert any(line.startswith("Events: 1: planned move") for line in said)
+    assert {title, *panels} <= set(shown)
+    assert NOT_GRAFANA in " ".join(shown)
+    assert any(line.startswith("Events: 1: planned move") for line in shown)
     assert not re.search(r"\b127\.\d+\.\d+\.\d+", text), "addresses are replaced by names"
-    page = (ROOT / "docs/monitoring.md").read_text()
+    page = " ".join((ROOT / "docs/monitoring.md").read_text().split())
     assert f"](images/{name})" in page
     assert NOT_GRAFANA in page
     assert [group for group in axes_of(picture) if not colours(group)] == []

@@ -1,5 +1,5 @@
-# etcd laid out as in the official image: programs in /usr/local/bin, no entry point. The programs are those of the wheel that
-# the extra `local` brings; the test puts them beside this file.
+# etcd with the layout of the official image: programs in /usr/local/bin, no entry point. The test copies the programs from the
+# package of the extra `local` into the build context.
 ARG BASE
 FROM ${BASE}
 COPY etcd/ /usr/local/bin/

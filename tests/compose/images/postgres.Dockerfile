@@ -1,5 +1,5 @@
-# PostgreSQL with the parts of the official image's behaviour that deploy/compose.yaml uses. The server is that of the wheel
-# that the extra `local` brings; the test puts it beside this file.
+# PostgreSQL with the behaviour of the official image that deploy/compose.yaml uses. The test copies the server from the package
+# of the extra `local` into the build context.
 ARG BASE
 FROM ${BASE}
 ENV PATH=/usr/local/pgsql/bin:/usr/local/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data LANG=C.UTF-8

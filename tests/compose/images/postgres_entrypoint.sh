@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the official image does with POSTGRES_PASSWORD, POSTGRES_DB and /docker-entrypoint-initdb.d, and no more: at the first
-# start initdb, a server on the Unix socket alone, the database, the scripts in order; then the command, as process 1.
+# Handles POSTGRES_PASSWORD, POSTGRES_DB and /docker-entrypoint-initdb.d like the official image. At the first start: initdb, a
+# server on the Unix socket only, the database, the scripts in order. Then runs the command as process 1.
 set -eu
 
 if [ ! -s "$PGDATA/PG_VERSION" ]; then

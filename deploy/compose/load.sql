@@ -1,4 +1,4 @@
--- One visit to the shop, for pgbench: inserts, updates and deletes over all tables.
+-- One visit to the shop, for pgbench: inserts, updates and deletes in all tables.
 \set customer random(1, 200)
 \set product random(1, 50)
 \set quantity random(1, 9)

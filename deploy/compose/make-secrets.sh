@@ -1,7 +1,7 @@
 #!/bin/sh
-# Writes the files of passwords that deploy/compose.yaml reads: deploy/compose/secrets/*.env, random, readable by their owner
-# alone. Files that are there stay as they are: PostgreSQL knows a password from its first start on.
-# Another folder: make-secrets.sh FOLDER, and SECRETS_DIR=FOLDER (absolute, or as seen from deploy/) for compose.
+# Writes random passwords to the files that deploy/compose.yaml reads, deploy/compose/secrets/*.env, readable by their owner only.
+# Existing files are kept, because PostgreSQL reads its password only at its first start.
+# For another folder, run make-secrets.sh FOLDER and set SECRETS_DIR=FOLDER (absolute, or relative to deploy/) for compose.
 set -eu
 umask 077
 cd "${1:-$(dirname "$0")/secrets}"
@@ -9,7 +9,7 @@ cd "${1:-$(dirname "$0")/secrets}"
 password() { od -An -N 24 -tx1 /dev/urandom | tr -d ' \n'; }
 
 if [ -e services.env ] || [ -e source.env ] || [ -e sink.env ]; then
-  echo "passwords are there already: $(pwd)"
+  echo "passwords already exist: $(pwd)"
 else
   source_password=$(password)
   sink_password=$(password)

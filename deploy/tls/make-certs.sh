@@ -1,13 +1,13 @@
 #!/bin/sh
-# TLS material of a Tablewire cluster: an authority, and one certificate a role, by openssl.
+# Creates the TLS files of a Tablewire cluster with openssl: a certificate authority and one certificate per role.
 #
-#   deploy/tls/make-certs.sh FOLDER [HOST ...]       HOST: names and addresses under which servers are dialled; localhost,
-#                                                    127.0.0.1 and ::1 are always among them
-#   DAYS=825 ROLES="owner processor cli etcd postgres" may be given in the environment.
+#   deploy/tls/make-certs.sh FOLDER [HOST ...]       HOST: host names and addresses of the servers; localhost,
+#                                                    127.0.0.1 and ::1 are always included
+#   Environment variables with their defaults: DAYS=825 ROLES="owner processor cli etcd postgres"
 #
-# Writes ca.pem and ca.key, and ROLE.pem and ROLE.key with the common name tablewire-ROLE. What is there stays as it is: delete a
-# role's two files to make them anew under the same authority. Keep ca.key away from the machines of the cluster. Private
-# keys are readable by their owner alone. docs/security.md says which role may call whom.
+# Writes ca.pem and ca.key, and ROLE.pem and ROLE.key with the common name tablewire-ROLE. Existing files are kept: to renew a
+# certificate under the same authority, delete the role's two files. Keep ca.key away from the machines of the cluster. Private
+# keys are readable by their owner only. docs/security.md explains which role may call which service.
 set -eu
 umask 077
 
@@ -40,7 +40,7 @@ new_key() { openssl ecparam -name prime256v1 -genkey -noout -out "$1"; }
 
 if [ ! -e ca.pem ] || [ ! -e ca.key ]; then
     if [ -e ca.pem ] || [ -e ca.key ]; then
-        echo "$0: of ca.pem and ca.key only one is in $folder; nothing was changed" >&2
+        echo "$0: $folder has only one of ca.pem and ca.key; nothing was changed" >&2
         exit 1
     fi
     new_key "$work/ca.key"
@@ -55,12 +55,12 @@ for role in $roles; do
         continue
     fi
     new_key "$work/$role.key"
-    # Owners are clients of processors and of each other, and etcd is a client of itself: every certificate may be both.
+    # Owners are clients of processors and of each other, and etcd members of each other: each certificate serves both purposes.
     printf '%s\n' "basicConstraints=critical,CA:FALSE" "keyUsage=critical,digitalSignature" \
         "extendedKeyUsage=serverAuth,clientAuth" "subjectAltName=$names" >"$work/$role.ext"
     openssl req -new -sha256 -key "$work/$role.key" -subj "/CN=tablewire-$role" -out "$work/$role.csr"
     openssl x509 -req -sha256 -in "$work/$role.csr" -CA ca.pem -CAkey ca.key -set_serial "0x$(openssl rand -hex 16)" \
-        -days "$days" -extfile "$work/$role.ext" -out "$work/$role.pem" 2>"$work/said" || { cat "$work/said" >&2; exit 1; }
+        -days "$days" -extfile "$work/$role.ext" -out "$work/$role.pem" 2>"$work/output" || { cat "$work/output" >&2; exit 1; }
     mv "$work/$role.key" "$role.key"
     mv "$work/$role.pem" "$role.pem"
 done

@@ -1,4 +1,4 @@
--- The source at its first start: the role that replicates, and a shop. psql runs this in the database `shop`.
+-- Initializes the source at its first start: the role that replicates, and a shop. psql runs this in the database `shop`.
 \set ON_ERROR_STOP on
 \getenv password TABLEWIRE_PASSWORD
 
@@ -45,7 +45,7 @@ CREATE TABLE shop.payments (
     paid_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Without a primary key: every row is told apart by all of its columns.
+-- No primary key: rows are identified by all of their columns.
 CREATE TABLE shop.visits (
     visited_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     page text NOT NULL,
@@ -58,7 +58,7 @@ INSERT INTO shop.customers (name, email)
 INSERT INTO shop.products
     SELECT 'sku-' || n, 'Product ' || n, (n * 7 % 100) + 0.99, 1000000 FROM generate_series(1, 50) AS n;
 
--- A publication for tables needs their owner.
+-- Only the owner of a table can add it to a publication.
 GRANT USAGE ON SCHEMA shop TO tablewire;
 ALTER TABLE shop.customers OWNER TO tablewire;
 ALTER TABLE shop.products OWNER TO tablewire;

@@ -1,22 +1,18 @@
 """What a tick reports besides its messages: small frozen events for the log, the metrics and the history (owner/events).
 
-The number of events of one tick is bounded: EVENTS_OF_A_KIND_MAX of each kind, and a MoreEvents with the number of the
-others. JobChanged is bounded by the number of jobs.
+There is at most one event for each job, and one for each span that failed or that a planned move has brought to its target;
+spans that are placed in bulk are counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from tablewire.model.ids import CaptureID
 from tablewire.model.jobs import JobView
 from tablewire.model.spans import Span
-
-EVENTS_OF_A_KIND_MAX = 256
 
 
 class PlacementReason(StrEnum):
@@ -121,14 +117,6 @@ class JobChanged:
     job: JobView
 
 
-@dataclass(frozen=True, slots=True)
-class MoreEvents:
-    """How many more events of this kind there were."""
-
-    kind: type[Any]
-    count: int
-
-
 Event = (
     BootstrapDone
     | SpanMoved
@@ -142,27 +130,4 @@ Event = (
     | GuardEngaged
     | GuardReleased
     | JobChanged
-    | MoreEvents
 )
-
-
-@dataclass(slots=True)
-class TickEvents:
-    """Collects the events of one tick, a bounded number of each kind."""
-
-    events: list[Event] = field(default_factory=list)
-    counts: Counter[type[Any]] = field(default_factory=Counter)
-
-    def add(self, event: Event) -> None:
-        self.counts[type(event)] += 1
-        if self.counts[type(event)] <= EVENTS_OF_A_KIND_MAX:
-            self.events.append(event)
-
-    def take(self, changed_jobs: Sequence[JobChanged]) -> tuple[Event, ...]:
-        """Return the events since the last call, the changes of jobs last."""
-        more = [
-            MoreEvents(kind, count - EVENTS_OF_A_KIND_MAX) for kind, count in self.counts.items() if count > EVENTS_OF_A_KIND_MAX
-        ]
-        taken = (*self.events, *more, *changed_jobs)
-        self.events, self.counts = [], Counter()
-        return taken

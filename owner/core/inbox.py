@@ -120,7 +120,7 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int)
         capture.audited_ms = None  # it may not know its numbers: ask for everything, and look again
     else:
         core.audits_failed += 1
-        core.events.add(AuditFailed(capture.id))
+        core.events.append(AuditFailed(capture.id))
     capture.acked = 0
 
 

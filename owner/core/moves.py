@@ -143,7 +143,7 @@ def note_failure(core: Core, row: int, capture: int, text: str) -> None:
     wait_ms = min(wait_ms, core.config.error_backoff_max_ms)
     former = core.tables.failures.get(row)
     if former is None or former.error != text:
-        core.events.add(SpanFailed(core.tables.span(row), text))
+        core.events.append(SpanFailed(core.tables.span(row), text))
     core.tables.failures[row] = SpanFailure(
         text, attempts, core.now_ms + _jittered(wait_ms, int(core.tables.number[row]), attempts), capture
     )

@@ -8,8 +8,7 @@ import numpy as np
 
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture, Captures
-from owner.core.events import TickEvents
-from owner.core.failover import Failover
+from owner.core.events import Event
 from owner.core.jobs import DrainJob, MoveJob
 from owner.core.mass_failure_guard import MassFailureGuard
 from owner.core.replication import Replication
@@ -55,9 +54,9 @@ class Core:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     mass_failure_guard: MassFailureGuard = field(default_factory=MassFailureGuard)
     balancer: Balancer = field(default_factory=Balancer)
-    failover: Failover = field(default_factory=Failover)
+    failover: tuple[int, int] | None = None  # the one in progress: since when, and how many spans lost their writer
     replication: Replication = field(init=False)
-    events: TickEvents = field(default_factory=TickEvents)
+    events: list[Event] = field(default_factory=list)  # of this tick
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
     moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
     drains: dict[CaptureID, DrainJob] = field(default_factory=dict)

@@ -20,6 +20,8 @@ from owner.core.dispatch import OutgoingDispatches
 from owner.core.events import (
     BootstrapDone,
     Event,
+    FailoverBegan,
+    FailoverDone,
     GuardEngaged,
     GuardReleased,
     OrphansFound,
@@ -79,6 +81,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     core.now_ms = max(core.now_ms, inputs.now_ms)
     core.checkpoint_ts, core.barrier = inputs.checkpoint_ts, inputs.barrier
     core.cluster_load = dict(inputs.cluster_load)
+    core.events = []
     jobs = take_requests(core, inputs.requests)
     replication = core.replication
     replication.now_ms = core.now_ms
@@ -111,7 +114,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     return TickOutput(
         messages=messages,
         watermark=core.watermark,
-        events=core.events.take(take_changes(core, jobs)),
+        events=(*core.events, *take_changes(core, jobs)),
         roles_changed=unsteady
         or bool(len(core.tables.unsteady_rows()) or version != core.tables.version or bootstrapped or joined or gone),
     )
@@ -129,7 +132,10 @@ def _take_losses(core: Core, gone: Sequence[Capture]) -> None:
         apply_capture_loss(core.replication, capture.index)
         core.captures.release(capture)
     if lost:
-        core.events.add(core.failover.begin(lost, core.now_ms))
+        spans = sum(lost.values())
+        since_ms, spans_before = core.failover or (core.now_ms, 0)
+        core.failover = (since_ms, spans_before + spans)
+        core.events.append(FailoverBegan(tuple(lost), spans))
 
 
 def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
@@ -137,18 +143,20 @@ def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
     tables, events = core.tables, core.events
     size, alive = tables.size, sum(1 for _ in core.captures.alive())
     if bootstrapped:
-        events.add(BootstrapDone(len(tables)))
+        events.append(BootstrapDone(len(tables)))
     for row, stays, goes in core.replication.two_writers:
-        events.add(TwoWriters(tables.span(row), core.captures[stays].id, core.captures[goes].id))
+        events.append(TwoWriters(tables.span(row), core.captures[stays].id, core.captures[goes].id))
     if orphans := core.replication.notes[Note.ORPHAN]:
-        events.add(OrphansFound(orphans))
-    if core.failover.since_ms is not None and not (tables.wanted[:size] & (tables.primary[:size] == NO_CAPTURE)).any():
-        events.add(core.failover.end(core.now_ms))
+        events.append(OrphansFound(orphans))
+    if core.failover is not None and not (tables.wanted[:size] & (tables.primary[:size] == NO_CAPTURE)).any():
+        since_ms, spans = core.failover
+        core.failover = None
+        events.append(FailoverDone(spans, core.now_ms - since_ms))
     if core.mass_failure_guard.is_active and not guard_was_active:
         waiting = tables.live[:size] & (tables.state[:size] == ABSENT)
-        events.add(GuardEngaged(int(np.count_nonzero(waiting)) if core.bootstrap.done else 0, alive))
+        events.append(GuardEngaged(int(np.count_nonzero(waiting)) if core.bootstrap.done else 0, alive))
     elif guard_was_active and not core.mass_failure_guard.is_active:
-        events.add(GuardReleased(alive))
+        events.append(GuardReleased(alive))
 
 
 def _finish_moves(core: Core) -> None:
@@ -166,7 +174,7 @@ def _finish_moves(core: Core) -> None:
                 tables.pinned.add(row)
             _report_move(core, row, _WHY[task])
     if placed:
-        core.events.add(SpansPlaced(placed))
+        core.events.append(SpansPlaced(placed))
     for row in [row for row in tables.origin if tables.task[row] not in PLANNED]:
         del tables.origin[row]
 
@@ -179,7 +187,7 @@ def _report_move(core: Core, row: int, why: PlacementReason) -> None:
     if origin.job is not None:
         job_id, asked_by = origin.job.id, origin.job.asked_by
         origin.job.count_move()
-    core.events.add(SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
+    core.events.append(SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
 
 
 def _drop(core: Core) -> None:

@@ -1,4 +1,4 @@
 """What happened: the placement log, the counters and the history in etcd.
 
-recorder.py is where the events of a tick come in; limiter.py bounds them; cluster_events.py records everything else.
+recorder.py takes the events of each tick; cluster_events.py records what happens outside of ticks.
 """

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import structlog
 
@@ -84,22 +85,11 @@ class History:
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
-    def add(
-        self, kind: str, *, changefeed: str = "", subject: str = "", text: str = "", why: str = "", by: str = "", job: str = ""
-    ) -> None:
-        """Keep an event until it is stored. When too many wait, the oldest are dropped, which is an event of its own."""
-        record = EventRecord(
-            at=now(),
-            kind=kind,
-            owner=self._owner_id,
-            owner_revision=self._owner_revision,
-            changefeed=changefeed,
-            subject=_clean(subject),
-            text=_clean(text),
-            why=_clean(why),
-            by=_clean(by),
-            job=job,
-        )
+    def add(self, kind: str, **fields: str) -> None:
+        """Keep an event until it is stored. fields: of EventRecord. When too many wait, the oldest are dropped, which is an event
+        of its own."""
+        cleaned: dict[str, Any] = {name: _clean(value) for name, value in fields.items()}
+        record = EventRecord(at=now(), kind=kind, owner=self._owner_id, owner_revision=self._owner_revision, **cleaned)
         with self._changed:
             self._pending.append(record)
             if len(self._pending) > PENDING_MAX:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import product
 
-from owner.core.events import (
-    AuditFailed,
-    Event,
-    FailoverBegan,
-    GuardEngaged,
-    JobChanged,
-    MoreEvents,
-    OrphansFound,
-    PlacementReason,
-    SpansPlaced,
-    TwoWriters,
-)
+from owner.core import events
+from owner.core.events import Event, PlacementReason
 from tablewire.model.jobs import ENDED
 from tablewire.model.states import QueryKind
 from tablewire.runtime.metrics import Metrics
@@ -51,30 +41,23 @@ class PlacementCounters:
         for kind, state in product(QueryKind, sorted(ENDED)):
             self.jobs.labels(changefeed, kind, state)
 
-    def count(self, changefeed: str, events: Sequence[Event]) -> None:
-        """events: all of one tick."""
-        for event in events:
-            match event:
-                case SpansPlaced():
-                    for why, count in event.counts.items():
-                        self.placements.labels(changefeed, why).inc(count)
-                case JobChanged() if event.job.state in ENDED:
-                    self.jobs.labels(changefeed, event.job.kind, event.job.state).inc()
-                case FailoverBegan():
-                    self.failovers.labels(changefeed).inc(len(event.captures))
-                case GuardEngaged():
-                    self.brakes.labels(changefeed).inc()
-                case OrphansFound():
-                    self.orphans.labels(changefeed).inc(event.spans)
-                case TwoWriters() | AuditFailed():
-                    self._count(changefeed, type(event), 1)
-                case MoreEvents():
-                    self._count(changefeed, event.kind, event.count)
-
-    def _count(self, changefeed: str, kind: type[Event], count: int) -> None:
-        family = {TwoWriters: self.two_writers, AuditFailed: self.audit_failures}.get(kind)
-        if family is not None:
-            family.labels(changefeed).inc(count)
+    def count(self, changefeed: str, event: Event) -> None:
+        match event:
+            case events.SpansPlaced(counts):
+                for why, count in counts.items():
+                    self.placements.labels(changefeed, why).inc(count)
+            case events.JobChanged(job) if job.state in ENDED:
+                self.jobs.labels(changefeed, job.kind, job.state).inc()
+            case events.FailoverBegan(captures):
+                self.failovers.labels(changefeed).inc(len(captures))
+            case events.GuardEngaged():
+                self.brakes.labels(changefeed).inc()
+            case events.TwoWriters():
+                self.two_writers.labels(changefeed).inc()
+            case events.OrphansFound(spans):
+                self.orphans.labels(changefeed).inc(spans)
+            case events.AuditFailed():
+                self.audit_failures.labels(changefeed).inc()
 
     def keep_only(self, changefeeds: Iterable[str]) -> None:
         """Forget the series of all other changefeeds."""

@@ -1,23 +1,13 @@
-"""What the ticks of a changefeed report, as events of the history."""
+"""What the ticks of a changefeed report, as entries of the history."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from owner.core.events import (
-    BootstrapDone,
-    FailoverBegan,
-    FailoverDone,
-    GuardEngaged,
-    GuardReleased,
-    JobChanged,
-    PlacementReason,
-    SpanFailed,
-    SpanMoved,
-    TwoWriters,
-)
+from owner.core import events
+from owner.core.events import Event, PlacementReason
 from owner.events.history import History
-from owner.events.limiter import NAMED_PER_TICK_MAX, MoreJobsEnded, MoreSpansPlaced, PlacementTrouble, RecordedEvent
+from owner.events.placement_log import CAPTURES_NAMED_MAX
 from tablewire.model.ids import ChangefeedID, TableID
 from tablewire.model.jobs import JobView, format_job_id
 from tablewire.model.spans import Span
@@ -35,53 +25,53 @@ class PlacementHistory:
         self._changefeed = str(changefeed)
         self._table_names = table_names
 
-    def add(self, event: RecordedEvent) -> None:
+    def add(self, event: Event) -> None:
         match event:
-            case BootstrapDone(spans):
+            case events.BootstrapDone(spans):
                 self._add("changefeed_bootstrapped", text=f"spans {spans}")
-            case SpanMoved(span, source, target, PlacementReason.MOVE as why):
-                subject, job = self._name(span), format_job_id(event.job_id)
-                self._add("span_moved", subject, f"from {source} to {target}", why, by=event.asked_by, job=job)
-            case SpanMoved():
+            case events.SpanMoved(span, source, target, PlacementReason.MOVE as why, job_id, by):
+                self._add("span_moved", self._name(span), f"from {source} to {target}", why, job_id, by)
+            case events.SpanMoved():
                 self._history.count_spans(self._changefeed, {event.why: 1})
-            case MoreSpansPlaced(counts):
-                self._history.count_spans(self._changefeed, counts)
-            case SpanFailed(span, error):
+            case events.SpanFailed(span, error):
                 self._add("span_failed", self._name(span), "it is tried again after a pause", error)
-            case TwoWriters(span, stays, goes):
+            case events.TwoWriters(span, stays, goes):
                 self._add("two_writers", self._name(span), f"{stays} stays, {goes} goes", "two reported to write it")
-            case FailoverBegan(captures, spans):
-                subject = ", ".join(captures[:NAMED_PER_TICK_MAX])
+            case events.FailoverBegan(captures, spans):
+                subject = ", ".join(captures[:CAPTURES_NAMED_MAX])
                 self._add("failover_began", subject, f"{spans} spans lost their writer", f"{len(captures)} captures gone")
-            case FailoverDone(spans, took_ms):
+            case events.FailoverDone(spans, took_ms):
                 self._add("failover_done", text=f"{spans} spans have a writer again, after {took_ms} ms")
-            case GuardEngaged(waiting, left):
-                self._add(
-                    "brake_on", text=f"{waiting} spans wait, {left} captures are left", why="many captures vanished at once"
-                )
-            case GuardReleased(captures):
+            case events.GuardEngaged(waiting, left):
+                text = f"{waiting} spans wait, {left} captures are left"
+                self._add("brake_on", text=text, why="many captures vanished at once")
+            case events.GuardReleased(captures):
                 self._add("brake_off", text=f"captures {captures}")
-            case JobChanged(job):
+            case events.JobChanged(job):
                 self._add_ended(job)
-            case MoreJobsEnded(jobs):
-                self._add("jobs_ended", text=f"{jobs} more jobs")
-            case PlacementTrouble(counts):
-                self._add("placement_trouble", text=", ".join(f"{name} {count}" for name, count in counts.items()))
+
+    def add_counts(self, placed: Mapping[str, int], trouble: Mapping[str, int], jobs_ended: int) -> None:
+        if trouble:
+            self._add("placement_trouble", text=", ".join(f"{name} {count}" for name, count in trouble.items()))
+        if jobs_ended:
+            self._add("jobs_ended", text=f"{jobs_ended} more jobs")
+        if placed:
+            self._history.count_spans(self._changefeed, placed)
 
     def _add_ended(self, job: JobView) -> None:
         if job.kind is QueryKind.CANCEL or (job.kind is QueryKind.MOVE and job.state is QueryState.DONE):
             return  # `drain_cancelled` and `span_moved` say so
         where, subject = "", job.target or ""
-        if job.kind is QueryKind.MOVE and job.table_id is not None:
+        if job.table_id is not None:
             where, subject = f" to {job.target}", self._name(job.span or Span(job.table_id))
         moves = "" if job.moves_done is None else f" after {job.moves_done} moves"
-        text = f"{job.kind}{where}: {job.state}{moves}"
-        self._add("job_ended", subject, text, job.reason, by=job.asked_by, job=format_job_id(job.id))
+        self._add("job_ended", subject, f"{job.kind}{where}: {job.state}{moves}", job.reason, job.id, job.asked_by)
 
-    def _add(self, kind: str, subject: str = "", text: str = "", why: str = "", by: str = "", job: str = "") -> None:
-        self._history.add(kind, changefeed=self._changefeed, subject=subject, text=text, why=why, by=by, job=job)
+    def _add(self, kind: str, subject: str = "", text: str = "", why: str = "", job_id: int = 0, by: str = "") -> None:
+        ids = {"changefeed": self._changefeed, "by": by, "job": format_job_id(job_id)}
+        self._history.add(kind, subject=subject, text=text, why=why, **ids)
 
     def _name(self, span: Span) -> str:
         """Return the span as text, with the name of its table where that is known."""
         name, text = self._table_names().get(span.table_id), str(span)
-        return text if not name else name + text[len(str(span.table_id)) :]
+        return name + text.removeprefix(str(span.table_id)) if name else text

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 
-from owner.core.events import (
-    BootstrapDone,
-    FailoverBegan,
-    FailoverDone,
-    GuardEngaged,
-    GuardReleased,
-    JobChanged,
-    SpanFailed,
-    SpanMoved,
-    TwoWriters,
-)
-from owner.events.limiter import NAMED_PER_TICK_MAX, MoreJobsEnded, MoreSpansPlaced, PlacementTrouble, RecordedEvent
+from owner.core import events
+from owner.core.events import Event
 from tablewire.model.ids import ChangefeedID
-from tablewire.model.jobs import JobView, format_job_id
+from tablewire.model.jobs import format_job_id
 from tablewire.model.states import QueryState
 from tablewire.runtime.uris import redact_uri
+
+CAPTURES_NAMED_MAX = 5
 
 _log = structlog.get_logger("owner.placement")
 
@@ -30,49 +24,39 @@ class PlacementLog:
     def __init__(self, changefeed: ChangefeedID, owner_revision: int) -> None:
         self._log = _log.bind(changefeed=str(changefeed), owner_revision=owner_revision)
 
-    def write(self, event: RecordedEvent) -> None:
+    def write(self, event: Event) -> None:
         log = self._log
         match event:
-            case BootstrapDone(spans):
+            case events.BootstrapDone(spans):
                 log.info("changefeed_bootstrapped", spans=spans)
-            case SpanMoved(span, source, target, why):
-                ids = _ids(event.job_id, event.asked_by)
+            case events.SpanMoved(span, source, target, why, job_id, asked_by):
+                ids = _ids(job_id, asked_by)
                 log.info("span_moved", span=str(span), source=source, target=target, why=str(why), **ids)
-            case SpanFailed(span, error):
+            case events.SpanFailed(span, error):
                 log.warning("span_failed", span=str(span), error=redact_uri(error))
-            case TwoWriters(span, stays, goes):
+            case events.TwoWriters(span, stays, goes):
                 log.error("two_writers", span=str(span), stays=stays, goes=goes)
-            case FailoverBegan(captures, spans):
-                log.warning("failover_began", captures=list(captures[:NAMED_PER_TICK_MAX]), gone=len(captures), spans=spans)
-            case FailoverDone(spans, took_ms):
+            case events.FailoverBegan(captures, spans):
+                log.warning("failover_began", captures=[*captures[:CAPTURES_NAMED_MAX]], gone=len(captures), spans=spans)
+            case events.FailoverDone(spans, took_ms):
                 log.info("failover_done", spans=spans, took_ms=took_ms)
-            case GuardEngaged(waiting, left):
+            case events.GuardEngaged(waiting, left):
                 log.warning("brake_on", spans_waiting=waiting, captures_left=left)
-            case GuardReleased(captures):
+            case events.GuardReleased(captures):
                 log.info("brake_off", captures=captures)
-            case JobChanged(job):
-                self._write_ended(job)
-            case MoreJobsEnded(jobs):
-                log.info("more_jobs_ended", jobs=jobs)
-            case MoreSpansPlaced(counts):
-                log.info("spans_placed", **counts)
-            case PlacementTrouble(counts):
-                log.warning("placement_trouble", **counts)
+            case events.JobChanged(job):
+                write = log.warning if job.state is QueryState.REFUSED else log.info
+                what = {"kind": job.kind, "subject": job.subject, "target": job.target}
+                moves = {} if job.moves_done is None else {"moves": job.moves_done}
+                write("job_ended", **what, state=job.state, reason=job.reason, **_ids(job.id, job.asked_by), **moves)
 
-    def _write_ended(self, job: JobView) -> None:
-        write = self._log.warning if job.state is QueryState.REFUSED else self._log.info
-        moves = {} if job.moves_done is None else {"moves": job.moves_done}
-        ids = _ids(job.id, job.asked_by)
-        write(
-            "job_ended",
-            kind=job.kind,
-            subject=job.subject,
-            target=job.target,
-            state=job.state,
-            reason=job.reason,
-            **ids,
-            **moves,
-        )
+    def write_counts(self, placed: Mapping[str, int], trouble: Mapping[str, int], jobs_ended: int) -> None:
+        if trouble:
+            self._log.warning("placement_trouble", **trouble)
+        if jobs_ended:
+            self._log.info("more_jobs_ended", jobs=jobs_ended)
+        if placed:
+            self._log.info("spans_placed", **placed)
 
 
 def _ids(job_id: int, asked_by: str) -> dict[str, str]:

@@ -13,7 +13,6 @@ from deploy.local.etcd import EtcdServer
 from owner.core.events import JobChanged, PlacementReason, SpanMoved
 from owner.events.cluster_events import record_captures, record_changefeeds
 from owner.events.history import PENDING_MAX, History
-from owner.events.limiter import MoreSpansPlaced
 from owner.events.placement_history import PlacementHistory
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
@@ -203,7 +202,7 @@ def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock
     placement = PlacementHistory(history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
     for number in range(100):
         placement.add(SpanMoved(Span(number), "a", "b", PlacementReason.DRAIN))
-    placement.add(MoreSpansPlaced({"add": 1_000}))
+    placement.add_counts({"add": 1_000}, {}, 0)
     history.flush()
     assert kinds(history) == []
     clock.now += 3

@@ -160,7 +160,7 @@ def figures(monitored: MonitoredCluster, timeline: Timeline) -> dict[str, str]:
 def query(panel: Panel, prometheus: Prometheus, timeline: Timeline, names: Mapping[str, str]) -> Plot:
     """Evaluate a panel's expressions over the timeline. names: address -> node name, for legends."""
     step_s = BAR_STEP_S if panel.kind == "bars" else STEP_S
-    count = int((timeline.end - timeline.begin) / step_s) + 1
+    count = int((timeline.end - timeline.begin) / step_s) + 2  # Prometheus rounds both times to milliseconds
     series = {}
     for expression in panel.expressions:
         expr = re.sub(r"\$(changefeed|processor)\b", ".*", expression.expr).replace("$__rate_interval", RATE_INTERVAL)

@@ -1,7 +1,7 @@
-"""Errors of Tablewire, split by whose fault they are.
+"""Errors of Tablewire, by whose fault they are.
 
-OperatingError is expected: it is handled where it arises, retried by the next tick, or told to the operator in one line.
-The RuntimeErrors tell a caller that it broke the contract; InvariantError is a bug of ours and ends the process.
+An OperatingError is expected: it is handled where it arises, retried by the next tick, or shown to the operator in one line.
+ConcurrentTickError and ClosedError mean that a caller broke a contract, InvariantError that Tablewire has a bug.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ class TablewireError(Exception):
 
 
 class OperatingError(TablewireError):
-    """Expected trouble (a peer, etcd, a source, a bad request): one clear text that names what and where."""
+    """An expected failure of a peer, etcd, a source or a request. Its text names what failed and where."""
 
 
 class ConfigError(OperatingError):
-    """A configuration key or value is wrong; the text holds its path."""
+    """A configuration key or value is wrong; the text contains its path."""
 
 
 class CodecError(OperatingError):
-    """Bytes from a peer that cannot be a message; nothing of them was applied."""
+    """Bytes from a peer are not a valid message; nothing of them was applied."""
 
 
 class EtcdError(OperatingError):
@@ -28,23 +28,23 @@ class EtcdError(OperatingError):
 
 
 class NotLeaderError(OperatingError):
-    """A guarded write was refused because this owner's leader key is gone: step down."""
+    """A guarded write was refused because this owner no longer leads: step down."""
 
 
 class ConflictError(OperatingError):
-    """A guarded write lost a race for its key while leadership holds: read again."""
+    """A guarded write lost a race for its key although this owner still leads: read the key again."""
 
 
 class UnknownCaptureError(OperatingError, LookupError):
-    """No capture of this id is known."""
+    """There is no capture with this id."""
 
 
 class UnknownChangefeedError(OperatingError, LookupError):
-    """No changefeed of this id is known."""
+    """There is no changefeed with this id."""
 
 
 class EpochRefusedError(OperatingError):
-    """The sink holds a newer assignment_epoch: another processor has taken the span over."""
+    """The sink holds a newer assignment_epoch: another processor has taken over the span."""
 
 
 class ConcurrentTickError(TablewireError, RuntimeError):
@@ -56,7 +56,7 @@ class ClosedError(TablewireError, RuntimeError):
 
 
 class InvariantError(TablewireError):
-    """A bug of ours. `story` tells what the row had been through."""
+    """A bug of Tablewire, which ends the process. story: what happened to the row before."""
 
     def __init__(self, what: str, story: str = "") -> None:
         super().__init__(f"{what}: {story}" if story else what)

@@ -1,11 +1,11 @@
-"""TableExecutor: what users implement to do their own per-table work.
+"""TableExecutor: the interface that a plug-in implements to do its own work for each table.
 
-The agent calls an executor from one thread, inside `Agent.tick`. Every call must return at once (work happens on the
-executor's own threads), is repeated until it has taken effect, and therefore must be idempotent. An exception is that span's
-error: the agent removes the span, reports Stopped with its last checkpoint and the text, and the owner schedules it again.
+The agent calls an executor from one thread. Every call must return at once (work happens on threads of the executor), is
+repeated until it has taken effect, and must therefore be idempotent. An exception is an error of that span alone: the agent
+removes the span and reports it as Stopped with its last checkpoint and the text, and the owner schedules it again.
 
-A plug-in offers a factory under the entry point group `tablewire.executors`, named by the scheme of the source URI:
-`new_executor(request: ExecutorRequest) -> TableExecutor`.
+A plug-in offers a factory `new_executor(request: ExecutorRequest) -> TableExecutor` under the entry point group
+`tablewire.executors`, named after the scheme of the source URI.
 """
 
 from __future__ import annotations
@@ -15,70 +15,75 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from tablewire.model.ids import CaptureID, ChangefeedID, TableID, Ts
-from tablewire.model.progress import Barrier, Checkpoint, TableStatus
-from tablewire.model.progress import StatusColumns as StatusColumns  # part of this contract; it lives beside TableStatus
+from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
 from tablewire.model.spans import Span
 
 
 class TableExecutor(Protocol):
-    """The work on spans, one object a (processor, changefeed)."""
+    """The work on the spans of one changefeed in one processor."""
 
     def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
-        """Phase one (is_prepare=True): get ready to continue behind `checkpoint`, write nothing. Phase two
-        (is_prepare=False, only for a prepared span): write from `checkpoint` on. False = not taken yet, call again."""
+        """Start a phase of an Add; return False if it cannot start yet, and the call is repeated.
+
+        Phase one (is_prepare): get ready to continue after `checkpoint`, and write nothing. Phase two, which follows only when
+        the span is prepared: write everything after `checkpoint`.
+        """
         ...
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
-        """Phase one: the span is ready to write at once. Phase two: it writes."""
+        """Return whether the phase is finished: in phase one the span can write at once, in phase two it writes."""
         ...
 
     def remove_table_span(self, span: Span) -> bool:
-        """Stop the span. False = not taken yet, call again. An unknown span is removed already: True."""
+        """Stop the span; return False if that cannot start yet, and True for an unknown span."""
         ...
 
     def is_remove_table_span_finished(self, span: Span) -> tuple[Ts, bool]:
-        """(last checkpoint_ts, True) once no write can follow any more, then the span is forgotten; 0 = not known."""
+        """Return (last checkpoint_ts, True) and forget the span once no write can follow. checkpoint_ts 0: unknown."""
         ...
 
     def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
-        """How far the span is; an unknown span is ABSENT with Checkpoint(0, 0). Raises the span's background failure."""
+        """Return the status of the span, ABSENT with Checkpoint(0, 0) if it is unknown. Raise its background failure."""
         ...
 
 
 @runtime_checkable
 class FencedTableExecutor(Protocol):
-    """Optional: the sink refuses an older assignment_epoch. An executor without it is unfenced, and the owner knows."""
+    """Optional: the sink refuses writes with an older assignment_epoch. The owner knows whether an executor is fenced."""
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
-        """Called right before add_table_span(…, is_prepare=False), and later to raise the epoch of a writing span."""
+        """Set the epoch, right before phase two of an Add, and later to raise it while the span writes."""
         ...
 
 
 @runtime_checkable
 class BarrierTableExecutor(Protocol):
-    """Optional: wants every barrier that a heartbeat brings. No write past min(global, own table's)."""
+    """Optional: receives the barrier of every heartbeat. Nothing may be written past it; see `Barrier`."""
 
     def set_barrier(self, barrier: Barrier) -> None: ...
 
 
 @runtime_checkable
 class BulkTableExecutor(Protocol):
-    """Optional: the statuses of many spans in one call; without it the agent loops over get_table_span_status."""
+    """Optional: returns the statuses of many spans in one call instead of one call of get_table_span_status for each."""
 
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns: ...
 
 
 @runtime_checkable
 class ClosableTableExecutor(Protocol):
-    """Optional: stops everything, and returns only when no write can follow any more. Idempotent."""
+    """Optional: stops all spans, and returns only when no write can follow. Idempotent."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorMeter:
-    """What an executor shows at /metrics. rows_written, bytes_written: since it was made, never less than before.
-    queue_bytes: read and not written yet, queue_bytes_max: its limit. read_ts: how far the source has been read."""
+    """Figures of an executor for /metrics.
+
+    rows_written, bytes_written: since it was made, never decreasing. queue_bytes: read but not yet written; queue_bytes_max:
+    the limit. read_ts: how far the source has been read.
+    """
 
     rows_written: int = 0
     bytes_written: int = 0
@@ -89,26 +94,21 @@ class ExecutorMeter:
 
 @runtime_checkable
 class MeteredTableExecutor(Protocol):
-    """Optional: figures for /metrics, asked for about once a second; does no I/O."""
+    """Optional: figures for /metrics, read about once a second. Does no I/O."""
 
     def meter(self) -> ExecutorMeter: ...
 
 
-def _nothing() -> None:
-    pass
-
-
-def _always() -> bool:
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class ExecutorRequest:
-    """What a processor knows when it starts a changefeed's executor. start_ts: where the changefeed started at its source.
-    tables: the filter, as in SourceRequest. table_names: names of tables by id as far as the owner knows them (may be empty).
-    wake: call it (any thread) when a span's state has changed, so that the agent reports at once and not at its next tick.
-    may_write: ask it (any thread) right before each commit or flush at the sink; False = this processor's lease is in doubt:
-    give the work back and ask again later. It never blocks."""
+    """What a processor knows when it starts the executor of a changefeed.
+
+    tables: the filter, as in SourceRequest. start_ts: where the changefeed started at its source. table_names: the names of
+    tables that the owner knows, by id; may be empty.
+    wake(): called by the executor, on any thread, when the state of a span has changed, so that the agent reports it at once.
+    may_write(): called by the executor, on any thread, right before each commit or flush at the sink. False means that the
+    lease of this processor is in doubt: put the work back and ask again later. It never blocks.
+    """
 
     capture_id: CaptureID
     changefeed: ChangefeedID
@@ -120,8 +120,8 @@ class ExecutorRequest:
     initial_snapshot: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
     table_names: Mapping[TableID, str] = field(default_factory=dict)
-    wake: Callable[[], None] = _nothing
-    may_write: Callable[[], bool] = _always
+    wake: Callable[[], None] = lambda: None
+    may_write: Callable[[], bool] = lambda: True
 
 
 class ExecutorFactory(Protocol):

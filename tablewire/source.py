@@ -1,8 +1,7 @@
-"""What the owner must know of a source. Blocking; called on a thread of its changefeed, never on the tick's.
+"""Source: the interface through which the owner sees a source. Blocking; called on a thread of its changefeed.
 
-A plug-in offers a factory under the entry point group `tablewire.sources`, named by the scheme of the source URI:
-`new_source(request: SourceRequest) -> Source`. The factory does no I/O; it raises OperatingError for a URI or an option
-that cannot be right.
+A plug-in offers a factory `new_source(request: SourceRequest) -> Source` under the entry point group `tablewire.sources`,
+named after the scheme of the source URI. The factory does no I/O, and raises OperatingError for a URI or an option that is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tablewire.model.spans import SpanBlock
 
 @dataclass(frozen=True, slots=True)
 class CheckFailure:
-    """One thing that `create` promises and that does not hold. `check` is a stable word, `reason` one clear sentence."""
+    """A requirement of `changefeed create` that is not met. check: a stable word; reason: one clear sentence."""
 
     check: str
     reason: str
@@ -26,10 +25,10 @@ class CheckFailure:
 
 @dataclass(frozen=True, slots=True)
 class SourceRequest:
-    """What a changefeed says of its source. tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes.
+    """The source of a changefeed.
 
-    start_ts: 0 before the first start, then where it started (`StartedSource.start`, or `current_ts` then).
-    options: from --source-option, checked by the plug-in.
+    tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes. start_ts: 0 before the first start, then
+    where the changefeed started. options: from --source-option, checked by the plug-in.
     """
 
     changefeed: ChangefeedID
@@ -42,28 +41,28 @@ class SourceRequest:
 
 
 class Source(Protocol):
-    """One changefeed's view of its source, as the owner needs it."""
+    """The source of one changefeed."""
 
     def check(self) -> Sequence[CheckFailure]:
-        """All that `create` promises, each failure named; empty = fine. Changes nothing."""
+        """Return each requirement that is not met. Change nothing."""
         ...
 
     def tables(self) -> Mapping[TableID, str]:
-        """What the filter matches now: id -> name."""
+        """Return the tables that the filter matches now: their names by id."""
         ...
 
     def current_ts(self) -> Ts: ...
 
     def advance(self, checkpoint_ts: Ts) -> None:
-        """Moves the safepoint behind the global checkpoint; never back."""
+        """Release what the source keeps up to the global checkpoint. Never move backwards."""
         ...
 
     def retained_bytes(self) -> int:
-        """What the source keeps on disk for this changefeed."""
+        """Return how many bytes the source keeps on disk for this changefeed."""
         ...
 
     def drop(self) -> None:
-        """Removes what was made at the source for this changefeed; idempotent."""
+        """Remove what was made at the source for this changefeed. Idempotent."""
         ...
 
     def close(self) -> None: ...
@@ -71,22 +70,30 @@ class Source(Protocol):
 
 @runtime_checkable
 class StartedSource(Protocol):
-    """Optional, beside Source: something has to be made at the source before replication can start. A source without it starts
-    where it is (`current_ts`) when its changefeed is first run."""
+    """Optional: makes something at the source before replication can start.
+
+    A source without it starts at `current_ts` when its changefeed first runs.
+    """
 
     def start(self) -> Ts:
-        """Makes what must exist at the source (publication, slot) if it is not there; the Ts where replication starts.
-        Idempotent: a second call finds what is there and returns the same or a later position. Blocking."""
+        """Make what must exist at the source (publication, slot); return where replication starts.
+
+        Idempotent: a second call finds what exists and returns the same or a later position.
+        """
         ...
 
 
 @runtime_checkable
 class SplitSource(Protocol):
-    """Optional, beside Source: tables of several spans, for an executor that can write a part of a table. A source without it
-    has one span a table."""
+    """Optional: divides tables into several spans, for an executor that can write a part of a table.
+
+    A source without it has one span for each table.
+    """
 
     def spans(self, table_ids: I64) -> SpanBlock:
-        """The spans of these tables, by table and start key, without a hole or an overlap;
-        `tablewire.model.splitter` has ways to cut.
-        table_ids: sorted, unique. Deterministic: an owner that cuts in another way removes the former spans and adds its own."""
+        """Return the spans of these tables, by table and start key, without a gap or an overlap (`HashRanges` is one way).
+
+        table_ids: sorted, unique. The result must be the same in every owner: one that differs removes the previous spans and
+        adds its own.
+        """
         ...

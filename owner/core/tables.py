@@ -253,7 +253,7 @@ class Tables:
         return RowView(
             row=row,
             span=self.span(row),
-            state=ReplicationState.from_code(int(self.state[row])),  # type: ignore[arg-type]
+            state=ReplicationState.from_code(int(self.state[row])),
             primary=int(self.primary[row]),
             secondary=int(self.secondary[row]),
             undetermined=frozenset(self.undetermined.get(row, ())),

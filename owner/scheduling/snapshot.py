@@ -242,7 +242,7 @@ def span_view(snapshot: Snapshot, position: int) -> SpanView:
     row = int(roles.rows[position])
     return SpanView(
         span=roles.spans[position],
-        state=ReplicationState.from_code(int(roles.state[position])),  # type: ignore[arg-type]
+        state=ReplicationState.from_code(int(roles.state[position])),
         primary=snapshot.capture_ids.get(int(roles.primary[position])),
         secondary=snapshot.capture_ids.get(int(roles.secondary[position])),
         checkpoint=progress.of(row),

@@ -23,12 +23,11 @@ from tablewire.executor import (
     BulkTableExecutor,
     ClosableTableExecutor,
     FencedTableExecutor,
-    StatusColumns,
     TableExecutor,
 )
 from tablewire.model.columns import U8, U64
 from tablewire.model.ids import TS_MAX, Ts
-from tablewire.model.progress import Barrier, Checkpoint, TableStatus
+from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
 from tablewire.runtime.uris import redact_uri

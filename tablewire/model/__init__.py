@@ -1,1 +1,1 @@
-"""Values without I/O: ids, states, spans, progress, messages, queries. Nothing here imports anything but numpy."""
+"""Values without I/O that both services share. What are a span, a checkpoint, a message?"""

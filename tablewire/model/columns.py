@@ -1,8 +1,8 @@
-"""The array types of columns, and their comparison."""
+"""Columns: numpy arrays with one element for each row."""
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +13,21 @@ U64: TypeAlias = npt.NDArray[np.uint64]
 I64: TypeAlias = npt.NDArray[np.int64]
 F64: TypeAlias = npt.NDArray[np.float64]
 
-_Columns = TypeVar("_Columns")
+
+class Columns:
+    """Base of dataclasses (eq=False) that hold columns: they compare by value and are not hashable."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        names = self.__dataclass_fields__  # type: ignore[attr-defined]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-def same_columns(left: _Columns, right: _Columns) -> bool:
-    """Equality by value of two dataclasses of one type that hold numpy columns."""
-    for name in left.__dataclass_fields__:  # type: ignore[attr-defined]
-        mine, theirs = getattr(left, name), getattr(right, name)
-        if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray):
-            if not np.array_equal(mine, theirs):
-                return False
-        elif mine != theirs:
-            return False
-    return True
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return np.array_equal(left, right)  # type: ignore[arg-type]
+    return left == right

@@ -1,4 +1,4 @@
-"""Names and positions: the scalar types that everything else is built from, and the array types of columns."""
+"""Identifiers and positions."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 Ts: TypeAlias = int
-"""Unsigned 64 bit, monotone, defined by the source (PostgreSQL: an LSN). 0 = cannot proceed."""
-
-
+"""A position in the source: unsigned 64 bit, monotone, defined by the source (PostgreSQL: an LSN)."""
 TableID: TypeAlias = int
 """Signed 64 bit."""
-
-
 CaptureID: TypeAlias = str
-"""One start of one processor process; new at every start."""
-
+"""One run of a processor process; new at every start."""
 
 TS_MAX: Ts = 2**64 - 1
-
-
 CHECKPOINT_CANNOT_PROCEED: Ts = 0
-"""The global checkpoint must not be advanced yet."""
-
+"""The global checkpoint as long as it must not advance."""
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 

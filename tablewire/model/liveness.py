@@ -1,4 +1,4 @@
-"""Whether a capture is staying or leaving: set once by its process, read by every agent in it."""
+"""Whether a processor is stopping: set once by its process, read by all of its agents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tablewire.model.states import LivenessState
 
 
 class Liveness:
-    """ALIVE until `stop` is called, then STOPPING for good. Any thread."""
+    """ALIVE until `stop` is called, STOPPING from then on. Any thread."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
@@ -18,5 +18,4 @@ class Liveness:
         return LivenessState.STOPPING if self._stopping.is_set() else LivenessState.ALIVE
 
     def stop(self) -> None:
-        """One way and idempotent."""
         self._stopping.set()

@@ -1,74 +1,50 @@
-"""Messages between the owner and its processors: one frozen value per envelope, with columns that are never written again."""
+"""Messages between the owner and its processors: frozen values whose columns are never written again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from itertools import chain
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from tablewire.model.columns import F64, U8, U32, U64, same_columns
+from tablewire.model.columns import F64, U8, U32, U64, Columns
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.progress import Barrier
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import LivenessState
 
 PROTOCOL_VERSION = 1
-"""The version of the messages of this module; the codec translates the versions that older processes use."""
-
-
-def _empty_u8() -> U8:
-    return np.empty(0, np.uint8)
-
-
-def _empty_u32() -> U32:
-    return np.empty(0, np.uint32)
-
-
-def _empty_u64() -> U64:
-    return np.empty(0, np.uint64)
-
-
-def _empty_f64() -> F64:
-    return np.empty(0, np.float64)
-
-
-def _empty_spans() -> SpanBlock:
-    return SpanBlock(np.empty(0, np.int64))
+"""The version of the messages in this module. The codec translates the versions of older processes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heartbeat:
-    """Owner -> agent: the barrier, what of the agent's reports has arrived, and numbers for spans it reported by name.
+class Heartbeat(Columns):
+    """Owner -> agent: the barrier, which reports have arrived, and numbers for spans that were reported by name.
 
-    acked: the largest m that the owner has applied; the agent's next report holds what changed since (0: all of it).
-    numbers, shape (k,), and spans: from now on these spans are called by these numbers (while this owner_revision lasts).
-    collect_stats: the next response should carry statistics.
-    by_name: forget all numbers, and report everything by name on base 0 (the owner met a number that it does not know).
+    acked: the largest message number of the agent that the owner has applied; the agent's next report contains what changed
+    since then (0: everything). numbers and spans, one element each: the number that identifies the span from now on, under
+    this owner_revision. collect_stats: the next response should contain statistics. by_name: the agent must forget all
+    numbers and report everything by name on base 0, because the owner received a number that it does not know.
     """
 
     barrier: Barrier
     acked: int = 0
     collect_stats: bool = False
     by_name: bool = False
-    numbers: U32 = field(default_factory=_empty_u32)
-    spans: SpanBlock = field(default_factory=_empty_spans)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Heartbeat) and same_columns(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
+    numbers: U32 = field(default_factory=lambda: np.empty(0, np.uint32))
+    spans: SpanBlock = field(default_factory=lambda: SpanBlock(np.empty(0, np.int64)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DispatchTableRequest:
-    """Owner -> agent: AddTable (prepare or write) and RemoveTable, one element a span, shape (k,) each.
+class DispatchTableRequest(Columns):
+    """Owner -> agent: AddTable (prepare or write) and RemoveTable, one element for each span.
 
-    numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start
-    (Add), else 0. assignment_epochs: the fencing token of ADD_WRITE, else 0. acked: as in Heartbeat (0: not said), so that an
-    Add to a capture whose Stopped has been applied is not dropped there for want of a heartbeat. jobs: the manual job that each
-    order belongs to (`tablewire.model.jobs`), 0 = none, for logs alone; empty when none does.
+    numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start an
+    Add, 0 for a Remove. assignment_epochs: the fencing token of ADD_WRITE, otherwise 0. acked: as in Heartbeat (0: not
+    given), so that an Add to an agent whose Stopped was applied is not dropped until the next heartbeat. jobs: the manual job
+    of each element (`tablewire.model.jobs`), 0 if none, for logs only; empty if no element has one.
     """
 
     numbers: U32
@@ -78,43 +54,36 @@ class DispatchTableRequest:
     resolved_ts: U64
     assignment_epochs: U64
     acked: int = 0
-    jobs: U64 = field(default_factory=_empty_u64)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DispatchTableRequest) and same_columns(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
+    jobs: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SpanStats:
-    """Statistics of some of the spans of a report. rows: uint32 (k,), positions in the report's columns;
-    puller_resolved_ts 0 = the executor has no stage "puller"; in_snapshot 1 = the initial snapshot is under way."""
+class SpanStats(Columns):
+    """Statistics of some spans of a report.
 
-    rows: U32 = field(default_factory=_empty_u32)
-    rows_per_s: F64 = field(default_factory=_empty_f64)
-    bytes_per_s: F64 = field(default_factory=_empty_f64)
-    puller_resolved_ts: U64 = field(default_factory=_empty_u64)
-    in_snapshot: U8 = field(default_factory=_empty_u8)
+    rows: their positions in the columns of the report. puller_resolved_ts: 0 if the executor has no stage "puller".
+    in_snapshot: 1 during the initial snapshot.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SpanStats) and same_columns(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
+    rows: U32 = field(default_factory=lambda: np.empty(0, np.uint32))
+    rows_per_s: F64 = field(default_factory=lambda: np.empty(0, np.float64))
+    bytes_per_s: F64 = field(default_factory=lambda: np.empty(0, np.float64))
+    puller_resolved_ts: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
+    in_snapshot: U8 = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SpanReports:
-    """What an agent says of its spans, one element a span, shape (n,) each.
+class SpanReports(Columns):
+    """Agent -> owner: the states of spans, one element for each.
 
-    base: the `acked` that this report builds on: every span that changed since is in it (a span that is gone: ABSENT).
-    base 0 means the whole truth: a span that is not in it is ABSENT at this agent.
-    numbers: the owner's number, or 0 while the span has none; then it is named in `spans`, which holds the spans of the
-    zeros in order. states: TableState codes. assignment_epochs: the permission the span writes or wrote under, 0 = none.
-    errors: (position, text) of the spans that an executor's error stopped.
-    more: this is a chunk and the report goes on in the message numbered m + 1, whose base is m. A report is whole, and says that
-    a span is ABSENT by leaving it out (base 0), only with its last chunk (`join_reports`); the HeartbeatResponse is
-    the last one; the chunks before it are DispatchTableResponses.
+    base: the `acked` that the report builds on. It contains every span that changed since then; a span that is gone is
+    ABSENT. With base 0 it is complete: a span that it does not contain is ABSENT at this agent.
+    numbers: the owner's number of the span, or 0 while it has none. `spans` holds the spans of the zeros, in their order.
+    states: TableState codes. assignment_epochs: the permission that the span writes or wrote under, 0 if none.
+    errors: (position, text) of each span that an error of its executor stopped.
+    more: this is a chunk, and the report continues in the message with the next number, whose base is this message's number.
+    Only with its last chunk is a report complete (`join_reports`). The last chunk is a HeartbeatResponse, the others are
+    DispatchTableResponses.
     """
 
     base: int
@@ -132,54 +101,52 @@ class SpanReports:
     def __len__(self) -> int:
         return len(self.states)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SpanReports) and same_columns(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 def join_reports(chunks: Sequence[SpanReports]) -> SpanReports:
-    """The one report that these chunks, in the order of their numbers, are: base of the first, the spans of all.
+    """Return the report whose chunks these are, in the order of their numbers.
 
-    The caller has checked that each chunk but the first has the number before its own as base, and that only the last has
-    `more` False. The stats' rows and the errors' positions count through all chunks.
+    The caller has checked that the base of each chunk but the first is the number of the previous one, and that only the last
+    one has `more` False. The positions of statistics and errors count through all chunks.
     """
     if len(chunks) == 1:
         return chunks[0]
     starts = np.cumsum([0] + [len(chunk) for chunk in chunks[:-1]]).tolist()
-    keyed = any(chunk.spans.start_keys for chunk in chunks)
 
-    def keys(chunk: SpanReports, name: str) -> tuple[bytes, ...]:
-        return getattr(chunk.spans, name) or (b"",) * len(chunk.spans)
+    def joined(column: Callable[[SpanReports], Any]) -> Any:
+        return np.concatenate([column(chunk) for chunk in chunks])
+
+    def keys(name: str) -> tuple[bytes, ...]:
+        if not any(chunk.spans.start_keys for chunk in chunks):
+            return ()
+        return tuple(chain.from_iterable(getattr(chunk.spans, name) or (b"",) * len(chunk.spans) for chunk in chunks))
 
     return SpanReports(
         base=chunks[0].base,
-        numbers=np.concatenate([chunk.numbers for chunk in chunks]),
-        spans=SpanBlock(
-            np.concatenate([chunk.spans.table_ids for chunk in chunks]),
-            tuple(key for chunk in chunks for key in keys(chunk, "start_keys")) if keyed else (),
-            tuple(key for chunk in chunks for key in keys(chunk, "end_keys")) if keyed else (),
-        ),
-        states=np.concatenate([chunk.states for chunk in chunks]),
-        checkpoint_ts=np.concatenate([chunk.checkpoint_ts for chunk in chunks]),
-        resolved_ts=np.concatenate([chunk.resolved_ts for chunk in chunks]),
-        last_synced_ts=np.concatenate([chunk.last_synced_ts for chunk in chunks]),
-        assignment_epochs=np.concatenate([chunk.assignment_epochs for chunk in chunks]),
+        numbers=joined(lambda chunk: chunk.numbers),
+        spans=SpanBlock(joined(lambda chunk: chunk.spans.table_ids), keys("start_keys"), keys("end_keys")),
+        states=joined(lambda chunk: chunk.states),
+        checkpoint_ts=joined(lambda chunk: chunk.checkpoint_ts),
+        resolved_ts=joined(lambda chunk: chunk.resolved_ts),
+        last_synced_ts=joined(lambda chunk: chunk.last_synced_ts),
+        assignment_epochs=joined(lambda chunk: chunk.assignment_epochs),
         errors=tuple((start + row, text) for start, chunk in zip(starts, chunks, strict=True) for row, text in chunk.errors),
         stats=SpanStats(
             np.concatenate([chunk.stats.rows + np.uint32(start) for start, chunk in zip(starts, chunks, strict=True)]),
-            np.concatenate([chunk.stats.rows_per_s for chunk in chunks]),
-            np.concatenate([chunk.stats.bytes_per_s for chunk in chunks]),
-            np.concatenate([chunk.stats.puller_resolved_ts for chunk in chunks]),
-            np.concatenate([chunk.stats.in_snapshot for chunk in chunks]),
+            joined(lambda chunk: chunk.stats.rows_per_s),
+            joined(lambda chunk: chunk.stats.bytes_per_s),
+            joined(lambda chunk: chunk.stats.puller_resolved_ts),
+            joined(lambda chunk: chunk.stats.in_snapshot),
         ),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse:
-    """Agent -> owner, in answer to a heartbeat. fenced: the executor refuses older assignment epochs at its sink.
-    held, checksum: how many spans are neither ABSENT nor STOPPED here, and `span_checksum` over those that have a number."""
+    """Agent -> owner: the response to a heartbeat.
+
+    fenced: the sink refuses older assignment epochs. held: how many spans are neither ABSENT nor STOPPED at this agent.
+    checksum: `span_checksum` of those that have a number.
+    """
 
     liveness: LivenessState
     fenced: bool
@@ -190,7 +157,7 @@ class HeartbeatResponse:
 
 @dataclass(frozen=True, slots=True)
 class DispatchTableResponse:
-    """Agent -> owner, as soon as a span's state has changed or a dispatch was taken in; never waits for a heartbeat."""
+    """Agent -> owner: sent when the state of a span changes or a dispatch was received, without waiting for a heartbeat."""
 
     reports: SpanReports
 
@@ -200,11 +167,11 @@ MessageBody: TypeAlias = Heartbeat | HeartbeatResponse | DispatchTableRequest | 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One envelope.
+    """One message.
 
-    owner_revision: of the owner that speaks or is answered. processor_epoch: of the agent that speaks or is addressed
-    (0 in a Heartbeat to an agent whose epoch is not known yet). number: n from the owner, m from the agent, each growing by
-    one from 1 per (owner_revision, capture). echo: agent -> owner, the last n that was taken in; 0 from the owner.
+    owner_revision: of the owner that sends or receives it. processor_epoch: of the agent that sends or receives it (0 in a
+    Heartbeat to an agent whose epoch is not known yet). number: counts the messages of the sender, from 1, for each
+    (owner_revision, capture). echo: the last number that the agent received from the owner; 0 in the owner's messages.
     """
 
     sender: str
@@ -220,7 +187,7 @@ class Message:
 
 
 class Transport(Protocol):
-    """Carries messages between one node and its peers. Never blocks; may lose, repeat, delay and reorder. One thread."""
+    """Carries messages of one node. Never blocks; may lose, repeat, delay and reorder messages. One thread."""
 
     def send(self, messages: Sequence[Message]) -> None: ...
 
@@ -230,7 +197,7 @@ class Transport(Protocol):
 
 
 def span_checksum(numbers: U32, states: U8) -> int:
-    """Order-free checksum (uint64, wrapping sum of mixed words) over the numbered spans that an agent holds."""
+    """Return a checksum of numbered spans and their states that does not depend on their order (uint64, a wrapping sum)."""
     words = (numbers.astype(np.uint64) << np.uint64(8)) | states.astype(np.uint64)
     words = words * np.uint64(0x9E3779B97F4A7C15)
     words ^= words >> np.uint64(29)
@@ -240,7 +207,7 @@ def span_checksum(numbers: U32, states: U8) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ActiveChangefeed:
-    """A changefeed that the owner schedules, at the epoch of its present (re)start."""
+    """A changefeed that the owner schedules. epoch: of its last (re)start."""
 
     changefeed: ChangefeedID
     epoch: int
@@ -248,11 +215,10 @@ class ActiveChangefeed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All that one owner process and one processor process say to each other in one turn.
+    """All messages from one owner process to one processor process, or back, in one call of Exchange.
 
-    active: from the owner, all of its active changefeeds (a whole set: the processor closes the agents of any other); from a
-    processor, (). sender, receiver and owner_revision are those of every message. version: of the wire; an answer has that of
-    its request.
+    sender, receiver and owner_revision are the same in every message. active: all active changefeeds of the owner (the
+    processor closes the agents of all others); () from a processor. version: of the wire; a response has its request's.
     """
 
     sender: str

@@ -1,4 +1,4 @@
-"""How far spans are: checkpoints, statistics, barriers, watermarks, and the views that readers get."""
+"""Progress: checkpoints, statistics, barriers, watermarks, and the views that readers get."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _NO_CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far a span has got: durable in the sink (checkpoint_ts), received from the source (resolved_ts, never below),
-    and the largest commit that was written (last_synced_ts, 0 = none yet)."""
+    """The progress of a span.
+
+    checkpoint_ts: everything at or before it is durable in the sink. resolved_ts: everything at or before it has been received
+    from the source; never below checkpoint_ts. last_synced_ts: the last commit that was written, 0 if none was.
+    """
 
     checkpoint_ts: Ts
     resolved_ts: Ts
@@ -26,7 +29,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Rates of a span over the last statistics interval; stage_checkpoints by stage ("puller", "snapshot", "sink")."""
+    """Rates of a span over the last statistics interval. stage_checkpoints: by stage ("puller", "snapshot", "sink")."""
 
     rows_per_s: float = 0.0
     bytes_per_s: float = 0.0
@@ -35,7 +38,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class TableStatus:
-    """What an executor says of a span. `error` is the text of what stopped it, empty when nothing did."""
+    """The status of a span as its executor reports it. error: what stopped it, empty if nothing did."""
 
     span: Span
     state: TableState
@@ -46,8 +49,10 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatusColumns:
-    """The statuses of n spans, one element a span in the order asked for. states: TableState codes. errors: (position, text)
-    of the spans that failed in the background."""
+    """The statuses of several spans, in the order of the request.
+
+    states: TableState codes. errors: (position, text) of each span that failed in the background.
+    """
 
     states: U8
     checkpoint_ts: U64
@@ -58,7 +63,7 @@ class StatusColumns:
 
 @dataclass(frozen=True, slots=True)
 class TableBarrier:
-    """No write of this table past barrier_ts."""
+    """Nothing of this table may be written past barrier_ts."""
 
     table_id: TableID
     barrier_ts: Ts
@@ -66,7 +71,7 @@ class TableBarrier:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """No write past min(global_barrier_ts, the table's own)."""
+    """No table may be written past the lower one of global_barrier_ts and its own barrier."""
 
     global_barrier_ts: Ts
     table_barriers: Sequence[TableBarrier] = ()
@@ -74,7 +79,7 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class BarrierWithMinTs:
-    """A barrier and the least of its table barriers, which bounds the global checkpoint."""
+    """A barrier and the lowest of its table barriers, which bounds the global checkpoint."""
 
     barrier: Barrier
     min_table_barrier_ts: Ts
@@ -82,7 +87,7 @@ class BarrierWithMinTs:
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """How far a whole changefeed has got. All 0 = cannot proceed."""
+    """The progress of a whole changefeed. All 0: it cannot proceed."""
 
     checkpoint_ts: Ts
     resolved_ts: Ts
@@ -92,14 +97,14 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """The spans that one capture writes, with their checkpoints (a lazy view: reading it costs what is read)."""
+    """The spans that one capture writes, with their checkpoints. `spans` is computed as it is read."""
 
     spans: Mapping[Span, Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
 class SpanView:
-    """One span as the last tick left it. primary, secondary: captures by id, None where nobody. error: the executor's last."""
+    """One span after the last tick. primary, secondary: None where there is none. error: the executor's last one."""
 
     span: Span
     state: ReplicationState
@@ -113,7 +118,7 @@ class SpanView:
 
 @dataclass(frozen=True, slots=True)
 class CaptureView:
-    """One living capture. spans: how many it is the Primary of."""
+    """One live capture. spans: the number of spans that it is the primary of."""
 
     id: CaptureID
     state: CaptureState

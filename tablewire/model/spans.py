@@ -1,4 +1,4 @@
-"""Spans: half-open key ranges of tables, singly and as columns."""
+"""Spans: half-open key ranges of tables, one by one and as columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tablewire.model.columns import I64, same_columns
+from tablewire.model.columns import I64, Columns
 from tablewire.model.ids import TableID
 
 
@@ -26,10 +26,10 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SpanBlock(Sequence[Span]):
-    """Spans as columns, in the order of the column that they accompany.
+class SpanBlock(Columns, Sequence[Span]):
+    """Spans as columns.
 
-    table_ids: int64, shape (n,). start_keys and end_keys: n byte strings each, or both () when every span is a whole table.
+    start_keys and end_keys hold one byte string for each span, or both are () when every span is a whole table.
     """
 
     table_ids: I64
@@ -38,6 +38,7 @@ class SpanBlock(Sequence[Span]):
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> SpanBlock:
+        """Return the spans as a block, in their order."""
         if isinstance(spans, SpanBlock):
             return spans
         table_ids = np.fromiter((span.table_id for span in spans), dtype=np.int64, count=len(spans))
@@ -60,8 +61,3 @@ class SpanBlock(Sequence[Span]):
         if self.start_keys:
             return map(Span, table_ids, self.start_keys, self.end_keys)
         return map(Span, table_ids)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SpanBlock) and same_columns(self, other)
-
-    __hash__ = None  # type: ignore[assignment]

@@ -1,6 +1,6 @@
-"""Which spans a table should have: the shapes that a source may choose from. Pure; any thread.
+"""Splitters: how a source divides its tables into spans. Pure; any thread.
 
-Source and executor of a changefeed have to agree: the executor must know which rows belong to a span, by the same hash or order.
+The executor of the same plug-in must know which rows belong to a span, by the same hash or order.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ HASH_BYTES = 8
 
 
 class Splitter(Protocol):
-    """Pure and deterministic: the same ids give the same spans, whoever owns the changefeed."""
+    """Deterministic: the same ids give the same spans in every process."""
 
     def split(self, table_ids: I64) -> SpanBlock:
-        """The spans that cover these tables without a hole or an overlap. table_ids: sorted, unique."""
+        """Return spans that cover these tables without a gap or an overlap. table_ids: sorted, unique."""
         ...
 
 
 class WholeTables:
-    """One span a table."""
+    """One span for each table."""
 
     def split(self, table_ids: I64) -> SpanBlock:
         return SpanBlock(table_ids)
 
 
 class HashRanges:
-    """`parts` spans a table, equal ranges of an 8-byte big-endian hash of the key. The executor has to know the same hash."""
+    """`parts` spans for each table: equal ranges of an 8-byte big-endian hash of the key."""
 
     def __init__(self, parts: int) -> None:
-        """parts: 1 to 65,536 (ValueError)."""
         if not 1 <= parts <= 65_536:
             raise ValueError(f"parts must be between 1 and 65536, not {parts}")
         step = 2 ** (8 * HASH_BYTES) // parts

@@ -1,51 +1,39 @@
-"""The enums of the protocol. Each value is the lower-case name; in columns and on the wire an enum is its `code`.
+"""The enums of the protocol. A value is the lower-case name; columns and the wire hold the `code` of a member.
 
-A code is the position in the definition, so members are only ever appended.
+A code is the position in the definition, so new members are only ever appended.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from functools import cache
+from typing import Self
 
 
-class _CodedEnum(StrEnum):
-    """A StrEnum with a small stable number for columns and the wire."""
+class CodedEnum(StrEnum):
+    """A StrEnum whose members have a small stable number."""
 
-    @property
-    def code(self) -> int:
-        return _codes(type(self))[self]
+    code: int
+
+    def __init__(self, _value: str) -> None:
+        self.code = len(type(self).__members__)
 
     @classmethod
-    def from_code(cls, code: int) -> _CodedEnum:
-        """The member with this code; ValueError when there is none."""
-        members = _members(cls)
+    def from_code(cls, code: int) -> Self:
+        """Return the member with this code; raise ValueError if there is none."""
+        members = cls._members()
         if not 0 <= code < len(members):
             raise ValueError(f"{cls.__name__} has no code {code}")
         return members[code]
 
-
-_CODES: dict[type, dict[str, int]] = {}
-
-
-_MEMBERS: dict[type, tuple[_CodedEnum, ...]] = {}
-
-
-def _members(enum: type[_CodedEnum]) -> tuple[_CodedEnum, ...]:
-    found = _MEMBERS.get(enum)
-    if found is None:
-        found = _MEMBERS[enum] = tuple(enum)
-    return found
+    @classmethod
+    @cache
+    def _members(cls) -> tuple[Self, ...]:
+        return tuple(cls)
 
 
-def _codes(enum: type[_CodedEnum]) -> dict[str, int]:
-    found = _CODES.get(enum)
-    if found is None:
-        found = _CODES[enum] = {member: code for code, member in enumerate(enum)}
-    return found
-
-
-class TableState(_CodedEnum):
-    """What an agent reports of a span. Absent -> Preparing -> Prepared -> Replicating -> Stopping -> Stopped."""
+class TableState(CodedEnum):
+    """The state of a span as an agent reports it. Each leads to the next; a prepare can also be undone."""
 
     ABSENT = "absent"
     PREPARING = "preparing"
@@ -55,8 +43,8 @@ class TableState(_CodedEnum):
     STOPPED = "stopped"
 
 
-class ReplicationState(_CodedEnum):
-    """What the owner keeps of a span."""
+class ReplicationState(CodedEnum):
+    """The state of a span as the owner keeps it."""
 
     ABSENT = "absent"
     PREPARE = "prepare"
@@ -65,26 +53,26 @@ class ReplicationState(_CodedEnum):
     REMOVING = "removing"
 
 
-class CaptureState(_CodedEnum):
+class CaptureState(CodedEnum):
     UNINITIALIZED = "uninitialized"
     READY = "ready"
     SILENT = "silent"
     STOPPING = "stopping"
 
 
-class LivenessState(_CodedEnum):
+class LivenessState(CodedEnum):
     ALIVE = "alive"
     STOPPING = "stopping"
 
 
-class QueryKind(_CodedEnum):
+class QueryKind(CodedEnum):
     MOVE = "move"
     REBALANCE = "rebalance"
     DRAIN = "drain"
     CANCEL = "cancel"
 
 
-class QueryState(_CodedEnum):
+class QueryState(CodedEnum):
     PENDING = "pending"
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -92,8 +80,8 @@ class QueryState(_CodedEnum):
     CANCELLED = "cancelled"
 
 
-class StallReason(_CodedEnum):
-    """Why a span is not steady; a closed list (docs/operations.md explains each)."""
+class StallReason(CodedEnum):
+    """Why a span is not replicating steadily; docs/troubleshooting.md explains each reason."""
 
     BOOTSTRAP = "bootstrap"
     SILENT_CAPTURE = "silent_capture"
@@ -111,7 +99,7 @@ class StallReason(_CodedEnum):
 
 
 class DispatchAction(IntEnum):
-    """What a dispatch asks of one span: AddTable in its two phases, or RemoveTable."""
+    """What a dispatch requests for one span: AddTable in its two phases, or RemoveTable."""
 
     ADD_PREPARE = 0
     ADD_WRITE = 1

@@ -124,7 +124,7 @@ def test_a_changefeed_that_was_removed_can_be_created_again(new_world: NewWorld)
     world.create()
     world.wait_steady(6)
     world.wait_written(*range(1, 7))
-    world.audit(*range(1, 7), created_anew=True)
+    world.audit(*range(1, 7), recreated=True)
 
 
 def test_a_broken_source_is_a_warning_of_its_changefeed_alone(new_world: NewWorld, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A cluster that replicates with the counting plug-in, and the auditor of what its executors wrote.
+"""A cluster that replicates with the counting plug-in, and an audit of what its executors wrote.
 
-The sink's own files are the witness: every write names its epochs, its capture, where it went on and where it got to.
+The audit reads the files of the sink: every write contains its epochs, its capture, where it started and where it ended.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LOG_TAIL_CHARACTERS = 6_000
 
 
 def install_plugin(target: Path, plugin: Path = PLUGIN) -> Path:
-    """Installs the plug-in's folder as a user would, into a folder of its own; that folder."""
-    copy = target / "source"  # building leaves files behind, and not in the work tree
+    """Install the plug-in as a user would, into a folder of its own; return that folder."""
+    copy = target / "source"  # a build leaves files behind, which must not be in the work tree
     shutil.copytree(plugin, copy)
     options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target / "installed"), str(copy)]
@@ -40,13 +40,13 @@ def install_plugin(target: Path, plugin: Path = PLUGIN) -> Path:
 
 
 def environment_of(plugin: Path) -> dict[str, str]:
-    """What a service needs to find the installed plug-in."""
+    """Return the environment in which a service finds the installed plug-in."""
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(plugin)])}
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One line of a table's log. at_ms: wall clock, right before the write."""
+    """One line of a log. at_ms: the wall clock right before the write."""
 
     changefeed_epoch: int
     epoch: int
@@ -61,7 +61,7 @@ class Write:
 
 
 class CounterWorld:
-    """Folders of a source and a sink, and the cluster that copies between them."""
+    """Folders of a source and a sink, and the cluster that replicates between them."""
 
     def __init__(self, folder: Path, plugin: Path, **options: Any) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class CounterWorld:
         self.cluster = Cluster(folder / "cluster", environment=environment_of(plugin), **options)
 
     def set_tables(self, *names: str) -> None:
-        """The tables of the source; the id is the position, from 1."""
+        """Set the tables of the source; the id of a table is its position, from 1."""
         beside = self.source / "tables.new"
         beside.write_text("\n".join(names))
         beside.rename(self.source / "tables")
@@ -83,14 +83,14 @@ class CounterWorld:
         return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, *pattern, *more)
 
     def replicate(self, *table_ids: int) -> None:
-        """Gives the source these tables, 1 to the last, and returns when a changefeed `one` writes each of them."""
+        """Create these tables, 1 to the last, and a changefeed `one`; return when it writes each of them."""
         self.set_tables(*(f"public.t{table_id}" for table_id in table_ids))
         self.create()
         self.wait_steady(len(table_ids))
         self.wait_written(*table_ids)
 
     def writes(self, table_id: int | str, sink: Path | None = None) -> list[Write]:
-        """table_id: with "-<start key>" behind it, a part of a table."""
+        """Return the lines of a log. table_id: followed by "-<start key>" for a part of a table."""
         path = (sink or self.sink) / f"{table_id}.log"
         lines = path.read_text().splitlines() if path.exists() else []
         found = []
@@ -99,16 +99,18 @@ class CounterWorld:
             found.append(Write(int(changefeed_epoch), int(epoch), capture, *map(int, numbers)))
         return found
 
-    def audit(self, *table_ids: int | str, created_anew: bool = False) -> None:
-        """No gap, no overlap, never a write under an older epoch, and one writer an epoch. created_anew: the changefeed was
-        removed and created again meanwhile, and what happened between is not its own."""
+    def audit(self, *table_ids: int | str, recreated: bool = False) -> None:
+        """Check that there is no gap, no overlap, no write under an older epoch, and one writer for each epoch.
+
+        recreated: the changefeed was removed and created again meanwhile, which allows a gap between its two lives.
+        """
         for table_id in table_ids:
             writes = self.writes(table_id)
             assert writes, f"table {table_id} was never written"
             owners: dict[tuple[int, int], str] = {}
             for before, after in itertools.pairwise(writes):
                 assert after.fence >= before.fence, f"table {table_id}: an older epoch writes after a newer one: {before} {after}"
-                if created_anew and after.changefeed_epoch > before.changefeed_epoch:
+                if recreated and after.changefeed_epoch > before.changefeed_epoch:
                     assert after.start >= before.end
                     continue
                 assert after.start == before.end, f"table {table_id}: a gap or an overlap: {before} {after}"
@@ -116,7 +118,7 @@ class CounterWorld:
                 assert owners.setdefault(write.fence, write.capture) == write.capture, f"two writers in one epoch: {write}"
 
     def longest_gap_ms(self, table_id: int | str) -> int:
-        """The longest time between two writes of a table."""
+        """Return the longest time between two writes of a table."""
         at = [write.at_ms for write in self.writes(table_id)]
         return max(after - before for before, after in itertools.pairwise(at))
 
@@ -130,7 +132,7 @@ class CounterWorld:
         self.cluster.wait_replicating(changefeed, tables=tables, timeout_s=timeout_s)
 
     def wait_written(self, *table_ids: int | str, after_ms: int | None = None, timeout_s: float = WAIT_S) -> None:
-        """Until each of these tables has been written after the given wall time (now)."""
+        """Wait until each of these tables has been written after the given wall time (default: now)."""
         since = now_ms() if after_ms is None else after_ms
 
         def written() -> bool:
@@ -139,7 +141,7 @@ class CounterWorld:
         wait_until(f"tables {table_ids} are written", written, timeout_s)
 
     def close(self) -> None:
-        """Ends the cluster; the end of each log is printed, which pytest shows when the test has failed."""
+        """Stop the cluster. Print the end of each log, which pytest shows if the test has failed."""
         for name in self.cluster.nodes:
             print(f"--- {name}\n{self.log(name)[-LOG_TAIL_CHARACTERS:]}")
         self.cluster.close()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from processor import AgentConfig
-from tablewire import Barrier, Checkpoint, Span, TableState, TableStatus, Ts
+from tablewire import Barrier, Checkpoint, Span, StatusColumns, TableState, TableStatus, Ts
 from tablewire.errors import OperatingError
-from tablewire.executor import BulkTableExecutor, StatusColumns
+from tablewire.executor import BulkTableExecutor
 from tablewire.testing import FakeTableExecutor
 
 SPAN = Span(11)

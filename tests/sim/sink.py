@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from owner.core.coverage import overlaps
-from tablewire.executor import StatusColumns
+from tablewire import StatusColumns
 from tablewire.model.ids import Ts
 from tablewire.model.progress import Checkpoint
 from tablewire.model.spans import Span

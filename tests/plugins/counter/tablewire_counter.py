@@ -1,12 +1,12 @@
-"""A source that counts milliseconds, and an executor that writes each table's count into one log file.
+"""A source that counts milliseconds, and an executor that writes the count of each table into a log file.
 
-`counter:///folder`: the file `tables` in that folder holds the names of the tables, one a line (id = line number); a file
-`broken` makes every call of the source fail with its text, and `broken-<table id>` that table's executor.
-While there is a file `no-executor-<node>`, processors whose id begins so cannot make an executor.
-The option `parts` cuts each table into so many spans; with `fenced=no` the sink refuses nobody.
-`file:///folder`: the sink: `<table id>.log` (`<table id>-<start key>.log` for a part that begins there), one line a write:
+`counter:///folder` is the source. The file `tables` in that folder holds the names of the tables, one per line (the id is the
+line number). A file `broken` makes every call of the source fail with its text, `broken-<table id>` the table's executor. While
+there is a file `no-executor-<node>`, processors whose id begins with that name cannot make an executor. The option `parts`
+divides each table into that many spans; with `fenced=no` the sink accepts every writer.
+`file:///folder` is the sink: `<table id>.log` (`<table id>-<start key>.log` for a span that begins there), one line per write:
 changefeed_epoch assignment_epoch capture from to written_at_ms.
-`from` is where the writer before had got to, so a gap, an overlap and a second writer all show in the file itself.
+`from` is where the previous writer stopped, so a gap, an overlap or a second writer shows in the file itself.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tablewire.errors import EpochRefusedError, OperatingError
-from tablewire.executor import ExecutorRequest
-from tablewire.model.columns import I64
-from tablewire.model.progress import Checkpoint, TableStatus
-from tablewire.model.spans import Span, SpanBlock
-from tablewire.model.splitter import HashRanges
-from tablewire.model.states import TableState
-from tablewire.source import CheckFailure, SourceRequest
+import numpy as np
+import numpy.typing as npt
+
+from tablewire import (
+    CheckFailure,
+    Checkpoint,
+    EpochRefusedError,
+    ExecutorRequest,
+    HashRanges,
+    OperatingError,
+    SourceRequest,
+    Span,
+    SpanBlock,
+    TableState,
+    TableStatus,
+)
 
 WRITE_INTERVAL_S = 0.02
 
@@ -57,7 +65,7 @@ class CounterSource:
         names = (self._folder / "tables").read_text().split()
         return {at: name for at, name in enumerate(names, 1) if any(fnmatch(name, want) for want in self._request.tables)}
 
-    def spans(self, table_ids: I64) -> SpanBlock:
+    def spans(self, table_ids: npt.NDArray[np.int64]) -> SpanBlock:
         return HashRanges(int(self._request.options.get("parts", "1"))).split(table_ids)
 
     def current_ts(self) -> int:
@@ -92,7 +100,7 @@ class _Table:
 
 
 class UnfencedCounterExecutor:
-    """All tables of one (processor, changefeed), written by one thread; the lock covers `_tables`."""
+    """All spans of one changefeed in one processor, written by one thread. The lock covers `_tables`."""
 
     def __init__(self, request: ExecutorRequest) -> None:
         self._request = request
@@ -185,7 +193,7 @@ class UnfencedCounterExecutor:
 
 
 class CounterExecutor(UnfencedCounterExecutor):
-    """Its sink refuses an older epoch than that of the last write."""
+    """An executor whose sink refuses an older epoch than that of the last write."""
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
         with self._lock:

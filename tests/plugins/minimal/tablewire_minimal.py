@@ -1,10 +1,9 @@
-"""`minimal://host?tables=3`: that many tables, and one file a table at the sink that is touched while it is replicated."""
+"""`minimal://host?tables=3`: that many tables, and a file for each at the sink, touched while the table is replicated."""
 
 import time
 from pathlib import Path
 
-from tablewire.model.progress import Checkpoint, TableStatus
-from tablewire.model.states import TableState
+from tablewire import Checkpoint, TableState, TableStatus
 
 
 class Source:

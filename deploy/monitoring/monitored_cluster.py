@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from deploy.local.cluster import Cluster
@@ -26,7 +25,6 @@ from deploy.monitoring.prometheus_server import Prometheus
 CHANGEFEED = "shop"
 ROWS_AT_START = 50
 TIMEOUT_S = 60.0
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class MonitoredCluster(Scoped):
@@ -38,10 +36,10 @@ class MonitoredCluster(Scoped):
         servers: Mapping[str, PostgresServer],
         *,
         rows_per_s: float = 300.0,
-        owner_config: Mapping[str, Any] = _EMPTY,
+        owner_config: Mapping[str, Any] | None = None,
     ) -> None:
         """servers: "source" and "sink"; both may be the same server."""
-        self.cluster = Cluster(folder / "cluster", etcd=1, postgres=servers, links=False, owner_config=owner_config)
+        self.cluster = Cluster(folder / "cluster", etcd=1, postgres=servers, links=False, owner_config=owner_config or {})
         self.events: list[tuple[float, str]] = []
         """(seconds since the Unix epoch, operation), in order."""
         self.tables: list[str] = []

@@ -53,31 +53,21 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 FIGURES: Mapping[str, tuple[str, Sequence[str]]] = {
-    "monitoring-progress.svg": (
-        "Progress",
-        (
-            "Checkpoint lag", "Checkpoint lag in source units", "WAL retained by the source", "Growth of source and checkpoint",
-            "Received but not confirmed", "Rows written",
-        ),
-    ),
-    "monitoring-spans.svg": (
-        "Spans",
-        (
-            "Spans by state", "Stalled spans by reason", "Placements", "Finished jobs", "Failovers and mass failures",
-            "Processors by state",
-        ),
-    ),
-    "monitoring-processors.svg": (
-        "Processors",
-        (
-            "Spans by processor", "Load by processor", "WAL read", "Queue usage", "Lease margin of processors",
-            "Spans by state, reported by processors",
-        ),
-    ),
-    "monitoring-owners.svg": (
-        "Owners",
-        ("Leader", "Elections", "Lease margin of the leader", "Tick", "Exchange duration", "Exchange failing for"),
-    ),
+    "monitoring-progress.svg": ("Progress", (
+        "Checkpoint lag", "Checkpoint lag in source units", "WAL retained by the source", "Growth of source and checkpoint",
+        "Received but not confirmed", "Rows written",
+    )),
+    "monitoring-spans.svg": ("Spans", (
+        "Spans by state", "Stalled spans by reason", "Placements", "Finished jobs", "Failovers and mass failures",
+        "Processors by state",
+    )),
+    "monitoring-processors.svg": ("Processors", (
+        "Spans by processor", "Load by processor", "WAL read", "Queue usage", "Lease margin of processors",
+        "Spans by state, reported by processors",
+    )),
+    "monitoring-owners.svg": ("Owners", (
+        "Leader", "Elections", "Lease margin of the leader", "Tick", "Exchange duration", "Exchange failing for",
+    )),
 }  # fmt: skip
 
 

@@ -1,19 +1,14 @@
-"""The owner service: an elected process that ticks one Scheduler a changefeed.
+"""The owner service: an elected process that ticks one Scheduler for each changefeed.
 
-Read in this order: core/tick.py (the recipe), core/transitions.py (the rules), scheduler.py (the thread-safe face),
-service.py (the loop round it), election.py, changefeeds.py, transport.py, api.py, cli/.
+core/ decides, scheduling/ is its thread-safe face, changefeed/ and leadership/ are the loop around it, exchange/ talks to the
+processors, events/ records what happens, admin/ and cli/ serve operators, service.py puts all of it together.
 """
 
-from owner.scheduling.scheduler import (
-    CHECKPOINT_CANNOT_PROCEED,
-    CaptureView,
-    InfoProvider,
-    Scheduler,
-    SchedulerConfig,
-    Snapshot,
-    SpanView,
-    new_scheduler,
-)
+from owner.core.scheduler_config import SchedulerConfig
+from owner.scheduling.scheduler import InfoProvider, Scheduler, new_scheduler
+from owner.scheduling.snapshot import Snapshot
+from tablewire.model.ids import CHECKPOINT_CANNOT_PROCEED
+from tablewire.model.progress import CaptureView, SpanView
 
 __all__ = [
     "CHECKPOINT_CANNOT_PROCEED",

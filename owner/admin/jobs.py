@@ -16,7 +16,8 @@ from tablewire.model.states import QueryState
 from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
-    from owner.scheduling.scheduler import Query, SchedulerAndInfo
+    from owner.scheduling.scheduler import SchedulerAndInfo
+    from tablewire.model.queries import Query
 
 JOB_POLL_S = 0.05
 JOB_WAIT_S_MAX = 24 * 3_600.0

@@ -7,9 +7,8 @@ A run serves one epoch in one duty; pausing, resuming and removing a changefeed 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import cast
 
 import structlog
 
@@ -184,9 +183,8 @@ class ChangefeedRun:
         if not len(view.table_ids):
             # Nothing is left to do up to where the source was when it had no table; TS_MAX would make a later table start there.
             bound = min(bound, view.source_ts)
-        table_ids = cast("Sequence[TableID]", view.table_ids)  # an int64 array is one for the scheduler
         checkpoint_ts = max(self.start_ts, self.watermark.checkpoint_ts)
-        watermark = scheduler.tick(checkpoint_ts, table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
+        watermark = scheduler.tick(checkpoint_ts, view.table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
         self._recorder.record(scheduler.events())

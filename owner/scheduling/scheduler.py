@@ -16,18 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from owner.core.events import Event, JobChanged
-from owner.core.jobs import (
-    CancelJob,
-    CancelRequest,
-    DrainJob,
-    Job,
-    JobReason,
-    JobRequest,
-    MoveJob,
-    PlannedMove,
-    RebalanceJob,
-    RebalancePlan,
-)
+from owner.core.jobs import CancelJob, CancelRequest, DrainJob, Job, JobReason, JobRequest, MoveJob, RebalanceJob, RebalancePlan
 from owner.core.scheduler_config import SchedulerConfig
 from owner.core.state import Core, Identity
 from owner.core.tick import TickInput, tick
@@ -35,31 +24,14 @@ from owner.scheduling.publisher import Publisher
 from owner.scheduling.snapshot import Snapshot, task_statuses
 from tablewire.errors import ClosedError, ConcurrentTickError, InvariantError, UnknownCaptureError
 from tablewire.model.columns import I64
-from tablewire.model.ids import CHECKPOINT_CANNOT_PROCEED, CaptureID, CaptureInfo, ChangefeedID, TableID, Ts
+from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts
 from tablewire.model.jobs import ENDED, JobView, new_job_id
 from tablewire.model.messages import Transport
-from tablewire.model.progress import Barrier, BarrierWithMinTs, CaptureView, SpanView, TaskStatus, Watermark
+from tablewire.model.progress import Barrier, BarrierWithMinTs, TaskStatus, Watermark
 from tablewire.model.queries import Query
 from tablewire.model.spans import Span
-from tablewire.model.splitter import HashRanges, Splitter, WholeTables
+from tablewire.model.splitter import Splitter, WholeTables
 from tablewire.model.states import QueryState
-
-__all__ = [
-    "CHECKPOINT_CANNOT_PROCEED",
-    "CaptureView",
-    "HashRanges",
-    "InfoProvider",
-    "PlannedMove",
-    "Query",
-    "Scheduler",
-    "SchedulerAndInfo",
-    "SchedulerConfig",
-    "Snapshot",
-    "SpanView",
-    "Splitter",
-    "WholeTables",
-    "new_scheduler",
-]
 
 ENDED_JOBS_KEPT = 256
 OPEN_JOBS_MAX = 10_000
@@ -71,7 +43,7 @@ class Scheduler(Protocol):
     def tick(
         self,
         checkpoint_ts: Ts,
-        current_tables: Sequence[TableID],
+        current_tables: Sequence[TableID] | I64,
         alive_captures: Mapping[CaptureID, CaptureInfo],
         barrier: BarrierWithMinTs,
     ) -> Watermark:
@@ -107,26 +79,6 @@ class InfoProvider(Protocol):
     def get_task_statuses(self) -> Mapping[CaptureID, TaskStatus]: ...
 
 
-class SchedulerAndInfo(Scheduler, InfoProvider, Protocol):
-    """Both, and what API, CLI and tests need besides. asked_by: the caller, for logs and the history."""
-
-    def move_table(self, table_id: TableID, target: CaptureID, asked_by: str = "") -> Query: ...
-
-    def move_span(self, span: Span, target: CaptureID, asked_by: str = "") -> Query: ...
-
-    def rebalance(self, asked_by: str = "") -> Query: ...
-
-    def cancel_drain(self, target: CaptureID) -> Query: ...
-
-    def plan_rebalance(self) -> Sequence[PlannedMove]: ...
-
-    def queries(self) -> Sequence[Query]: ...
-
-    def snapshot(self) -> Snapshot: ...
-
-    def events(self) -> Sequence[Event]: ...
-
-
 def new_scheduler(
     *,
     owner_id: CaptureID,
@@ -145,13 +97,16 @@ def new_scheduler(
     cluster_load: the weight of the other changefeeds by capture, read once a tick.
     """
     identity = Identity(owner_id, changefeed_id, owner_revision, changefeed_epoch)
-    return _Scheduler(Core(identity, config, splitter), transport, clock, cluster_load)
+    return SchedulerAndInfo(Core(identity, config, splitter), transport, clock, cluster_load)
 
 
-class _Scheduler:
-    """Invariant: the tick's thread alone touches the core and the jobs in it. A caller makes a new Job, leaves it in `_requests`
+class SchedulerAndInfo(Scheduler, InfoProvider):
+    """Both, and what the API, the CLI and tests need besides. asked_by: the caller, for logs and the history.
+
+    Invariant: the tick's thread alone touches the core and the jobs in it. A caller makes a new Job, leaves it in `_requests`
     and keeps its Query; each tick takes the requests, and at its end updates the queries from its JobChanged events. A request
-    stays in `_requests` until the tick that took it has published its snapshot, so that a reader sees it in one of the two."""
+    stays in `_requests` until the tick that took it has published its snapshot, so that a reader sees it in one of the two.
+    """
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from owner.scheduling.scheduler import SchedulerConfig, new_scheduler
+from owner.core.scheduler_config import SchedulerConfig
+from owner.scheduling.scheduler import new_scheduler
 from processor.agent.agent import new_agent
 from tablewire.model.ids import TS_MAX, CaptureInfo, ChangefeedID
 from tablewire.model.liveness import Liveness

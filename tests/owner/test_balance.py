@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from owner.core.policies.load_balancing import level
-from owner.scheduling.scheduler import SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
 from tablewire.model.progress import Stats
 from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind, QueryState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from owner.changefeed.cluster_load import ClusterLoad
-from owner.scheduling.scheduler import SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
 from tablewire.model.states import QueryState
 from tests.owner.world import World
 

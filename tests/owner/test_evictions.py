@@ -8,11 +8,11 @@ import pytest
 
 from deploy.local.etcd import EtcdServer
 from deploy.local.proxy import TcpProxy
+from owner.core.scheduler_config import SchedulerConfig
 from owner.events.history import History
 from owner.leadership.election import Election
 from owner.leadership.evictions import Evictions
 from owner.owner_config import OwnerConfig, SchedulerSection
-from owner.scheduling.scheduler import SchedulerConfig
 from owner.scheduling.snapshot import Snapshot
 from tablewire.errors import EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys

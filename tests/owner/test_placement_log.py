@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from owner.core.events import AuditFailed, Event, OrphansFound, PlacementReason, SpansPlaced, TwoWriters
+from owner.core.scheduler_config import SchedulerConfig
 from owner.events.placement_counters import PlacementCounters
 from owner.events.recorder import COUNTS_INTERVAL_S, NAMED_PER_TICK_MAX, EventRecorder
-from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.model.jobs import ENDED, format_job_id
 from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind

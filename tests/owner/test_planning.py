@@ -10,7 +10,8 @@ from owner.admin import cluster_operations, operations
 from owner.admin import plans as planning
 from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.jobs import follow
-from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
+from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedState
 from tablewire.model.ids import ChangefeedID

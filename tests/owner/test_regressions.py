@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from owner.scheduling.scheduler import HashRanges, SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
 from tablewire.model.messages import DispatchTableRequest, Heartbeat, Message
 from tablewire.model.spans import Span
+from tablewire.model.splitter import HashRanges
 from tablewire.model.states import QueryState, ReplicationState, TableState
 from tablewire.testing import Deliver
 from tests.owner.world import World

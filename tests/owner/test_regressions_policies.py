@@ -6,8 +6,8 @@ import numpy as np
 
 from owner.core.events import SpanMoved
 from owner.core.replication import Replication, RowReports, apply_reports
+from owner.core.scheduler_config import SchedulerConfig
 from owner.core.tables import COMMIT, PREPARE, Tables
-from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.model.messages import DispatchTableRequest, Message
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import DispatchAction, QueryState, TableState

@@ -6,10 +6,10 @@ import numpy as np
 
 from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty, SourceView
+from owner.core.scheduler_config import SchedulerConfig
 from owner.events.placement_counters import PlacementCounters
 from owner.events.recorder import EventRecorder
 from owner.owner_config import SourceSection
-from owner.scheduling.scheduler import SchedulerConfig
 from tablewire.etcd import records as registry
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.ids import CaptureInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from owner.scheduling.scheduler import SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
 from tablewire.model.messages import DispatchTableRequest, Message
 from tablewire.model.spans import Span
 from tablewire.model.states import DispatchAction, QueryState, ReplicationState, StallReason

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from owner.core.coverage import uncovered_tables
-from owner.scheduling.scheduler import Splitter
 from tablewire.model.columns import I64
 from tablewire.model.progress import Watermark
 from tablewire.model.spans import Span, SpanBlock
-from tablewire.model.splitter import HashRanges, WholeTables
+from tablewire.model.splitter import HashRanges, Splitter, WholeTables
 from tablewire.model.states import QueryState, ReplicationState
 from tests.owner.world import World
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig, SpanView, Splitter, WholeTables, new_scheduler
+from owner.core.scheduler_config import SchedulerConfig
+from owner.scheduling.scheduler import SchedulerAndInfo, new_scheduler
 from owner.scheduling.snapshot import Snapshot
 from processor.agent.agent import Agent, new_agent
 from tablewire.model.ids import TS_MAX, CaptureInfo, ChangefeedID
 from tablewire.model.liveness import Liveness
-from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
+from tablewire.model.progress import Barrier, BarrierWithMinTs, SpanView, Watermark
 from tablewire.model.spans import Span
+from tablewire.model.splitter import Splitter, WholeTables
 from tablewire.model.states import ReplicationState
 from tablewire.testing import FakeSink, FakeTableExecutor, LoopbackNetwork
 

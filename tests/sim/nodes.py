@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from owner.core.scheduler_config import SchedulerConfig
 from owner.core.state import Core
-from owner.scheduling.scheduler import SchedulerAndInfo, SchedulerConfig
+from owner.scheduling.scheduler import SchedulerAndInfo
 from processor.agent.agent import Agent
 from tablewire.model.ids import CaptureInfo, Ts
 from tablewire.model.liveness import Liveness

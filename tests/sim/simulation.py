@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import structlog
 
-from owner.scheduling.scheduler import SchedulerConfig, new_scheduler
+from owner.core.scheduler_config import SchedulerConfig
+from owner.scheduling.scheduler import new_scheduler
 from processor.agent.agent import AgentConfig, new_agent
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.jobs import ENDED

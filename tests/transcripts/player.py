@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from owner.scheduling.scheduler import HashRanges, SchedulerConfig
+from owner.core.scheduler_config import SchedulerConfig
 from tablewire.model.messages import DispatchTableRequest, DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.queries import Query
 from tablewire.model.spans import Span
+from tablewire.model.splitter import HashRanges
 from tablewire.model.states import DispatchAction, TableState
 from tablewire.testing import Deliver
 from tests.owner.world import World

@@ -16,7 +16,7 @@ SECONDS ?= 60
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cluster check test proto lock bench bench-core sim compose-test compose-ready preflight run-ready
+.PHONY: help venv demo cluster demo-picture check test proto lock bench bench-core sim compose-test compose-ready preflight run-ready
 
 help: ## list the verbs
 	@echo 'usage: make VERB'
@@ -30,6 +30,9 @@ demo: run-ready ## the whole thing on this machine in about two minutes: ARGS="-
 
 cluster: run-ready ## the demo's cluster, left up to play with until Ctrl-C
 	@exec $(PY) -m deploy.local.playground $(ARGS)
+
+demo-picture: venv ## record docs/images/demo.svg from a real demo run
+	@exec $(PY) -m docs.tools.demo_picture docs/images/demo.svg
 
 check: venv ## lint, types, unit tests, tidy; less than two minutes
 	@$(PY) -m ruff check .

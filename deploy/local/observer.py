@@ -19,6 +19,8 @@ from deploy.local.admin import Admin, AdminError, Json
 from deploy.local.workload import end_of_wal
 
 INTERVAL_S = 0.25
+TIMEOUT_S = 1.0
+"""A reading that takes longer counts as without a leader."""
 SLOW_EVERY = 4
 """The captures are read with every fourth reading, and when the leader has changed."""
 SAMPLES_MAX = 200_000
@@ -108,7 +110,7 @@ class Observer:
             self._measuring_since = 0.0
 
     def _run(self) -> None:
-        admin = Admin(self._endpoints)
+        admin = Admin(self._endpoints, timeout_s=TIMEOUT_S)
         number = 0
         try:
             with psycopg.connect(self._source_uri, autocommit=True, connect_timeout=5) as source:

@@ -74,6 +74,10 @@ def start(options: argparse.Namespace, shop: Shop) -> None:
 def explain(shop: Shop, *, created: bool) -> None:
     """Print commands to paste into another terminal, and where everything is."""
     cluster = shop.cluster
+    target = "PROCESSOR"
+    if created:
+        tables = {row["table"]: row["primary"] for row in cluster.admin.tables(CHANGEFEED)}
+        target = next((capture for capture in cluster.captures().values() if capture != tables["public.accounts"]), target)
     lines = [
         "",
         "The cluster is up; Ctrl-C stops and removes it. In another terminal, in this folder:",
@@ -85,7 +89,7 @@ def explain(shop: Shop, *, created: bool) -> None:
         "  owner capture list",
         "  owner changefeed query",
         "  owner table list",
-        "  owner table move public.accounts --to CAPTURE --wait",
+        f"  owner table move public.accounts --to {target} --wait",
         "",
         f"  source  {shop.source}",
         f"  sink    {shop.sink}",

@@ -19,7 +19,6 @@ from types import MappingProxyType
 import structlog
 
 from owner.admin.grpc_service import SERVICE_NAMES, AdminServer, new_admin_server
-from owner.admin.resolve import software_version
 from owner.changefeed.run import ChangefeedRun
 from owner.changefeed.source_worker import ChangefeedWorker
 from owner.changefeed.sources import new_source
@@ -43,6 +42,7 @@ from tablewire.runtime.tls import (
     server_credentials,
     warn_of_roles,
 )
+from tablewire.runtime.version import software_version
 from tablewire.source import Source, SourceRequest
 from tablewire.wire.versions import SPOKEN, ProtocolVersions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 
@@ -14,11 +13,8 @@ from tablewire.errors import ConfigError, OperatingError
 from tablewire.runtime import config as configuration
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
+from tablewire.runtime.version import software_version
 from tablewire.wire.versions import SPOKEN, ProtocolVersions
-
-
-def software_version() -> str:
-    return importlib.metadata.version("tablewire")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,7 +1,8 @@
 """Read the admin API of a cluster in this process, for views and for waiting on conditions.
 
-Starting the CLI for each reading would cost too much CPU. The answers are the same JSON objects as those of `owner ... -o json`
-(docs/cli.md). Only reads are offered; changes go through the CLI.
+A view that refreshes twice a second cannot afford a CLI process for each call. Results are the
+JSON objects of `owner ... -o json` (docs/cli.md). Only reads are offered here; changes to a
+cluster go through the CLI.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from owner.cli.client import AdminClient, CallError
+from owner.cli.client import AdminClient
+from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
-from tablewire.v1 import admin_pb2 as pb
 
 READ_TIMEOUT_S = 3.0
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
@@ -22,11 +23,11 @@ Json: TypeAlias = dict[str, Any]
 
 
 class AdminError(Exception):
-    """No owner is reachable, or the request was refused."""
+    """No owner answered, or the owner refused."""
 
 
 class Admin:
-    """A client for one thread, to be closed."""
+    """A reader for one thread. Close it after use."""
 
     def __init__(self, endpoints: Sequence[str], *, timeout_s: float = READ_TIMEOUT_S) -> None:
         self._client = AdminClient(endpoints, lambda endpoint: grpc.insecure_channel(endpoint, options=_OPTIONS))
@@ -36,28 +37,28 @@ class Admin:
         self._client.close()
 
     def status(self) -> Json:
-        return to_object(self._call("GetStatus", pb.GetStatusRequest()))
+        return to_object(self._call("GetStatus"))
 
     def captures(self) -> list[Json]:
-        return to_objects(self._call("ListCaptures", pb.ListCapturesRequest()).captures)
+        return to_objects(self._call("ListCaptures").captures)
 
     def changefeeds(self) -> list[Json]:
-        return to_objects(self._call("ListChangefeeds", pb.ListChangefeedsRequest()).changefeeds)
+        return to_objects(self._call("ListChangefeeds").changefeeds)
 
     def changefeed(self, changefeed: str = "") -> Json:
-        return to_object(self._call("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed)))
+        return to_object(self._call("QueryChangefeed", changefeed=changefeed))
 
     def tables(self, changefeed: str = "") -> list[Json]:
         try:
-            chunks = self._client.stream("ListTables", pb.ListTablesRequest(changefeed=changefeed), self._timeout_s, reads=True)
-            return [to_object(row) for chunk in chunks for row in chunk.tables]
+            chunks = self._client.stream("ListTables", self._timeout_s, changefeed=changefeed)
+            return to_objects(row for chunk in chunks for row in chunk.tables)
         except CallError as error:
             self._client.close()
             raise AdminError(error.text) from None
 
-    def _call(self, method: str, request: Any) -> Any:
+    def _call(self, method: str, **fields: Any) -> Any:
         try:
-            return self._client.call(method, request, self._timeout_s, reads=True)
+            return self._client.call(method, self._timeout_s, **fields)
         except CallError as error:
-            self._client.close()  # this owner may hang: the next call tries another one
+            self._client.close()  # the next call finds another owner: this one may hang
             raise AdminError(error.text) from None

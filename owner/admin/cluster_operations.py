@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from owner.admin import tables_view
 from owner.admin.errors import RefusedError
 from owner.admin.ports import OwnerPort
-from owner.admin.resolve import check_capture, current_state, leading_term, leads, scheduler_of, schedulers_of, software_version
+from owner.admin.resolve import check_capture, current_state, leading_term, leads, scheduler_of, schedulers_of
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
 from tablewire.etcd.records import EventRecord, LeaderRecord
 from tablewire.model.ids import CaptureID
 from tablewire.model.states import CaptureState, StallReason
+from tablewire.runtime.version import software_version
 from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:

@@ -126,7 +126,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
     def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
         """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""
         channel = self._channel_to(leader)
-        why_not = why_silent(knock(channel, CONNECT_TIMEOUT_S))
+        why_not = why_unreachable(probe(channel, CONNECT_TIMEOUT_S))
         if why_not:
             if why_not != SILENT:
                 self._drop(channel)
@@ -151,14 +151,14 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                 self._former, self._channel = channel, None  # another call's connection may just have come up on it
 
 
-def knock(channel: grpc.Channel, timeout_s: float) -> grpc.Future:
+def probe(channel: grpc.Channel, timeout_s: float) -> grpc.Future:
     """A call that changes nothing and that every server answers somehow, to see whether one is there. (Watching a channel's
     connectivity instead would take a thread of grpc that fails noisily when the channel is closed.)"""
     return channel.unary_unary(_HEALTH_CHECK).future(b"", timeout=timeout_s)
 
 
-def why_silent(call: grpc.Future) -> str:
-    """Waits for the end of a `knock`. Empty when a server answered, whatever it said; else why there was no answer."""
+def why_unreachable(call: grpc.Future) -> str:
+    """Waits for the end of a `probe`. Empty when a server answered, whatever it said; else why there was no answer."""
     try:
         call.result()
     except grpc.FutureCancelledError:

@@ -26,7 +26,6 @@ from owner.admin.resolve import (
     running,
     runtime_of,
     scheduler_of,
-    software_version,
     table_id_of,
     table_names,
 )
@@ -37,6 +36,7 @@ from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.progress import Watermark
 from tablewire.runtime.uris import redact_uri
+from tablewire.runtime.version import software_version
 from tablewire.source import CheckFailure
 from tablewire.v1 import admin_pb2 as pb
 

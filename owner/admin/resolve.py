@@ -3,7 +3,6 @@ but the registry's reads."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from owner.scheduling.scheduler import SchedulerAndInfo
 
 NAMES_IN_A_TEXT_MAX = 10
-
-
-def software_version() -> str:
-    return importlib.metadata.version("tablewire")
 
 
 def schedulers(owner: OwnerPort) -> Iterator[tuple[ChangefeedID, SchedulerAndInfo]]:

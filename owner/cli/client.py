@@ -1,47 +1,44 @@
-"""Finds an owner that answers, and asks it.
+"""A client of the admin API that finds an owner that answers.
 
-All endpoints are tried at once and the first that is ready is asked, so a dead one costs nothing; what answers there without
-being an owner (a proxy, a processor) is left out. "There is no leader now" is answered before anything was done (RETRY_KEY), so
-it is asked again until the time is over. A call that may have been done when its connection broke is not asked again unless it
-only reads.
+All endpoints are tried at once and the first that is ready is asked, so a dead endpoint costs no time. A server that is not an
+owner (a proxy, a processor) is left out. An owner that knows no leader refuses before anything is done (RETRY_KEY); the call is
+then repeated until its time has passed. A call whose connection broke is repeated only if it reads, since a write may have
+been done.
 """
 
 from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 
-from owner.admin.forwarding import RETRY_KEY, OpenChannel, knock, why_silent
-from tablewire.v1 import admin_pb2_grpc
+from owner.admin.forwarding import RETRY_KEY, OpenChannel, probe, why_unreachable
+from owner.cli.errors import CallError
+from tablewire.v1 import admin_pb2, admin_pb2_grpc
 
-ANSWER_BYTES_MAX = 64 << 20
 CONNECT_TIMEOUT_S = 5.0
 OTHERS_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.2
 ENDPOINTS_MAX = 32
 
+_READS = ("Get", "List", "Query", "Plan")
+"""What the names of methods that change nothing begin with."""
+_METHODS = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name
+
 _T = TypeVar("_T")
 
 
-class CallError(Exception):
-    """The call failed or was refused. code: lower-case name of the gRPC status; text: one line for the operator."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
 class AdminClient:
-    """Calls on the admin API of whichever owner answers. One thread. Close it."""
+    """A client of any owner that answers, for one thread. Close it after use."""
 
     def __init__(self, endpoints: Sequence[str], open_channel: OpenChannel, clock: Callable[[], float] = time.monotonic) -> None:
         self.endpoints = tuple(dict.fromkeys(endpoints))[:ENDPOINTS_MAX]
-        self.endpoint = ""  # that answered last
+        self.endpoint = ""
+        """The endpoint that was asked last."""
         self._open_channel = open_channel
         self._clock = clock
         self._channel: grpc.Channel | None = None
@@ -51,61 +48,67 @@ class AdminClient:
         if channel is not None:
             channel.close()
 
-    def call(self, method: str, request: Any, timeout_s: float, *, reads: bool = False) -> Any:
-        """The answer to a unary call. CallError otherwise."""
-        return self._ask(lambda stub, left_s: getattr(stub, method)(request, timeout=left_s), timeout_s, reads)
+    def call(self, method: str, timeout_s: float, **fields: Any) -> Any:
+        """Call a unary method with these fields of its request, and return the response; raise CallError if it fails."""
 
-    def stream(self, method: str, request: Any, timeout_s: float, *, reads: bool = False) -> Iterator[Any]:
-        """The messages of a streaming call, which has begun when this returns. CallError, here or while iterating."""
+        def start(stub: Any, left_s: float) -> Any:
+            return getattr(stub, method)(_request(method, fields), timeout=left_s)
+
+        return self._ask(start, method, timeout_s)
+
+    def stream(self, method: str, timeout_s: float, **fields: Any) -> Iterator[Any]:
+        """Call a streaming method and return its messages.
+
+        CallError is raised here if the call cannot be started, and by the iterator if it fails later.
+        """
 
         def start(stub: Any, left_s: float) -> tuple[Any, Any]:
-            call = getattr(stub, method)(request, timeout=left_s)
+            call = getattr(stub, method)(_request(method, fields), timeout=left_s)
             return call, next(call, None)
 
-        call, first = self._ask(start, timeout_s, reads)
-        return self._rest(call, first, timeout_s, reads)
+        call, first = self._ask(start, method, timeout_s)
+        return self._messages(call, first, method, timeout_s)
 
-    def _rest(self, call: Any, first: Any, timeout_s: float, reads: bool) -> Iterator[Any]:
+    def _messages(self, call: Any, first: Any, method: str, timeout_s: float) -> Iterator[Any]:
         try:
             if first is not None:
                 yield first
             yield from call
         except grpc.RpcError as error:
-            raise self._error(error, timeout_s, reads) from None
+            raise self._error(error, method, timeout_s) from None
         finally:
             call.cancel()
 
-    def _ask(self, ask: Callable[[Any, float], _T], timeout_s: float, reads: bool) -> _T:
+    def _ask(self, start: Callable[[Any, float], _T], method: str, timeout_s: float) -> _T:
         deadline = self._clock() + timeout_s
-        failed: set[str] = set()  # asked, and found without a way to the leader: the others first
-        strangers: set[str] = set()  # no owners: never again
-        last: CallError | None = None  # what was said to the last call
+        failed: set[str] = set()  # owners without a connection to the leader: tried last
+        not_owners: set[str] = set()  # never tried again
+        last: CallError | None = None
         while True:
             try:
-                channel = self._channel or self._connect(deadline, failed, strangers)
+                channel = self._channel or self._connect(deadline, failed, not_owners)
             except CallError as error:
-                # Found again or not, the call was answered, and that answer is the reason why it was not done.
+                # The last response is the reason why the call was not done, whether or not an owner is found again.
                 raise error if last is None else CallError(last.code, f"{last.text}; then {error.text}") from None
             self._channel = channel
             stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
-            left_s = max(deadline - self._clock(), 0.001)
             try:
-                return ask(stub, left_s)
+                return start(stub, max(deadline - self._clock(), 0.001))
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.UNIMPLEMENTED:
-                    strangers.add(self.endpoint)
-                again = _is_undone(error) or (reads and error.code() == grpc.StatusCode.UNAVAILABLE)
-                again = again or (self.endpoint in strangers and not strangers.issuperset(self.endpoints))
-                last = self._error(error, timeout_s, reads)
+                    not_owners.add(self.endpoint)
+                again = _is_undone(error) or (method.startswith(_READS) and error.code() == grpc.StatusCode.UNAVAILABLE)
+                again = again or (self.endpoint in not_owners and not not_owners.issuperset(self.endpoints))
+                last = self._error(error, method, timeout_s)
                 if not again or self._clock() + RETRY_INTERVAL_S >= deadline:
                     raise last from None
             self.close()
             failed.add(self.endpoint)
             time.sleep(RETRY_INTERVAL_S)
 
-    def _connect(self, deadline: float, failed: set[str], strangers: set[str]) -> grpc.Channel:
-        """A channel to the first endpoint that is ready, those in `failed` last; CallError naming all when none is."""
-        endpoints = [endpoint for endpoint in self.endpoints if endpoint not in strangers]
+    def _connect(self, deadline: float, failed: set[str], not_owners: set[str]) -> grpc.Channel:
+        """Return a channel to the first endpoint that is ready, those in `failed` last; raise CallError if none is."""
+        endpoints = [endpoint for endpoint in self.endpoints if endpoint not in not_owners]
         others = [endpoint for endpoint in endpoints if endpoint not in failed]
         if failed and others:
             try:
@@ -121,12 +124,12 @@ class AdminClient:
         channels = {endpoint: self._open_channel(endpoint) for endpoint in endpoints}
         self.endpoint, why = "", {}
         try:
-            calls = {endpoint: knock(channel, timeout_s) for endpoint, channel in channels.items()}
+            calls = {endpoint: probe(channel, timeout_s) for endpoint, channel in channels.items()}
             for endpoint, call in calls.items():
                 call.add_done_callback(lambda _call, endpoint=endpoint: ended.put(endpoint))
             for _ in calls:
-                endpoint = ended.get()  # each ends by its timeout
-                why[endpoint] = why_silent(calls[endpoint])
+                endpoint = ended.get()  # each call ends by its timeout
+                why[endpoint] = why_unreachable(calls[endpoint])
                 if not why[endpoint]:
                     self.endpoint = endpoint
                     return channels[endpoint]
@@ -137,19 +140,24 @@ class AdminClient:
         tried = ", ".join(f"{endpoint} ({why[endpoint]})" for endpoint in endpoints)
         raise CallError("unavailable", f"no owner answers; tried {tried}")
 
-    def _error(self, error: grpc.RpcError, timeout_s: float, reads: bool) -> CallError:
+    def _error(self, error: grpc.RpcError, method: str, timeout_s: float) -> CallError:
         code, text = error.code(), error.details() or ""
+        reads = method.startswith(_READS)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             text = f"no answer from {self.endpoint} within {timeout_s:g} s"
-            text += "" if reads else "; what was asked may still happen"
-        elif code == grpc.StatusCode.UNAVAILABLE and reads and not _is_undone(error):
-            text = f"{self.endpoint}: {text}"
+            text += "" if reads else "; the request may still be carried out"
         elif code == grpc.StatusCode.UNAVAILABLE and not _is_undone(error):
-            text = f"{self.endpoint} did not answer to the end, so what was asked may or may not have happened: {text}"
+            unknown = "" if reads else " closed the connection, so the request may or may not have been carried out"
+            text = f"{self.endpoint}{unknown}: {text}"
         elif code == grpc.StatusCode.UNIMPLEMENTED:
-            text = f"{self.endpoint} does not know this call: it is of another version, or not an owner ({text})"
+            text = f"{self.endpoint} does not know this call: it is not an owner, or has another version ({text})"
         return CallError(code.name.lower(), text or code.name.lower())
 
 
+def _request(method: str, fields: Mapping[str, Any]) -> Any:
+    return GetMessageClass(_METHODS[method].input_type)(**fields)
+
+
 def _is_undone(error: grpc.RpcError) -> bool:
+    """Return whether the owner says that nothing was done."""
     return any(key == RETRY_KEY for key, _ in error.trailing_metadata() or ())

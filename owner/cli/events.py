@@ -10,14 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from owner.cli.client import CallError
+from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import TIMEOUT_S_MAX, Session, remote
 from owner.cli.output import Output
-from tablewire.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from tablewire.v1 import admin_pb2 as pb
 
 EVENTS_DEFAULT = 50
 RECONNECT_INTERVAL_S = 0.5
@@ -25,7 +28,7 @@ RECONNECT_INTERVAL_S = 0.5
 
 @click.command("events")
 @remote
-@click.option("-f", "--follow", is_flag=True, help="And what happens from now on, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print further events as they happen, until Ctrl-C.")
 @click.option(
     "-n",
     "--limit",
@@ -33,12 +36,12 @@ RECONNECT_INTERVAL_S = 0.5
     default=EVENTS_DEFAULT,
     show_default=True,
     metavar="N",
-    help="The newest N; 0 for all that are kept.",
+    help="Only the newest N events; 0 for all.",
 )
 def events(session: Session, follow: bool, limit: int) -> None:
-    """What happened: elections, captures that came and went, changefeeds, moves, failovers; oldest first.
+    """Show events, oldest first: elections, processors that joined and left, changefeeds, moves, failovers.
 
-    The leader keeps a bounded number in etcd. What happens to many tables at once is one event with a count.
+    The leader keeps a limited number in etcd. What happens to many tables at once is one event with a count.
     """
     if follow:
         _end_with_reader()
@@ -46,12 +49,8 @@ def events(session: Session, follow: bool, limit: int) -> None:
             _follow(session, limit)
         except KeyboardInterrupt:
             return
-    request = pb.ListEventsRequest(limit=limit)
-    found = [
-        event
-        for answer in session.client.stream("ListEvents", request, session.timeout_s(), reads=True)
-        for event in answer.events
-    ]
+    chunks = session.client.stream("ListEvents", session.timeout_s(), limit=limit)
+    found = [event for chunk in chunks for event in chunk.events]
     if session.output.is_json:
         session.output.json({"events": to_objects(found)})
         return
@@ -62,29 +61,30 @@ def events(session: Session, follow: bool, limit: int) -> None:
 
 
 def _end_with_reader() -> None:
-    """`... | head` ends this command when head has seen enough, and not only with the next event, which may be hours away: what
-    Ctrl-C does is done when a pipe has no reader any more."""
+    """Interrupt this command as Ctrl-C does when the reader of a pipe closes it, as `head` does in `... | head`.
+
+    Otherwise the command would end with the next event, which may be hours away.
+    """
     try:
         pipe = sys.stdout.fileno()
         if not hasattr(select, "poll") or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
             return
     except (OSError, ValueError):
         return
-    waiting = select.poll()
-    waiting.register(pipe, 0)  # errors alone, which are always told
-    reader = threading.main_thread().ident
+    poll = select.poll()
+    poll.register(pipe, 0)  # errors only, which are always reported
+    main_thread = threading.main_thread().ident
 
     def watch() -> None:
-        waiting.poll()
-        if reader is not None:
-            signal.pthread_kill(reader, signal.SIGINT)
+        poll.poll()
+        if main_thread is not None:
+            signal.pthread_kill(main_thread, signal.SIGINT)
 
     threading.Thread(target=watch, name="reader", daemon=True).start()
 
 
 def _follow(session: Session, limit: int) -> None:
-    """For ever. When the leader changes, it goes on with the next one where it was; a cluster without a leader for longer than
-    the command's timeout ends it."""
+    """Print events until interrupted. A new leader continues after the last event; having no leader for --timeout-s ends it."""
     after = 0
     while True:
         for event in _until_broken(session, limit, after):
@@ -94,23 +94,18 @@ def _follow(session: Session, limit: int) -> None:
 
 
 def _until_broken(session: Session, limit: int, after: int) -> Iterator[pb.Event]:
-    # Asking once, with the usual patience, finds a leader; the stream itself may then last.
-    session.ask("GetStatus", pb.GetStatusRequest(), reads=True)
-    request = pb.ListEventsRequest(limit=limit, after=after, follow=True)
+    session.ask("GetStatus")  # finds a leader within the usual timeout; the stream itself may last
     try:
-        for answer in session.client.stream("ListEvents", request, TIMEOUT_S_MAX, reads=True):
-            yield from answer.events
+        for chunk in session.client.stream("ListEvents", TIMEOUT_S_MAX, limit=limit, after=after, follow=True):
+            yield from chunk.events
     except CallError as error:
         if error.code not in ("unavailable", "cancelled"):
             raise
-        session.output.note(f"asking again: {error.text}")
+        session.output.note(f"reconnecting: {error.text}")
         session.client.close()
 
 
 def _show(output: Output, event: pb.Event) -> None:
-    if output.is_json:
-        output.json(to_object(event))
-        return
     parts = [event.at, event.kind, event.changefeed, event.subject, event.text, f"({event.why})" if event.why else ""]
     parts += [f"by {event.by}" if event.by else "", f"job {event.job}" if event.job else ""]
-    output.line("  ".join(part for part in parts if part))
+    output.result(to_object(event), "  ".join(part for part in parts if part))

@@ -1,4 +1,4 @@
-"""The `owner` program: its commands, put together."""
+"""The `owner` program: its commands, assembled."""
 
 from __future__ import annotations
 
@@ -25,24 +25,15 @@ PROGRAM = "owner"
 )
 @shared_options
 def cli(**_options: Any) -> None:
-    """Tablewire's owner: runs one, and asks those that run.
+    """Run a Tablewire owner, or send a command to one.
 
-    Any owner may be asked: one that does not lead passes the call on to the leader.
+    Any owner can be asked: an owner that does not lead forwards the call to the leader.
     """
 
 
 changefeed_group.add_command(statistics)
 for command in (
-    serve,
-    status,
-    capture_group,
-    changefeed_group,
-    table_group,
-    rebalance,
-    top,
-    events,
-    resign,
-    config_group,
-    version,
+    *(serve, status, capture_group, changefeed_group, table_group, rebalance),
+    *(top, events, resign, config_group, version),
 ):
     cli.add_command(command)

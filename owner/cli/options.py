@@ -1,113 +1,97 @@
-"""What every command shares: the options that find an owner and choose the output, and how a failure ends the process.
+"""What all commands share: the options that select an owner and the output format, and the session with the cluster.
 
     @remote                       adds --endpoint, --config, --timeout-s, --output and TLS, and passes a Session first
     def command(session, ...):
 
-The options also stand before the command's name (`owner -o json status`); what stands nearer to the command wins.
+The options may also precede the command's name (`owner -o json status`); the one closer to the command wins.
+
+Modules of this package import what is slow to load (grpc, rich, numpy, msgspec) only where it is
+used: a shell starts the program at each press of TAB. The exceptions are client.py and
+configuration.py, which are themselves imported where they are used.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from owner.cli.client import AdminClient, CallError
+from owner.cli.errors import CallError, CommandError
 from owner.cli.output import Output
-from owner.cli.settings import find_endpoints, open_channel_with
 from tablewire.errors import OperatingError
+
+if TYPE_CHECKING:
+    from owner.cli.client import AdminClient
 
 TIMEOUT_S_DEFAULT = 15.0
 TIMEOUT_S_MAX = 24 * 3_600.0
+POLL_INTERVAL_S = 0.25
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the shared options said so far. timeout_s None: the command's own default."""
+    """The values of the shared options. timeout_s: None for the command's own default."""
 
-    endpoints: Sequence[str] = ()
+    endpoint: Sequence[str] = ()
     config: str = ""
     output: str = "table"
     timeout_s: float | None = None
-    tls: dict[str, str] = field(default_factory=dict)
-
-
-class CommandError(click.ClickException):
-    """Exit code 1: one line on stderr, and with `-o json` also {"error": {"code", "message", ...}} on stdout."""
-
-    def __init__(self, code: str, text: str, output: Output, details: Mapping[str, Any] | None = None) -> None:
-        super().__init__(text)
-        self._code = code
-        self._output = output
-        self._details = details or {}
-
-    def show(self, file: Any = None) -> None:
-        self._output.note(f"Error: {self.message}")
-        if self._output.is_json:
-            self._output.json({"error": {"code": self._code, "message": self.message, **self._details}})
+    tls_ca_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
 
 
 class Session:
-    """One command's way to the cluster and to the terminal."""
+    """The cluster and the terminal of one command."""
 
     def __init__(self, client: AdminClient, output: Output, timeout_s: float | None) -> None:
         self.client = client
         self.output = output
-        self.asked = ""
-        """What has been asked for and goes on without this command, for who interrupts it."""
+        self.pending = ""
+        """What continues in the cluster if the command is interrupted."""
         self._timeout_s = timeout_s
 
     def timeout_s(self, default: float = TIMEOUT_S_DEFAULT) -> float:
+        """Return the value of --timeout-s, or the default."""
         return self._timeout_s if self._timeout_s is not None else default
 
-    def ask(self, method: str, request: Any, *, reads: bool = False, timeout_s: float | None = None) -> Any:
-        return self.client.call(method, request, timeout_s or self.timeout_s(), reads=reads)
+    def ask(self, method: str, *, timeout_s: float | None = None, **fields: Any) -> Any:
+        """Call a method of the Admin service with these fields of its request, and return the response."""
+        return self.client.call(method, timeout_s or self.timeout_s(), **fields)
+
+    def polls(self, timeout_s: float) -> Iterator[float]:
+        """Yield the remaining seconds at each POLL_INTERVAL_S until the timeout (--timeout-s, else this one) has passed."""
+        deadline = time.monotonic() + self.timeout_s(timeout_s)
+        while (left_s := deadline - time.monotonic()) > 0:
+            yield left_s
+            time.sleep(POLL_INTERVAL_S)
 
     def failure(self, text: str, code: str, **details: Any) -> CommandError:
-        """To be raised. details: what a script may want to know beside the text."""
+        """Return an error to raise. details: objects to print beside the text with `-o json`."""
         return CommandError(code, text, self.output, details)
 
 
-def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def store(context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-        settings = context.ensure_object(Settings)
-        if value is not None and value != ():
-            setattr(settings, name, value)
-        return value
-
-    return store
+def _store(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if value not in (None, ()):
+        setattr(context.ensure_object(Settings), str(parameter.name), value)
+    return value
 
 
-def _store_tls(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def store(context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-        if value is not None:
-            context.ensure_object(Settings).tls[name] = value
-        return value
-
-    return store
-
-
-def _option(*names: str, store: Callable[..., Any], **more: Any) -> Callable[[Any], Any]:
-    return click.option(*names, expose_value=False, callback=store, **more)
-
+_option = functools.partial(click.option, expose_value=False, callback=_store)
 
 output_option = _option(
     "-o",
     "--output",
     type=click.Choice(["table", "json"]),
-    store=_store("output"),
     help="Tables for people, or one JSON object on one line.  [default: table]",
 )
 config_option = _option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    store=_store("config"),
-    help="The owner's TOML file (also TABLEWIRE_CONFIG).",
+    "--config", type=click.Path(dir_okay=False), metavar="FILE", help="The owner's TOML file. Default: TABLEWIRE_CONFIG."
 )
 
 _SHARED = (
@@ -115,33 +99,30 @@ _SHARED = (
         "--endpoint",
         multiple=True,
         metavar="HOST:PORT",
-        store=_store("endpoints"),
-        help="An owner's admin address; give several, the first that answers is asked. Otherwise TABLEWIRE_ENDPOINTS "
-        "(separated by commas), or the configuration.",
+        help="Admin address of an owner; may be repeated: the first owner that answers is asked. Default: TABLEWIRE_ENDPOINTS "
+        "(separated by commas), else the configuration.",
     ),
     config_option,
     _option(
         "--timeout-s",
         type=click.FloatRange(min=0, max=TIMEOUT_S_MAX, min_open=True),
         metavar="SECONDS",
-        store=_store("timeout_s"),
         help="How long to wait for an answer.",
     ),
-    _option("--tls-ca-file", metavar="FILE", store=_store_tls("ca_file"), help="Trust this authority; turns TLS on."),
-    _option("--tls-cert-file", metavar="FILE", store=_store_tls("cert_file"), help="This client's certificate."),
-    _option("--tls-key-file", metavar="FILE", store=_store_tls("key_file"), help="This client's key."),
+    _option("--tls-ca-file", metavar="FILE", help="Certificate authority to trust; enables TLS."),
+    _option("--tls-cert-file", metavar="FILE", help="Client certificate."),
+    _option("--tls-key-file", metavar="FILE", help="Key of the client certificate."),
     output_option,
 )
 
 
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
+    """Add the options of all commands that call an owner."""
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_SHARED), command)
 
 
 def remote(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command on the cluster: gets the shared options, and a Session as its first argument."""
+    """Make a command that calls an owner: add the shared options, and pass a Session as the first argument."""
 
     @shared_options
     @click.pass_context
@@ -152,13 +133,13 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(session, *args, **kwargs)
             except KeyboardInterrupt:
                 session.output.note("")
-                raise session.failure(f"interrupted{session.asked and f'; {session.asked}'}", "interrupted") from None
+                raise session.failure(f"interrupted{session.pending and f'; {session.pending}'}", "interrupted") from None
 
     return run
 
 
 def local(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that asks nobody: gets --output and --config, an Output and the Settings first."""
+    """Make a command that calls no owner: add --output and --config, and pass an Output and the Settings first."""
 
     @config_option
     @output_option
@@ -176,10 +157,12 @@ def local(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def open_session(settings: Settings) -> Iterator[Session]:
+    """Open a session with the owners that the settings name; failures become CommandErrors."""
     output = Output(settings.output == "json")
     with _failures(output):
-        endpoints = find_endpoints(settings.endpoints, settings.config)
-        client = AdminClient(endpoints, open_channel_with(settings.tls, settings.config))
+        from owner.cli.configuration import open_client
+
+        client = open_client(settings)
         try:
             yield Session(client, output, settings.timeout_s)
         finally:
@@ -188,7 +171,6 @@ def open_session(settings: Settings) -> Iterator[Session]:
 
 @contextmanager
 def _failures(output: Output) -> Iterator[None]:
-    """Refusals and failures become exit code 1 with their text."""
     try:
         yield
     except CallError as error:

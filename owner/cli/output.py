@@ -1,4 +1,4 @@
-"""What the CLI prints: answers on stdout (tables by rich, or one JSON object on one line), everything else on stderr."""
+"""What the CLI prints: results on stdout (tables, or one JSON object on one line), everything else on stderr."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-from rich.console import Console, JustifyMethod, OverflowMethod
-from rich.table import Table
-from rich.text import Text
+
+from owner.cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console, OverflowMethod
+    from rich.table import Table
+    from rich.text import Text
 
 WIDE = 10_000
-"""Width where no terminal limits it, so that nothing is cut or wrapped for grep."""
+"""The width of output that is not for a terminal, so that nothing is cut or wrapped."""
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
-class OutputError(click.ClickException):
-    """stdout does not take what is to be said: exit code 1. (A reader that has gone, as with `| head`, is click's to end.)"""
-
-
 class Output:
-    """One command's output. is_json: `-o json`."""
+    """The output of one command. is_json: `-o json`."""
 
-    def __init__(self, is_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+    def __init__(self, is_json: bool) -> None:
         self.is_json = is_json
-        self._stdout = stdout or _stdout()
-        self._stderr = stderr or sys.stderr
+        if sys.stdout is None:  # `>&-`
+            raise OutputError("stdout is closed")
+        self._stdout = sys.stdout
 
-    def json(self, answer: Mapping[str, Any]) -> None:
-        self.raw(to_json(answer) + "\n")
+    def json(self, result: Mapping[str, Any]) -> None:
+        self.raw(to_json(result) + "\n")
+
+    def result(self, result: Mapping[str, Any], text: str) -> None:
+        """Print the result as JSON, or the text."""
+        if self.is_json:
+            self.json(result)
+        else:
+            self.line(text)
 
     def raw(self, text: str) -> None:
-        """What stdout's encoding does not have is replaced."""
+        """Write to stdout; characters that its encoding lacks are replaced."""
         encoding = self._stdout.encoding or "utf-8"
         try:
             self._stdout.write(text.encode(encoding, "replace").decode(encoding))
@@ -48,14 +56,18 @@ class Output:
             raise
 
     def note(self, text: str) -> None:
-        """For people, on stderr."""
+        """Write a line for people to stderr."""
         click.echo(printable(text), err=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """See `new_table`."""
+        """Print `new_table`."""
         self._print(new_table(headings, rows))
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """Print names and values in two columns."""
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table.grid(padding=(0, 2, 0, 0))
         for name, value in pairs:
             table.add_row(Text(name, style="bold"), cell(value))
@@ -69,74 +81,90 @@ class Output:
         return self._stdout.isatty()
 
     def console(self) -> Console:
-        """For a live view on stdout."""
-        return _console(self._stdout)
+        """Return a console for a live view on stdout."""
+        return new_console(self._stdout)
 
     def _print(self, table: Table) -> None:
-        """On a terminal as wide as it is; elsewhere nothing is cut or wrapped, and no line ends in spaces."""
-        if self._stdout.isatty():
-            _console(self._stdout).print(table)
+        """Print as wide as the terminal; without a terminal cut and wrap nothing, and end no line in spaces."""
+        if self.is_terminal:
+            self.console().print(table)
             return
         text = io.StringIO()
-        _console(text, width=WIDE).print(table)
+        new_console(text, width=WIDE).print(table)
         self.raw("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def new_table(headings: Sequence[str], rows: Iterable[Sequence[object]], overflow: OverflowMethod = "fold") -> Table:
-    """Headings that begin with '#' are numbers, set to the right. overflow: of a cell that does not fit the terminal."""
+    """Return a table. A heading that begins with '#' is of numbers, aligned right. overflow: of cells that do not fit."""
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
-        is_number = heading.startswith("#")
-        justify: JustifyMethod = "right" if is_number else "left"
-        table.add_column(heading.lstrip("#"), justify=justify, overflow=overflow, no_wrap=overflow == "ellipsis")
+        table.add_column(
+            heading.lstrip("#"),
+            justify="right" if heading.startswith("#") else "left",
+            overflow=overflow,
+            no_wrap=overflow == "ellipsis",
+        )
     for row in rows:
         table.add_row(*map(cell, row))
     return table
 
 
-def _stdout() -> TextIO:
-    if sys.stdout is None:  # `>&-`
-        raise OutputError("stdout is closed")
-    return sys.stdout
+def new_console(file: TextIO, width: int | None = None) -> Console:
+    """Return a console that prints text as it is."""
+    from rich.console import Console
+
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=width)
 
 
 def _give_up_stdout() -> None:
-    """What is still buffered for it would fail once more, noisily, when the interpreter ends."""
+    """Redirect stdout to nowhere: writing what is still buffered would fail again, noisily, when the interpreter ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
-def _console(file: TextIO, width: int | None = None) -> Console:
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=width)
-
-
-def to_json(answer: Any) -> str:
-    """On one line, in ASCII: right in every encoding, and no character of a name can break the line."""
-    return json.dumps(answer, separators=(",", ":"))
+def to_json(value: Any) -> str:
+    """Return JSON on one line, in ASCII: valid in every encoding, and no character of a name can break the line."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def cell(value: object) -> Text:
+    """Return a table cell; `-` for a value that is empty or unknown."""
+    from rich.text import Text
+
     return Text("-" if value is None or value == "" else printable(str(value)))
 
 
 def printable(text: str) -> str:
-    """Text from afar (an error, a name) may not steer the terminal."""
+    """Return the text without control characters, since a remote text (an error, a name) must not control the terminal."""
     return "".join(character if character.isprintable() or character == "\n" else UNPRINTABLE for character in text)
 
 
 def counts(by_name: Mapping[str, int]) -> str:
-    """`replicating 12, prepare 1`, the most frequent first."""
+    """Return `replicating 12, prepare 1`, the most frequent first."""
     ranked = sorted(by_name.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {count}" for name, count in ranked)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return `1 table`, `2 tables`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def optional(record: Any, field: str) -> Any:
+    """Return the value of a field of a record; None if it is absent."""
+    return getattr(record, field) if record.HasField(field) else None
+
+
 def keys(row: Any) -> str:
-    """A span's range, in hex."""
+    """Return the key range of a span, in hexadecimal."""
     return f"[{row.start_key.hex() or '-'}, {row.end_key.hex() or '-'})"
 
 
 def duration(milliseconds: int) -> str:
+    """Return a duration such as `1.5 s`, `2 min 3 s` or `4 d 5 h`."""
     seconds = milliseconds / 1000
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -147,12 +175,17 @@ def duration(milliseconds: int) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def size(count: int | None) -> str | None:
-    """Bytes for people; None stays None."""
+def size(count: float | None) -> str | None:
+    """Return a number of bytes such as `4.0 KiB`; None stays None."""
     if count is None:
         return None
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024
         units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def number(value: float | None) -> str | None:
+    """Return a whole number such as `12,345`; None stays None."""
+    return None if value is None else f"{value:,.0f}"

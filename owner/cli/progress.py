@@ -1,41 +1,45 @@
-"""How something that takes long goes on, on stderr: a bar on a terminal, elsewhere one line at each change."""
+"""The progress of an operation, on stderr: a bar on a terminal, otherwise one line at each change."""
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
+from owner.cli.output import Output, new_console, printable
 
-from owner.cli.output import Output, printable
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 BAR_WIDTH = 24
 
 
-class Progress:
-    """`with Progress(output) as progress`, then `show` as often as you like. The bar goes at the end; lines stay."""
+class ProgressBar:
+    """Use as a context manager, and call `show` as often as needed. The bar disappears at the end; lines stay."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._said = ""
+        self._shown = ""
         self._total = 0
-        self._bar: RichProgress | None = None
+        self._bar: Progress | None = None
         self._task: TaskID | None = None
-        console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        console = new_console(sys.stderr)
         if console.is_terminal:
-            self._bar = RichProgress(
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.table import Column
+
+            description = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            self._bar = Progress(
                 BarColumn(BAR_WIDTH),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.description}", markup=False, table_column=description),
                 console=console,
                 transient=True,
                 expand=True,
             )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -45,12 +49,11 @@ class Progress:
             self._bar.stop()
 
     def show(self, text: str, done: int | None = None, left: int | None = None) -> None:
-        """text: how it stands now, one line. done, left: of how many; None = not known. What was done before this began to look
-        counts as done, so the bar never shrinks."""
+        """Show one line of text. done, left: numbers of items, None if unknown; the bar never shrinks."""
         if self._bar is None:
-            if text != self._said:
+            if text != self._shown:
                 self._output.note(text)
-                self._said = text
+                self._shown = text
             return
         if left is not None:
             self._total = max(self._total, (done or 0) + left)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from owner.cli.options import Settings, local
 from owner.cli.output import Output
-from owner.cli.settings import owner_config
-from owner.owner_config import OwnerConfig
-from tablewire.runtime.config import describe, flatten
-from tablewire.runtime.uris import redact_uri
+
+if TYPE_CHECKING:
+    from owner.owner_config import OwnerConfig
+
+_FLAGS = (
+    ("--cluster", "cluster", "NAME", "Name of the cluster."),
+    ("--id", "id", "NAME", "Name of this owner in lists."),
+    ("--etcd", "etcd.endpoints", "HOST:PORT,...", "The members of etcd."),
+    ("--host", "admin.host", "HOST", "Address that the admin API listens on."),
+    ("--port", "admin.port", "PORT", "Port of the admin API; 0 for any free port."),
+    ("--advertise", "admin.advertise", "HOST:PORT", "Address at which others reach the admin API, if it differs."),
+    ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
+    ("--http-port", "http.port", "PORT", "Port of /metrics, /healthz and /readyz; 0 for any free port."),
+    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "Time after which etcd drops a process that is not heard from."),
+    ("--log-level", "log.level", "LEVEL", "debug, info, warning or error."),
+    ("--log-format", "log.format", "FORMAT", "auto, json or console."),
+)
+"""(flag, key, metavar, help) of the keys that are set most often."""
 
 
 def _keys(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -26,31 +39,14 @@ def _keys(_context: click.Context, parameter: click.Parameter, values: Sequence[
     return keys
 
 
-def set_option(command: Any) -> Any:
-    return click.option(
-        "--set",
-        "keys",
-        multiple=True,
-        callback=_keys,
-        metavar="KEY=VALUE",
-        help="A configuration key, such as etcd.endpoints=a:2379,b:2379; stronger than file and environment.",
-    )(command)
-
-
-_FLAGS = (
-    ("--cluster", "cluster", "NAME", "Name of the cluster."),
-    ("--id", "id", "NAME", "Name of this owner in lists."),
-    ("--etcd", "etcd.endpoints", "HOST:PORT,...", "The members of etcd."),
-    ("--host", "admin.host", "HOST", "Address that the admin API listens on."),
-    ("--port", "admin.port", "PORT", "Its port; 0 takes a free one."),
-    ("--advertise", "admin.advertise", "HOST:PORT", "Where others reach it, when that differs."),
-    ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
-    ("--http-port", "http.port", "PORT", "Their port; 0 takes a free one."),
-    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "How long etcd keeps a silent process."),
-    ("--log-level", "log.level", "LEVEL", "debug, info, warning or error."),
-    ("--log-format", "log.format", "FORMAT", "auto, json or console."),
+_set_option = click.option(
+    "--set",
+    "keys",
+    multiple=True,
+    callback=_keys,
+    metavar="KEY=VALUE",
+    help="A configuration key, such as etcd.endpoints=a:2379,b:2379; overrides the file and the environment.",
 )
-"""(flag, key, metavar, help) of the keys that are given most."""
 
 
 def _flag_options(command: Any) -> Any:
@@ -59,15 +55,20 @@ def _flag_options(command: Any) -> Any:
     return command
 
 
+def _load(settings: Settings, keys: Mapping[str, str]) -> tuple[OwnerConfig, dict[str, str]]:
+    from owner.cli.configuration import owner_config
+
+    return owner_config(settings, keys)
+
+
 @click.command("serve")
 @local
 @_flag_options
-@set_option
+@_set_option
 def serve(_output: Output, settings: Settings, keys: dict[str, str], **flags: str | None) -> None:
-    """Run an owner until SIGTERM. Every key: docs/configuration.md."""
+    """Run an owner until SIGTERM. See docs/configuration.md for all keys."""
     named = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    config, _ = owner_config(settings.config, {**named, **keys})
-    # Not at the top: a client command should not load what only a service needs.
+    config, _ = _load(settings, {**named, **keys})
     from owner.service import serve as serve_owner
 
     serve_owner(config)
@@ -75,27 +76,28 @@ def serve(_output: Output, settings: Settings, keys: dict[str, str], **flags: st
 
 @click.group("config")
 def config_group() -> None:
-    """The owner's configuration: file, then TABLEWIRE_* variables, then --set."""
+    """Check and show the owner's configuration: the file, overridden by TABLEWIRE_* variables, overridden by --set."""
 
 
 @config_group.command("check")
 @local
-@set_option
+@_set_option
 def check(output: Output, settings: Settings, keys: dict[str, str]) -> None:
-    """Read the configuration; exit code 1 and one line if it is wrong."""
-    _, origins = owner_config(settings.config, keys)
-    if output.is_json:
-        output.json({"ok": True, "given": len(origins)})
-    else:
-        output.line(f"the configuration is right; {len(origins)} keys are given, the rest are defaults")
+    """Read the configuration; exit with code 1 and one line of text if it is invalid."""
+    _, origins = _load(settings, keys)
+    given = f"{len(origins)} key is" if len(origins) == 1 else f"{len(origins)} keys are"
+    output.result({"ok": True, "given": len(origins)}, f"the configuration is valid; {given} set, the others have defaults")
 
 
 @config_group.command("show")
 @local
-@set_option
+@_set_option
 def show(output: Output, settings: Settings, keys: dict[str, str]) -> None:
-    """Every key with its value, and where the value comes from."""
-    config, origins = owner_config(settings.config, keys)
+    """Show each key with its value and the origin of the value."""
+    from owner.owner_config import OwnerConfig
+    from tablewire.runtime.config import describe, flatten
+
+    config, origins = _load(settings, keys)
     rows = [(path, _shown(value), origins.get(path, "default")) for path, value in flatten(config)]
     if output.is_json:
         output.json({"keys": [{"key": path, "value": value, "origin": origin} for path, value, origin in rows]})
@@ -108,7 +110,11 @@ def show(output: Output, settings: Settings, keys: dict[str, str]) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """As JSON has it, passwords hidden."""
+    """Return the value as JSON has it, with passwords hidden."""
+    import msgspec
+
+    from tablewire.runtime.uris import redact_uri
+
     plain = msgspec.to_builtins(value)
     if isinstance(plain, str):
         return redact_uri(plain)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from owner.cli.changefeed import changefeed_argument
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, remote
-from owner.cli.output import counts, size
-from owner.cli.table import LIST_TIMEOUT_S, ROWS_FOR_PEOPLE
-from tablewire.v1 import admin_pb2 as pb
+from owner.cli.output import counts, number, optional, plural, size
+from owner.cli.parameters import LIST_TIMEOUT_S, ROWS_SHOWN_MAX, changefeed_argument, limit_option
+
+if TYPE_CHECKING:
+    from tablewire.v1 import admin_pb2 as pb
 
 _TOTAL = ("changefeed", "state", "spans", "rows_per_s", "bytes_per_s", "lag", "retained_bytes", "stalls")
 _TABLE = ("table_id", "table", "start_key", "end_key", "primary", "rows_per_s", "bytes_per_s", "checkpoint_ts", "stall_reason")
@@ -20,30 +21,25 @@ _TABLE = ("table_id", "table", "start_key", "end_key", "primary", "rows_per_s", 
 @click.command("statistics")
 @remote
 @changefeed_argument
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=None,
-    metavar="ROWS",
-    help=f"At most so many tables, 0 for all.  [default: {ROWS_FOR_PEOPLE}; all with -o json]",
-)
+@limit_option("tables")
 def statistics(session: Session, changefeed: str, limit: int | None) -> None:
-    """How much each table writes and how far it lags, the busiest first, and all together.
+    """Show the write rate and the lag of each table, busiest first, and of the whole changefeed.
 
-    Rates are what executors told last (about once in scheduler.stats_interval_ms). A lag is the distance from where the source
-    is to the checkpoint (PostgreSQL: bytes of WAL). Of an initial copy it is known that it goes on (stall reason `snapshot`),
-    and not how much of it is done.
+    Rates are as last reported by the executors (about once in scheduler.stats_interval_ms). A lag is the distance from the
+    source's position to the checkpoint (PostgreSQL: bytes of WAL). The stall reason `snapshot` marks an initial copy; its
+    progress is not known.
     """
-    total = session.ask("QueryChangefeed", pb.ChangefeedRequest(changefeed=changefeed), reads=True)
-    request = pb.ListTablesRequest(changefeed=total.changefeed)
-    chunks = session.client.stream("ListTables", request, session.timeout_s(LIST_TIMEOUT_S), reads=True) if total.running else ()
-    rows = sorted((row for chunk in chunks for row in chunk.tables), key=lambda row: (-row.bytes_per_s, row.checkpoint_ts))
+    total = session.ask("QueryChangefeed", changefeed=changefeed)
+    rows: list[pb.TableRow] = []
+    if total.running:
+        chunks = session.client.stream("ListTables", session.timeout_s(LIST_TIMEOUT_S), changefeed=total.changefeed)
+        rows = sorted((row for chunk in chunks for row in chunk.tables), key=lambda row: (-row.bytes_per_s, row.checkpoint_ts))
     if session.output.is_json:
-        shape = to_object(total)
-        answer = {name: shape[name] for name in _TOTAL}
-        session.output.json({**answer, "tables": [_as_json(row, total) for row in rows[: limit or None]]})
-        return
-    _show(session, total, rows, ROWS_FOR_PEOPLE if limit is None else limit)
+        found = to_object(total)
+        tables = [_as_json(row, total) for row in rows[: limit or None]]
+        session.output.json({**{name: found[name] for name in _TOTAL}, "tables": tables})
+    else:
+        _show(session, total, rows, ROWS_SHOWN_MAX if limit is None else limit)
 
 
 def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit: int) -> None:
@@ -52,11 +48,11 @@ def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit
         (
             ("changefeed", total.changefeed),
             ("state", total.state),
-            ("rows/s", number(total, "rows_per_s")),
-            ("bytes/s", size_per_s(total)),
-            ("lag", total.lag if total.HasField("lag") else None),
-            ("retained at source", size(total.retained_bytes if total.HasField("retained_bytes") else None)),
-            ("spans", total.spans if total.running else "not running"),
+            ("rows/s", number(optional(total, "rows_per_s"))),
+            ("bytes/s", size(optional(total, "bytes_per_s"))),
+            ("lag", optional(total, "lag")),
+            ("retained at source", size(optional(total, "retained_bytes"))),
+            ("tables", total.spans if total.running else "not running"),
             ("not steady", counts(total.stalls)),
         )
     )
@@ -64,13 +60,13 @@ def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit
         return
     output.line("")
     output.table(
-        ("TABLE", "#ROWS/S", "#BYTES/S", "#LAG", "#CHECKPOINT", "CAPTURE", "STALL"),
+        ("TABLE", "#ROWS/S", "#BYTES/S", "#LAG", "#CHECKPOINT", "PROCESSOR", "STALL"),
         (
             (
                 row.table or row.table_id,
-                number(row, "rows_per_s"),
-                size_per_s(row),
-                lag_of(row, total),
+                number(optional(row, "rows_per_s")),
+                size(optional(row, "bytes_per_s")),
+                _lag(row, total),
                 row.checkpoint_ts or None,
                 row.primary,
                 row.stall_reason,
@@ -79,22 +75,14 @@ def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit
         ),
     )
     if limit and len(rows) > limit:
-        output.note(f"only {limit} of {len(rows)} spans are shown; --limit 0 shows all")
+        output.note(f"only {limit} of {plural(len(rows), 'table')} are shown; --limit 0 shows all")
 
 
 def _as_json(row: pb.TableRow, total: pb.Changefeed) -> dict[str, Any]:
-    shape = to_object(row)
-    return {**{name: shape[name] for name in _TABLE}, "lag": lag_of(row, total)}
+    found = to_object(row)
+    return {**{name: found[name] for name in _TABLE}, "lag": _lag(row, total)}
 
 
-def lag_of(row: pb.TableRow, total: pb.Changefeed) -> int | None:
-    """None while the source's position, or the table's, is not known."""
+def _lag(row: pb.TableRow, total: pb.Changefeed) -> int | None:
+    """Return the lag of a table; None if the position of the source or of the table is unknown."""
     return max(0, total.source_ts - row.checkpoint_ts) if total.source_ts and row.checkpoint_ts else None
-
-
-def number(message: pb.TableRow | pb.Changefeed, field: str) -> str | None:
-    return f"{getattr(message, field):,.0f}" if message.HasField(field) else None
-
-
-def size_per_s(message: pb.TableRow | pb.Changefeed) -> str | None:
-    return size(round(message.bytes_per_s)) if message.HasField("bytes_per_s") else None

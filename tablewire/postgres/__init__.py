@@ -4,7 +4,12 @@ source.py is the Source that the owner uses; slots.py, checks.py and catalogue.p
 options.py are shared with the executor in processor/postgres. Importing the package alone loads no driver.
 """
 
-from tablewire.source import Source, SourceRequest
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tablewire.source import Source, SourceRequest
 
 
 def new_source(request: SourceRequest) -> Source:

@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 
 from deploy.local.process import wait_until
 from docs.tools.cli_page import command_paths
-from owner.cli.client import AdminClient, CallError
+from owner.cli.client import AdminClient
+from owner.cli.errors import CallError
 from owner.cli.main import cli
 from tablewire.etcd.records import LeaderRecord
 from tablewire.model.progress import Stats
 from tablewire.model.spans import Span
 from tablewire.source import CheckFailure
-from tablewire.v1 import admin_pb2
 from tests.owner.admin_world import FEED, AdminView, paused, serving, ticking
 from tests.owner.world import World
 
@@ -173,7 +173,7 @@ def test_the_last_answer_is_told_when_nobody_answers_any_more(view: AdminView, f
         closing(AdminClient([address], open_channel)) as client,
         pytest.raises(CallError) as caught,
     ):
-        client.call("ListCaptures", admin_pb2.ListCapturesRequest(), 30, reads=True)
+        client.call("ListCaptures", 30)
     assert caught.value.text == (
         "owner owner-1 does not lead, and no leader is known: an election is under way; "
         f"try again; then no owner answers; tried {address} (refused)"
@@ -241,7 +241,7 @@ def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view:
     target = target_of(view, 1)
     view.world.executors[target].hang("prepare", Span(1))
     text = failure(owner("table", "move", "1", "--to", target, "--wait", "--timeout-s", "0.5"))
-    assert f"move of public.t1 to {target}: accepted: not done within 0.5 s; the owner goes on with it" in text
+    assert f"move of public.t1 to {target}: accepted: not done within 0.5 s; the owner continues it" in text
 
 
 def test_rebalance_with_even_loads_is_done(owner: Owner) -> None:
@@ -258,7 +258,7 @@ def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view:
     assert lines[0].split() == ["TABLE", "ID", "FROM", "TO", "WEIGHT", "WHY"]
     assert lines[1].split()[:5] == ["public.t1", "1", source, target, "1.0"]
     assert [source, "1.0", "0.0"] in [line.split() for line in lines]
-    assert result.stderr == "1 would move; nothing was changed\n"
+    assert result.stderr == "1 move planned; nothing was changed\n"
     plan = answer(owner("capture", "drain", source, "--dry-run", "-o", "json"))
     assert [(move["table"], move["source"]) for move in plan["moves"]] == [("public.t1", source)]
     assert (plan["load_before"][source], plan["load_after"][source]) == (1.0, 0.0)
@@ -331,7 +331,7 @@ def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None
     )
     (stored,) = (info for info in view.store.list() if info.id == "new")
     assert stored.options == {"sink_connections": "5", "binary": "off"}
-    kept = "the source keeps 4.0 KiB for it, and more with each change"
+    kept = "the source retains 4.0 KiB for it, and more with each change"
     assert owner("changefeed", "pause", "new").stdout == f"changefeed default/new is stopped; {kept}\n"
     assert "cannot pause: it is paused already" in failure(owner("changefeed", "pause", "new"))
     assert answer(owner("changefeed", "resume", "new", "-o", "json"))["state"] == "normal"
@@ -356,7 +356,7 @@ def test_create_of_an_id_that_exists_is_refused(owner: Owner) -> None:
 
 def test_create_dry_run_stores_nothing(owner: Owner, view: AdminView) -> None:
     """It says so."""
-    assert owner(*CREATE, "--dry-run").stdout == "changefeed default/new: all checks hold; nothing was stored\n"
+    assert owner(*CREATE, "--dry-run").stdout == "changefeed default/new: all checks passed; nothing was stored\n"
     assert len(view.store.infos) == 1
 
 
@@ -384,7 +384,7 @@ def test_create_with_wait_ends_when_all_tables_follow(owner: Owner, view: AdminV
     created = answer(owner(*CREATE[:3], "test", *CREATE[4:], "--wait", "-o", "json"))
     assert (created["changefeed"], created["spans_by_state"]) == (FEED, {"replicating": 3})
     text = failure(owner(*CREATE, "--wait", "--timeout-s", "0.5"))
-    assert "changefeed default/new: normal, it is being started after 0.5 s; it was created and goes on" in text
+    assert "changefeed default/new: normal, starting after 0.5 s; it was created and continues" in text
     view.store.infos.pop(next(name for name in view.store.infos if name.id == "new"))
     view.store.create = lambda info: view.store.infos.update({info.changefeed: paused("new")})  # type: ignore[method-assign]
     assert "changefeed default/new: stopped" in failure(owner(*CREATE, "--wait"))
@@ -394,7 +394,7 @@ def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminVie
     """And says what it waits for when it is not."""
     view.store.create(paused())
     text = failure(owner("changefeed", "remove", "other", "--wait", "--timeout-s", "0.5"))
-    assert "default/other is still being removed after 0.5 s; it goes on" in text
+    assert "default/other is still being removed after 0.5 s; it continues" in text
     remove = view.store.remove
 
     def forget(changefeed: Any, by: str) -> None:
@@ -427,7 +427,7 @@ def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> No
     for capture in "bc":
         view.world.executors[capture].hang("prepare", Span(held))
     text = failure(owner("capture", "drain", "a", "--wait", "--timeout-s", "1"))
-    assert "spans left: 1 (preparing 1) after 1 s; the drain goes on" in text
+    assert "1 table left (preparing 1) after 1 s; the drain continues" in text
 
 
 def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None:

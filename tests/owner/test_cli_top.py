@@ -49,10 +49,10 @@ def test_a_look_shows_all_that_is_to_be_seen(view: AdminView) -> None:
     view.events.add("capture_joined", subject="a", text="registered")
     wait_until("rates are told", lambda: "3,000" in top(), WAIT_S)
     shown = top("--plain")
-    assert "owner-1 leads | 1 owners | captures: ready 3 | changefeeds: normal 1" in shown
+    assert "owner-1 leads | 1 owner | processors: ready 3 | changefeeds: normal 1" in shown
     assert "6.0 KiB" in shown
     assert "capture_joined" in shown
-    assert "STALLED SPAN" not in shown
+    assert "STALLED TABLE" not in shown
     # Two captures fall silent: what they hold stands still, and says why.
     view.world.paused |= {"a", "b"}
     wait_until("it is seen", lambda: "silent_capture" in top(), WAIT_S)
@@ -103,7 +103,7 @@ def test_a_wait_is_a_bar_on_a_terminal(view: AdminView) -> None:
             seen += os.read(terminal, 65_536)
         assert b"0/1" in seen
         process.send_signal(signal.SIGINT)
-        while b"the drain of a goes on" not in seen:
+        while b"the drain of a continues" not in seen:
             seen += os.read(terminal, 65_536)
         assert process.wait(WAIT_S) == 1
         assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1  # the cursor went and came back

@@ -16,23 +16,16 @@ import grpc
 
 from owner.admin.caller_identity import CALLER_KEY, caller_of
 from owner.admin.ports import OwnerPort
+from owner.admin.probe import NO_RESPONSE, RETRY_KEY, OpenChannel, probe, why_unreachable
 from owner.admin.resolve import leads
 from tablewire.etcd.records import LeaderRecord
 
 SERVICE = "tablewire.v1.Admin"
 ANSWERED_BY_ANY = f"/{SERVICE}/GetStatus"
 FORWARDED_KEY = "tablewire-forwarded"
-RETRY_KEY = "tablewire-retry"
 CONNECT_TIMEOUT_S = 1.0
 UNARY_TIMEOUT_S = 120.0
 STREAM_TIMEOUT_S = 24 * 3_600.0
-WHY_LENGTH_MAX = 200
-SILENT = "silent"
-
-_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-
-OpenChannel = Callable[[str], grpc.Channel]
-"""A channel to an owner's admin address, with this cluster's credentials."""
 
 
 class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no annotations
@@ -128,7 +121,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         channel = self._channel_to(leader)
         why_not = why_unreachable(probe(channel, CONNECT_TIMEOUT_S))
         if why_not:
-            if why_not != SILENT:
+            if why_not != NO_RESPONSE:
                 self._drop(channel)
             abort_for_retry(context, f"the leader {leader.id} at {leader.address} does not answer ({why_not}); try again")
         return channel
@@ -149,27 +142,6 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
                 if self._former is not None:
                     self._former.close()
                 self._former, self._channel = channel, None  # another call's connection may just have come up on it
-
-
-def probe(channel: grpc.Channel, timeout_s: float) -> grpc.Future:
-    """A call that changes nothing and that every server answers somehow, to see whether one is there. (Watching a channel's
-    connectivity instead would take a thread of grpc that fails noisily when the channel is closed.)"""
-    return channel.unary_unary(_HEALTH_CHECK).future(b"", timeout=timeout_s)
-
-
-def why_unreachable(call: grpc.Future) -> str:
-    """Waits for the end of a `probe`. Empty when a server answered, whatever it said; else why there was no answer."""
-    try:
-        call.result()
-    except grpc.FutureCancelledError:
-        return "not waited for"
-    except grpc.RpcError as error:
-        code, text = error.code(), error.details() or ""
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return SILENT
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return "refused" if "refused" in text else text[:WHY_LENGTH_MAX]
-    return ""
 
 
 def abort_for_retry(context: Any, text: str) -> NoReturn:

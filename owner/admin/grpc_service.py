@@ -20,9 +20,10 @@ from owner.admin import cluster_operations, operations
 from owner.admin import plans as planning
 from owner.admin.caller_identity import caller_of
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
-from owner.admin.forwarding import SERVICE, ForwardToLeader, OpenChannel, abort_for_retry
+from owner.admin.forwarding import SERVICE, ForwardToLeader, abort_for_retry
 from owner.admin.jobs import FollowedJob, follow
 from owner.admin.ports import OwnerPort
+from owner.admin.probe import OpenChannel
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import (
     ClosedError,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from owner.admin.forwarding import RETRY_KEY, OpenChannel, probe, why_unreachable
+from owner.admin.probe import RETRY_KEY, OpenChannel, probe, why_unreachable
 from owner.cli.errors import CallError
 from tablewire.v1 import admin_pb2, admin_pb2_grpc
 

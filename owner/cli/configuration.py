@@ -17,8 +17,7 @@ from tablewire.errors import ConfigError
 from tablewire.runtime.addresses import format_address, parse_address
 from tablewire.runtime.config import load, load_with_origins
 from tablewire.runtime.grpc import open_channel
-from tablewire.runtime.sections import ClientTlsSection
-from tablewire.runtime.tls import channel_credentials
+from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection
 
 ENDPOINTS_VARIABLE = "TABLEWIRE_ENDPOINTS"
 CONFIG_VARIABLE = "TABLEWIRE_CONFIG"
@@ -36,13 +35,19 @@ def open_client(settings: Settings) -> AdminClient:
     """Return a client of the owners that the settings name. It connects at its first call."""
     endpoints = _endpoints(settings)
     files = {"ca_file": settings.tls_ca_file, "cert_file": settings.tls_cert_file, "key_file": settings.tls_key_file}
+    tls: ClientTlsSection | PeerTlsSection
     if any(files.values()):
         try:
-            credentials = channel_credentials(ClientTlsSection(enabled=True, **files))
+            tls = ClientTlsSection(enabled=True, **files)
         except ValueError as error:
             raise ConfigError(f"--tls-*: {error}") from error
     else:
-        credentials = channel_credentials(_client_config(settings).tls)
+        tls = _client_config(settings).tls
+    credentials = None
+    if tls.enabled:
+        from tablewire.runtime.tls import channel_credentials  # loads structlog, which is slow
+
+        credentials = channel_credentials(tls)
     return AdminClient(endpoints, lambda address: open_channel(address, credentials))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from owner.admin.forwarding import FORWARDED_KEY, RETRY_KEY
+from owner.admin.forwarding import FORWARDED_KEY
 from owner.admin.grpc_service import CHUNK_ROWS, FOLLOWERS_MAX, WAITERS_MAX, clip
+from owner.admin.probe import RETRY_KEY
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.etcd.records import ChangefeedInfo, LeaderRecord
 from tablewire.model.ids import ChangefeedID

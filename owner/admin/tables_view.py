@@ -6,17 +6,14 @@ shown.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from owner.scheduling.snapshot import Snapshot, span_view, stall_reason
-from tablewire.model.columns import I64
-from tablewire.model.ids import TS_MAX, CaptureID, TableID
+from owner.scheduling.snapshot import Snapshot, span_view
+from tablewire.model.ids import CaptureID, TableID
 from tablewire.model.progress import SpanView
-from tablewire.model.states import StallReason
 from tablewire.v1 import admin_pb2 as pb
 
 ROW_ERROR_LENGTH_MAX = 1_000
@@ -42,32 +39,21 @@ def summarize(snapshot: Snapshot | None) -> Summary:
         return Summary()
     count = len(snapshot.roles.rows)
     states = {state.value: spans for state, spans in snapshot.states().items() if spans}
-    if not snapshot.initialized:
-        stalls: Mapping[str, int] = {StallReason.BOOTSTRAP.value: count} if count else {}
-    else:
-        stalls = _reasons(snapshot, _may_stall(snapshot))
-        stalls = {reason: spans for reason, spans in stalls.items() if reason != WAITING}
+    stalls = {reason.value: spans for reason, spans in snapshot.stalls().items()}
     totals = None if snapshot.rates is None else snapshot.rates.sum(axis=1, dtype=np.float64).tolist()
-    return Summary(count, states, stalls, _slowest(snapshot), *(totals or (None, None)))
-
-
-def select(
-    snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
-) -> Iterator[SpanView]:
-    """The spans that all given conditions hold for, by table and start key; each is made when it is asked for."""
-    for _, view in select_positions(snapshot, capture=capture, stalled=stalled, table_id=table_id):
-        yield view
+    return Summary(count, states, stalls, snapshot.slowest_span(), *(totals or (None, None)))
 
 
 def select_positions(
     snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
 ) -> Iterator[tuple[int, SpanView]]:
-    """The same, with their positions in the snapshot."""
-    positions = _may_stall(snapshot) if stalled else np.arange(len(snapshot.roles.rows))
+    """Yield the spans that meet all given conditions and their positions in the snapshot, by table and start key. Each view is
+    made when it is asked for."""
+    positions = snapshot.may_stall() if stalled else np.arange(len(snapshot.roles.rows))
     if table_id is not None:
         positions = positions[snapshot.roles.spans.table_ids[positions] == table_id]
     if capture:
-        positions = positions[np.isin(positions, _touching(snapshot, capture))]
+        positions = positions[np.isin(positions, snapshot.touching(capture))]
     for position in positions.tolist():
         view = span_view(snapshot, position)
         if not stalled or view.stall_reason is not None:
@@ -82,8 +68,11 @@ def rates(snapshot: Snapshot, position: int) -> tuple[float, float] | None:
 
 
 def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
-    """Why spans are still at a capture: counts by stall reason, WAITING where there is none."""
-    return _reasons(snapshot, _touching(snapshot, capture))
+    """Return why spans are still at a capture: counts by stall reason, WAITING where there is none."""
+    positions = snapshot.touching(capture)
+    reasons = {reason.value: count for reason, count in snapshot.stalls(positions).items()}
+    waiting = len(positions) - sum(reasons.values())
+    return reasons | ({WAITING: waiting} if waiting else {})
 
 
 def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, float] | None = None) -> pb.TableRow:
@@ -103,40 +92,3 @@ def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, 
         rows_per_s=None if rates is None else rates[0],
         bytes_per_s=None if rates is None else rates[1],
     )
-
-
-def _touching(snapshot: Snapshot, capture: CaptureID) -> I64:
-    """Positions."""
-    index = next((index for index, name in snapshot.capture_ids.items() if name == capture), None)
-    if index is None:
-        return np.empty(0, np.int64)
-    return np.flatnonzero((snapshot.roles.primary == index) | (snapshot.roles.secondary == index))
-
-
-def _may_stall(snapshot: Snapshot) -> I64:
-    """Positions of all spans that can have a stall reason: a superset, so that few need to be looked at singly."""
-    roles, progress = snapshot.roles, snapshot.progress
-    if not snapshot.initialized:
-        return np.arange(len(roles.rows))
-    mask = ~roles.steady | roles.in_snapshot
-    if snapshot.silent:
-        mask |= np.isin(roles.primary, np.fromiter(snapshot.silent, np.int64))
-    barrier_ts = snapshot.barrier.barrier.global_barrier_ts
-    if snapshot.table_barriers:
-        barrier_ts = min(barrier_ts, *snapshot.table_barriers.values())
-    if barrier_ts < TS_MAX:
-        mask |= progress.checkpoint_ts[roles.rows] >= np.uint64(barrier_ts)
-    return np.flatnonzero(mask)
-
-
-def _reasons(snapshot: Snapshot, positions: I64) -> dict[str, int]:
-    reasons = (stall_reason(snapshot, position) for position in positions.tolist())
-    return dict(Counter(reason.value if reason is not None else WAITING for reason in reasons))
-
-
-def _slowest(snapshot: Snapshot) -> SpanView | None:
-    if snapshot.slowest is None:
-        return None
-    positions = np.flatnonzero(snapshot.roles.spans.table_ids == snapshot.slowest.table_id).tolist()
-    spans = (span_view(snapshot, position) for position in positions)
-    return next((view for view in spans if view.span == snapshot.slowest), None)

@@ -218,7 +218,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             drain = snapshot.drains.get(target)
             if drain is not None and drain.job_id == drain_id and drain.spans_left is not None:
                 return drain.spans_left
-            return max(1, snapshot.touching(target))
+            return max(1, len(snapshot.touching(target)))
 
     def cancel_drain(self, target: CaptureID) -> Query:
         """Ask for the end of a drain; what has moved stays where it is. Refused when the capture is not being drained."""

@@ -1,10 +1,8 @@
-"""What a tick leaves for readers: frozen columns, and views that are made when somebody looks. Any thread may read.
-
-publisher.py makes them; no list of spans is made per tick.
-"""
+"""The snapshot that a tick publishes: frozen columns, and views of them that are made on demand. Any thread may read it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +35,7 @@ PLANNED_MAX = 100_000
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that change when a span's life changes; shape (n,) each, sorted by span."""
+    """The columns that change when a span changes its state or a role in it; shape (n,) each, sorted by span."""
 
     rows: I32
     spans: SpanBlock
@@ -55,7 +53,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class ProgressColumns:
-    """The columns that change with every heartbeat; indexed by row."""
+    """The columns that change with every heartbeat, by row."""
 
     checkpoint_ts: U64
     resolved_ts: U64
@@ -75,7 +73,7 @@ class DrainView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after one tick; immutable."""
+    """The state after one tick; immutable. Columns without a comment are in the order of `roles`."""
 
     watermark: Watermark
     initialized: bool
@@ -84,8 +82,8 @@ class Snapshot:
     now_ms: int
     roles: Roles
     progress: ProgressColumns
-    weight: npt.NDArray[np.float32]  # of each span, in the order of roles
-    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s of each span, shape (2, n) in that order; None: none were given
+    weight: npt.NDArray[np.float32]
+    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s, shape (2, n); None: no executor reports any
     capture_ids: Mapping[int, CaptureID]
     silent: frozenset[int]
     ready: frozenset[int]  # captures that may be given work
@@ -93,7 +91,7 @@ class Snapshot:
     planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
     balance_stop_percent: int
     may_hold_any_span: bool
-    unfenced: frozenset[CaptureID]  # captures that have not said that their sink refuses older permissions
+    unfenced: frozenset[CaptureID]  # captures that did not report that their sink refuses older permissions
     brake: bool
     drains: Mapping[CaptureID, DrainView]
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
@@ -101,37 +99,41 @@ class Snapshot:
 
     @property
     def spans(self) -> Sequence[SpanView]:
-        """Every span, by table and start key; made as they are read."""
+        """Every span, by table and start key; a view is made when it is read."""
         return _Spans(self)
 
     @cached_property
     def table_barriers(self) -> Mapping[int, int]:
         return {barrier.table_id: barrier.barrier_ts for barrier in self.barrier.barrier.table_barriers}
 
-    def stalls(self) -> dict[StallReason, int]:
-        """How many spans stand still, by reason; costs what is not steady."""
-        counts: dict[StallReason, int] = {}
-        roles = self.roles
-        mask = ~roles.steady | roles.in_snapshot | np.isin(roles.primary, list(self.silent))
-        if self._may_stall_steady:
-            mask[:] = True
-        for position in np.flatnonzero(mask).tolist():
-            reason = stall_reason(self, position)
-            if reason is not None:
-                counts[reason] = counts.get(reason, 0) + 1
-        return counts
+    def stalls(self, positions: I64 | None = None) -> dict[StallReason, int]:
+        """Return how many of these spans (None: of all) are stalled, by reason. Costs what is not steady."""
+        if positions is None:
+            positions = self.may_stall()
+            if not self.initialized:
+                return {StallReason.BOOTSTRAP: len(positions)} if len(positions) else {}
+        reasons = Counter(stall_reason(self, position) for position in positions.tolist())
+        return {reason: count for reason, count in reasons.items() if reason is not None}
+
+    def may_stall(self) -> I64:
+        """Return the positions of all spans that can be stalled, and of some others."""
+        roles, barrier_ts = self.roles, min(self.barrier.barrier.global_barrier_ts, *self.table_barriers.values(), TS_MAX)
+        if not self.initialized:
+            return np.arange(len(roles.rows))
+        mask = ~roles.steady | roles.in_snapshot
+        if self.silent:
+            mask |= np.isin(roles.primary, list(self.silent))
+        if barrier_ts < TS_MAX:
+            mask |= self.progress.checkpoint_ts[roles.rows] >= np.uint64(barrier_ts)
+        return np.flatnonzero(mask)
 
     def states(self) -> dict[ReplicationState, int]:
-        """How many spans are in each state."""
+        """Return how many spans are in each state."""
         counts = np.bincount(self.roles.state, minlength=len(ReplicationState)).tolist()
         return dict(zip(ReplicationState, counts, strict=True))
 
-    @property
-    def _may_stall_steady(self) -> bool:
-        return not self.initialized or self.barrier.barrier.global_barrier_ts < TS_MAX or bool(self.table_barriers)
-
     def loads(self) -> dict[CaptureID, float]:
-        """The weight that each living capture carries for this changefeed."""
+        """Return the weight that each living capture carries for this changefeed."""
         held = self.roles.primary >= 0
         loads = np.bincount(self.roles.primary[held], weights=self.weight[held]).tolist()
         return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
@@ -192,25 +194,17 @@ class Snapshot:
             after[move.target] += move.weight
         return RebalancePlan(tuple(moves), before, after)
 
-    def slowest_spans(self, count: int) -> Sequence[SpanView]:
-        """The spans of current tables that are furthest behind, the slowest first."""
-        positions = np.flatnonzero(self.roles.wanted)
-        checkpoints = self.progress.checkpoint_ts[self.roles.rows[positions]]
-        if len(positions) > count:
-            nearest = np.argpartition(checkpoints, count)[:count]
-            positions, checkpoints = positions[nearest], checkpoints[nearest]
-        return [span_view(self, position) for position in positions[np.argsort(checkpoints, kind="stable")].tolist()]
+    def touching(self, capture: CaptureID) -> I64:
+        """Return the positions of the spans that have this capture as Primary or Secondary."""
+        indexes = [index for index, capture_id in self.capture_ids.items() if capture_id == capture]
+        return np.flatnonzero(np.isin(self.roles.primary, indexes) | np.isin(self.roles.secondary, indexes))
 
-    def index_of(self, capture: CaptureID) -> int | None:
-        """Return the index of a living capture in the columns, None when it is unknown."""
-        return next((index for index, capture_id in self.capture_ids.items() if capture_id == capture), None)
-
-    def touching(self, capture: CaptureID) -> int:
-        """Return how many spans have this capture as Primary or Secondary."""
-        index = self.index_of(capture)
-        if index is None:
-            return 0
-        return int(np.count_nonzero((self.roles.primary == index) | (self.roles.secondary == index)))
+    def slowest_span(self) -> SpanView | None:
+        """Return the span that holds the watermark back."""
+        if self.slowest is None:
+            return None
+        positions = np.flatnonzero(self.roles.spans.table_ids == self.slowest.table_id).tolist()
+        return next((self.spans[position] for position in positions if self.roles.spans[position] == self.slowest), None)
 
 
 class _Spans(Sequence[SpanView]):
@@ -253,7 +247,7 @@ def span_view(snapshot: Snapshot, position: int) -> SpanView:
 
 
 def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
-    """Why the span is not steady, or why a steady one does not write; None when all is well."""
+    """Return why the span is not steady, or why a steady one does not write; None when all is well."""
     roles = snapshot.roles
     if not snapshot.initialized:
         return StallReason.BOOTSTRAP
@@ -265,7 +259,9 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
     if state == PREPARE:
         if secondary in snapshot.silent or primary in snapshot.silent:
             return StallReason.SILENT_CAPTURE
-        if int(roles.secondary_reported[position]) == TableState.PREPARED.code:  # it waits until nobody else may hold the span
+        if (
+            int(roles.secondary_reported[position]) == TableState.PREPARED.code
+        ):  # it waits until no other capture may hold the span
             if snapshot.may_hold_any_span:
                 return StallReason.SILENT_CAPTURE
             if roles.undetermined[position]:
@@ -311,7 +307,7 @@ def _why_steady_waits(snapshot: Snapshot, position: int) -> StallReason | None:
 
 
 class _Statuses(Mapping[Span, Checkpoint]):
-    """The spans of one capture; found when first asked."""
+    """The spans that one capture writes; they are looked up on first use."""
 
     def __init__(self, snapshot: Snapshot, capture: int) -> None:
         self._snapshot, self._capture = snapshot, capture
@@ -332,6 +328,5 @@ class _Statuses(Mapping[Span, Checkpoint]):
 
 
 def task_statuses(snapshot: Snapshot) -> Mapping[CaptureID, TaskStatus]:
-    """One for every living capture, empty where it writes nothing."""
-    index_of = {capture_id: index for index, capture_id in snapshot.capture_ids.items()}
-    return {view.id: TaskStatus(_Statuses(snapshot, index_of[view.id])) for view in snapshot.captures}
+    """Return a status for every living capture, an empty one where it writes nothing."""
+    return {capture_id: TaskStatus(_Statuses(snapshot, index)) for index, capture_id in snapshot.capture_ids.items()}

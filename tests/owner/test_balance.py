@@ -213,14 +213,3 @@ def test_dry_run_of_a_drain_names_every_span() -> None:
     assert len(world.snapshot.plan_drain("nobody")) == 0
     world.run(3)
     assert sorted(spread(world).values()) == [3, 3, 3]
-
-
-def test_the_slowest_spans_are_named_first() -> None:
-    """By checkpoint, as many as asked for."""
-    world = World(tables=range(1, 10))
-    world.settle()
-    for table in world.tables:
-        world.executors[world.primary(table)].advance(1000 - 10 * table, Span(table))
-    world.run(3)
-    assert [view.span.table_id for view in world.snapshot.slowest_spans(3)] == [9, 8, 7]
-    assert len(world.snapshot.slowest_spans(50)) == 9

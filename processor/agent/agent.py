@@ -1,13 +1,13 @@
-"""The face of one agent: messages of the owner in, calls of the executor, reports out.
+"""One agent: messages of the owner in, calls of the executor and reports out.
 
-`tick` does everything: it takes the messages, applies them to the table (core/), makes the calls that are due (driver.py)
-and reports. It starts no thread and never blocks; the service ticks it when a message has come, when an executor has
-asked for it, and from time to time.
+`tick` does everything: it takes the messages, applies them to the span table (core/), makes the calls that are due
+(executor_driver.py) and reports. It starts no thread and never blocks. The service ticks it when a message has come, when an
+executor has asked for it, and from time to time.
 
-What is taken in: only messages for this capture, changefeed and changefeed_epoch, of the newest owner_revision that was seen,
-each number n once and ascending. Dispatches also have to be meant for this very agent (processor_epoch). All else is dropped, as
-if the network had lost it. What is said: one HeartbeatResponse after heartbeats, else a DispatchTableResponse as soon as
-there is something to tell; each echoes the last n that was taken in, and therefore shows it.
+An agent accepts only messages for this capture, changefeed and changefeed_epoch, of the newest owner_revision seen, each number n
+once and ascending. Dispatches must also be meant for this very agent (processor_epoch). All else is dropped, as if the network
+had lost it. It sends one HeartbeatResponse after heartbeats, else a DispatchTableResponse as soon as something changed. Each
+echoes the last n that was accepted, and shows its effect.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Protocol
 
-import numpy as np
 import structlog
 
 from processor.agent.executor_driver import ExecutorDriver
@@ -46,16 +44,16 @@ from tablewire.model.progress import Barrier, Checkpoint, TableStatus
 from tablewire.model.states import TableState
 
 LOGGED_FRAMES = 4
-"""Of an executor's exception: the innermost ones."""
+"""The innermost frames of an executor's exception."""
 
-_LOG = structlog.get_logger(__name__)
+_log = structlog.get_logger("processor.agent")
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """stats_interval_ms: how often each span's statistics are collected. max_stats_per_tick: of at most so many spans at once,
-    the others follow with the next heartbeats. max_reports_per_message, max_report_bytes: a larger report goes out in chunks
-    (gRPC takes 4 MiB unless told otherwise). close_timeout_ms: how long `close` waits for an executor without `close`."""
+    """stats_interval_ms: how often the statistics of each span are collected. max_stats_per_tick: the most spans at a time; the
+    others follow with the next heartbeats. max_reports_per_message, max_report_bytes: a larger report is sent in chunks (gRPC's
+    default limit is 4 MiB). close_timeout_ms: how long `close` waits for an executor without `close`."""
 
     stats_interval_ms: int = 5_000
     max_stats_per_tick: int = 2_048
@@ -79,25 +77,25 @@ class Agent(Protocol):
 
     @property
     def is_settled(self) -> bool:
-        """No call of the executor is due: no span is Preparing or Stopping, and no permission to write waits to take effect."""
+        """No call of the executor is due: no span is Preparing or Stopping, and every grant to write has taken effect."""
         ...
 
     def tick(self) -> Barrier | None:
-        """Takes what has come, drives the executor, reports. The barrier of the last heartbeat; None: none has arrived since the
-        last tick. Expected trouble does not raise; ClosedError after close."""
+        """Take the messages, drive the executor, report. Return the barrier of the last heartbeat, None if none has arrived since
+        the last tick. Raises no operating errors; ClosedError after close."""
         ...
 
     def spans(self) -> Sequence[TableStatus]:
-        """What it holds, as it would report it now."""
+        """Return what it holds, as it would report it now."""
         ...
 
     def counts(self) -> Mapping[TableState, int]:
-        """How many spans it holds in each state; cheap."""
+        """Return how many spans it holds in each state; cheap."""
         ...
 
     def close(self) -> None:
-        """Stops everything; returns once no write can follow any more. OperatingError when the executor does not get there: then
-        writes may still follow, and it may be called again. Idempotent."""
+        """Stop everything; return once no write can follow. OperatingError if the executor does not stop: writes may still
+        follow, and it may be called again. Idempotent."""
         ...
 
 
@@ -112,66 +110,45 @@ def new_agent(
     config: AgentConfig = AgentConfig(),
     clock: Callable[[], float] = time.monotonic,
 ) -> Agent:
-    """An agent that holds nothing, under a new processor_epoch. clock: seconds, for intervals alone.
+    """Return an agent that holds nothing, under a new processor_epoch. clock: seconds, for intervals only.
 
-    The executor is the agent's own: a former agent that used it (or another one for the same tables) was closed before.
+    The executor belongs to the agent: a former agent that used it (or another one for the same tables) was closed before.
     """
-    return _Agent(
-        capture_id=capture_id,
-        changefeed_id=changefeed_id,
-        changefeed_epoch=changefeed_epoch,
-        transport=transport,
-        executor=executor,
-        liveness=liveness,
-        config=config,
-        clock=clock,
-        processor_epoch=1 + secrets.randbelow(2**63 - 1),
-    )
+    return _Agent(capture_id, changefeed_id, changefeed_epoch, transport, executor, liveness, config, clock)
 
 
 @dataclass(slots=True)
 class _Owner:
-    """The owner that is listened to."""
+    """The owner that the agent obeys."""
 
     id: CaptureID
     revision: int
-    received: int = 0  # n of the last message that was taken in
+    received: int = 0  # n of the last message that was accepted
     sent: int = 0  # m of the last report
     acked: int = 0  # the m that the next report builds on
 
 
+@dataclass(slots=True, eq=False)
 class _Agent:
-    def __init__(
-        self,
-        *,
-        capture_id: CaptureID,
-        changefeed_id: ChangefeedID,
-        changefeed_epoch: int,
-        transport: Transport,
-        executor: TableExecutor,
-        liveness: Liveness,
-        config: AgentConfig,
-        clock: Callable[[], float],
-        processor_epoch: int,
-    ) -> None:
-        self._capture_id = capture_id
-        self._changefeed_id = changefeed_id
-        self._changefeed_epoch = changefeed_epoch
-        self._processor_epoch = processor_epoch
-        self._transport = transport
-        self._liveness = liveness
-        self._config = config
-        self._clock = clock
-        self._table = SpanTable()
-        self._driver = ExecutorDriver(executor, self._table)
-        self._owner: _Owner | None = None
-        self._stats_at: float | None = None
-        self._stats_rows: list[int] = []  # whose statistics are still to be collected in this interval
-        self._is_closing = self._is_closed = False
+    capture_id: CaptureID
+    changefeed_id: ChangefeedID
+    changefeed_epoch: int
+    transport: Transport
+    executor: InitVar[TableExecutor]
+    liveness: Liveness
+    config: AgentConfig
+    clock: Callable[[], float]
+    processor_epoch: int = field(default_factory=lambda: 1 + secrets.randbelow(2**63 - 1))
+    _table: SpanTable = field(default_factory=SpanTable)
+    _driver: ExecutorDriver = field(init=False)
+    _owner: _Owner | None = None
+    _stats_at: float | None = None
+    _stats_rows: list[int] = field(default_factory=list)  # whose statistics are still to be collected in this interval
+    _is_closing: bool = False
+    _is_closed: bool = False
 
-    @property
-    def processor_epoch(self) -> int:
-        return self._processor_epoch
+    def __post_init__(self, executor: TableExecutor) -> None:
+        self._driver = ExecutorDriver(executor, self._table)
 
     @property
     def is_settled(self) -> bool:
@@ -179,9 +156,9 @@ class _Agent:
 
     def tick(self) -> Barrier | None:
         if self._is_closing:
-            raise ClosedError(f"the agent of {self._changefeed_id} at {self._capture_id} is closed")
+            raise ClosedError(f"the agent of {self.changefeed_id} at {self.capture_id} is closed")
         try:
-            barrier = self._take(self._transport.recv())
+            barrier = self._take(self.transport.recv())
             self._driver.drive()
             if barrier is not None:
                 self._driver.observe()
@@ -189,43 +166,37 @@ class _Agent:
         except ImpossibleInputError as error:
             raise InvariantError("the agent's table of rules", str(error)) from error
         self._log_error()
-        if self._owner is not None and (barrier is not None or self._table.has_news):
+        if self._owner is not None and (barrier is not None or self._table.has_changes):
             self._report(self._owner, is_heartbeat=barrier is not None)
         return barrier
 
     def close(self) -> None:
         self._is_closing = True
         if not self._is_closed:
-            self._driver.close(self._config.close_timeout_ms)
-            self._transport.close()
+            self._driver.close(self.config.close_timeout_ms)
+            self.transport.close()
             self._is_closed = True
 
     def spans(self) -> Sequence[TableStatus]:
         table = self._table
-        rows = np.flatnonzero(table.phase[: table.size] != Phase.ABSENT).tolist()
         return [
             TableStatus(
                 span=table.spans[row],
-                state=REPORTED[Phase(table.phase[row])],
+                state=REPORTED[Phase(phase)],
                 checkpoint=Checkpoint(int(table.checkpoint_ts[row]), int(table.resolved_ts[row]), int(table.last_synced_ts[row])),
                 error=table.errors.get(row, ""),
             )
-            for row in rows
+            for row, phase in enumerate(table.phase[: table.size].tolist())
+            if phase != Phase.ABSENT
         ]
 
     def counts(self) -> Mapping[TableState, int]:
-        by_phase = np.bincount(self._table.phase[: self._table.size], minlength=len(Phase)).tolist()
-        counts: Counter[TableState] = Counter()
-        for phase in Phase:
-            if phase is not Phase.ABSENT:
-                counts[REPORTED[phase]] += by_phase[phase]
-        return counts
+        return self._table.counts()
 
-    # Messages ------------------------------------------------------------------------------------------------------
+    # Messages --------------------------------------------------------------------------------------------------------
 
     def _take(self, messages: Sequence[Message]) -> Barrier | None:
-        """Applies them; the barrier of the last heartbeat. What one recv brings is put into its order first: nothing is lost that
-        only came in another one."""
+        """Apply the messages, in the order in which they were sent, and return the barrier of the last heartbeat."""
         barrier = None
         meant_for_us = [message for message in messages if self._is_for_us(message)]
         for message in sorted(meant_for_us, key=lambda message: (-message.owner_revision, message.number)):
@@ -235,9 +206,9 @@ class _Agent:
             match message.body:
                 case Heartbeat() as heartbeat:
                     owner.received = message.number
-                    self._take_heartbeat(owner, heartbeat, message.processor_epoch == self._processor_epoch)
+                    self._take_heartbeat(owner, heartbeat, message.processor_epoch == self.processor_epoch)
                     barrier = heartbeat.barrier
-                case DispatchTableRequest() as request if message.processor_epoch == self._processor_epoch:
+                case DispatchTableRequest() as request if message.processor_epoch == self.processor_epoch:
                     owner.received = message.number
                     if request.acked:
                         self._acknowledge(owner, max(owner.acked, request.acked))
@@ -247,32 +218,32 @@ class _Agent:
     def _is_for_us(self, message: Message) -> bool:
         return (
             message.version == PROTOCOL_VERSION
-            and message.receiver == self._capture_id
-            and message.changefeed == self._changefeed_id
-            and message.changefeed_epoch == self._changefeed_epoch
+            and message.receiver == self.capture_id
+            and message.changefeed == self.changefeed_id
+            and message.changefeed_epoch == self.changefeed_epoch
             and isinstance(message.body, Heartbeat | DispatchTableRequest)
         )
 
     def _listen_to(self, message: Message) -> _Owner | None:
-        """The owner that speaks; None if a newer one has spoken already."""
+        """Return the sender; None if a newer owner is obeyed already."""
         owner = self._owner
         if owner is None or message.owner_revision > owner.revision:
             owner = self._owner = _Owner(message.sender, message.owner_revision)
-            self._table.tell_everything(new_owner=True)
+            self._table.report_everything(to_new_owner=True)
             return owner
         return owner if message.owner_revision == owner.revision else None
 
     def _take_heartbeat(self, owner: _Owner, heartbeat: Heartbeat, knows_us: bool) -> None:
-        """knows_us: what it acknowledges are reports of this agent, not of a former one or of none."""
+        """knows_us: it acknowledges reports of this agent, not of a former one."""
         if heartbeat.by_name:
-            self._table.tell_everything(new_owner=False)
+            self._table.report_everything(to_new_owner=False)
         self._acknowledge(owner, heartbeat.acked if knows_us and not heartbeat.by_name else 0)
         self._table.set_numbers(heartbeat.numbers, heartbeat.spans)
         self._driver.set_barrier(heartbeat.barrier)
-        interval = self._config.stats_interval_ms / 1000
-        now = self._clock()
-        is_due = heartbeat.collect_stats or self._stats_at is None or now - self._stats_at >= interval
-        if is_due and not self._stats_rows:  # a round that is under way is finished first, else its last spans would starve
+        now = self.clock()
+        is_due = self._stats_at is None or now - self._stats_at >= self.config.stats_interval_ms / 1000
+        # A round that is under way is finished first, else its last spans would starve.
+        if (heartbeat.collect_stats or is_due) and not self._stats_rows:
             self._stats_at = now
             self._stats_rows = self._table.rows_in(Phase.REPLICATING)
 
@@ -283,48 +254,48 @@ class _Agent:
 
     def _observe_stats(self) -> None:
         if self._stats_rows:
-            limit = self._config.max_stats_per_tick
+            limit = self.config.max_stats_per_tick
             self._driver.observe_stats(self._stats_rows[:limit])
             del self._stats_rows[:limit]
 
-    # Reports -------------------------------------------------------------------------------------------------------
+    # Reports ---------------------------------------------------------------------------------------------------------
 
     def _report(self, owner: _Owner, *, is_heartbeat: bool) -> None:
         chunks = make_reports(
             self._table,
             base=owner.acked,
             number=owner.sent + 1,
-            max_rows=self._config.max_reports_per_message,
-            max_bytes=self._config.max_report_bytes,
+            max_rows=self.config.max_reports_per_message,
+            max_bytes=self.config.max_report_bytes,
         )
         messages = []
         for chunk in chunks:
             owner.sent += 1
             messages.append(self._message(owner, self._body(chunk, is_heartbeat and not chunk.more)))
-        self._transport.send(messages)
+        self.transport.send(messages)
 
     def _body(self, reports: SpanReports, is_heartbeat: bool) -> MessageBody:
         if not is_heartbeat:
             return DispatchTableResponse(reports)
         held, checksum = self._table.held()
-        return HeartbeatResponse(self._liveness.state, self._driver.is_fenced, held, checksum, reports)
+        return HeartbeatResponse(self.liveness.state, self._driver.is_fenced, held, checksum, reports)
 
     def _message(self, owner: _Owner, body: MessageBody) -> Message:
         return Message(
-            sender=self._capture_id,
+            sender=self.capture_id,
             receiver=owner.id,
-            changefeed=self._changefeed_id,
+            changefeed=self.changefeed_id,
             owner_revision=owner.revision,
-            changefeed_epoch=self._changefeed_epoch,
-            processor_epoch=self._processor_epoch,
+            changefeed_epoch=self.changefeed_epoch,
+            processor_epoch=self.processor_epoch,
             number=owner.sent,
             echo=owner.received,
             body=body,
         )
 
     def _log_error(self) -> None:
-        """At most one line a tick: the last exception of the executor and where it came from. The owner gets the texts of all."""
+        """Log the last exception of the executor, at most one line a tick. The owner gets the texts of all."""
         error, self._driver.last_error = self._driver.last_error, None
         if error is not None:
             where = "".join(traceback.format_exception(error, limit=-LOGGED_FRAMES))
-            _LOG.warning("executor_failed", changefeed=str(self._changefeed_id), capture=self._capture_id, traceback=where)
+            _log.warning("executor_failed", changefeed=str(self.changefeed_id), capture=self.capture_id, traceback=where)

@@ -1,9 +1,10 @@
-"""What the owner orders, as lines that join a move's story across processes: the owner's `job_requested` and `span_moved` and the
-`span_ordered` of the two processors have `job` in common, which the CLI shows too; changefeed, span and owner_revision join
-what no job asked for. assignment_epoch is the fence that the sink knows.
+"""The dispatches of an owner as log lines, which join a move's story across processes.
 
-Few spans at a time are named (moves); many at once (a start, a failover) are one line with counts. Orders are repeated until
-they are confirmed, so an order is told once. The agents' thread.
+The owner's `job_requested` and `span_moved` and the `span_ordered` of the two processors share `job`, which the CLI shows too;
+changefeed, span and owner_revision join what no job asked for. assignment_epoch is the fence that the sink checks.
+
+A few spans at a time (moves) are named; many at once (a start, a failover) are one line with counts. Owners repeat a dispatch
+until it is confirmed, so each is logged once. Used on the agents' thread.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from tablewire.model.spans import Span
 from tablewire.model.states import DispatchAction
 
 NAMED_MAX: Final = 5
-"""Orders of one message that are lines of their own."""
+"""The most spans of one message that get a line each."""
 REMEMBERED_MAX: Final = 1_024
-"""Spans whose last order is known; a repetition to any other one is told again."""
+"""Spans whose last dispatch is remembered; a repetition for any other span is logged again."""
+
+_ORDERS = {DispatchAction.ADD_PREPARE: "prepare", DispatchAction.ADD_WRITE: "write", DispatchAction.REMOVE: "stop"}
 
 _log = structlog.get_logger("processor.orders")
-
-_WORDS = {DispatchAction.ADD_PREPARE: "prepare", DispatchAction.ADD_WRITE: "write", DispatchAction.REMOVE: "stop"}
 
 
 class DispatchLog:
     def __init__(self, capture_id: str) -> None:
         self._log = _log.bind(capture=capture_id)
-        self._told: OrderedDict[tuple[ChangefeedID, Span, bool], tuple[int, ...]] = OrderedDict()
+        self._last: OrderedDict[tuple[ChangefeedID, Span, bool], tuple[int, ...]] = OrderedDict()
 
     def note(self, batch: Batch) -> None:
-        """Every batch of an owner that is listened to."""
+        """Log what is new in a batch of the owner that the agents obey."""
         for message in batch.messages:
             if isinstance(message.body, DispatchTableRequest):
                 self._note(message, message.body)
@@ -43,27 +44,24 @@ class DispatchLog:
     def _note(self, message: Message, request: DispatchTableRequest) -> None:
         log = self._log.bind(changefeed=str(message.changefeed), owner_revision=message.owner_revision)
         actions = request.actions.tolist()
+        orders = [_ORDERS[DispatchAction(action)] for action in actions]
         if len(actions) > NAMED_MAX:
             first = next(iter(request.spans))
             if self._is_new((message.changefeed, first, True), (message.owner_revision, len(actions), actions[0])):
-                log.info("spans_ordered", **Counter(_word(action) for action in actions))
+                log.info("spans_ordered", **Counter(orders))
             return
         epochs, jobs = request.assignment_epochs.tolist(), request.jobs.tolist() or [0] * len(actions)
-        for span, action, epoch, job in zip(request.spans, actions, epochs, jobs, strict=True):
+        for span, action, order, epoch, job in zip(request.spans, actions, orders, epochs, jobs, strict=True):
             if self._is_new((message.changefeed, span, False), (message.owner_revision, action, epoch)):
                 ids = {"assignment_epoch": epoch, **({"job": format_job_id(job)} if job else {})}
-                log.info("span_ordered", span=str(span), order=_word(action), **ids)
+                log.info("span_ordered", span=str(span), order=order, **ids)
 
-    def _is_new(self, subject: tuple[ChangefeedID, Span, bool], order: tuple[int, ...]) -> bool:
-        """Whether it is another one than the last that was told of this span (True in subject: of the many that it begins)."""
-        if self._told.get(subject) == order:
+    def _is_new(self, subject: tuple[ChangefeedID, Span, bool], dispatch: tuple[int, ...]) -> bool:
+        """Return whether the last dispatch for this span was another one. True in subject: for the many spans it begins."""
+        if self._last.get(subject) == dispatch:
             return False
-        self._told[subject] = order
-        self._told.move_to_end(subject)
-        if len(self._told) > REMEMBERED_MAX:
-            self._told.popitem(last=False)
+        self._last[subject] = dispatch
+        self._last.move_to_end(subject)
+        if len(self._last) > REMEMBERED_MAX:
+            self._last.popitem(last=False)
         return True
-
-
-def _word(action: int) -> str:
-    return _WORDS[DispatchAction(action)]

@@ -1,8 +1,8 @@
-"""Performs what the table wait for: the calls of a user's executor, and the border at which its exceptions stop.
+"""The calls of a user's executor that are due for the spans of an agent, and the border at which its exceptions stop.
 
-Every call is made in one thread, inside Agent.tick. An exception is the error of the span that the call was for and of no
-other; this is the only module of the agent that catches `Exception`. A call that fails while a span is being removed is
-repeated with the next tick: Stopped is said only when the executor has said so.
+Every call is made on one thread, inside Agent.tick. An exception is the error of the span that the call was for and of no other;
+this is the only module of the agent that catches `Exception`. A call that fails while a span is being removed is repeated with
+the next tick: Stopped is reported only when the executor has confirmed it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from processor.core.span_table import SpanTable
-from processor.core.table_life import Input, Phase
+from processor.core.span_table import Rows, SpanTable
+from processor.core.table_life import OUTCOME, Call, Input, Phase
 from tablewire.errors import OperatingError, TablewireError
 from tablewire.executor import (
     BarrierTableExecutor,
@@ -25,7 +24,6 @@ from tablewire.executor import (
     FencedTableExecutor,
     TableExecutor,
 )
-from tablewire.model.columns import U8, U64
 from tablewire.model.ids import TS_MAX, Ts
 from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
 from tablewire.model.spans import Span
@@ -42,7 +40,7 @@ _STATES = tuple(TableState)
 
 
 class ExecutorDriver:
-    """One executor and the rows that it works for. One thread."""
+    """One executor and the spans that it works for. One thread."""
 
     def __init__(self, executor: TableExecutor, table: SpanTable) -> None:
         self._executor = executor
@@ -56,174 +54,128 @@ class ExecutorDriver:
     def is_fenced(self) -> bool:
         return self._fence is not None
 
-    # Transitions ---------------------------------------------------------------------------------------------------
+    # Transitions -----------------------------------------------------------------------------------------------------
 
     def drive(self) -> None:
-        """Makes every call that is due, once, and the calls that these make due. Removals first: others may wait for them."""
-        if self._table.is_settled():
+        """Make every call that is due, once, and the calls that these make due. Removals first: others may wait for them."""
+        table = self._table
+        if table.is_settled():
             return
         self._remove()
-        self._add()
-        self._raise_epochs()
+        self._make(Call.ADD_PREPARE, lambda row: self._add(row, is_prepare=True))
+        self._make(Call.IS_PREPARED, lambda row: self._executor.is_add_table_span_finished(table.spans[row], True))
+        doubtful = [row for row in table.rows_due(Call.ADD_WRITE) if table.start_ts[row] < table.prepared_from[row]]
+        table.apply(Input.BEHIND, self._ask(doubtful, self._is_behind))
+        self._make(Call.ADD_WRITE, self._add_write)
+        self._make(Call.IS_WRITING, lambda row: self._executor.is_add_table_span_finished(table.spans[row], False))
+        for row in self._ask(sorted(table.to_raise), self._raise_epoch):
+            table.epoch_raised(row)
         self._remove_failed()
 
+    def _make(self, call: Call, attempt: Callable[[int], bool]) -> None:
+        """Make this call for every row for which it is due."""
+        rows = self._table.rows_due(call)
+        done = self._ask(rows, attempt)
+        self._table.apply(OUTCOME[call], done)
+
     def _remove(self) -> None:
-        table, executor = self._table, self._executor
-        removing = table.rows_in(Phase.REMOVING)
-        table.happened(Input.TAKEN, self._ask(removing, executor.remove_table_span, self._spans(removing)))
-        last_checkpoints: list[Ts] = []
-
-        def is_removed(span: Span) -> bool:
-            checkpoint_ts, finished = executor.is_remove_table_span_finished(span)
-            if finished:
-                last_checkpoints.append(_checked_ts(checkpoint_ts))
-            return finished
-
-        stopping = table.rows_in(Phase.STOPPING)
-        ended = self._ask(stopping, is_removed, self._spans(stopping))
-        table.ended(ended, last_checkpoints)
+        self._make(Call.REMOVE, lambda row: self._executor.remove_table_span(self._table.spans[row]))
+        self._make(Call.IS_REMOVED, self._is_removed)
 
     def _remove_failed(self) -> None:
-        if self._table.rows_in(Phase.REMOVING):
+        if self._table.rows_due(Call.REMOVE):
             self._remove()
 
-    def _add(self) -> None:
-        table, executor = self._table, self._executor
+    def _is_removed(self, row: int) -> bool:
+        checkpoint_ts, is_finished = self._executor.is_remove_table_span_finished(self._table.spans[row])
+        if is_finished:
+            self._table.advance_checkpoint(row, _checked_ts(checkpoint_ts))
+        return is_finished
 
-        def prepare(span: Span, checkpoint_ts: Ts, resolved_ts: Ts) -> bool:
-            return executor.add_table_span(span, Checkpoint(checkpoint_ts, resolved_ts), True)
+    def _add(self, row: int, *, is_prepare: bool) -> bool:
+        start = Checkpoint(int(self._table.start_ts[row]), int(self._table.start_resolved_ts[row]))
+        return self._executor.add_table_span(self._table.spans[row], start, is_prepare)
 
-        rows = table.rows_in(Phase.ADDING)
-        starts = (table.start_ts[rows].tolist(), table.start_resolved_ts[rows].tolist()) if rows else ((), ())
-        table.happened(Input.TAKEN, self._ask(rows, prepare, self._spans(rows), *starts))
-        rows = table.rows_in(Phase.PREPARING)
-        table.happened(
-            Input.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, True), self._spans(rows))
-        )
-        self._write()
-        rows = table.rows_in(Phase.STARTING)
-        table.happened(
-            Input.FINISHED, self._ask(rows, lambda span: executor.is_add_table_span_finished(span, False), self._spans(rows))
-        )
+    def _add_write(self, row: int) -> bool:
+        return self._raise_epoch(row) and self._add(row, is_prepare=False)
 
-    def _write(self) -> None:
-        table, executor, fence = self._table, self._executor, self._fence
+    def _raise_epoch(self, row: int) -> bool:
+        if self._fence is not None:
+            self._fence.set_assignment_epoch(self._table.spans[row], int(self._table.granted_epoch[row]))
+        return True
 
-        def write(span: Span, epoch: int, checkpoint_ts: Ts, resolved_ts: Ts) -> bool:
-            if fence is not None:
-                fence.set_assignment_epoch(span, epoch)
-            return executor.add_table_span(span, Checkpoint(checkpoint_ts, resolved_ts), False)
-
-        granted = table.rows_in(Phase.GRANTED)
-        if not granted:
-            return
-        doubtful = [row for row in granted if table.start_ts[row] < table.prepared_from[row]]
-        if doubtful:
-            table.happened(Input.BEHIND, self._ask(doubtful, self._is_behind, self._spans(doubtful), doubtful))
-            granted = table.rows_in(Phase.GRANTED)
-        epochs = table.granted_epoch[granted].tolist()
-        starts = (table.start_ts[granted].tolist(), table.start_resolved_ts[granted].tolist())
-        table.happened(Input.TAKEN, self._ask(granted, write, self._spans(granted), epochs, *starts))
-
-    def _is_behind(self, span: Span, row: int) -> bool:
-        """Changes between the grant and the point from which it was prepared were not received here. That only does not matter
-        where the sink has got further than that point."""
-        status = self._executor.get_table_span_status(span, False)
+    def _is_behind(self, row: int) -> bool:
+        """Return whether changes between the grant and the point from which the span was prepared are missing here: they are
+        unless the sink is further than that point."""
+        status = self._executor.get_table_span_status(self._table.spans[row], False)
         return status.checkpoint.checkpoint_ts <= int(self._table.prepared_from[row])
 
-    def _raise_epochs(self) -> None:
-        table, fence = self._table, self._fence
-        for row in sorted(table.to_raise):
-            span, epoch = table.spans[row], int(table.granted_epoch[row])
-
-            def raise_epoch(span: Span, epoch: int) -> bool:
-                if fence is not None:
-                    fence.set_assignment_epoch(span, epoch)
-                return True
-
-            if self._ask([row], raise_epoch, [span], [epoch]):
-                table.raised(row)
-
-    # Statuses ------------------------------------------------------------------------------------------------------
+    # Statuses --------------------------------------------------------------------------------------------------------
 
     def observe(self) -> None:
-        """Asks for the status of every span that the executor has, notes what moved, and fails what has ended by itself."""
+        """Ask for the status of every span that the executor has, note what moved, and fail what has ended by itself."""
         rows, spans = self._table.observed()
         if not spans:
             return
         columns = self._bulk_statuses(spans)
         if columns is None:
-            failed, columns = self._single_statuses(rows.tolist(), spans)
-            if failed:
-                keep = np.array([row not in failed for row in rows.tolist()])
-                rows, spans = rows[keep], [span for span, kept in zip(spans, keep.tolist(), strict=True) if kept]
+            rows, columns = self._single_statuses(rows)
         self._table.observe(rows, columns.checkpoint_ts, columns.resolved_ts, columns.last_synced_ts)
         texts = dict(columns.errors)
-        ended = np.isin(columns.states, _ENDED_CODES)
-        for place in sorted({*np.flatnonzero(ended).tolist(), *texts}):
-            text = (
-                texts.get(place) or f"the executor reports the span as {_STATES[int(columns.states[place])]} without being told"
-            )
-            self._table.fail(int(rows[place]), _cut(text))
+        ended = np.flatnonzero(np.isin(columns.states, _ENDED_CODES)).tolist()
+        for place in sorted({*ended, *texts}):
+            state = _STATES[int(columns.states[place])]
+            text = texts.get(place) or f"the executor reports the span as {state}, although it was not removed"
+            self._table.fail(int(rows[place]), _reportable(text))
         self._remove_failed()
 
     def observe_stats(self, rows: Iterable[int]) -> None:
-        """Collects the statistics of these rows, as far as they are being written."""
-        table = self._table
-        rows = [row for row in rows if table.phase[row] == Phase.REPLICATING]
-
-        def collect(span: Span, row: int) -> bool:
-            stats = self._executor.get_table_span_status(span, True).stats
-            if stats is not None:
-                puller = stats.stage_checkpoints.get("puller")
-                puller_ts = _checked_ts(puller.resolved_ts) if puller is not None else 0
-                in_snapshot = "snapshot" in stats.stage_checkpoints
-                rates = _checked_rate(stats.rows_per_s), _checked_rate(stats.bytes_per_s)
-                table.observe_stats(row, *rates, puller_ts, in_snapshot)
-            return True
-
-        self._ask(rows, collect, self._spans(rows), rows)
+        """Collect the statistics of these rows, as far as they are being written."""
+        self._ask([row for row in rows if self._table.phase[row] == Phase.REPLICATING], self._collect_stats)
         self._remove_failed()
 
+    def _collect_stats(self, row: int) -> bool:
+        stats = self._executor.get_table_span_status(self._table.spans[row], True).stats
+        if stats is not None:
+            puller = stats.stage_checkpoints.get("puller")
+            puller_ts = _checked_ts(puller.resolved_ts) if puller is not None else 0
+            rates = _checked_rate(stats.rows_per_s), _checked_rate(stats.bytes_per_s)
+            self._table.observe_stats(row, *rates, puller_ts, "snapshot" in stats.stage_checkpoints)
+        return True
+
     def _bulk_statuses(self, spans: Sequence[Span]) -> StatusColumns | None:
-        """None: there is no bulk form, or it raised or answered nonsense: each span is asked, and the one at fault is found."""
+        """Return the statuses of all spans; None if there is no bulk form, or it failed: then each span is asked, which finds
+        the one at fault."""
         if self._bulk is None:
             return None
         try:
-            answer = self._bulk.get_table_span_statuses(spans)
-            return _checked_columns(answer, len(spans))
+            return _checked_columns(self._bulk.get_table_span_statuses(spans), len(spans))
         except Exception as error:  # noqa: BLE001 - the border of a user's executor
             self.last_error = error
             return None
 
-    def _single_statuses(self, rows: Sequence[int], spans: Sequence[Span]) -> tuple[set[int], StatusColumns]:
-        """(rows whose call raised, the statuses of the others in order)."""
+    def _single_statuses(self, rows: Rows) -> tuple[Rows, StatusColumns]:
+        """Return the rows whose call did not raise, and their statuses."""
         statuses: list[tuple[int, Ts, Ts, Ts]] = []
         errors: list[tuple[int, str]] = []
 
-        def ask(span: Span) -> bool:
-            status = self._executor.get_table_span_status(span, False)
-            row = _checked_row(status)
+        def ask(row: int) -> bool:
+            status = self._executor.get_table_span_status(self._table.spans[row], False)
+            values = _checked_status(status)
             if status.error:
                 errors.append((len(statuses), str(status.error)))
-            statuses.append(row)
+            statuses.append(values)
             return True
 
-        answered = self._ask(rows, ask, spans)
-        failed = set(rows) - set(answered) if len(answered) < len(rows) else set()
-        states, checkpoint_ts, resolved_ts, last_synced_ts = zip(*statuses, strict=True) if statuses else ((), (), (), ())
-        return failed, StatusColumns(
-            np.array(states, np.uint8),
-            np.array(checkpoint_ts, np.uint64),
-            np.array(resolved_ts, np.uint64),
-            np.array(last_synced_ts, np.uint64),
-            errors,
-        )
+        answered = self._ask(rows.tolist(), ask)
+        states, checkpoint_ts, resolved_ts, last_synced_ts = np.array(statuses, np.uint64).reshape(-1, 4).T
+        columns = StatusColumns(states.astype(np.uint8), checkpoint_ts, resolved_ts, last_synced_ts, errors)
+        return np.array(answered, np.intp), columns
 
-    # The rest ------------------------------------------------------------------------------------------------------
+    # The rest --------------------------------------------------------------------------------------------------------
 
     def set_barrier(self, barrier: Barrier) -> None:
-        """Hands it on if the executor wants it. If that raises, no table of it can be trusted to keep the barrier: all fail."""
+        """Pass the barrier to an executor that wants it. If that raises, no span can be trusted to keep it: all fail."""
         if self._barrier is None:
             return
         try:
@@ -234,89 +186,81 @@ class ExecutorDriver:
                 self._table.fail(row, f"set_barrier: {_text(error)}")
 
     def close(self, timeout_ms: int) -> None:
-        """Returns once no write can follow any more; OperatingError if the executor does not get there within timeout_ms."""
+        """Return once no write can follow; OperatingError if the executor does not stop within timeout_ms."""
         if isinstance(self._executor, ClosableTableExecutor):
             try:
                 self._executor.close()
             except Exception as error:
                 raise OperatingError(f"the executor did not close: {_text(error)}") from error
             return
-        for row in np.flatnonzero(self._table.phase[: self._table.size] != Phase.ABSENT).tolist():
-            if self._table.phase[row] < Phase.REMOVING:
-                self._table.fail(row, "the agent is closed")
+        table = self._table
+        for row, phase in enumerate(table.phase[: table.size].tolist()):
+            if Phase.ABSENT < phase < Phase.REMOVING:
+                table.fail(row, "the agent is closed")
         for _ in range(max(1, int(timeout_ms / 1000 / _CLOSE_POLL_SECONDS))):
             self._remove()
-            left = self._table.rows_in(Phase.REMOVING) + self._table.rows_in(Phase.STOPPING)
+            left = table.rows_due(Call.REMOVE) + table.rows_due(Call.IS_REMOVED)
             if not left:
                 return
             time.sleep(_CLOSE_POLL_SECONDS)
         raise OperatingError(
-            f"the executor has not stopped {len(left)} spans within {timeout_ms} ms, among them {self._table.spans[left[0]]}"
+            f"the executor has not stopped {len(left)} spans within {timeout_ms} ms, among them {table.spans[left[0]]}"
         )
 
-    def _spans(self, rows: Sequence[int]) -> list[Span]:
-        spans = self._table.spans
-        return [spans[row] for row in rows]
-
-    def _ask(self, rows: Sequence[int], call: Callable[..., bool], *arguments: Iterable[Any]) -> list[int]:
-        """The rows for which `call` answers True, called with one element of each of `arguments`. What raises fails that row."""
+    def _ask(self, rows: Iterable[int], call: Callable[[int], bool]) -> list[int]:
+        """Return the rows for which `call` returns True. An exception fails that row."""
         answered = []
-        for row, each in zip(rows, _transposed(arguments), strict=True):
+        for row in rows:
             try:
-                if call(*each):
+                if call(row):
                     answered.append(row)
             except Exception as error:  # noqa: BLE001 - the border of a user's executor
-                self._failed(row, error)
+                self.last_error = error
+                self._table.fail(row, _text(error))
         return answered
-
-    def _failed(self, row: int, error: Exception) -> None:
-        self.last_error = error
-        self._table.fail(row, _text(error))
-
-
-def _transposed(arguments: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
-    return zip(*arguments, strict=True)
 
 
 def _text(error: Exception) -> str:
     if isinstance(error, TablewireError) and str(error):
-        return _cut(str(error))
+        return _reportable(str(error))
     # Not str(): an exception of a user may fail even there.
-    return _cut("".join(traceback.format_exception_only(error)).strip())
+    return _reportable("".join(traceback.format_exception_only(error)).strip())
 
 
-def _cut(text: str) -> str:
-    """What can be reported of it: valid UTF-8 of bounded length, without passwords."""
+def _reportable(text: str) -> str:
+    """Return valid UTF-8 of bounded length, without passwords."""
     return redact_uri(text)[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
 
 
 def _checked_rate(rate: float) -> float:
-    """Rates only steer the balance: nonsense is no reason to stop a table."""
+    """Return the rate, or 0 for nonsense: rates only steer the balance, which is no reason to stop a table."""
     return rate if math.isfinite(rate) and rate >= 0 else 0.0
 
 
 def _checked_ts(ts: Ts) -> Ts:
     if not 0 <= ts <= TS_MAX:
-        raise OperatingError(f"the executor gave {ts}, which is no Ts")
+        raise OperatingError(f"the executor returned {ts}, which is no Ts")
     return ts
 
 
-def _checked_row(status: TableStatus) -> tuple[int, Ts, Ts, Ts]:
+def _checked_status(status: TableStatus) -> tuple[int, Ts, Ts, Ts]:
     at = status.checkpoint
     if (at.checkpoint_ts | at.resolved_ts | at.last_synced_ts) >> 64:
-        raise OperatingError(f"the executor gave {at}, which holds no Ts")
+        raise OperatingError(f"the executor returned {at}, which holds no Ts")
     return status.state.code, at.checkpoint_ts, at.resolved_ts, at.last_synced_ts
 
 
 def _checked_columns(columns: StatusColumns, n_spans: int) -> StatusColumns:
-    states: U8 = np.asarray(columns.states, np.uint8)
-    checkpoint_ts: U64 = np.asarray(columns.checkpoint_ts, np.uint64)
-    resolved_ts: U64 = np.asarray(columns.resolved_ts, np.uint64)
-    last_synced_ts: U64 = np.asarray(columns.last_synced_ts, np.uint64)
-    errors = [(int(place), str(text)) for place, text in columns.errors]
-    shapes = {states.shape, checkpoint_ts.shape, resolved_ts.shape, last_synced_ts.shape}
-    if shapes != {(n_spans,)} or (states >= len(TableState)).any():
+    checked = StatusColumns(
+        np.asarray(columns.states, np.uint8),
+        np.asarray(columns.checkpoint_ts, np.uint64),
+        np.asarray(columns.resolved_ts, np.uint64),
+        np.asarray(columns.last_synced_ts, np.uint64),
+        [(int(place), str(text)) for place, text in columns.errors],
+    )
+    shapes = {checked.states.shape, checked.checkpoint_ts.shape, checked.resolved_ts.shape, checked.last_synced_ts.shape}
+    if shapes != {(n_spans,)} or (checked.states >= len(TableState)).any():
         raise OperatingError(f"get_table_span_statuses of {n_spans} spans: a column does not fit")
-    if any(not 0 <= place < n_spans for place, _ in errors):
+    if any(not 0 <= place < n_spans for place, _ in checked.errors):
         raise OperatingError(f"get_table_span_statuses of {n_spans} spans: an error is at a position beyond them")
-    return StatusColumns(states, checkpoint_ts, resolved_ts, last_synced_ts, errors)
+    return checked

@@ -1,7 +1,7 @@
-"""What a processor answers for a changefeed whose executor it cannot make: that it holds nothing and can take nothing, and why.
+"""The executor of a changefeed whose real executor cannot be made: it holds nothing and refuses every span with the reason.
 
-Silence would be worse than the failure. The owner hears this processor in other changefeeds, so that it cannot be taken for
-lost, and a capture that never spoke may hold anything: nothing of the changefeed could be promoted or moved anywhere.
+Without it the processor would have to stay silent. The owner hears it in other changefeeds, so it does not count as lost, and a
+capture that never reported may hold any span: nothing of the changefeed could be promoted or moved anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tablewire.model.states import TableState
 
 
 class UnavailableExecutor:
-    """A TableExecutor that refuses every span with `reason`. It has nothing that a sink would have to fence."""
+    """A TableExecutor that refuses every span with `reason`. It has no sink to fence."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -23,7 +23,7 @@ class UnavailableExecutor:
         raise OperatingError(f"this processor cannot serve the changefeed: {self.reason}")
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
-        """Never called: nothing is ever prepared here."""
+        """Never called: no span is ever prepared here. It makes this executor count as fenced."""
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
         return False

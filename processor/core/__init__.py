@@ -1,1 +1,1 @@
-"""The pure core of an agent: no clock, thread, socket, log or random; numpy and tablewire.model alone."""
+"""What an agent holds and what it reports: pure, without clock, thread, socket, log or random."""

@@ -1,35 +1,40 @@
-"""What an agent holds: one row a span, one numpy column a field, and which rows the owner has to be told of.
+"""The spans of one agent: one row for each, one numpy column for each field, and which rows the owner has to hear of.
 
-Pure bookkeeping: dispatches and the outcomes of executor calls come in, phases and columns change by the rules of table.py;
-`rows_in` says for which rows a call is due, agent.py performs it. No other module writes to the columns. One thread.
+Pure bookkeeping. `agent.py` brings the owner's messages (`take`, `acknowledge`, `set_numbers`, `report_everything`);
+`executor_driver.py` makes the calls that are due (`rows_due`) and brings their outcomes (`apply`, `fail`, `observe`);
+`reports.py` reads the changed rows and notes in which report they were. Phases change by the rules of table_life.py, and no other
+module writes to the columns but `reports.py`, which sets the stamps. One thread.
 
-What the owner knows
---------------------
-`told` of a row is the number m of the first report that said its present state, `stamp` that of the first report that said
-everything of it, NEWS while none did. A report on base b holds every row with stamp > b, hence:
+Stamps
+------
+`stamp` of a row is the number m of the first report that held its present content, `state_stamp` that of the first report that
+held its present state; UNREPORTED and 0 while there is none. A report on base b holds every row with stamp > b, hence:
 
-    the owner has applied m  =>  it knows every row with stamp <= m  (and the state of every row with 0 < told <= m)
+    the owner has applied m  =>  it knows every row with stamp <= m  (and the state of every row with 0 < state_stamp <= m)
 
-A dispatch that was taken in raises the stamp even where nothing changed, so that a report that counts follows. `told` is left
-alone by it: a Stopped that the owner has heard of is forgotten although its dispatches go on crossing the acknowledgement.
-A row whose stamp is 0 is free.
+A dispatch raises the stamp even where nothing changed, so that a report follows. It leaves `state_stamp` alone: a Stopped that
+the owner has acknowledged is forgotten although dispatches for it still arrive. A row whose stamp is 0 is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from processor.core.table_life import (
+    CALLS,
     EFFECTS,
     IMPOSSIBLE,
     OBSERVED,
+    REPORTED,
     STATE_CODES,
     THEN,
-    UNSETTLED,
+    Call,
     Effect,
     ImpossibleInputError,
     Input,
@@ -42,16 +47,11 @@ from tablewire.model.states import TableState
 
 Rows: TypeAlias = npt.NDArray[np.intp]
 
-NEWS = np.uint64(2**64 - 1)
-"""Stamp of a row of which no report has said everything yet."""
+UNREPORTED = np.uint64(2**64 - 1)
+"""Stamp of a row whose present content is in no report yet."""
 
 _NO_SPAN = Span(0)
 _FIRST_CAPACITY = 64
-_COLUMNS = (
-    *("phase", "number", "stamp", "told", "start_ts", "start_resolved_ts", "prepared_from", "granted_epoch", "epoch"),
-    *("checkpoint_ts", "resolved_ts", "last_synced_ts"),
-    *("stats_stamp", "rows_per_s", "bytes_per_s", "puller_resolved_ts", "in_snapshot"),
-)
 
 
 class SpanTable:
@@ -64,7 +64,7 @@ class SpanTable:
         self.phase: U8 = np.zeros(capacity, np.uint8)
         self.number: U32 = np.zeros(capacity, np.uint32)  # the owner's; 0 = none yet
         self.stamp: U64 = np.zeros(capacity, np.uint64)
-        self.told: U64 = np.zeros(capacity, np.uint64)
+        self.state_stamp: U64 = np.zeros(capacity, np.uint64)
         self.start_ts: U64 = np.zeros(capacity, np.uint64)  # of the next add_table_span
         self.start_resolved_ts: U64 = np.zeros(capacity, np.uint64)
         self.prepared_from: U64 = np.zeros(capacity, np.uint64)
@@ -73,75 +73,101 @@ class SpanTable:
         self.checkpoint_ts: U64 = np.zeros(capacity, np.uint64)
         self.resolved_ts: U64 = np.zeros(capacity, np.uint64)
         self.last_synced_ts: U64 = np.zeros(capacity, np.uint64)
-        self.stats_stamp: U64 = np.zeros(capacity, np.uint64)  # as stamp, of the statistics; 0 = there are none
+        self.stats_stamp: U64 = np.zeros(capacity, np.uint64)  # the stamp of the statistics; 0 = there are none
         self.rows_per_s: F64 = np.zeros(capacity, np.float64)
         self.bytes_per_s: F64 = np.zeros(capacity, np.float64)
         self.puller_resolved_ts: U64 = np.zeros(capacity, np.uint64)
         self.in_snapshot: U8 = np.zeros(capacity, np.uint8)
+        self._columns = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
         self.errors: dict[int, str] = {}  # row -> what ended it
         self.kept_grants: dict[int, tuple[int, int, int]] = {}  # row -> (epoch, checkpoint_ts, resolved_ts)
         self.to_raise: set[int] = set()  # rows whose granted_epoch is to be raised at the sink
-        self.has_news = False
-        """Something changed, or a dispatch was taken in, since the last report."""
+        self.has_changes = False
+        """Something changed, or a dispatch came, since the last report."""
         self._row_of_span: dict[Span, int] = {}
         self._row_of_number: dict[int, int] = {}
         self._free: list[int] = []
-        self._version = 0  # grows whenever a phase or a number changes
-        self._observed: tuple[int, Rows, list[Span]] = (-1, np.empty(0, np.intp), [])
-        self._held: tuple[int, int, int] = (-1, 0, 0)
+        self._derived = _Derived(self)  # replaced whenever a phase or a number changes
 
-    # What is there -------------------------------------------------------------------------------------------------
+    # What is there ---------------------------------------------------------------------------------------------------
 
     def rows_in(self, phase: Phase) -> list[int]:
         return np.flatnonzero(self.phase[: self.size] == phase).tolist()
+
+    def rows_due(self, call: Call) -> list[int]:
+        """Return the rows for which this call of the executor is due."""
+        return np.flatnonzero(CALLS[self.phase[: self.size]] == call).tolist()
 
     def row_of(self, span: Span) -> int | None:
         return self._row_of_span.get(span)
 
     def is_settled(self) -> bool:
-        """No call of the executor is due."""
-        return not self.to_raise and not bool(UNSETTLED[self.phase[: self.size]].any())
+        """Return whether no call of the executor is due."""
+        return not self.to_raise and self._derived.is_settled
+
+    def counts(self) -> Mapping[TableState, int]:
+        """Return how many spans are in each state; ABSENT is left out."""
+        return self._derived.counts
 
     def observed(self) -> tuple[Rows, list[Span]]:
-        """The rows whose status is asked for, and their spans; the same list objects until a span comes, goes or changes."""
-        if self._observed[0] != self._version:
-            rows = np.flatnonzero(OBSERVED[self.phase[: self.size]])
-            spans = self.spans
-            self._observed = (self._version, rows, [spans[row] for row in rows.tolist()])
-        return self._observed[1], self._observed[2]
+        """Return the rows to ask the executor about, and their spans; the same list object until one of them changes."""
+        return self._derived.observed
 
     def held(self) -> tuple[int, int]:
-        """How many spans are neither Absent nor Stopped, and the checksum over those that have a number."""
-        if self._held[0] != self._version:
-            phases = self.phase[: self.size]
-            states = STATE_CODES[phases]
-            rows = np.flatnonzero((states != TableState.ABSENT.code) & (states != TableState.STOPPED.code))
-            numbered = rows[self.number[rows] != 0]
-            checksum = span_checksum(self.number[numbered], STATE_CODES[phases[numbered]])
-            self._held = (self._version, len(rows), checksum)
-        return self._held[1], self._held[2]
+        """Return how many spans are neither Absent nor Stopped, and the checksum over those that have a number."""
+        return self._derived.held
 
-    # Dispatches ----------------------------------------------------------------------------------------------------
+    # The engine ------------------------------------------------------------------------------------------------------
 
     def take(self, request: DispatchTableRequest) -> None:
-        """Applies one dispatch, and marks every span of it to be reported."""
+        """Apply a dispatch, and mark all its spans to be reported."""
         rows = np.array(self._rows_for(request), np.intp)
-        places = np.arange(len(rows))
+        resolved_ts = np.maximum(request.checkpoint_ts, request.resolved_ts)
+        orders = _Orders(request.assignment_epochs, request.checkpoint_ts, resolved_ts)
         if len(np.unique(rows)) == len(rows):
-            self._take(request, rows, places)
+            self._apply(request.actions, rows, orders)
         else:  # a span that is named twice: in order
-            for place in places.tolist():
-                self._take(request, rows[place : place + 1], places[place : place + 1])
+            for place in range(len(rows)):
+                at = slice(place, place + 1)
+                self._apply(request.actions[at], rows[at], orders.at(at))
+        self._mark(rows)
 
-    def _take(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        events, before = request.actions[places], self.phase[rows]
-        effects = EFFECTS[events, before]
-        self._enter(rows, before, THEN[events, before])
+    def apply(self, what: Input, rows: Sequence[int]) -> None:
+        """Apply the outcome of a call to rows for which that call was due."""
+        if rows:
+            self._apply(np.full(len(rows), what, np.uint8), np.array(rows, np.intp))
+
+    def fail(self, row: int, text: str) -> None:
+        """Remove the span because of an error, and report it with this text. The first text stays."""
+        self.apply(Input.FAILED, [row])
+        if row not in self.errors:
+            self.errors[row] = text
+            self._mark(np.array([row]))
+
+    def acknowledge(self, acked: int) -> None:
+        """Note that the owner has applied every report up to number `acked`: rows that have ended are forgotten or freed."""
+        phases = self.phase[: self.size]
+        stamps = np.where(phases == Phase.STOPPED, self.state_stamp[: self.size], self.stamp[: self.size])
+        has_ended = (phases == Phase.ABSENT) | (phases == Phase.STOPPED)
+        self.apply(Input.ACKED, np.flatnonzero(has_ended & (stamps > 0) & (stamps <= acked)).tolist())
+
+    def _apply(self, inputs: U8, rows: Rows, orders: _Orders | None = None) -> None:
+        """Apply one input to each row by the rules. orders: of the rows, if the inputs are dispatches."""
+        before = self.phase[rows]
+        then, effects = THEN[inputs, before], EFFECTS[inputs, before]
+        if (then == IMPOSSIBLE).any():
+            place = int(np.argmax(then == IMPOSSIBLE))
+            name, phase = Input(inputs[place]).name, Phase(before[place]).name
+            raise ImpossibleInputError(f"{name} of span {self.spans[rows[place]]} in phase {phase}")
+        self.phase[rows] = then
+        self._derived = _Derived(self)
+        changed = rows[STATE_CODES[before] != STATE_CODES[then]]
+        self.state_stamp[changed] = 0
+        self._mark(changed)
         for effect in np.unique(effects).tolist():
             if effect != Effect.NOTHING:
                 mask = effects == effect
-                _DISPATCH_EFFECTS[Effect(effect)](self, request, rows[mask], places[mask])
-        self._mark(rows)
+                _EFFECTS[Effect(effect)](self, rows[mask], orders.at(mask) if orders is not None else _NO_ORDERS)
 
     def _rows_for(self, request: DispatchTableRequest) -> list[int]:
         known, rows = self._row_of_span, []
@@ -153,87 +179,79 @@ class SpanTable:
             self._set_number(rows[place], int(request.numbers[place]))
         return rows
 
-    def _start(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        self._set_start(request, rows, places)
-        self.prepared_from[rows] = self.checkpoint_ts[rows] = self.start_ts[rows]
-        self.resolved_ts[rows] = self.start_resolved_ts[rows]
+    # The effects -----------------------------------------------------------------------------------------------------
+
+    def _start(self, rows: Rows, orders: _Orders) -> None:
+        self._set_start(rows, orders)
+        self.prepared_from[rows] = self.checkpoint_ts[rows] = orders.checkpoint_ts
+        self.resolved_ts[rows] = orders.resolved_ts
         self.last_synced_ts[rows] = self.granted_epoch[rows] = self.epoch[rows] = self.stats_stamp[rows] = 0
 
-    def _set_start(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        self.start_ts[rows] = request.checkpoint_ts[places]
-        self.start_resolved_ts[rows] = np.maximum(request.checkpoint_ts[places], request.resolved_ts[places])
+    def _set_start(self, rows: Rows, orders: _Orders) -> None:
+        self.start_ts[rows], self.start_resolved_ts[rows] = orders.checkpoint_ts, orders.resolved_ts
 
-    def _grant(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        self._set_start(request, rows, places)
-        self.granted_epoch[rows] = request.assignment_epochs[places]
+    def _grant(self, rows: Rows, orders: _Orders) -> None:
+        self._set_start(rows, orders)
+        self.granted_epoch[rows] = orders.epochs
 
-    def _keep_grant(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            epoch, checkpoint_ts = int(request.assignment_epochs[place]), int(request.checkpoint_ts[place])
-            if row not in self.kept_grants or epoch > self.kept_grants[row][0]:
-                self.kept_grants[row] = (epoch, checkpoint_ts, max(checkpoint_ts, int(request.resolved_ts[place])))
+    def _keep_grant(self, rows: Rows, orders: _Orders) -> None:
+        for row, *grant in zip(rows.tolist(), *(column.tolist() for column in orders), strict=True):
+            if row not in self.kept_grants or grant[0] > self.kept_grants[row][0]:
+                self.kept_grants[row] = tuple(grant)
 
-    def _renew_grant(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        newer = request.assignment_epochs[places] > self.granted_epoch[rows]
-        self._grant(request, rows[newer], places[newer])
+    def _renew_grant(self, rows: Rows, orders: _Orders) -> None:
+        newer = orders.epochs > self.granted_epoch[rows]
+        self._grant(rows[newer], orders.at(newer))
 
-    def _raise(self, request: DispatchTableRequest, rows: Rows, places: Rows) -> None:
-        newer = request.assignment_epochs[places] > self.granted_epoch[rows]
-        self.granted_epoch[rows[newer]] = request.assignment_epochs[places[newer]]
+    def _raise_epoch(self, rows: Rows, orders: _Orders) -> None:
+        newer = orders.epochs > self.granted_epoch[rows]
+        self.granted_epoch[rows[newer]] = orders.epochs[newer]
         self.to_raise.update(rows[newer].tolist())
 
-    def _call_off(self, rows: Iterable[int]) -> None:
+    def _cancel_grant(self, rows: Rows, _orders: _Orders) -> None:
         if self.kept_grants or self.to_raise:
-            for row in rows:
+            for row in rows.tolist():
                 self.kept_grants.pop(row, None)
                 self.to_raise.discard(row)
 
-    # What the executor said ----------------------------------------------------------------------------------------
+    def _use_kept_grant(self, rows: Rows, _orders: _Orders) -> None:
+        for row in self.kept_grants.keys() & rows.tolist():
+            self.granted_epoch[row], self.start_ts[row], self.start_resolved_ts[row] = self.kept_grants.pop(row)
+            self.phase[row] = Phase.GRANTED
 
-    def happened(self, event: Input, happened_to: Sequence[int]) -> None:
-        """TAKEN, FINISHED or BEHIND, to rows in which that call was due. FINISHED of a removal: see `ended`."""
-        if not happened_to:
-            return
-        rows = np.array(happened_to, np.intp)
-        before = self.phase[rows]
-        effects = EFFECTS[event, before]
-        self._enter(rows, before, self._then(event, rows, before))
-        writing = rows[effects == Effect.WRITE]
-        if len(writing):
-            self.epoch[writing] = self.granted_epoch[writing]
-            self.checkpoint_ts[writing] = np.maximum(self.checkpoint_ts[writing], self.start_ts[writing])
-            self.resolved_ts[writing] = np.maximum(self.resolved_ts[writing], self.start_resolved_ts[writing])
-        if event is Input.BEHIND:
-            self._call_off(happened_to)
-        if self.kept_grants:
-            for row in rows[effects == Effect.READY].tolist():
-                self._give_kept_grant(row)
+    def _write(self, rows: Rows, _orders: _Orders) -> None:
+        self.epoch[rows] = self.granted_epoch[rows]
+        self.checkpoint_ts[rows] = np.maximum(self.checkpoint_ts[rows], self.start_ts[rows])
+        self.resolved_ts[rows] = np.maximum(self.resolved_ts[rows], self.start_resolved_ts[rows])
 
-    def ended(self, ended: Sequence[int], last_checkpoints: Sequence[int]) -> None:
-        """FINISHED of a removal, with the executor's last checkpoint_ts (0: not known; what was seen last holds)."""
-        self.happened(Input.FINISHED, ended)
-        rows = np.array(ended, np.intp)
-        self.checkpoint_ts[rows] = np.maximum(self.checkpoint_ts[rows], np.array(last_checkpoints, np.uint64))
-        self.resolved_ts[rows] = np.maximum(self.resolved_ts[rows], self.checkpoint_ts[rows])
+    def _forget(self, rows: Rows, _orders: _Orders) -> None:
+        self.epoch[rows] = self.stats_stamp[rows] = 0
+        for row in rows.tolist():
+            self.errors.pop(row, None)
 
-    def fail(self, row: int, text: str) -> None:
-        """The span's error: it is to be removed, and reported with this text. The first text stays."""
-        at = np.array([row], np.intp)
-        before = self.phase[at]
-        self._enter(at, before, self._then(Input.FAILED, at, before))
-        self._call_off((row,))
-        if row not in self.errors:
-            self.errors[row] = text
-            self._mark(at)
+    def _free_rows(self, rows: Rows, _orders: _Orders) -> None:
+        for row in rows.tolist():
+            self._set_number(row, 0)
+            del self._row_of_span[self.spans[row]]
+            self.spans[row] = _NO_SPAN
+            self._free.append(row)
+        self.stamp[rows] = self.state_stamp[rows] = self.stats_stamp[rows] = 0
 
-    def raised(self, row: int) -> None:
-        """The sink has taken the newest granted epoch."""
+    # What the executor reports ---------------------------------------------------------------------------------------
+
+    def epoch_raised(self, row: int) -> None:
+        """Note that the sink has accepted the newest granted epoch."""
         self.to_raise.discard(row)
         self.epoch[row] = self.granted_epoch[row]
-        self._mark(np.array([row], np.intp))
+        self._mark(np.array([row]))
+
+    def advance_checkpoint(self, row: int, checkpoint_ts: int) -> None:
+        """Note the last checkpoint_ts of a span (0: not known). Nothing goes back."""
+        self.checkpoint_ts[row] = max(int(self.checkpoint_ts[row]), checkpoint_ts)
+        self.resolved_ts[row] = max(int(self.resolved_ts[row]), checkpoint_ts)
 
     def observe(self, rows: Rows, checkpoint_ts: U64, resolved_ts: U64, last_synced_ts: U64) -> None:
-        """What the executor says of observed rows, shape (len(rows),) each. Nothing goes back; the rows that moved are marked."""
+        """Note the progress of observed rows, shape (len(rows),) each. Nothing goes back; rows that moved are marked."""
         old_checkpoint_ts, old_resolved_ts = self.checkpoint_ts[rows], self.resolved_ts[rows]
         old_last_synced_ts = self.last_synced_ts[rows]
         checkpoint_ts = np.maximum(checkpoint_ts, old_checkpoint_ts)
@@ -247,77 +265,41 @@ class SpanTable:
             self._mark(at)
 
     def observe_stats(self, row: int, rows_per_s: float, bytes_per_s: float, puller_resolved_ts: int, in_snapshot: bool) -> None:
-        """Statistics of one row; marked if they differ from the last ones."""
+        """Note the statistics of a row; it is marked if they differ from the last ones."""
         new = (rows_per_s, bytes_per_s, puller_resolved_ts, int(in_snapshot))
         old = (self.rows_per_s[row], self.bytes_per_s[row], self.puller_resolved_ts[row], self.in_snapshot[row])
         if self.stats_stamp[row] == 0 or new != old:
             self.rows_per_s[row], self.bytes_per_s[row], self.puller_resolved_ts[row], self.in_snapshot[row] = new
-            self.stats_stamp[row] = NEWS
+            self.stats_stamp[row] = UNREPORTED
 
-    def _then(self, event: Input, rows: Rows, before: U8) -> U8:
-        then: U8 = THEN[event, before]
-        if (then == IMPOSSIBLE).any():
-            row = int(rows[then == IMPOSSIBLE][0])
-            raise ImpossibleInputError(f"{event.name} of span {self.spans[row]} in phase {Phase(self.phase[row]).name}")
-        return then
-
-    def _give_kept_grant(self, row: int) -> None:
-        grant = self.kept_grants.pop(row, None)
-        if grant is not None:
-            self.granted_epoch[row], self.start_ts[row], self.start_resolved_ts[row] = grant
-            self.phase[row] = Phase.GRANTED
-
-    # The owner -----------------------------------------------------------------------------------------------------
-
-    def acknowledge(self, acked: int) -> None:
-        """The owner has applied every report up to number `acked`: what has ended and was heard of is forgotten."""
-        phases = self.phase[: self.size]
-        stamps, told = self.stamp[: self.size], self.told[: self.size]
-        for row in np.flatnonzero((phases == Phase.ABSENT) & (stamps > 0) & (stamps <= acked)).tolist():
-            self._free_row(row)
-        stopped = np.flatnonzero((phases == Phase.STOPPED) & (told > 0) & (told <= acked))
-        if len(stopped):
-            self._enter(stopped, phases[stopped], THEN[Input.ACKED, phases[stopped]])
-            self.epoch[stopped] = 0
-            self.stats_stamp[stopped] = 0
-            for row in stopped.tolist():
-                self.errors.pop(row, None)
+    # The owner -------------------------------------------------------------------------------------------------------
 
     def set_numbers(self, numbers: U32, spans: SpanBlock) -> None:
-        """From now on these spans are called by these numbers; spans that are not here are passed over."""
+        """Give these spans these numbers from now on; spans that are not here are ignored."""
         for number, span in zip(numbers.tolist(), spans, strict=True):
             row = self._row_of_span.get(span)
             if row is not None and number != self.number[row]:
                 self._set_number(row, number)
 
-    def tell_everything(self, new_owner: bool) -> None:
-        """Numbers are forgotten and the next report, on base 0, names everything. new_owner: it has heard of nothing yet."""
-        if new_owner:
-            absent = (self.phase[: self.size] == Phase.ABSENT) & (self.stamp[: self.size] > 0)
-            for row in np.flatnonzero(absent).tolist():
-                self._free_row(row)  # it has no need to hear of them
+    def report_everything(self, *, to_new_owner: bool) -> None:
+        """Forget all numbers; the next report, on base 0, names everything. A new owner need not hear of absent spans."""
+        if to_new_owner:
+            is_absent = (self.phase[: self.size] == Phase.ABSENT) & (self.stamp[: self.size] > 0)
+            self.apply(Input.ACKED, np.flatnonzero(is_absent).tolist())
+            self.state_stamp[: self.size] = 0
         self._row_of_number.clear()
         self.number[: self.size] = 0
-        used = self.stamp[: self.size] > 0
-        self.stamp[: self.size][used] = NEWS
-        self.stats_stamp[: self.size][self.stats_stamp[: self.size] > 0] = NEWS
-        if new_owner:
-            self.told[: self.size] = 0
-        self._version += 1
+        for stamps in (self.stamp[: self.size], self.stats_stamp[: self.size]):
+            stamps[stamps > 0] = UNREPORTED
+        self._derived = _Derived(self)
 
-    # Rows ----------------------------------------------------------------------------------------------------------
-
-    def _enter(self, rows: Rows, before: U8, then: U8) -> None:
-        self.phase[rows] = then
-        self._version += 1
-        changed = rows[STATE_CODES[before] != STATE_CODES[then]]
-        if len(changed):
-            self.told[changed] = 0
-            self._mark(changed)
+    # Rows ------------------------------------------------------------------------------------------------------------
 
     def _mark(self, rows: Rows) -> None:
-        self.stamp[rows] = NEWS
-        self.has_news = True
+        """Make these rows part of the next report."""
+        if len(rows):
+            self.stamp[rows] = UNREPORTED
+            self.has_changes = True
 
     def _set_number(self, row: int, number: int) -> None:
         old, other = int(self.number[row]), self._row_of_number.get(number)
@@ -328,7 +310,7 @@ class SpanTable:
         self.number[row] = number
         if number:
             self._row_of_number[number] = row
-        self._version += 1
+        self._derived = _Derived(self)
 
     def _new_row(self, span: Span) -> int:
         if self._free:
@@ -337,26 +319,16 @@ class SpanTable:
         else:
             row = self.size
             if row == len(self.phase):
-                self._grow()
+                for name in self._columns:
+                    column = getattr(self, name)
+                    setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
             self.spans.append(span)
             self.size += 1
         self._row_of_span[span] = row
         return row
 
-    def _free_row(self, row: int) -> None:
-        self._set_number(row, 0)
-        del self._row_of_span[self.spans[row]]
-        self.spans[row] = _NO_SPAN
-        self.stamp[row] = self.told[row] = self.stats_stamp[row] = 0
-        self._free.append(row)
-
-    def _grow(self) -> None:
-        for name in _COLUMNS:
-            column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
-
     def check(self) -> None:
-        """Asserts what holds between calls; for tests."""
+        """Assert what holds between calls; for tests."""
         used = np.flatnonzero(self.stamp[: self.size] > 0).tolist()
         assert sorted(used + self._free) == list(range(self.size))
         assert {self.spans[row]: row for row in used} == self._row_of_span
@@ -371,11 +343,63 @@ class SpanTable:
             assert self.resolved_ts[row] >= self.checkpoint_ts[row]
 
 
-_DISPATCH_EFFECTS: dict[Effect, Callable[[SpanTable, DispatchTableRequest, Rows, Rows], None]] = {
+class _Orders(NamedTuple):
+    """What dispatches say besides their actions, shape (k,) each."""
+
+    epochs: U64
+    checkpoint_ts: U64
+    resolved_ts: U64
+
+    def at(self, places: slice | npt.NDArray[np.bool_]) -> _Orders:
+        return _Orders(*(column[places] for column in self))
+
+
+_NO_ORDERS = _Orders(*np.empty((3, 0), np.uint64))
+
+_EFFECTS: dict[Effect, Callable[[SpanTable, Rows, _Orders], None]] = {
     Effect.START: SpanTable._start,
     Effect.GRANT: SpanTable._grant,
     Effect.KEEP_GRANT: SpanTable._keep_grant,
     Effect.RENEW_GRANT: SpanTable._renew_grant,
-    Effect.RAISE: SpanTable._raise,
-    Effect.CALL_OFF: lambda table, _request, rows, _places: table._call_off(rows.tolist()),
+    Effect.RAISE_EPOCH: SpanTable._raise_epoch,
+    Effect.CANCEL_GRANT: SpanTable._cancel_grant,
+    Effect.USE_KEPT_GRANT: SpanTable._use_kept_grant,
+    Effect.WRITE: SpanTable._write,
+    Effect.FORGET: SpanTable._forget,
+    Effect.FREE: SpanTable._free_rows,
 }
+
+
+class _Derived:
+    """What follows from the phases and numbers, each computed when it is first asked for."""
+
+    def __init__(self, table: SpanTable) -> None:
+        self._table = table
+
+    @property
+    def _phase(self) -> U8:
+        return self._table.phase[: self._table.size]
+
+    @cached_property
+    def is_settled(self) -> bool:
+        return not CALLS[self._phase].any()
+
+    @cached_property
+    def counts(self) -> Mapping[TableState, int]:
+        counts: Counter[TableState] = Counter()
+        for phase, spans in enumerate(np.bincount(self._phase, minlength=len(Phase)).tolist()):
+            counts[REPORTED[Phase(phase)]] += spans
+        del counts[TableState.ABSENT]
+        return counts
+
+    @cached_property
+    def observed(self) -> tuple[Rows, list[Span]]:
+        rows = np.flatnonzero(OBSERVED[self._phase])
+        return rows, [self._table.spans[row] for row in rows.tolist()]
+
+    @cached_property
+    def held(self) -> tuple[int, int]:
+        states, numbers = STATE_CODES[self._phase], self._table.number[: self._table.size]
+        is_held = (states != TableState.ABSENT.code) & (states != TableState.STOPPED.code)
+        numbered = is_held & (numbers != 0)
+        return int(is_held.sum()), span_checksum(numbers[numbered], states[numbered])

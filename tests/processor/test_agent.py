@@ -137,7 +137,7 @@ def test_another_receiver_and_another_version_are_dropped(make_world: Any) -> No
     """Even if the network brings them here."""
     world = make_world()
     inbox: list[Message] = []
-    world.agent._transport.recv = lambda: [inbox.pop()] if inbox else []
+    world.agent.transport.recv = lambda: [inbox.pop()] if inbox else []
     good = Message("owner", "a", ChangefeedID("default", "orders"), 7, 3, 0, 9, 0, Heartbeat(Barrier(1)))
     for bad in (replace(good, receiver="b"), replace(good, version=2)):
         inbox.append(bad)

@@ -70,4 +70,4 @@ def test_many_spans_are_one_line_and_memory_is_bounded() -> None:
         assert [(line["event"], line["write"]) for line in lines] == [("spans_ordered", NAMED_MAX + 1)]
         for table in range(REMEMBERED_MAX + 50):
             log.note(batch((table, STOP, 0)))
-    assert len(log._told) == REMEMBERED_MAX
+    assert len(log._last) == REMEMBERED_MAX

@@ -77,7 +77,7 @@ CELLS: dict[tuple[Input, Phase], Phase] = {
     (Input.ACKED, Phase.STOPPED): Phase.ABSENT,
     (Input.ACKED, Phase.ABSENT): Phase.ABSENT,
 }
-ALL_CELLS = [(event, phase) for event in Input for phase in Phase]
+ALL_CELLS = [(what, phase) for what in Input for phase in Phase]
 
 
 def request(action: DispatchAction, ts: int = 100, epoch: int = 0, span: Span = SPAN) -> DispatchTableRequest:
@@ -98,69 +98,68 @@ def span_table_in(phase: Phase) -> tuple[SpanTable, int]:
     row = table.row_of(SPAN)
     assert row is not None
     if phase > Phase.ADDING:
-        table.happened(Input.TAKEN, [row])
+        table.apply(Input.TAKEN, [row])
     if phase > Phase.PREPARING:
-        table.happened(Input.FINISHED, [row])
+        table.apply(Input.FINISHED, [row])
     if phase > Phase.PREPARED:
         table.take(request(DispatchAction.ADD_WRITE, epoch=5))
     if phase > Phase.GRANTED:
-        table.happened(Input.TAKEN, [row])
+        table.apply(Input.TAKEN, [row])
     if phase > Phase.STARTING:
-        table.happened(Input.FINISHED, [row])
+        table.apply(Input.FINISHED, [row])
     if phase > Phase.REPLICATING:
         table.take(request(DispatchAction.REMOVE))
     if phase > Phase.REMOVING:
-        table.happened(Input.TAKEN, [row])
+        table.apply(Input.TAKEN, [row])
     if phase > Phase.STOPPING:
-        table.ended([row], [150])
+        table.advance_checkpoint(row, 150)
+        table.apply(Input.FINISHED, [row])
     table.stamp[row] = 1
-    table.told[row] = 1
-    table.has_news = False
+    table.state_stamp[row] = 1
+    table.has_changes = False
     assert table.phase[row] == phase
     table.check()
     return table, row
 
 
-def happen(table: SpanTable, row: int, event: Input) -> None:
-    if event in DISPATCHES:
-        table.take(request(DispatchAction(event), epoch=6 if event is Input.ADD_WRITE else 0))
-    elif event is Input.FAILED:
+def happen(table: SpanTable, row: int, what: Input) -> None:
+    if what in DISPATCHES:
+        table.take(request(DispatchAction(what), epoch=6 if what is Input.ADD_WRITE else 0))
+    elif what is Input.FAILED:
         table.fail(row, "it broke")
-    elif event is Input.ACKED:
+    elif what is Input.ACKED:
         table.acknowledge(1)
-    elif event is Input.FINISHED and table.phase[row] == Phase.STOPPING:
-        table.ended([row], [150])
     else:
-        table.happened(event, [row])
+        table.apply(what, [row])
 
 
 def test_the_compiled_arrays_are_the_table() -> None:
     """Each listed cell leads where it says, every other one is impossible."""
-    for event, phase in ALL_CELLS:
-        then = CELLS.get((event, phase))
-        assert THEN[event, phase] == (IMPOSSIBLE if then is None else then), (event.name, phase.name)
-        assert (EFFECTS[event, phase] == IMPOSSIBLE) == (then is None)
+    for what, phase in ALL_CELLS:
+        then = CELLS.get((what, phase))
+        assert THEN[what, phase] == (IMPOSSIBLE if then is None else then), (what.name, phase.name)
+        assert (EFFECTS[what, phase] == IMPOSSIBLE) == (then is None)
 
 
-@pytest.mark.parametrize(("event", "phase"), sorted(CELLS), ids=lambda value: value.name)
-def test_each_cell_on_the_columns(event: Input, phase: Phase) -> None:
+@pytest.mark.parametrize(("what", "phase"), sorted(CELLS), ids=lambda value: value.name)
+def test_each_cell_on_the_columns(what: Input, phase: Phase) -> None:
     """A span that has really come to a phase goes where the cell says, and keeps its bookkeeping right."""
     table, row = span_table_in(phase)
-    happen(table, row, event)
+    happen(table, row, what)
     table.check()
-    assert table.phase[row] == CELLS[event, phase]
+    assert table.phase[row] == CELLS[what, phase]
 
 
 @pytest.mark.parametrize(
-    ("event", "phase"),
+    ("what", "phase"),
     [cell for cell in ALL_CELLS if cell not in CELLS and cell[0] in (Input.TAKEN, Input.FINISHED, Input.BEHIND, Input.FAILED)],
     ids=lambda value: value.name,
 )
-def test_each_impossible_cell_tells_its_story(event: Input, phase: Phase) -> None:
+def test_each_impossible_cell_tells_its_story(what: Input, phase: Phase) -> None:
     """The outcome of a call that was not due is a bug of ours: it is raised, with span and phase."""
     table, row = span_table_in(phase)
-    with pytest.raises(ImpossibleInputError, match=f"{event.name} of span 11 in phase {phase.name}"):
-        happen(table, row, event)
+    with pytest.raises(ImpossibleInputError, match=f"{what.name} of span 11 in phase {phase.name}"):
+        happen(table, row, what)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in (Phase.STOPPED, Phase.ABSENT)])
@@ -169,16 +168,16 @@ def test_an_acknowledgement_touches_only_what_has_ended(phase: Phase) -> None:
     table, row = span_table_in(phase)
     table.acknowledge(1)
     assert table.phase[row] == phase
-    assert not table.has_news
+    assert not table.has_changes
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-@pytest.mark.parametrize("event", DISPATCHES)
-def test_a_dispatch_is_always_followed_by_a_report(event: Input, phase: Phase) -> None:
+@pytest.mark.parametrize("what", DISPATCHES)
+def test_a_dispatch_is_always_followed_by_a_report(what: Input, phase: Phase) -> None:
     """Even where nothing changes: the owner waits for a report that shows that the dispatch was taken in."""
     table, row = span_table_in(phase)
-    happen(table, row, event)
-    assert table.has_news
+    happen(table, row, what)
+    assert table.has_changes
     assert table.stamp[row] > 1
 
 
@@ -195,15 +194,15 @@ def test_nothing_starts_while_a_span_is_on_its_way_out(phase: Phase) -> None:
 def test_stopped_is_only_reported_after_its_call_has_finished() -> None:
     """No phase before the executor's last word is reported as Stopped, and only that one is."""
     assert [phase for phase in Phase if REPORTED[phase] is TableState.STOPPED] == [Phase.STOPPED]
-    into = [(rule.event, phase) for rule in RULES for phase in rule.phases if rule.then is Phase.STOPPED]
+    into = [(rule.input, phase) for rule in RULES for phase in rule.phases if rule.then is Phase.STOPPED]
     assert into == [(Input.FINISHED, Phase.STOPPING)]
 
 
 def test_writing_is_only_reached_from_prepared() -> None:
     """Granted, the only door to writing, has one way in for a dispatch, and one for a grant that was kept."""
-    into = [(rule.event, phase) for rule in RULES for phase in rule.phases if rule.then is Phase.GRANTED]
+    into = [(rule.input, phase) for rule in RULES for phase in rule.phases if rule.then is Phase.GRANTED]
     assert into == [(Input.ADD_WRITE, Phase.PREPARED)]
-    assert [rule.phases for rule in RULES if rule.effect is Effect.READY] == [(Phase.PREPARING,)]
+    assert [rule.phases for rule in RULES if rule.effect is Effect.USE_KEPT_GRANT] == [(Phase.PREPARING,)]
 
 
 def test_every_phase_with_a_due_call_has_its_outcomes() -> None:
@@ -249,9 +248,9 @@ def test_rows_are_used_again() -> None:
         row = table.row_of(SPAN)
         assert row is not None
         table.fail(row, "no")
-        table.happened(Input.TAKEN, [row])
-        table.ended([row], [0])
-        table.stamp[row] = table.told[row] = number
+        table.apply(Input.TAKEN, [row])
+        table.apply(Input.FINISHED, [row])
+        table.stamp[row] = table.state_stamp[row] = number
         table.acknowledge(number)
         table.stamp[row] = number
         table.acknowledge(number)

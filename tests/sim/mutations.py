@@ -367,15 +367,15 @@ MORE = (
     Bug(
         "a new owner is not told everything",
         seed=1,
-        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._table.tell_everything(new_owner=True)", "pass"),
+        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._table.report_everything(to_new_owner=True)", "pass"),
     ),
     Bug(
         "an error that is raised by a removal counts as Stopped",
         seed=8,
         edits=_edit(
-            "processor.agent.executor_driver:ExecutorDriver._remove",
-            "table.ended(ended, last_checkpoints)",
-            "table.ended(stopping, [0] * len(stopping)) if self.last_error else table.ended(ended, last_checkpoints)",
+            "processor.agent.executor_driver:ExecutorDriver._make",
+            "self._table.apply(OUTCOME[call], done)",
+            "self._table.apply(OUTCOME[call], rows if call is Call.IS_REMOVED and self.last_error else done)",
         ),
     ),
 )
@@ -384,7 +384,7 @@ MORE = (
 HARMLESS = (
     Bug(
         "a permission from before the prepare point is taken",
-        edits=_edit("processor.agent.executor_driver:ExecutorDriver._write", "if doubtful:", "if False:"),
+        edits=_edit("processor.agent.executor_driver:ExecutorDriver.drive", "self._ask(doubtful, self._is_behind)", "[]"),
     ),
     Bug(
         "a drain waits for a prepare towards its target",
@@ -398,11 +398,11 @@ HARMLESS = (
     ),
     Bug(
         "the agent takes a dispatch that was meant for its predecessor",
-        edits=_edit(f"{AGENT}:_Agent._take", "if message.processor_epoch == self._processor_epoch:\n", "if True:\n"),
+        edits=_edit(f"{AGENT}:_Agent._take", "if message.processor_epoch == self.processor_epoch:\n", "if True:\n"),
     ),
     Bug(
         "a Remove leaves the kept permission behind",
-        edits=_edit("processor.core.span_table:SpanTable._call_off", "if self.kept_grants or self.to_raise:", "if False:"),
+        edits=_edit("processor.core.span_table:SpanTable._cancel_grant", "if self.kept_grants or self.to_raise:", "if False:"),
     ),
     Bug(
         "any other processor epoch is believed",

@@ -45,8 +45,10 @@ def record_captures(
     for capture in joined:
         _log.info("capture_joined", capture=capture, address=after[capture].address)
     for capture in gone:
-        write = _log.info if capture in leaving else _log.warning
-        write("capture_gone", capture=capture, leaving=capture in leaving)
+        if capture in leaving:
+            _log.info("capture_gone", capture=capture, leaving=True)
+        else:
+            _log.warning("capture_gone", capture=capture, leaving=False)
     if history is None:
         return
     for kind, captures, text in (("capture_joined", joined, "registered"), ("capture_gone", gone, "no longer registered")):

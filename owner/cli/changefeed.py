@@ -11,11 +11,12 @@ import click
 from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, remote
-from owner.cli.output import Output, counts, duration, optional, plural, size
+from owner.cli.output import Output, counts, duration, optional, size
 from owner.cli.parameters import changefeed_argument, exclude_each_other, required_changefeed_argument
 from owner.cli.progress import ProgressBar
 from tablewire.model.ids import TS_MAX
 from tablewire.postgres.lsn import parse_lsn
+from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
     from tablewire.v1 import admin_pb2 as pb

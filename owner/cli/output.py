@@ -148,11 +148,6 @@ def counts(by_name: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in ranked)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return `1 table`, `2 tables`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def optional(record: Any, field: str) -> Any:
     """Return the value of a field of a record; None if it is absent."""
     return getattr(record, field) if record.HasField(field) else None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session
-from owner.cli.output import keys, plural
+from owner.cli.output import keys
+from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
     from tablewire.v1 import admin_pb2 as pb

@@ -8,8 +8,9 @@ import click
 
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, remote
-from owner.cli.output import counts, number, optional, plural, size
+from owner.cli.output import counts, number, optional, size
 from owner.cli.parameters import LIST_TIMEOUT_S, ROWS_SHOWN_MAX, changefeed_argument, limit_option
+from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
     from tablewire.v1 import admin_pb2 as pb

@@ -20,7 +20,8 @@ import click
 from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import Session, remote
-from owner.cli.output import Output, counts, duration, new_table, number, optional, plural, printable, size
+from owner.cli.output import Output, counts, duration, new_table, number, optional, printable, size
+from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -54,7 +54,7 @@ def record_captures(
     for kind, captures, text in (("capture_joined", joined, "registered"), ("capture_gone", gone, "no longer registered")):
         if len(captures) > NAMES_MAX:
             named = ", ".join(captures[:NAMES_MAX])
-            history.add(kind, text=f"{len(captures)} captures, among them {named}: {text}")
+            history.add(kind, text=f"{len(captures)} processors, among them {named}: {text}")
             continue
         for capture in captures:
             info = after.get(capture) or before[capture]

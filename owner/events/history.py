@@ -22,6 +22,7 @@ from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import EventRecord, decode, encode, now
 from tablewire.etcd.session import EtcdSession, Put, is_absent, is_unchanged
+from tablewire.runtime.text import plural
 from tablewire.runtime.uris import redact_uri
 
 PENDING_MAX = 1_000
@@ -206,7 +207,7 @@ class History:
             for changefeed in over:
                 del self._span_counts[changefeed]
         for changefeed, counts in over.items():
-            text = f"{counts.total()} spans began to replicate where they were placed"
+            text = f"{plural(counts.total(), 'span')} began to replicate where they were placed"
             why = ", ".join(f"{why} {count}" for why, count in counts.most_common())
             self.add("spans_placed", changefeed=changefeed, text=text, why=why)
 
@@ -214,7 +215,7 @@ class History:
         with self._changed:
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            self.add("events_dropped", text=f"{dropped} events were not stored", why="etcd did not take them in time")
+            self.add("events_dropped", text=f"{plural(dropped, 'event')} not stored", why="etcd did not take them in time")
         return dropped > 0
 
 

@@ -12,6 +12,7 @@ from tablewire.model.ids import ChangefeedID, TableID
 from tablewire.model.jobs import JobView, format_job_id
 from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind, QueryState
+from tablewire.runtime.text import plural
 
 
 class PlacementHistory:
@@ -28,25 +29,25 @@ class PlacementHistory:
     def add(self, event: Event) -> None:
         match event:
             case events.BootstrapDone(spans):
-                self._add("changefeed_bootstrapped", text=f"spans {spans}")
+                self._add("changefeed_bootstrapped", text=plural(spans, "span"))
             case events.SpanMoved(span, source, target, PlacementReason.MOVE as why, job_id, by):
                 self._add("span_moved", self._name(span), f"from {source} to {target}", why, job_id, by)
             case events.SpanMoved():
                 self._history.count_spans(self._changefeed, {event.why: 1})
             case events.SpanFailed(span, error):
-                self._add("span_failed", self._name(span), "it is tried again after a pause", error)
+                self._add("span_failed", self._name(span), "it is retried after a pause", error)
             case events.TwoWriters(span, stays, goes):
-                self._add("two_writers", self._name(span), f"{stays} stays, {goes} goes", "two reported to write it")
+                self._add("two_writers", self._name(span), f"{stays} stays, {goes} goes", "two processors reported to write it")
             case events.FailoverBegan(captures, spans):
-                subject = ", ".join(captures[:CAPTURES_NAMED_MAX])
-                self._add("failover_began", subject, f"{spans} spans lost their writer", f"{len(captures)} captures gone")
+                subject, gone = ", ".join(captures[:CAPTURES_NAMED_MAX]), plural(len(captures), "processor")
+                self._add("failover_began", subject, f"{plural(spans, 'span')} without a writer", f"{gone} gone")
             case events.FailoverDone(spans, took_ms):
-                self._add("failover_done", text=f"{spans} spans have a writer again, after {took_ms} ms")
+                self._add("failover_done", text=f"{plural(spans, 'span')} with a writer again after {took_ms} ms")
             case events.GuardEngaged(waiting, left):
-                text = f"{waiting} spans wait, {left} captures are left"
-                self._add("brake_on", text=text, why="many captures vanished at once")
+                text = f"{plural(waiting, 'span')} waiting, {plural(left, 'processor')} left"
+                self._add("brake_on", text=text, why="many processors vanished at once")
             case events.GuardReleased(captures):
-                self._add("brake_off", text=f"captures {captures}")
+                self._add("brake_off", text=plural(captures, "processor"))
             case events.JobChanged(job):
                 self._add_ended(job)
 
@@ -54,7 +55,7 @@ class PlacementHistory:
         if trouble:
             self._add("placement_trouble", text=", ".join(f"{name} {count}" for name, count in trouble.items()))
         if jobs_ended:
-            self._add("jobs_ended", text=f"{jobs_ended} more jobs")
+            self._add("jobs_ended", text=plural(jobs_ended, "more job"))
         if placed:
             self._history.count_spans(self._changefeed, placed)
 
@@ -64,7 +65,7 @@ class PlacementHistory:
         where, subject = "", job.target or ""
         if job.table_id is not None:
             where, subject = f" to {job.target}", self._name(job.span or Span(job.table_id))
-        moves = "" if job.moves_done is None else f" after {job.moves_done} moves"
+        moves = "" if job.moves_done is None else f" after {plural(job.moves_done, 'move')}"
         self._add("job_ended", subject, f"{job.kind}{where}: {job.state}{moves}", job.reason, job.id, job.asked_by)
 
     def _add(self, kind: str, subject: str = "", text: str = "", why: str = "", job_id: int = 0, by: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The history of events in etcd: bounded, guarded, without secrets, and what happens in bulk is one event."""
+"""The history of events in etcd is bounded, guarded and without secrets, and bulk placement is one event."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NewHistory = Callable[..., History]
 
 
 class Clock:
-    """Seconds, as told."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -95,8 +95,8 @@ def kinds(history: History) -> list[str]:
     return [record.kind for record in records(history)]
 
 
-def test_events_stand_in_etcd_and_the_next_leader_goes_on(new_history: NewHistory) -> None:
-    """What one term stored the next one reads, and its own come behind."""
+def test_events_are_stored_in_etcd_and_the_next_leader_continues(new_history: NewHistory) -> None:
+    """The next term reads what this one stored, and appends its own."""
     first = new_history()
     assert first.events_after(0) is None
     first.add("capture_joined", subject="a", text="registered")
@@ -109,8 +109,8 @@ def test_events_stand_in_etcd_and_the_next_leader_goes_on(new_history: NewHistor
     assert (records(second)[0].owner, records(second)[0].owner_revision) == ("owner-1", 7)
 
 
-def test_at_most_so_many_are_kept(new_history: NewHistory, session: EtcdSession, cluster: str, writer: Writer) -> None:
-    """The oldest go in the same write; a smaller limit is reached step by step."""
+def test_a_bounded_number_is_kept(new_history: NewHistory, session: EtcdSession, cluster: str, writer: Writer) -> None:
+    """The oldest are deleted in the same write; a smaller limit is reached step by step."""
     history = new_history(50)
     for number in range(120):
         history.add("n", text=str(number))
@@ -125,8 +125,8 @@ def test_at_most_so_many_are_kept(new_history: NewHistory, session: EtcdSession,
     assert len(items) == len(records(smaller)) == 10
 
 
-def test_an_answer_that_is_lost_doubles_nothing(new_history: NewHistory, writer: Writer) -> None:
-    """After a write of which nobody knows, what is there is read first."""
+def test_a_lost_answer_duplicates_nothing(new_history: NewHistory, writer: Writer) -> None:
+    """After a write with an unknown result, the history is read again first."""
     history = new_history()
     history.add("one")
     history.flush()
@@ -147,8 +147,8 @@ def new_history_of(history: History) -> History:
     return other
 
 
-def test_a_sequence_that_somebody_took_is_not_overwritten(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
-    """The keys are pinned: ours come behind the foreign one."""
+def test_a_sequence_number_that_is_taken_is_not_overwritten(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
+    """The write requires that its keys are absent, so our event comes behind the foreign one."""
     history = new_history()
     history.flush()
     foreign = EventRecord(at=feed().created_at, kind="foreign", owner="x")
@@ -159,7 +159,7 @@ def test_a_sequence_that_somebody_took_is_not_overwritten(new_history: NewHistor
 
 
 def test_a_deposed_leader_writes_nothing(new_history: NewHistory, writer: Writer) -> None:
-    """The guard fails; what was noted waits, a bounded number, and the loss is told."""
+    """The guard fails; a bounded number of events waits, and the loss of others is an event."""
     history = new_history()
     writer.leads = False
     for _ in range(PENDING_MAX + 5):
@@ -174,7 +174,7 @@ def test_a_deposed_leader_writes_nothing(new_history: NewHistory, writer: Writer
 
 
 def test_no_secret_is_stored(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
-    """Whatever text an error had."""
+    """Secrets in error texts are removed."""
     history = new_history()
     history.add(
         "changefeed_failed", text="postgresql://me:hunter2@h/db", why="password=hunter2 was wrong\nsecond line" + "x" * 900
@@ -186,8 +186,8 @@ def test_no_secret_is_stored(new_history: NewHistory, session: EtcdSession, clus
     assert len(records(history)[0].why) == 500
 
 
-def test_an_unreadable_event_is_passed_over(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
-    """It is in nobody's way, and goes when it is old."""
+def test_an_unreadable_event_is_skipped(new_history: NewHistory, session: EtcdSession, cluster: str) -> None:
+    """It does not disturb, and is deleted when it is old."""
     session.put(etcd_keys.event_key(cluster, 3), b"{nonsense")
     history = new_history(10)
     history.add("one")
@@ -197,7 +197,7 @@ def test_an_unreadable_event_is_passed_over(new_history: NewHistory, session: Et
 
 
 def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock: Clock) -> None:
-    """A drain's moves are counted while they go on; a move by hand is told by name."""
+    """The moves of a drain are counted while they continue; a move by hand is named."""
     history = new_history()
     placement = PlacementHistory(history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
     for number in range(100):
@@ -220,7 +220,7 @@ def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock
 
 
 def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory) -> None:
-    """Each change of state has its word; many captures at once are one event."""
+    """Each change of state has its kind; many captures at once are one event."""
     history = new_history()
     a = {"a": CaptureInfo("a", "a:1")}
     record_captures(history, {}, a)
@@ -258,8 +258,8 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
     assert [record.by for record in records(history)[4:]] == ["alice", "bob", "bob via owner-2", "", "carol", ""]
 
 
-def test_a_reader_waits_for_news(new_history: NewHistory) -> None:
-    """And is told when there are none."""
+def test_a_reader_waits_for_events(new_history: NewHistory) -> None:
+    """The wait returns False when there are none."""
     history = new_history()
     history.flush()
     assert not history.wait_after(0, 0.01)

@@ -1,4 +1,4 @@
-"""What an operator reads of placement: moves by name, everything that grows with the tables as a count, and counters beside."""
+"""The placement log and the counters: moves are named, and everything that grows with the tables is counted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def named(events: list[Line], name: str) -> list[Line]:
 
 
 def test_a_thousand_new_tables_are_one_line(events: list[Line]) -> None:
-    """A count by why, and the changefeed that it is about."""
+    """The line has the counts by reason and the changefeed."""
     world = LoggedWorld(tables=range(1_000))
     world.settle()
     world.run(20)
@@ -63,7 +63,7 @@ def test_a_thousand_new_tables_are_one_line(events: list[Line]) -> None:
 
 
 def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Line]) -> None:
-    """Once, whoever asked for it; and its job ends."""
+    """The move is logged once, and so is the end of its job."""
     world = LoggedWorld(tables=(1, 2, 3))
     world.settle()
     source = world.primary(1)
@@ -79,7 +79,7 @@ def test_the_end_of_a_planned_move_is_a_line_with_both_sides(events: list[Line])
 
 
 def test_counters_begin_at_zero_and_go_with_their_changefeed() -> None:
-    """Prometheus sees the first increase of a series that was there before it, jobs by kind and end included."""
+    """Prometheus sees the first increase only of a series that existed before it; that holds for jobs by kind and state too."""
     world = LoggedWorld()
     assert {world.count("jobs_ended", kind=kind, state=state) for kind in QueryKind for state in ENDED} == {0.0}
     assert {world.count(name) for name in ("failovers", "brakes", "two_writers", "orphans", "audit_failures")} == {0.0}
@@ -89,7 +89,7 @@ def test_counters_begin_at_zero_and_go_with_their_changefeed() -> None:
 
 
 def test_a_refused_job_is_a_warning_with_the_reason(events: list[Line]) -> None:
-    """The operator who asked may have gone meanwhile."""
+    """The operator may have left the command, so the log has the reason."""
     world = LoggedWorld()
     world.settle()
     world.scheduler.move_table(1, world.primary(1))
@@ -100,7 +100,7 @@ def test_a_refused_job_is_a_warning_with_the_reason(events: list[Line]) -> None:
 
 
 def test_every_line_of_a_job_has_its_id_and_who_asked(events: list[Line]) -> None:
-    """A move by hand, a drain and a rebalance: the lines of their spans and of their ends share one id each."""
+    """The lines of the spans and of the end of a move, a drain and a rebalance share the id of their job."""
     world = LoggedWorld(tables=(1, 2, 3, 4, 5, 6))
     world.settle()
     source = world.primary(1)
@@ -126,7 +126,7 @@ def test_every_line_of_a_job_has_its_id_and_who_asked(events: list[Line]) -> Non
 
 
 def test_many_moves_are_a_few_lines_and_a_count(events: list[Line]) -> None:
-    """A drain of many spans names some of them in each tick, and no more."""
+    """A drain of many spans names a few of them in each tick and counts the others."""
     world = LoggedWorld(captures=("a",), tables=range(300))
     world.config = SchedulerConfig(max_task_concurrency=1_000, max_task_concurrency_per_capture=1_000)
     world.scheduler = world.new_scheduler()
@@ -143,8 +143,8 @@ def test_many_moves_are_a_few_lines_and_a_count(events: list[Line]) -> None:
     assert world.count("placements", why="drain") == 300
 
 
-def test_counts_are_told_at_most_once_a_second(events: list[Line]) -> None:
-    """However many ticks there are."""
+def test_counts_are_logged_at_most_once_a_second(events: list[Line]) -> None:
+    """The number of ticks does not matter."""
     world = LoggedWorld()
     world.settle()
     events.clear()
@@ -155,8 +155,8 @@ def test_counts_are_told_at_most_once_a_second(events: list[Line]) -> None:
     assert len(named(events, "spans_placed")) <= (world.now - begun) / COUNTS_INTERVAL_S + 1
 
 
-def test_a_failed_span_is_told_once_with_its_error(events: list[Line]) -> None:
-    """Without secrets, not again with each attempt, and many at once are a few lines and a count."""
+def test_a_failed_span_is_logged_once_with_its_error(events: list[Line]) -> None:
+    """The error has no secrets and is not logged at each attempt; many failures at once are a few lines and a count."""
     tables = tuple(range(1, 3 + NAMED_PER_TICK_MAX))
     world = LoggedWorld(captures=("a",), tables=tables)
     world.settle()
@@ -173,7 +173,7 @@ def test_a_failed_span_is_told_once_with_its_error(events: list[Line]) -> None:
 
 
 def test_a_failover_has_a_beginning_and_an_end(events: list[Line]) -> None:
-    """Which capture, how many spans, and how long nobody wrote them."""
+    """The lines name the capture, the spans, and how long they had no writer."""
     world = LoggedWorld(tables=range(30))
     world.settle()
     world.run(10)
@@ -189,7 +189,7 @@ def test_a_failover_has_a_beginning_and_an_end(events: list[Line]) -> None:
 
 
 def test_a_drained_capture_that_leaves_is_no_failover(events: list[Line]) -> None:
-    """It wrote nothing any more."""
+    """It no longer wrote anything."""
     world = LoggedWorld(tables=range(3))
     world.settle()
     world.scheduler.drain_capture("a")
@@ -200,8 +200,8 @@ def test_a_drained_capture_that_leaves_is_no_failover(events: list[Line]) -> Non
     assert [(event["kind"], event["state"]) for event in named(events, "job_ended")] == [("drain", "done")]
 
 
-def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Line]) -> None:
-    """With the spans that wait."""
+def test_the_guard_is_logged_when_it_engages_and_when_it_is_released(events: list[Line]) -> None:
+    """The line has the number of the spans that wait."""
     world = LoggedWorld(captures="abcd", tables=range(40))
     world.config = SchedulerConfig(brake_hold_ms=1_000)
     world.scheduler = world.new_scheduler()
@@ -217,8 +217,8 @@ def test_the_brake_is_told_when_it_grips_and_when_it_lets_go(events: list[Line])
     assert (done["spans"], done["took_ms"] >= 1_000) == (30, True)
 
 
-def test_what_must_not_be_is_counted_and_told(events: list[Line]) -> None:
-    """Two writers by name, orphans and failed audits as counts."""
+def test_what_must_not_happen_is_counted_and_logged(events: list[Line]) -> None:
+    """Two writers are named; orphans and failed audits are counted."""
     world = LoggedWorld()
     world.settle()
     events.clear()
@@ -234,7 +234,7 @@ def test_what_must_not_be_is_counted_and_told(events: list[Line]) -> None:
 
 
 def test_scenario_30_the_series_of_a_changefeed_go_with_it_and_no_others() -> None:
-    """Those of others stay, whatever their names begin with."""
+    """The series of other changefeeds stay, even if their names have the same prefix."""
     metrics = Metrics("owner", "1.0")
     counters = PlacementCounters(metrics)
     for name in ("default/a", "default/ab"):

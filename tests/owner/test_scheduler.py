@@ -21,7 +21,7 @@ def test_tables_are_spread_and_replicate() -> None:
 
 
 def test_nothing_before_bootstrap() -> None:
-    """The first tick knows no placement: not initialised, watermark 0, and every later reason says so."""
+    """The first tick does not know the placement: the scheduler is not initialized and the watermark is 0."""
     world = World()
     assert world.step() == Watermark(0, 0, 0, 0)
     assert not world.scheduler.is_initialized()
@@ -65,7 +65,7 @@ def test_no_tables_gives_the_barrier() -> None:
 
 
 def test_no_capture_is_a_reason() -> None:
-    """With nobody to work, the span says so and the watermark cannot proceed."""
+    """Without captures the span has that stall reason, and the watermark cannot proceed."""
     world = World(captures=[])
     world.run(2)
     assert world.view(1).stall_reason is StallReason.NO_CAPTURE
@@ -131,7 +131,7 @@ def test_move_ends_within_a_second(target: str) -> None:
     [(99, "b", "table 99 is unknown"), (1, "nobody", "unknown"), (1, "stopping", "stopping"), (1, "silent", "silent")],
 )
 def test_impossible_moves_are_refused_with_a_reason(table: int, target: str, reason: str) -> None:
-    """Unknown table, unknown, stopping or silent target."""
+    """The table is unknown, or the target is unknown, stopping or silent."""
     world = World(captures=["a", "b", "stopping", "silent"], tables=[1])
     world.liveness["stopping"].stop()
     world.settle()
@@ -145,7 +145,7 @@ def test_impossible_moves_are_refused_with_a_reason(table: int, target: str, rea
 
 
 def test_move_to_a_draining_capture_is_refused() -> None:
-    """A drain target takes nothing."""
+    """A capture that is drained takes no spans."""
     world = World(tables=[1])
     world.settle()
     target = next(capture for capture in "abc" if capture != world.primary(1))
@@ -157,7 +157,7 @@ def test_move_to_a_draining_capture_is_refused() -> None:
 
 
 def test_newer_move_cancels_an_older_one() -> None:
-    """Two moves of one span: the last one wins, the first one is told."""
+    """Of two moves of one span the last one wins, and the first one is cancelled."""
     world = World(tables=[1])
     world.settle()
     first, second = [capture for capture in "abc" if capture != world.primary(1)]
@@ -172,7 +172,7 @@ def test_newer_move_cancels_an_older_one() -> None:
 
 
 def test_cancelled_move_stays_where_it_was() -> None:
-    """A prepare that hangs is undone by cancel, while the Primary goes on writing."""
+    """A prepare that hangs is undone by cancel, while the Primary continues to write."""
     world = World(tables=[1])
     world.settle()
     source = world.primary(1)
@@ -204,7 +204,7 @@ def test_span_under_way_keeps_a_move_pending() -> None:
 
 
 def test_drain_counts_down_to_zero() -> None:
-    """A drain is at least 1 until it was taken in, then what is left, then 0, and nothing returns."""
+    """The count is at least 1 until a tick has seen the drain, then what is left, then 0, and nothing returns."""
     world = World(tables=range(1, 31))
     assert world.scheduler.drain_capture("a") >= 1
     world.settle()
@@ -230,7 +230,7 @@ def test_drain_can_be_cancelled() -> None:
 
 
 def test_stopping_capture_is_emptied() -> None:
-    """A capture that says it is stopping loses its spans without being asked, one planned move after the other."""
+    """The spans of a capture that reports that it is stopping are moved away, one planned move after the other."""
     world = World(tables=range(1, 10))
     world.settle()
     world.liveness["b"].stop()
@@ -241,7 +241,7 @@ def test_stopping_capture_is_emptied() -> None:
 
 
 def test_drain_without_another_capture_says_so() -> None:
-    """Nobody to take the spans: they stay, they write, and the count has a reason."""
+    """The spans stay and are written, and the count has a reason."""
     world = World(captures=["a"], tables=[1])
     world.settle()
     world.scheduler.drain_capture("a")
@@ -252,7 +252,7 @@ def test_drain_without_another_capture_says_so() -> None:
 
 
 def test_executor_error_is_retried_elsewhere_first() -> None:
-    """A span whose executor fails goes to another capture after a wait, and the others do not notice."""
+    """A span whose executor fails goes to another capture after a backoff; other spans are not affected."""
     world = World(tables=[1, 2, 3])
     world.settle()
     failed = world.primary(1)
@@ -265,7 +265,7 @@ def test_executor_error_is_retried_elsewhere_first() -> None:
 
 
 def test_closed_scheduler_refuses() -> None:
-    """After close, tick and jobs raise, close is idempotent, and waiting jobs are told."""
+    """After close, tick and jobs raise; close is idempotent and cancels the waiting jobs."""
     world = World()
     query = world.scheduler.move_table(1, "a")
     world.scheduler.close()
@@ -278,7 +278,7 @@ def test_closed_scheduler_refuses() -> None:
 
 
 def test_task_statuses_name_every_capture() -> None:
-    """Every living capture has a status, empty where it writes nothing."""
+    """Every living capture has a status, which is empty where it writes nothing."""
     world = World(tables=[1])
     world.settle()
     statuses = world.scheduler.get_task_statuses()
@@ -318,7 +318,7 @@ def test_crash_of_a_capture_moves_its_spans() -> None:
 
 
 def test_a_held_snapshot_never_changes() -> None:
-    """Whoever holds a snapshot, or a view of it, sees what was when it was taken; the next one has what is now."""
+    """A snapshot, and a view of it, shows the state of its tick; the next snapshot shows the present state."""
     world = World(tables=range(1, 50))
     world.settle()
     world.executors[world.primary(7)].advance(300, Span(7))
@@ -333,8 +333,8 @@ def test_a_held_snapshot_never_changes() -> None:
     assert world.snapshot.spans[6].checkpoint.checkpoint_ts == 500
 
 
-def test_a_snapshot_that_nobody_holds_is_brought_up_to_date_in_place() -> None:
-    """Little has changed and nobody looks: the columns are not copied."""
+def test_a_snapshot_without_readers_is_updated_in_place() -> None:
+    """When little has changed and the snapshot has no readers, the columns are not copied."""
     world = World(tables=range(1, 50))
     world.settle()
     world.run(2)

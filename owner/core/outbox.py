@@ -42,7 +42,7 @@ def _heartbeat(core: Core, capture: Capture, barrier: BarrierWithMinTs, now: boo
     if capture.unnumbered and core.bootstrap.done:
         rows = np.unique(np.concatenate(capture.unnumbered))[:INTRODUCTIONS_MAX]
         rows = rows[core.tables.live[rows]]
-        capture.unnumbered.clear()  # what is left out, or lost, is reported by name again
+        capture.unnumbered.clear()  # a span whose number is left out or lost is reported by name again
     return Heartbeat(
         barrier=barrier.barrier,
         acked=capture.acked,

@@ -1,8 +1,8 @@
-"""The recipe of one tick. Pure: time comes in, messages go out, nothing else is touched.
+"""One tick of the scheduler, as a pure function: time, messages and job requests come in, messages and events go out.
 
-take messages -> captures joined and gone -> apply reports -> bootstrap once -> current tables -> jobs and policies ->
-watermark -> heartbeats and dispatches. Inputs are whole sets and messages are idempotent, so that a lost, doubled, late or
-reordered message needs no code of its own: the next report restates the truth.
+Take job requests -> captures joined and gone -> apply reports -> bootstrap once -> current tables -> policies and jobs ->
+watermark -> dispatches and heartbeats -> events. Inputs are whole sets and messages are idempotent, so that a lost,
+duplicate, late or reordered message needs no code of its own: the next report states the whole truth again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     reconcile_tables(core, inputs.current_tables)
     if core.bootstrap.done:
         _run_policies(core, disturbed=bool(joined or gone))
-        _forget_troubles(core)
+        _forget_failures(core)
         _drop(core)
     if core.now_ms - core.weights_smoothed_ms >= core.config.stats_interval_ms:
         core.weights_smoothed_ms = core.now_ms
@@ -139,7 +139,7 @@ def _take_losses(core: Core, gone: Sequence[Capture]) -> None:
 
 
 def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
-    """Add the events that can only be told at the end of a tick."""
+    """Add the events that are known at the end of a tick only."""
     tables, events = core.tables, core.events
     size, alive = tables.size, sum(1 for _ in core.captures.alive())
     if bootstrapped:
@@ -191,7 +191,7 @@ def _report_move(core: Core, row: int, why: PlacementReason) -> None:
 
 
 def _drop(core: Core) -> None:
-    """Rows that nobody holds any more go; a table that came back meanwhile gets a new row with the next reconciliation."""
+    """Drop removed rows without a holder. A table that came back meanwhile gets a new row with the next reconciliation."""
     rows = find_removed(core.replication)
     if len(rows):
         if core.tables.wanted[rows].any():
@@ -212,10 +212,10 @@ def _run_policies(core: Core, disturbed: bool) -> None:
     update_drains(core)
 
 
-def _forget_troubles(core: Core) -> None:
-    """An error is over once its span replicates again and its time has come; how often it failed is forgotten some time later."""
+def _forget_failures(core: Core) -> None:
+    """Forget the failure of a span that replicates again when its backoff is over, and its number of attempts some time later."""
     tables = core.tables
-    for row in [row for row, trouble in tables.failures.items() if tables.steady[row] and trouble.retry_at_ms <= core.now_ms]:
+    for row in [row for row, failure in tables.failures.items() if tables.steady[row] and failure.retry_at_ms <= core.now_ms]:
         del tables.failures[row]
     for row in list(tables.attempts):
         if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:

@@ -1,1 +1,1 @@
-"""The thread-safe face of the scheduler core, and the snapshots that readers get."""
+"""The thread-safe face of the scheduler core, and the snapshots that it publishes."""

@@ -50,7 +50,7 @@ class CatchUpStream(ChangeStream):
         self.position = max(min(table.queue.cursor for table in tables), created_ts)
         for table in tables:
             self._inboxes[table_key(table.table_id)] = table
-            table.queue.open_gap(min(self.position, table.queue.cursor))
+            table.queue.open_catch_up(min(self.position, table.queue.cursor))
 
     def release(self, table: StreamTable) -> None:
         """The table is being removed. Any thread."""
@@ -63,7 +63,7 @@ class CatchUpStream(ChangeStream):
         finally:
             for table in list(self._inboxes.values()):
                 if not table.queue.is_caught_up:
-                    table.queue.close_gap()
+                    table.queue.close_catch_up()
             self._ended(self, self._slow)
 
     def _start_ts(self) -> Ts:
@@ -73,7 +73,7 @@ class CatchUpStream(ChangeStream):
         """No writer may need what the changefeed's slot has let go of; a table that prepares may be granted a later start."""
         for key, table in list(self._inboxes.items()):
             queue = table.queue
-            if queue.cursor >= start_ts or queue.gap_position >= start_ts:
+            if queue.cursor >= start_ts or queue.catch_up_position >= start_ts:
                 continue
             self._inboxes.pop(key, None)
             if queue.is_writing:
@@ -102,19 +102,19 @@ class CatchUpStream(ChangeStream):
             return
         self._told_ts = self.position
         for table in list(self._inboxes.values()):
-            table.queue.move_gap(self.position)
+            table.queue.move_catch_up(self.position)
             table.notify()
 
     def _broke(self) -> None:
         for table in list(self._inboxes.values()):
-            table.queue.cut_gap()
+            table.queue.cut_catch_up()
 
     def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
         queue = table.queue
         waited_until = time.monotonic() + GROUP_PATIENCE_S
-        while not queue.push_gap(parts, size):
+        while not queue.push_catch_up(parts, size):
             if self._stopping.is_set() or table_key(table.table_id) not in self._inboxes:
-                queue.close_gap()  # what is missing from here on must be read again
+                queue.close_catch_up()  # what is missing from here on must be read again
                 return
             if not self._is_solo and time.monotonic() > waited_until:
                 self._set_aside(table)
@@ -126,7 +126,7 @@ class CatchUpStream(ChangeStream):
     def _set_aside(self, table: StreamTable) -> None:
         self._inboxes.pop(table_key(table.table_id), None)
         self._slow.append(table)
-        table.queue.close_gap()
+        table.queue.close_catch_up()
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
         if not self._is_solo:

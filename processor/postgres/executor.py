@@ -83,7 +83,7 @@ class PostgresExecutor:
         self._is_closing = threading.Event()
         self._is_closed = False
         self._close_lock = threading.Lock()
-        self._poked = threading.Event()
+        self._woken = threading.Event()
         self._crash: BaseException | None = None
         self._pool = WorkerPool(self._sink.session, options.sink_connections, self._crashed)
         self._snapshots = [
@@ -120,7 +120,7 @@ class PostgresExecutor:
             table = self._tables[span] = TableWork(span, start_ts, queue, self)
             table.set_barrier(self._barrier_of(span))
             self._start()
-            self.poke()
+            self.wake()
         return True
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
@@ -191,7 +191,7 @@ class PostgresExecutor:
         with self._close_lock:
             if self._is_closed:
                 return
-            self._poked.set()
+            self._woken.set()
             for runner in self._snapshots:
                 runner.stop()
             if self._is_started:
@@ -242,8 +242,8 @@ class PostgresExecutor:
     def changed(self) -> None:
         self._request.wake()
 
-    def poke(self) -> None:
-        self._poked.set()
+    def wake(self) -> None:
+        self._woken.set()
 
     def released(self, table: TableWork) -> None:
         shared = self._shared
@@ -270,15 +270,15 @@ class PostgresExecutor:
     def _run_control(self) -> None:
         try:
             while not self._is_closing.is_set():
-                self._poked.wait(CONTROL_INTERVAL_S)
-                self._poked.clear()
+                self._woken.wait(CONTROL_INTERVAL_S)
+                self._woken.clear()
                 self._describe_new()
                 self._look_at_publication()
                 self._start_catch_up()
                 self._pool.look(list(self._tables.values()))
                 if self._waiting_for_snapshot():
                     for runner in self._snapshots:
-                        runner.poke()
+                        runner.wake()
         except BaseException as error:
             self._crashed(error)
             raise
@@ -358,7 +358,7 @@ class PostgresExecutor:
             for table in late:
                 self._describe(table, published, slot_ts)
         except SourceUnavailableError:
-            self.poke()
+            self.wake()
         shared = SharedStream(
             self._connect_replication,
             self._name,
@@ -418,7 +418,7 @@ class PostgresExecutor:
             for table in stream.tables:
                 if isinstance(table, TableWork):
                     table.needs_solo = table in slow
-        self.poke()
+        self.wake()
 
     def _waiting_for_snapshot(self) -> list[TableWork]:
         return [table for table in list(self._tables.values()) if table.waits_for_snapshot]

@@ -31,7 +31,7 @@ class TableServices(Protocol):
     def changed(self) -> None:
         """A state has changed: the agent should look."""
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """The control thread should look: a table waits for a stream or a copy."""
 
     def released(self, table: TableWork) -> None:

@@ -48,7 +48,7 @@ class SharedStream(ChangeStream):
         self._waited_s: dict[int, float] = {}
 
     def attach(self, table: StreamTable) -> None:
-        """The table gets all that is committed from some boundary on (queue.live_floor)."""
+        """The table gets all that is committed from some boundary on (queue.streamed_floor)."""
         with self._requests_lock:
             self._requests.append((True, table))
         self.interrupt()
@@ -67,7 +67,7 @@ class SharedStream(ChangeStream):
         changes, and the catch-up stream says so if one does)."""
         if start_ts > self.position:
             for table in self._inboxes.values():
-                table.queue.drop_live(start_ts)
+                table.queue.drop_streamed(start_ts)
 
     def _fail_all(self, error: OperatingError) -> None:
         if self.has_failed:
@@ -82,7 +82,7 @@ class SharedStream(ChangeStream):
             if is_attach:
                 self._inboxes[key] = table
                 self._delivered.pop(key, None)  # an earlier queue of this table got it, this one did not
-                table.queue.attach_live(self.position)
+                table.queue.attach_streamed(self.position)
                 table.notify()
             elif self._inboxes.get(key) is table:
                 del self._inboxes[key]
@@ -95,7 +95,7 @@ class SharedStream(ChangeStream):
     def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
         queue = table.queue
         started = 0.0
-        while not queue.push_live(parts, size):
+        while not queue.push_streamed(parts, size):
             now = time.monotonic()
             if not started:
                 started = now
@@ -103,11 +103,11 @@ class SharedStream(ChangeStream):
                     self._waited_s.pop(table.table_id, None)
             waited_s = self._waited_s.get(table.table_id, 0.0) + now - started
             if self._stopping.is_set():
-                queue.drop_live(parts[-1].end_ts)  # else an empty queue would say that this transaction is done
+                queue.drop_streamed(parts[-1].end_ts)  # else an empty queue would say that this transaction is done
                 return
             if waited_s > SLOW_TABLE_PATIENCE_S and self._is_alone_slow(table):
                 self._waited_s.pop(table.table_id, None)
-                queue.drop_live(parts[-1].end_ts)
+                queue.drop_streamed(parts[-1].end_ts)
                 break
             if self._budget.is_exhausted:
                 self._reclaim(parts[-1])
@@ -130,8 +130,8 @@ class SharedStream(ChangeStream):
         idle = [table for table in self._inboxes.values() if not (table.queue.is_writing and table.queue.is_covered)]
         largest = max(idle, key=lambda table: table.queue.held_bytes, default=None)
         if largest is not None and largest.queue.held_bytes:
-            largest.queue.close_gap()
-            largest.queue.drop_live(delivering.end_ts)
+            largest.queue.close_catch_up()
+            largest.queue.drop_streamed(delivering.end_ts)
             self._delivered[table_key(largest.table_id)] = delivering.transaction.commit_ts
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
@@ -144,5 +144,5 @@ class SharedStream(ChangeStream):
         self._skipped.add(key)
 
     def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:
-        table.queue.drop_live(end_ts)
+        table.queue.drop_streamed(end_ts)
         table.notify()

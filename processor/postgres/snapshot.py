@@ -59,19 +59,19 @@ class SnapshotRunner:
         self._waiting = waiting
         self._crashed = crashed
         self._stopping = threading.Event()
-        self._poked = threading.Event()
+        self._woken = threading.Event()
         self._replication: ReplicationConnection | None = None
         self._source: Connection | None = None
         self.thread = threading.Thread(target=self._run, name="postgres-snapshot", daemon=True)
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Tables may wait. Any thread."""
-        self._poked.set()
+        self._woken.set()
 
     def stop(self) -> None:
         """Ends soon, unfinished copies leave nothing. Any thread; join `thread` to wait."""
         self._stopping.set()
-        self._poked.set()
+        self._woken.set()
         replication = self._replication
         if replication is not None:
             replication.abort()
@@ -100,8 +100,8 @@ class SnapshotRunner:
                 if tables:
                     self._copy_group(tables)
                 else:
-                    self._poked.wait(LOOK_INTERVAL_S)
-                    self._poked.clear()
+                    self._woken.wait(LOOK_INTERVAL_S)
+                    self._woken.clear()
         except BaseException as error:
             self._crashed(error)
             raise

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from processor.postgres.queues import Batch, TableQueue
+from processor.postgres.queues import ChangeBatch, TableQueue
 from processor.postgres.services import TableServices
 from processor.postgres.sinks import (
     Fence,
@@ -175,7 +175,7 @@ class TableWork:
         queue = self.queue
         if queue.is_caught_up:
             return self._services.shared_position()
-        return max(queue.gap_position, queue.cursor)
+        return max(queue.catch_up_position, queue.cursor)
 
     def _stats(self, checkpoint: Checkpoint) -> Stats:
         now = time.monotonic()
@@ -204,7 +204,7 @@ class TableWork:
     def waits_for_catch_up(self) -> bool:
         """Changes from behind the cursor must be read by a stream of its own."""
         queue = self.queue
-        if self.error is not None or self._is_removing or queue.live_floor is None or queue.is_covered:
+        if self.error is not None or self._is_removing or queue.streamed_floor is None or queue.is_covered:
             return False
         if self.state is TableState.PREPARING:
             return not queue.overflows
@@ -220,13 +220,13 @@ class TableWork:
 
     def _look_prepared(self) -> None:
         queue = self.queue
-        if queue.live_floor is None:
+        if queue.streamed_floor is None:
             return
         with self._lock:
             if self.state is not TableState.PREPARING or self._is_removing:
                 return
             if not queue.is_caught_up and not queue.overflows:
-                self._services.poke()
+                self._services.wake()
                 return
             self.state = TableState.PREPARED
         self._services.changed()
@@ -302,7 +302,7 @@ class TableWork:
             with self._lock:
                 self._needs_snapshot = True
                 self.queue.is_writing = False
-            self._services.poke()
+            self._services.wake()
 
     def _end_work(self) -> None:
         with self._lock:
@@ -331,24 +331,24 @@ class TableWork:
         assert granted_ts is not None
         if fence is None:
             raise EpochRefusedError(f"table {schema.full_name}: nobody granted an epoch to write with")
-        resume = session.take_over(schema, fence, granted_ts, self._services.wants_snapshot)
+        takeover = session.take_over(schema, fence, granted_ts, self._services.wants_snapshot)
         with self._lock:
             is_first = self.state is not TableState.REPLICATING
             self._fence_held = fence
             if not is_first or self._is_removing:
                 return
-            self._needs_snapshot = resume.needs_snapshot
-            start_ts = granted_ts if resume.needs_snapshot else max(granted_ts, resume.position)
+            self._needs_snapshot = takeover.needs_snapshot
+            start_ts = granted_ts if takeover.needs_snapshot else max(granted_ts, takeover.position)
             self.queue.start_at(start_ts)
             self._reported_ts = start_ts
             self.state = TableState.REPLICATING
-            self.queue.is_writing = not resume.needs_snapshot
+            self.queue.is_writing = not takeover.needs_snapshot
         self._services.changed()
-        self._services.poke()
+        self._services.wake()
 
     def _write(self, session: SinkSession) -> bool:
         self.queue.is_writing = True
-        if not self._gathers and self.queue.is_behind(self._gather_bytes):
+        if not self._gathers and self.queue.has_backlog(self._gather_bytes):
             self._gathers = True
             self._services.submit_later(self, GATHER_S)
             return False
@@ -356,7 +356,7 @@ class TableWork:
         batch = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
         if batch is None:
             if not self.queue.is_covered:
-                self._services.poke()
+                self._services.wake()
             return False
         schema, fence = self.schema, self._fence_held
         assert schema is not None
@@ -381,7 +381,7 @@ class TableWork:
         self.queue.skip_to(position)
         self._is_unsure = False
 
-    def _take_following(self, batch: Batch) -> Batch | None:
+    def _take_following(self, batch: ChangeBatch) -> ChangeBatch | None:
         """What follows a batch that is only the beginning of a transaction; None when nothing will."""
         while not self._is_removing and self.error is None and self.queue.is_current(batch):
             following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes, continuing=batch)
@@ -430,4 +430,4 @@ class TableWork:
                 self.queue.is_writing = not self._is_removing
         self._end_work()
         self._services.submit(self)
-        self._services.poke()
+        self._services.wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from processor.postgres.queues import Batch, TableQueue
+from processor.postgres.queues import ChangeBatch, TableQueue
 from processor.postgres.sinks import SinkTransaction, SinkUnavailableError
 from tablewire.model.ids import Ts
 
@@ -20,14 +20,17 @@ class Written:
 
 
 def write_batch(
-    queue: TableQueue, transaction: SinkTransaction, batch: Batch, take_following: Callable[[Batch], Batch | None]
+    queue: TableQueue,
+    transaction: SinkTransaction,
+    batch: ChangeBatch,
+    take_following: Callable[[ChangeBatch], ChangeBatch | None],
 ) -> Written:
     """Applies the batch, commits, and confirms it in the queue. A batch that is only the beginning of a source transaction is
     followed to its end (take_following waits for it). On any error the sink's transaction is rolled back, what can be taken again
     is given back, and what cannot is read again from the cursor."""
     rows = 0
     size = batch.size
-    held: Batch | None = batch
+    held: ChangeBatch | None = batch
     is_split = False
     try:
         rows += transaction.apply(batch.parts, batch.is_whole)

@@ -113,7 +113,7 @@ def matching_tables(connection: Connection, table_filter: TableFilter) -> list[S
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class CatalogueColumn:
     """One column that is replicated (not dropped, not generated).
 
     type_text: as in DDL, with its modifier. type_schema, type_name, type_kind: of pg_type (kind b, e, d, c, r, …).
@@ -148,7 +148,7 @@ class TableSchema:
     replica_identity: str
     primary_key: tuple[str, ...]
     identity: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[CatalogueColumn, ...]
     usable_key: bool = True
     published_ts: Ts = 0
     released_ts: Ts = 0
@@ -161,7 +161,7 @@ class TableSchema:
     def quoted(self) -> str:
         return quote_table(self.schema, self.name)
 
-    def column(self, name: str) -> Column | None:
+    def column(self, name: str) -> CatalogueColumn | None:
         return next((column for column in self.columns if column.name == name), None)
 
 
@@ -208,7 +208,7 @@ def _describe(connection: Connection, where: str, values: tuple[object, ...]) ->
     key = tuple(str(column) for column in primary_key) if isinstance(primary_key, list) else ()
     index = tuple(str(column) for column in identity_index) if isinstance(identity_index, list) else ()
     columns = tuple(
-        Column(
+        CatalogueColumn(
             name=str(column[0]),
             type_oid=_integer(column[1]),
             type_text=str(column[2]),

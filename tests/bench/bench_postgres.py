@@ -26,7 +26,7 @@ import psycopg
 
 from deploy.local.postgres import PostgresServer, postgres_bin_folder
 from processor.postgres import PostgresExecutor, new_executor
-from processor.postgres.queues import Batch, TableQueue
+from processor.postgres.queues import ChangeBatch, TableQueue
 from tablewire.executor import ExecutorRequest
 from tablewire.model.ids import ChangefeedID, Ts
 from tablewire.model.progress import Checkpoint
@@ -316,7 +316,7 @@ def measure_latency(pair: Pair, rate_per_s: int, seconds: float) -> dict[str, ob
     delays_us: list[int] = []
     confirm = TableQueue.confirm
 
-    def recording(queue: TableQueue, batch: Batch, is_written: bool = True) -> None:
+    def recording(queue: TableQueue, batch: ChangeBatch, is_written: bool = True) -> None:
         now_us = time.time_ns() // 1000
         delays_us.extend(now_us - part.transaction.commit_us for part in batch.parts)
         confirm(queue, batch, is_written)

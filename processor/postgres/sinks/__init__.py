@@ -48,7 +48,7 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class TakeoverResult:
     """What a takeover found. position: how far the sink is, 0 when it does not know. needs_snapshot: it was never filled."""
 
     position: Ts
@@ -75,7 +75,7 @@ class SinkTransaction(Protocol):
 class SinkSession(Protocol):
     """What one thread writes with."""
 
-    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         """Makes `fence` the table's writer, whoever was; EpochRefusedError when a greater one has been. A table that the sink
         has never seen starts at granted_ts, after a snapshot if that is wanted."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from processor.postgres.sinks import Fence, Resume, SinkContext, WriteNotAllowedError
+from processor.postgres.sinks import Fence, SinkContext, TakeoverResult, WriteNotAllowedError
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
@@ -32,8 +32,8 @@ class BlackholeSession:
     def __init__(self, context: SinkContext) -> None:
         self._context = context
 
-    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
-        return Resume(0, False)
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
+        return TakeoverResult(0, False)
 
     def begin(self, schema: TableSchema, fence: Fence) -> BlackholeTransaction:
         return BlackholeTransaction(self._context)

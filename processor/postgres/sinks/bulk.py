@@ -5,7 +5,7 @@ inserts only                    COPY into the table itself
 inserts, updates, deletes       folded by key; deletes by arrays of keys, rows by COPY into a staging table and one upsert
 without a key                   COPY for runs of inserts, single statements for the rest
 
-What violates a unique constraint this way may be right in the next one (targets.Way): the caller does it again.
+What violates a unique constraint this way may be right in the next one (targets.WriteMode): the caller does it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from processor.postgres.sinks.changes import delete_statement, parameters, patch
 from processor.postgres.sinks.connection import SinkConnection, Statement
 from processor.postgres.sinks.encoding import COPY_HEAD, COPY_TAIL, encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, Key, behind_truncate, fold_carefully, fold_quickly
-from processor.postgres.sinks.targets import TargetPlan, Way
+from processor.postgres.sinks.targets import TargetPlan, WriteMode
 from processor.postgres.wire import FRAME_HEADER, INSERT, read_change
 from tablewire.errors import InvariantError
 
@@ -88,7 +88,7 @@ class BulkWriter:
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Writes changes of one shape, in order."""
-        if len(frames) < BULK_MIN or plan.way is Way.SINGLE:
+        if len(frames) < BULK_MIN or plan.mode is WriteMode.SINGLE:
             self._write_singly(plan, frames)
         elif plan.key:
             self._write_keyed(plan, frames)
@@ -130,7 +130,7 @@ class BulkWriter:
             self.add((truncate_sql(plan), ()))
         if not frames:
             return
-        if self._may_copy and plan.way is Way.COPY and all(frame[FRAME_HEADER] == INSERT for frame in frames):
+        if self._may_copy and plan.mode is WriteMode.COPY and all(frame[FRAME_HEADER] == INSERT for frame in frames):
             self._insert(plan, frames)
             return
         folded = fold_quickly(plan, frames)
@@ -139,11 +139,11 @@ class BulkWriter:
 
     def _apply_quickly(self, plan: TargetPlan, folded: Folded) -> bool:
         """Updates what was there, copies what was not; False (and nothing done) when a row lacks an unchanged value."""
-        may_copy = self._may_copy and plan.is_direct and plan.way is Way.COPY
-        replaced = folded.frames if may_copy else folded.frames + folded.born
+        may_copy = self._may_copy and plan.is_direct and plan.mode is WriteMode.COPY
+        replaced = folded.frames if may_copy else folded.frames + folded.inserted
         rows = encode_frames(replaced, len(plan.columns)) if replaced else b""
-        born = encode_frames(folded.born, len(plan.columns)) if may_copy and folded.born else b""
-        if rows is None or born is None:
+        inserted = encode_frames(folded.inserted, len(plan.columns)) if may_copy and folded.inserted else b""
+        if rows is None or inserted is None:
             return False
         self._delete(plan, folded.deletes)
         if rows:
@@ -153,8 +153,8 @@ class BulkWriter:
             else:
                 self.add((_upsert_sql(plan, stage), ()))
             self.flush()
-        if born:
-            self._copy(plan, born)
+        if inserted:
+            self._copy(plan, inserted)
         return True
 
     def _apply_carefully(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.sinks import Fence, SinkContext, SinkUnavailableError, TakeoverResult, WriteNotAllowedError
 from processor.postgres.sinks.envelope import change_lines, copy_lines
 from processor.postgres.wire import Part, Transaction
 from tablewire.errors import EpochRefusedError, OperatingError
@@ -175,7 +175,7 @@ class FilesSession:
     def __init__(self, sink: FilesSink) -> None:
         self._sink = sink
 
-    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         self._sink.require_allowed()
         with _errors(schema):
             position = self._sink.table(schema, fence).take_over(schema.table_id)
@@ -184,7 +184,7 @@ class FilesSession:
                 f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then is"
                 " not here: remove its folder to have it copied again"
             )
-        return Resume(position or 0, wants_snapshot and position is None)
+        return TakeoverResult(position or 0, wants_snapshot and position is None)
 
     def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
         return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from processor.postgres.sinks.changes import key_of, old_key, patch
-from processor.postgres.sinks.targets import TargetPlan, Way
+from processor.postgres.sinks.targets import TargetPlan, WriteMode
 from processor.postgres.wire import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
 
 Key: TypeAlias = "tuple[bytes, ...]"
@@ -26,12 +26,12 @@ _FIRST_AT = FRAME_HEADER + 8
 
 @dataclass(slots=True)
 class Folded:
-    """What changes come to. deletes: keys whose rows were there before. born: frames of whole rows whose keys were not there
+    """What changes come to. deletes: keys whose rows were there before. inserted: frames of whole rows whose keys were not there
     before; frames: of whole rows that replace one that was, or may have been; rows: the same, read. partial: values to set in
     rows that are there, None = stays."""
 
     deletes: list[Key] = field(default_factory=list)
-    born: list[bytes] = field(default_factory=list)
+    inserted: list[bytes] = field(default_factory=list)
     frames: list[bytes] = field(default_factory=list)
     rows: list[list[Value]] = field(default_factory=list)
     partial: list[tuple[Key, list[Value]]] = field(default_factory=list)
@@ -51,7 +51,7 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
     if plan.key != tuple(range(count)) or plan.patches:
         return None
     last: dict[bytes, bytes] = {}
-    born: set[bytes] = set()
+    inserted: set[bytes] = set()
     from_bytes = int.from_bytes
     for frame in frames:
         if frame[FRAME_HEADER] == UPDATE and frame[_MARKER_AT] != NEW_ROW:
@@ -61,15 +61,15 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
             end += 5 + from_bytes(frame[end + 1 : end + 5], "big")
         key = frame[_FIRST_AT:end]
         if frame[FRAME_HEADER] == INSERT and key not in last:
-            born.add(key)
+            inserted.add(key)
         last[key] = frame
     folded = Folded()
     for key, frame in last.items():
         if frame[FRAME_HEADER] == DELETE:
-            if key not in born or plan.way is not Way.COPY:
+            if key not in inserted or plan.mode is not WriteMode.COPY:
                 folded.deletes.append(_split(key, count))
-        elif key in born:
-            folded.born.append(frame)
+        elif key in inserted:
+            folded.inserted.append(frame)
         else:
             folded.frames.append(frame)
     return folded

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 import psycopg
 
-from processor.postgres.sinks import Fence, Resume, SinkContext, SinkUnavailableError, WriteNotAllowedError, positions
+from processor.postgres.sinks import Fence, SinkContext, SinkUnavailableError, TakeoverResult, WriteNotAllowedError, positions
 from processor.postgres.sinks.bulk import BulkWriter, Stages
 from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, sink_error
 from processor.postgres.sinks.copying import copy_rows, make_room
-from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, Way, create_table
+from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, WriteMode, create_table
 from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.wire import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
@@ -65,7 +65,7 @@ class PostgresSession:
         self._stages = Stages()
         self._has_positions = False
 
-    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> Resume:
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
         with self._errors(schema):
             while True:
@@ -162,7 +162,7 @@ class PostgresSession:
 
     def _take_over(
         self, connection: SinkConnection, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool
-    ) -> Resume:
+    ) -> TakeoverResult:
         fresh = positions.SNAPSHOT_PENDING if wants_snapshot else positions.SNAPSHOT_SKIPPED
         writer = self._context.writer
         connection.execute(
@@ -203,7 +203,7 @@ class PostgresSession:
         create_table(connection, schema)
         self.commit(connection)
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
-        return Resume(0 if needs_snapshot else position, needs_snapshot)
+        return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
         connection = self._ready()
@@ -234,7 +234,7 @@ class PostgresSession:
         self._planner.committed()
 
 
-class _AnotherWayError(Exception):
+class _WriteModeRefusedError(Exception):
     """The transaction is over; what it did may go well in another way."""
 
 
@@ -261,7 +261,7 @@ class PostgresTransaction:
             if self._is_open:
                 try:
                     self._write(self._open_connection(), parts, is_last, may_copy=False)
-                except _AnotherWayError as error:
+                except _WriteModeRefusedError as error:
                     # What was applied before is lost with the transaction: all of it is read again.
                     raise SinkUnavailableError(f"table {self._schema.full_name}: {error}") from None
             else:
@@ -275,23 +275,23 @@ class PostgresTransaction:
             try:
                 self._write(self._session._ready(), parts, is_last, may_copy=is_last)
                 return
-            except _AnotherWayError:
+            except _WriteModeRefusedError:
                 self._session.rollback()
                 self._is_open = False
 
     def _write(self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool) -> None:
-        """Writes the parts; begins the transaction if it is not open. _AnotherWayError: a constraint was violated, and the plans
-        have another way."""
+        """Writes the parts; begins the transaction if it is not open. _WriteModeRefusedError: a constraint was
+        violated, and the plans have another write mode."""
         plans: list[TargetPlan] = []
         try:
             self._write_parts(connection, parts, is_last, may_copy, plans)
         except psycopg.IntegrityError as error:
-            others = [plan for plan in plans if plan.way is not Way.SINGLE]
+            others = [plan for plan in plans if plan.mode is not WriteMode.SINGLE]
             if not others:
                 raise
             for plan in others:
-                plan.way = Way(plan.way + 1)
-            raise _AnotherWayError(error_text(error)) from None
+                plan.mode = WriteMode(plan.mode + 1)
+            raise _WriteModeRefusedError(error_text(error)) from None
 
     def _write_parts(
         self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool, plans: list[TargetPlan]

@@ -19,7 +19,7 @@ from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.source_catalogue import COPY_TEXT, COPY_TEXT_ARRAY, SourceCatalogue, TypeInfo, base_of, copy_cast
 from processor.postgres.wire import Relation, RelationColumn
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import Column, TableSchema
+from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
 from tablewire.postgres.connections import quote_name, quote_table, quote_text
 
 TEXT_OID = 25
@@ -61,7 +61,7 @@ class TargetColumn:
         return f"s.{self.quoted}::{self.cast}" if self.cast else f"s.{self.quoted}"
 
 
-class Way(IntEnum):
+class WriteMode(IntEnum):
     """How many changes at once are written, quickest first. A unique constraint that is violated takes a plan to the next one:
     rows may be there already (COPY), or swap values of another unique column (UPSERT); one by one is as the source did it."""
 
@@ -80,7 +80,7 @@ class TargetPlan:
     columns: tuple[TargetColumn, ...]
     key: tuple[int, ...]
     is_referenced: bool
-    way: Way = Way.COPY
+    mode: WriteMode = WriteMode.COPY
     cache: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     @property
@@ -135,7 +135,7 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
 
 
-def ddl_type(connection: SinkConnection, schema: TableSchema, column: Column) -> str:
+def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> str:
     """The column's type as DDL; OperatingError when the sink does not have it."""
     found = connection.execute(f"SELECT to_regtype({quote_text(column.type_text)}) IS NOT NULL")[-1]
     if found.get_value(0, 0) != b"t":
@@ -155,7 +155,7 @@ class TargetPlanner:
         self._plans: dict[int, TargetPlan] = {}
         self._uncommitted: set[int] = set()
         """Planned in the open transaction, which may have extended their tables at the sink."""
-        self._ways: dict[int, tuple[Relation, Way]] = {}
+        self._modes: dict[int, tuple[Relation, WriteMode]] = {}
         """What plans had learnt that were rolled back."""
 
     def cached(self, relation: Relation) -> TargetPlan | None:
@@ -165,7 +165,7 @@ class TargetPlanner:
 
     def forget(self, table_id: int) -> None:
         self._plans.pop(table_id, None)
-        self._ways.pop(table_id, None)
+        self._modes.pop(table_id, None)
 
     def committed(self) -> None:
         self._uncommitted.clear()
@@ -175,7 +175,7 @@ class TargetPlanner:
         for relation_id in self._uncommitted:
             plan = self._plans.pop(relation_id, None)
             if plan is not None:
-                self._ways[relation_id] = (plan.relation, plan.way)
+                self._modes[relation_id] = (plan.relation, plan.mode)
         self._uncommitted.clear()
 
     def plan(
@@ -204,8 +204,8 @@ class TargetPlanner:
         )
         key = self._key(connection, schema, relation, target)
         plan = TargetPlan(relation, schema.quoted, columns, key, is_referenced(connection, target))
-        planned, way = self._ways.pop(relation.relation_id, (relation, Way.COPY))
-        plan.way = way if planned == relation else Way.COPY
+        planned, way = self._modes.pop(relation.relation_id, (relation, WriteMode.COPY))
+        plan.mode = way if planned == relation else WriteMode.COPY
         self._plans[relation.relation_id] = plan
         self._uncommitted.add(relation.relation_id)
         return plan
@@ -252,7 +252,7 @@ class TargetPlanner:
         full_name: str,
         column: RelationColumn,
         types: Mapping[int, TypeInfo],
-        target: Column | None,
+        target: CatalogueColumn | None,
     ) -> TargetColumn:
         if target is None:
             raise OperatingError(

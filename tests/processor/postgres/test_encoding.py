@@ -89,7 +89,7 @@ def applied(start: dict[bytes, list[Value]], folded: Folded) -> dict[bytes, list
     rows = dict(start)
     for key in folded.deletes:
         rows.pop(key[0], None)
-    for row in [*folded.rows, *(read_new(frame) for frame in [*folded.frames, *folded.born])]:
+    for row in [*folded.rows, *(read_new(frame) for frame in [*folded.frames, *folded.inserted])]:
         assert row[0] is not None
         rows[row[0]] = row
     for key, values in folded.partial:
@@ -135,8 +135,8 @@ def test_folded_changes_come_to_the_same(data: st.DataObject) -> None:
     if careful is not None:
         assert applied(start, careful) == rows
     quick = fold_quickly(plan(), frames)
-    if quick is not None and all(None not in read_new(frame) for frame in [*quick.frames, *quick.born]):
-        assert all(read_new(frame)[0] not in start for frame in quick.born)
+    if quick is not None and all(None not in read_new(frame) for frame in [*quick.frames, *quick.inserted]):
+        assert all(read_new(frame)[0] not in start for frame in quick.inserted)
         assert all(read_new(frame)[0] in start for frame in quick.frames)
         assert applied(start, quick) == rows
 

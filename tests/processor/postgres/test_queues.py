@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.postgres.queues import BACKLOG_US, Batch, Budget, TableQueue
+from processor.postgres.queues import BACKLOG_US, Budget, ChangeBatch, TableQueue
 from processor.postgres.wire import Part, Relation, Transaction
 from tablewire.model.ids import TS_MAX, Ts
 
@@ -23,7 +23,7 @@ def parts_at(end_ts: Ts, size: int = 100, pieces: int = 1) -> list[Part]:
 
 def new_queue(cursor: Ts = 0, attached: Ts = 0) -> TableQueue:
     queue = TableQueue(MAX_BYTES, Budget(10 * MAX_BYTES), cursor)
-    queue.attach_live(attached)
+    queue.attach_streamed(attached)
     return queue
 
 
@@ -41,7 +41,7 @@ def test_barrier_is_never_passed() -> None:
     queue = new_queue()
     queue.is_writing = True
     for end_ts in (100, 200, 300):
-        assert queue.push_live(parts_at(end_ts), 100)
+        assert queue.push_streamed(parts_at(end_ts), 100)
     assert taken(queue, 250) == [100, 200]
     assert not queue.is_writing
     assert queue.idle_position(300) == 295  # where the commit record of the waiting one starts
@@ -53,15 +53,15 @@ def test_empty_end_of_a_transaction_counts_as_taken() -> None:
     """The last piece of a large transaction may hold no change and so no byte: until it is confirmed, nothing is done."""
     queue = new_queue(cursor=10, attached=900)
     queue.is_writing = True
-    queue.open_gap(10)
+    queue.open_catch_up(10)
     end = Part(RELATION, [], 0, Transaction(95, 0, 1), 105, True)
-    queue.push_gap([piece(95, 0, False)], 100)
+    queue.push_catch_up([piece(95, 0, False)], 100)
     begun = queue.take(TS_MAX, 1000)
     assert begun is not None
     queue.confirm(begun, is_written=False)
     assert queue.idle_position(900) <= 95
-    queue.push_gap([end], 0)
-    queue.move_gap(105)
+    queue.push_catch_up([end], 0)
+    queue.move_catch_up(105)
     last = queue.take(TS_MAX, 1000, continuing=begun)
     assert last is not None
     assert queue.idle_position(900) <= 95
@@ -72,11 +72,11 @@ def test_empty_end_of_a_transaction_counts_as_taken() -> None:
 def test_little_of_an_old_backlog_is_behind() -> None:
     """Changes that were sent long after their commit are worth waiting for more, until there is enough; fresh ones never."""
     queue = new_queue()
-    assert not queue.is_behind(150)
-    for end_ts, lag_us, is_behind in ((100, 0, False), (200, BACKLOG_US + 1, True), (300, BACKLOG_US + 1, False)):
+    assert not queue.has_backlog(150)
+    for end_ts, lag_us, has_backlog in ((100, 0, False), (200, BACKLOG_US + 1, True), (300, BACKLOG_US + 1, False)):
         transaction = Transaction(end_ts - 5, 0, end_ts, lag_us)
-        assert queue.push_live([Part(RELATION, [b"x"], 100, transaction, end_ts, True)], 100)
-        assert queue.is_behind(250) is is_behind
+        assert queue.push_streamed([Part(RELATION, [b"x"], 100, transaction, end_ts, True)], 100)
+        assert queue.has_backlog(250) is has_backlog
 
 
 def piece(commit_ts: Ts, end_ts: Ts, is_last: bool) -> Part:
@@ -88,10 +88,10 @@ def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> No
     """Neither when all of it is there, nor when its end comes after its beginning was taken; and it is not begun again."""
     queue = new_queue(cursor=10, attached=900)
     queue.is_writing = True
-    queue.open_gap(10)
+    queue.open_catch_up(10)
     first, last = piece(95, 0, False), piece(95, 105, True)
-    queue.push_gap([first], 100)
-    queue.push_gap([last], 100)
+    queue.push_catch_up([first], 100)
+    queue.push_catch_up([last], 100)
     assert queue.take(100, 1000) is None  # 95 < barrier < 105
     assert not queue.is_writing
     queue.is_writing = True
@@ -102,8 +102,8 @@ def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> No
     queue = new_queue(cursor=10, attached=900)
     for attempt in range(2):
         queue.is_writing = True
-        queue.open_gap(10)
-        queue.push_gap([first], 100)
+        queue.open_catch_up(10)
+        queue.push_catch_up([first], 100)
         begun = queue.take(100, 1000)
         if attempt:
             assert begun is None
@@ -111,7 +111,7 @@ def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> No
         assert begun is not None
         assert not begun.is_whole
         queue.confirm(begun, is_written=False)
-        queue.push_gap([last], 100)
+        queue.push_catch_up([last], 100)
         assert queue.take(100, 1000, continuing=begun) is None
         assert not queue.is_writing  # by this the writer knows that nothing will follow
         queue.lose_transaction()
@@ -122,11 +122,11 @@ def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
     queue = new_queue()
     queue.is_writing = True
     for number in range(1, 11):
-        assert queue.push_live(parts_at(100 * number), 100)
-    assert not queue.push_live(parts_at(1100), 100)
+        assert queue.push_streamed(parts_at(100 * number), 100)
+    assert not queue.push_streamed(parts_at(1100), 100)
     queue.is_writing = False
-    assert queue.push_live(parts_at(1100), 100)
-    assert queue.live_floor == 100
+    assert queue.push_streamed(parts_at(1100), 100)
+    assert queue.streamed_floor == 100
     assert not queue.is_covered
     queue.start_at(100)
     assert taken(queue)[0] == 200
@@ -136,12 +136,12 @@ def test_gap_is_closed_and_left() -> None:
     """The writer goes through the gap, skips what live has twice, and goes on with live."""
     queue = new_queue(cursor=100, attached=300)
     queue.is_writing = True
-    queue.open_gap(50)
+    queue.open_catch_up(50)
     for end_ts in (400, 500):
-        queue.push_live(parts_at(end_ts), 100)
+        queue.push_streamed(parts_at(end_ts), 100)
     for end_ts in (80, 100, 200, 300, 400):
-        queue.push_gap(parts_at(end_ts), 100)
-        queue.move_gap(end_ts)
+        queue.push_catch_up(parts_at(end_ts), 100)
+        queue.move_catch_up(end_ts)
     assert queue.is_caught_up
     assert taken(queue) == [200, 300, 400, 500]
     assert queue.is_joined
@@ -150,11 +150,11 @@ def test_gap_is_closed_and_left() -> None:
 def test_gap_of_what_was_written_before_is_left() -> None:
     """A writer that starts behind all that the gap holds goes on with live at once, without another push."""
     queue = new_queue(cursor=100, attached=300)
-    queue.open_gap(100)
+    queue.open_catch_up(100)
     for end_ts in (200, 290):
-        queue.push_gap(parts_at(end_ts), 100)
-    queue.move_gap(300)
-    queue.push_live(parts_at(500), 100)
+        queue.push_catch_up(parts_at(end_ts), 100)
+    queue.move_catch_up(300)
+    queue.push_streamed(parts_at(500), 100)
     queue.start_at(290)
     queue.is_writing = True
     assert taken(queue) == [500]
@@ -163,10 +163,10 @@ def test_gap_of_what_was_written_before_is_left() -> None:
 def test_empty_gap_moves_the_cursor() -> None:
     """A gap without transactions of the table is closed by the stream's position alone."""
     queue = new_queue(cursor=100, attached=300)
-    queue.open_gap(100)
-    queue.move_gap(250)
+    queue.open_catch_up(100)
+    queue.move_catch_up(250)
     assert not queue.is_caught_up
-    queue.move_gap(310)
+    queue.move_catch_up(310)
     assert queue.is_caught_up
     assert queue.idle_position(900) >= 310
     assert queue.is_joined
@@ -176,10 +176,10 @@ def test_batch_of_a_dropped_lane_is_not_taken_again() -> None:
     """A batch that comes back after its lane was dropped is read again by a stream, not from here."""
     queue = new_queue()
     queue.is_writing = True
-    queue.push_live(parts_at(100), 100)
+    queue.push_streamed(parts_at(100), 100)
     batch = queue.take(TS_MAX, 300)
     assert batch is not None
-    queue.drop_live(200)
+    queue.drop_streamed(200)
     queue.give_back(batch)
     assert queue.take(TS_MAX, 300) is None
     assert not queue.is_covered
@@ -201,14 +201,14 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
     """A source with one transaction every 100 positions; the written ones are always a prefix of it."""
     budget = Budget(3 * MAX_BYTES)
     queue = TableQueue(MAX_BYTES, budget, 0)
-    queue.attach_live(0)
+    queue.attach_streamed(0)
     queue.is_writing = is_writing
     live_end, gap_end = 0, TS_MAX
     written: list[Ts] = []
-    batch: Batch | None = None
+    batch: ChangeBatch | None = None
     for action, size in steps:
         if action == "push":
-            if queue.push_live(parts_at(live_end + 100, size, 2), size // 2 * 2):
+            if queue.push_streamed(parts_at(live_end + 100, size, 2), size // 2 * 2):
                 live_end += 100
         elif action == "take" and batch is None:
             batch = queue.take(TS_MAX, 500)
@@ -221,14 +221,14 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
             queue.give_back(batch)
             batch = None
         elif action == "drop":
-            queue.drop_live(live_end)
+            queue.drop_streamed(live_end)
         elif action == "gap" and batch is None and not queue.is_covered:
             gap_end = queue.cursor // 100 * 100
-            queue.open_gap(gap_end)
+            queue.open_catch_up(gap_end)
         elif action == "gap push" and gap_end < live_end:
-            if queue.push_gap(parts_at(gap_end + 100, size), size):
+            if queue.push_catch_up(parts_at(gap_end + 100, size), size):
                 gap_end += 100
-                queue.move_gap(gap_end)
+                queue.move_catch_up(gap_end)
         elif action == "stop":
             position = queue.idle_position(live_end)
             assert position <= live_end
@@ -243,13 +243,13 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
     for _ in range(1000):
         if not queue.is_covered:
             gap_end = queue.cursor // 100 * 100
-            queue.open_gap(gap_end)
+            queue.open_catch_up(gap_end)
         found = taken(queue)
         written += found
         if not found and queue.is_joined:
             break
-        if gap_end < live_end and queue.push_gap(parts_at(gap_end + 100), 100):
+        if gap_end < live_end and queue.push_catch_up(parts_at(gap_end + 100), 100):
             gap_end += 100
-            queue.move_gap(gap_end)
+            queue.move_catch_up(gap_end)
     assert written == list(range(100, live_end + 1, 100))
     assert budget.held_bytes == queue.held_bytes == 0

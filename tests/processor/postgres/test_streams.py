@@ -141,7 +141,7 @@ def test_connection_lost_between_two_tables_doubles_nothing(kind: str) -> None:
         stream = shared_stream(budget, 10_000, [first, second])
     else:
         for table in (first, second):
-            table.queue.attach_live(1_000)
+            table.queue.attach_streamed(1_000)
 
         def ended(stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
             return
@@ -184,14 +184,14 @@ def test_catch_up_ends_for_a_writer_whose_gap_was_given_up() -> None:
     """Its queue takes nothing from this stream any more: only when the stream lets go of it can another one begin."""
     budget = Budget(1 << 30)
     table = Table(1, TableQueue(5_000, budget, 100), True)
-    table.queue.attach_live(1_000)
+    table.queue.attach_streamed(1_000)
 
     def ended(stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
         return
 
     stream = CatchUpStream(refuse, "p", True, 15.0, [table], 5_000, 0, ended)  # type: ignore[arg-type]
     assert stream._duties()
-    table.queue.close_gap()
+    table.queue.close_catch_up()
     assert not stream._duties()
 
 
@@ -208,7 +208,7 @@ def test_wide_transaction_stays_within_the_budget() -> None:
     kept = [table for table in tables if table.queue.is_covered]
     assert given_up
     assert kept
-    assert all(table.queue.live_floor == 140 and not commits(table.queue) for table in given_up)
+    assert all(table.queue.streamed_floor == 140 and not commits(table.queue) for table in given_up)
     assert all(commits(table.queue) == [130] for table in kept)
 
 

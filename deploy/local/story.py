@@ -91,7 +91,7 @@ class Acts:
         nodes = {capture: node for node, capture in captures.items()}
         takers = sorted({str(nodes.get(row["primary"])) for row in self._replicating() if row["table"] in names})
         self._report.kills.append(Kill(victim, PROCESSOR, round(seconds, 3), takers, names))
-        self._say(f"{', '.join(takers)} replicates its {len(names)} tables after {seconds:.2f} s")
+        self._say(f"{', '.join(takers)} took over its {len(names)} tables after {seconds:.2f} s")
 
     def _kill(self, node: str) -> None:
         process = self._cluster.node(node).process

@@ -1,9 +1,10 @@
-"""Makes a snapshot of the core after each tick, and copies only what changed since the last one."""
+"""Publishes a snapshot of the core after each tick."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -14,70 +15,69 @@ from tablewire.model.progress import CaptureView
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import CaptureState
 
-_PROGRESS = ("checkpoint_ts", "resolved_ts", "last_synced_ts")
+_PROGRESS = [field.name for field in fields(ProgressColumns)]
+_ROLES = [field.name for field in fields(Roles) if field.name not in ("rows", "spans", "undetermined")]
 _COUNTS_REFERENCES = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Publisher:
-    """Makes a snapshot a tick, and copies only what changed. `publish`: the tick's thread; `latest`: any.
+    """Publishes a snapshot at the end of each tick, and copies only what changed. `publish`: the tick's thread; `latest`: any.
 
-    A snapshot is immutable for whoever holds it. The one that nobody but this publisher holds may be brought up to date in place,
-    row by row, which is what makes a tick cheap when little has changed; references are counted for that (under the interpreter's
-    lock, and in builds without one the columns are always copied), and `latest` waits for the microseconds that it takes.
+    A reader's snapshot never changes. A snapshot without readers is updated in place, row by row, which makes a tick cheap when
+    little has changed. References are counted to find that out (an interpreter without a global lock always copies), and
+    `latest` waits for the microseconds that an update takes.
     """
 
-    def __init__(self) -> None:
-        self._roles: Roles | None = None
-        self._progress: ProgressColumns | None = None
-        self._primaries: list[int] = []  # spans by Primary
-        self._weight: npt.NDArray[np.float32] = np.empty(0, np.float32)
-        self._rates: npt.NDArray[np.float32] | None = None
-        self._snapshot: Snapshot | None = None
-        self._alone = (0, 0)  # how many references there are to the snapshot and its progress when nobody holds them
+    def __init__(self, core: Core) -> None:
         self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+        self._progress: ProgressColumns | None = None
+        self._rates: npt.NDArray[np.float32] | None = None
+        self._unread = (0, 0)  # the reference counts of the snapshot and its progress without readers
+        self.publish(core, True)
 
     def latest(self) -> Snapshot:
-        """What the last tick left."""
+        """Return the snapshot of the last tick."""
         with self._lock:
             assert self._snapshot is not None
             return self._snapshot
 
     def publish(self, core: Core, roles_changed: bool) -> None:
-        if self._roles is None or roles_changed:
+        tables, statistics = core.tables, core.tables.statistics
+        if roles_changed:
             self._roles = _copy_roles(core)
-            self._primaries = np.bincount(self._roles.primary[self._roles.primary >= 0], minlength=len(core.captures)).tolist()
-        roles, tables, told = self._roles, core.tables, core.tables.statistics
-        if told.rates is not None and (roles_changed or told.have_changed):
-            self._rates = told.rates[:, roles.rows]
-        if told.reported_weight is None:
-            self._weight = np.broadcast_to(np.float32(1), len(roles.rows))
-        elif roles_changed or told.have_changed:
-            self._weight = tables.weight[roles.rows]
-        told.have_changed = False
+            written = self._roles.primary[self._roles.primary >= 0]
+            self._spans_written = np.bincount(written, minlength=len(core.captures)).tolist()  # by Primary
+        rows = self._roles.rows
+        if statistics.rates is not None and (roles_changed or statistics.have_changed):
+            self._rates = statistics.rates[:, rows]
+        if statistics.reported_weight is None:
+            self._weight: npt.NDArray[np.float32] = np.broadcast_to(np.float32(1), len(rows))
+        elif roles_changed or statistics.have_changed:
+            self._weight = tables.weight[rows]
+        statistics.have_changed = False
         changed = tables.take_changed()
         with self._lock:
-            in_place = changed is not None and not roles_changed and self._progress is not None and self._is_alone()
-            if in_place and changed is not None and self._progress is not None:
-                for rows in changed:
-                    for name in _PROGRESS:
-                        getattr(self._progress, name)[rows] = getattr(tables, name)[rows]
-            else:
+            if self._progress is None or roles_changed or changed is None or self._may_be_read():
                 self._progress = ProgressColumns(*(getattr(tables, name)[: tables.size].copy() for name in _PROGRESS))
-            self._snapshot = self._make(core, roles)
-            self._alone = self._references()
+            else:
+                for changed_rows in changed:
+                    for name in _PROGRESS:
+                        getattr(self._progress, name)[changed_rows] = getattr(tables, name)[changed_rows]
+            self._snapshot = self._make(core, self._progress)
+            self._unread = self._references()
 
-    def _is_alone(self) -> bool:
-        return _COUNTS_REFERENCES and self._references() == self._alone
+    def _may_be_read(self) -> bool:
+        return not _COUNTS_REFERENCES or self._references() != self._unread
 
     def _references(self) -> tuple[int, int]:
         return sys.getrefcount(self._snapshot), sys.getrefcount(self._progress)
 
-    def _make(self, core: Core, roles: Roles) -> Snapshot:
+    def _make(self, core: Core, progress: ProgressColumns) -> Snapshot:
         alive = list(core.captures.alive())
         states = {capture.index: core.capture_state(capture) for capture in alive}
         assert core.barrier is not None
-        assert self._progress is not None
-        primaries = [*self._primaries, *([0] * (len(core.captures) - len(self._primaries)))]
+        written = [*self._spans_written, *([0] * (len(core.captures) - len(self._spans_written)))]
         return Snapshot(
             watermark=core.watermark,
             initialized=core.bootstrap.done,
@@ -85,15 +85,15 @@ class Publisher:
                 CaptureView(
                     capture.id,
                     states[capture.index],
-                    primaries[capture.index],
+                    written[capture.index],
                     capture.id in core.drains or states[capture.index] is CaptureState.STOPPING,
                 )
                 for capture in alive
             ),
             slowest=core.tables.span(core.slowest_row) if core.slowest_row >= 0 else None,
             now_ms=core.now_ms,
-            roles=roles,
-            progress=self._progress,
+            roles=self._roles,
+            progress=progress,
             weight=self._weight,
             rates=self._rates,
             capture_ids={capture.index: capture.id for capture in alive},
@@ -118,17 +118,5 @@ def _copy_roles(core: Core) -> Roles:
         spans = tables.spans(rows.astype(np.int64))
     else:
         rows, spans = tables.index().rows, SpanBlock(tables.index().table_ids)
-    return Roles(
-        rows=rows,
-        spans=spans,
-        state=tables.state[rows],
-        primary=tables.primary[rows],
-        secondary=tables.secondary[rows],
-        undetermined=tables.undetermined_count[rows] > 0,
-        primary_reported=tables.primary_reported[rows],
-        secondary_reported=tables.secondary_reported[rows],
-        wanted=tables.wanted[rows],
-        steady=tables.steady[rows],
-        in_snapshot=tables.in_snapshot[rows],
-        state_since_ms=tables.state_since_ms[rows],
-    )
+    undetermined = tables.undetermined_count[rows] > 0
+    return Roles(rows=rows, spans=spans, undetermined=undetermined, **{name: getattr(tables, name)[rows] for name in _ROLES})

@@ -123,14 +123,13 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         self._ticking = threading.Lock()
         self._ticked = False
         self._closed = False
-        self._publisher = Publisher()
+        core.barrier = BarrierWithMinTs(Barrier(0), 0)
+        self._publisher = Publisher(core)
         self._events: Sequence[Event] = ()
         self._lock = threading.Lock()  # guards the fields below
         self._requests: list[JobRequest] = []
         self._queries: dict[int, Query] = {}  # by job id, oldest first: every job that has not ended, and the last that have
         self._ended: deque[int] = deque()
-        core.barrier = BarrierWithMinTs(Barrier(0), 0)
-        self._publisher.publish(core, True)
 
     # -- the tick's thread --------------------------------------------------------------------------------------------
 

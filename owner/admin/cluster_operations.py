@@ -1,4 +1,4 @@
-"""The operations on the cluster and its captures. Any thread; reads take the snapshot of the last tick."""
+"""The operations on the cluster and its processors; see `owner.admin.operations` for what holds for all operations."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING
 from owner.admin import tables_view
 from owner.admin.errors import RefusedError
 from owner.admin.ports import OwnerPort
-from owner.admin.resolve import check_capture, current_state, leading_term, leads, scheduler_of, schedulers_of
+from owner.admin.resolve import check_capture, current_state, leading_term, scheduler_of, schedulers_of
 from tablewire.errors import EtcdError, NotLeaderError, UnknownCaptureError
-from tablewire.etcd.records import EventRecord, LeaderRecord
+from tablewire.etcd.records import ChangefeedInfo, EventRecord, LeaderRecord
 from tablewire.model.ids import CaptureID
 from tablewire.model.states import CaptureState, StallReason
 from tablewire.runtime.version import software_version
 from tablewire.v1 import admin_pb2 as pb
+from tablewire.wire.versions import INCOMPATIBLE_LABEL
 
 if TYPE_CHECKING:
     from owner.scheduling.scheduler import SchedulerAndInfo
-    from tablewire.etcd.records import ChangefeedInfo
-from tablewire.wire.versions import INCOMPATIBLE_LABEL
 
-NO_OTHER = "no other capture is ready to take them: start a processor, or cancel the drain"
+NO_OTHER = "no other processor is ready to take them: start a processor, or cancel the drain"
 FOLLOW_POLL_S = 0.25
 UNKNOWN_STATE = "unknown"
 IDLE_STATE = "idle"
@@ -31,135 +30,170 @@ _WORST_FIRST = (CaptureState.SILENT, CaptureState.STOPPING, CaptureState.UNINITI
 
 
 def cluster_status(owner: OwnerPort) -> pb.GetStatusResponse:
-    """Also answered by an owner that does not lead (captures are then counted as "unknown"), and by one without etcd."""
+    """Return the status of the cluster.
+
+    An owner that does not lead, or cannot reach etcd, answers too: it counts the processors that it
+    knows as "unknown".
+    """
     election, term, problem = owner.election, owner.term, owner.election.error
-    leader = election.leader() if leads(owner) or not problem else None
-    owners = [_owner_row(record, leader) for record in election.candidates()]
+    leads = term is not None and term.leads
+    leader = election.leader() if leads or not problem else None
     stored: Sequence[ChangefeedInfo] = ()
     if not problem:
         try:
             stored = owner.changefeeds.list()
         except EtcdError as error:
             problem = str(error)
-    if term is None or not term.leads or problem:
-        captures = Counter({UNKNOWN_STATE: len(term.captures)} if term is not None and term.captures else {})
-    else:
-        captures = Counter(row.state for row in _capture_rows(owner, stored))
+    captures = Counter[str]()
+    if leads and not problem:
+        captures.update(row.state for row in _capture_rows(owner, stored))
+    elif term is not None and term.captures:
+        captures[UNKNOWN_STATE] = len(term.captures)
     return pb.GetStatusResponse(
         cluster=owner.cluster,
         answered_by=owner.owner_id,
         version=software_version(),
         leader=None if leader is None else _owner_row(leader, leader),
-        leader_revision=term.revision if term is not None and term.leads else 0,
-        owners=owners,
-        captures_by_state=dict(captures),
-        changefeeds_by_state=dict(Counter(current_state(owner, info) for info in stored)),
-        braked=[str(changefeed) for changefeed, scheduler in schedulers_of(owner, stored) if scheduler.snapshot().brake],
+        leader_revision=term.revision if term is not None and leads else 0,
+        owners=[_owner_row(record, leader) for record in election.candidates()],
+        captures_by_state=captures,
+        changefeeds_by_state=Counter(current_state(owner, info) for info in stored),
+        braked=[str(info.changefeed) for info, scheduler in schedulers_of(owner, stored) if scheduler.snapshot().brake],
         problem=problem,
     )
 
 
 def resign(owner: OwnerPort, by: str = "") -> str:
-    """The leader steps down and campaigns again as the last in line; its id."""
+    """Make the leader give up leadership and campaign again as the last candidate; return its id."""
     term = owner.term
     if term is None or not term.leads:
         raise RefusedError(f"owner {owner.owner_id} does not lead, so it cannot resign")
     if len(owner.election.candidates()) < 2:
-        raise RefusedError(f"owner {owner.owner_id} is the only owner: nobody could take over")
+        raise RefusedError(f"owner {owner.owner_id} is the only owner: no other owner could lead")
     term.stop("it was asked to resign", by)
     return owner.owner_id
 
 
 def _owner_row(record: LeaderRecord, leader: LeaderRecord | None) -> pb.Owner:
-    return pb.Owner(
-        id=record.id,
-        address=record.address,
-        version=record.version,
-        leading=leader is not None and record.id == leader.id,
-    )
+    leading = leader is not None and record.id == leader.id
+    return pb.Owner(id=record.id, address=record.address, version=record.version, leading=leading)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processors
 
 
 def list_captures(owner: OwnerPort) -> Sequence[pb.Capture]:
-    """Every registered capture, by id."""
+    """Return all registered processors by id."""
     return _capture_rows(owner, owner.changefeeds.list())
 
 
 def _capture_rows(owner: OwnerPort, stored: Sequence[ChangefeedInfo]) -> Sequence[pb.Capture]:
+    term = leading_term(owner)
     states: dict[CaptureID, set[CaptureState]] = {}
     spans: dict[CaptureID, dict[str, int]] = {}
-    term = leading_term(owner)
-    draining = set(term.drains)
-    for changefeed, scheduler in schedulers_of(owner, stored):
+    for info, scheduler in schedulers_of(owner, stored):
         for capture in scheduler.snapshot().captures:
             states.setdefault(capture.id, set()).add(capture.state)
-            spans.setdefault(capture.id, {})[str(changefeed)] = capture.spans
+            spans.setdefault(capture.id, {})[str(info.changefeed)] = capture.spans
     rows = []
-    for info in sorted(term.captures.values(), key=lambda info: info.id):
-        seen = states.get(info.id, set())
-        state = next((state.value for state in _WORST_FIRST if state in seen), IDLE_STATE)
-        if INCOMPATIBLE_LABEL in info.labels:
-            state = INCOMPATIBLE_LABEL
-        held = spans.get(info.id, {})
-        progress = drain_progress(owner, info.id) if info.id in draining else None
-        rows.append(
-            pb.Capture(
-                id=info.id,
-                address=info.address,
-                version=info.version,
-                state=state,
-                spans=sum(held.values()),
-                draining=info.id in draining,
-                labels=dict(info.labels),
-                spans_by_changefeed=held,
-                remaining=None if progress is None else progress.remaining,
-                reasons={} if progress is None else progress.reasons,
-            )
+    for registered in sorted(term.captures.values(), key=lambda registered: registered.id):
+        state = next((state for state in _WORST_FIRST if state in states.get(registered.id, ())), IDLE_STATE)
+        row = pb.Capture(
+            id=registered.id,
+            address=registered.address,
+            version=registered.version,
+            state=INCOMPATIBLE_LABEL if INCOMPATIBLE_LABEL in registered.labels else state,
+            spans=sum(spans.get(registered.id, {}).values()),
+            labels=registered.labels,
+            spans_by_changefeed=spans.get(registered.id, {}),
         )
+        if registered.id in term.drains:
+            progress = _drain_progress(owner, registered.id, stored)
+            row.draining, row.remaining = True, progress.remaining
+            row.reasons.update(progress.reasons)
+        rows.append(row)
     return rows
 
 
 def drain(owner: OwnerPort, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
-    """Asks for the capture to be emptied (idempotent), and tells how that stands."""
+    """Start to drain a processor (idempotent), and return the progress."""
     check_capture(owner, capture)
     leading_term(owner).drain(capture, by)
     return drain_progress(owner, capture)
 
 
 def cancel_drain(owner: OwnerPort, capture: CaptureID, by: str = "") -> pb.DrainCaptureResponse:
+    """Cancel a drain; what has moved stays where it is."""
     term = leading_term(owner)
     if capture not in term.drains:
-        raise RefusedError(f"capture {capture} is not being drained, so there is nothing to cancel")
+        raise RefusedError(f"processor {capture} is not being drained, so there is nothing to cancel")
     term.cancel_drain(capture, by)
     return drain_progress(owner, capture)
 
 
 def drain_progress(owner: OwnerPort, capture: CaptureID) -> pb.DrainCaptureResponse:
-    """Starts nothing. A capture that has left is an answer here (gone), so that who waits for a drain sees its end."""
+    """Return the progress of a drain. A processor that has left is no error, so that a client that waits sees the end."""
+    return _drain_progress(owner, capture, owner.changefeeds.list())
+
+
+def _drain_progress(owner: OwnerPort, capture: CaptureID, stored: Sequence[ChangefeedInfo]) -> pb.DrainCaptureResponse:
     term = leading_term(owner)
     draining = capture in term.drains
     if capture not in term.captures:
         return pb.DrainCaptureResponse(capture=capture, draining=draining, gone=True)
     remaining, reasons, notes = 0, Counter[str](), []
-    for info in owner.changefeeds.list():
+    for info in stored:
         scheduler = scheduler_of(owner, info.changefeed)
         if scheduler is not None:
-            left, why = _left(scheduler, capture, draining)
-            remaining += left
+            count, why = _remaining(scheduler, capture, draining)
+            remaining += count
             reasons.update(why)
             if StallReason.NO_CAPTURE in why:
                 notes.append(NO_OTHER)
         elif draining and info.state.runs and info.start_ts:
-            # It runs on the captures all the same, and nobody knows yet what is where.
+            # The processors replicate it, but this owner does not know yet which tables are where.
             remaining += 1
-            reasons[StallReason.BOOTSTRAP.value] += 1
-            notes.append(f"changefeed {info.changefeed} is not scheduled yet, so nobody can tell what it has there")
-    return pb.DrainCaptureResponse(
-        capture=capture, draining=draining, remaining=remaining, reasons=reasons, note="; ".join(dict.fromkeys(notes))
-    )
+            reasons[StallReason.BOOTSTRAP] += 1
+            notes.append(f"changefeed {info.changefeed} is not scheduled yet, so its tables on the processor are unknown")
+    note = "; ".join(dict.fromkeys(notes))
+    return pb.DrainCaptureResponse(capture=capture, draining=draining, remaining=remaining, reasons=reasons, note=note)
+
+
+def _remaining(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tuple[int, dict[str, int]]:
+    """Return the number of spans of a changefeed in which the processor has a role, and their stall reasons.
+
+    During a drain, moves to the processor and undetermined spans count too, and the number is at
+    least 1 until a tick has seen the drain.
+    """
+    snapshot = scheduler.snapshot()
+    reasons = Counter(tables_view.reasons_at(snapshot, capture))
+    if not draining:
+        return reasons.total(), reasons
+    try:
+        remaining = scheduler.drain_capture(capture)
+    except UnknownCaptureError:
+        remaining = 1  # it has registered since the last tick
+    if not remaining:
+        return 0, {}
+    if not any(seen.id == capture and seen.draining for seen in snapshot.captures):
+        return remaining, {tables_view.WAITING: remaining}
+    if steady := reasons.pop(tables_view.WAITING, 0):
+        others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
+        silent = snapshot.may_hold_any_span or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
+        why = StallReason.NO_CAPTURE if not others else StallReason.SILENT_CAPTURE if silent else StallReason.CONCURRENCY
+        reasons[why] += steady
+    if (undetermined := remaining - reasons.total()) > 0:
+        reasons[StallReason.UNDETERMINED] += undetermined
+    return remaining, reasons
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Events
 
 
 def list_events(owner: OwnerPort, after: int, limit: int) -> Sequence[pb.Event]:
-    """What happened, oldest first: the newest `limit` (0 = all) with a higher sequence than `after`."""
+    """Return the newest `limit` events (0: all) with a higher sequence than `after`, oldest first."""
     found = leading_term(owner).history.events_after(after)
     if found is None:
         raise EtcdError("the events have not been read from etcd yet: try again")
@@ -168,7 +202,7 @@ def list_events(owner: OwnerPort, after: int, limit: int) -> Sequence[pb.Event]:
 
 
 def follow_events(owner: OwnerPort, after: int, is_wanted: Callable[[], bool]) -> Iterator[Sequence[pb.Event]]:
-    """What happens from now on, several at a time, until nobody wants to know. NotLeaderError when this owner's term ends."""
+    """Yield new events in groups while is_wanted; raise NotLeaderError when this owner's term ends."""
     term = leading_term(owner)
     history = term.history
     while is_wanted():
@@ -194,30 +228,3 @@ def _event_row(sequence: int, record: EventRecord) -> pb.Event:
         by=record.by,
         job=record.job,
     )
-
-
-def _left(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tuple[int, dict[str, int]]:
-    """How many spans of one changefeed still touch the capture, and why. While it is drained inbound moves and Undetermined count
-    too, and it is at least 1 until a tick has taken the drain in."""
-    snapshot = scheduler.snapshot()
-    reasons = dict(tables_view.reasons_at(snapshot, capture))
-    if not draining:
-        return sum(reasons.values()), reasons
-    try:
-        left = scheduler.drain_capture(capture)
-    except UnknownCaptureError:
-        left = 1  # registered since the last tick: the next one takes it in
-    if not left:
-        return 0, {}
-    if not any(seen.id == capture and seen.draining for seen in snapshot.captures):
-        return left, {tables_view.WAITING: left}
-    steady = reasons.pop(tables_view.WAITING, 0)
-    if steady:
-        others = any(snapshot.capture_ids[index] != capture for index in snapshot.ready)
-        silent = snapshot.may_hold_any_span or any(snapshot.capture_ids[index] == capture for index in snapshot.silent)
-        why = StallReason.NO_CAPTURE if not others else StallReason.SILENT_CAPTURE if silent else StallReason.CONCURRENCY
-        reasons[why] = reasons.get(why, 0) + steady
-    unseen = left - sum(reasons.values())
-    if unseen > 0:  # it may still hold spans in which it has no role any more
-        reasons[StallReason.UNDETERMINED] = reasons.get(StallReason.UNDETERMINED, 0) + unseen
-    return left, reasons

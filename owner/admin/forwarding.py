@@ -1,14 +1,15 @@
-"""An owner that does not lead passes admin calls on to the leader, as bytes, whatever the call is.
+"""Forwarding of admin calls from an owner that does not lead to the leader, as bytes, whatever the call is.
 
-A passed-on call carries the metadata key FORWARDED_KEY, and an owner that gets one without leading refuses it: one hop, so that
-two owners with different views of the election cannot pass a call to and fro. A refusal for want of a leader carries
-RETRY_KEY in its trailing metadata: nothing was done, so a client may simply ask again. Runs in gRPC's pool.
+A forwarded call carries the metadata key FORWARDED_KEY, and an owner that receives one without
+leading refuses it: one hop, so that two owners with different views of the election cannot forward
+a call to each other. Runs in gRPC's thread pool.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -29,7 +30,7 @@ STREAM_TIMEOUT_S = 24 * 3_600.0
 
 
 class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no annotations
-    """Answers here what this owner can answer, and passes on the rest. Call `close` after the server has stopped."""
+    """Lets this owner answer what it can, and forwards the rest. Call `close` after the server has stopped."""
 
     def __init__(self, owner: OwnerPort, open_channel: OpenChannel) -> None:
         self._owner = owner
@@ -43,17 +44,20 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         handler = continuation(details)
         if handler is None or not details.method.startswith(f"/{SERVICE}/") or leads(self._owner):
             return handler
-        marked = any(key == FORWARDED_KEY for key, _ in details.invocation_metadata)
+        is_forwarded = any(key == FORWARDED_KEY for key, _ in details.invocation_metadata)
         leader = self._owner.election.leader()
         if leader is not None and leader.id == self._owner.owner_id:
-            leader = None  # elected, but not leading yet
-        if details.method == ANSWERED_BY_ANY and (leader is None or marked):
+            leader = None  # elected, but has not read the state in etcd yet
+        if details.method == ANSWERED_BY_ANY and (leader is None or is_forwarded):
             return handler
-        if marked or leader is None:
-            return self._refusal(handler.response_streaming, marked)
+        method: Callable[..., Any]
+        if is_forwarded or leader is None:
+            method = partial(_refuse, self._refusal(is_forwarded))
+        else:
+            method = partial(self._stream if handler.response_streaming else self._unary, details.method, leader)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(details.method, leader))
-        return grpc.unary_unary_rpc_method_handler(self._unary(details.method, leader))
+            return grpc.unary_stream_rpc_method_handler(method)
+        return grpc.unary_unary_rpc_method_handler(method)
 
     def close(self) -> None:
         with self._lock:
@@ -62,62 +66,43 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             if channel is not None:
                 channel.close()
 
-    def _refusal(self, streams: bool, marked: bool) -> Any:
+    def _refusal(self, is_forwarded: bool) -> str:
         text, why = f"owner {self._owner.owner_id} does not lead", self._owner.election.error
         if why:
-            text += f" and cannot be elected: {why}"
-        else:
-            text += " (any more)" if marked else ", and no leader is known: an election is under way"
+            return f"{text} and cannot be elected: {why}; try again"
+        return f"{text}{'' if is_forwarded else ', and no leader is known: an election is under way'}; try again"
 
-        def refuse(_request: bytes, context: Any) -> NoReturn:
-            abort_for_retry(context, f"{text}; try again")
+    def _unary(self, method: str, leader: LeaderRecord, request: bytes, context: Any) -> bytes:
+        channel = self._connect(leader, context)
+        call = channel.unary_unary(method).future(request, **self._call_options(context, UNARY_TIMEOUT_S))
+        if not context.add_callback(call.cancel):
+            call.cancel()
+        try:
+            response: bytes = call.result()
+        except grpc.FutureCancelledError:
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+        except grpc.RpcError as error:
+            _abort_as(error, leader, context)
+        return response
 
-        def refuse_stream(_request: bytes, context: Any) -> Iterator[bytes]:
-            abort_for_retry(context, f"{text}; try again")
-            yield b""  # makes this a generator; abort raises
+    def _stream(self, method: str, leader: LeaderRecord, request: bytes, context: Any) -> Iterator[bytes]:
+        channel = self._connect(leader, context)
+        call = channel.unary_stream(method)(request, **self._call_options(context, STREAM_TIMEOUT_S))
+        if not context.add_callback(call.cancel):
+            call.cancel()
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            _abort_as(error, leader, context)
+        finally:
+            call.cancel()
 
-        if streams:
-            return grpc.unary_stream_rpc_method_handler(refuse_stream)
-        return grpc.unary_unary_rpc_method_handler(refuse)
+    def _call_options(self, context: Any, timeout_s: float) -> dict[str, Any]:
+        metadata = ((FORWARDED_KEY, self._owner.owner_id), (CALLER_KEY, quote(caller_of(context))))
+        return {"timeout": min(context.time_remaining() or timeout_s, timeout_s), "metadata": metadata}
 
-    def _unary(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], bytes]:
-        def forward(request: bytes, context: Any) -> bytes:
-            channel = self._to(leader, context)
-            timeout_s = min(context.time_remaining() or UNARY_TIMEOUT_S, UNARY_TIMEOUT_S)
-            call = channel.unary_unary(method).future(request, timeout=timeout_s, metadata=self._mark(context))
-            if not context.add_callback(call.cancel):
-                call.cancel()
-            try:
-                answer: bytes = call.result()
-            except grpc.FutureCancelledError:
-                context.abort(grpc.StatusCode.CANCELLED, "the caller went away")
-            except grpc.RpcError as error:
-                _pass_on(error, leader, context)
-            return answer
-
-        return forward
-
-    def _stream(self, method: str, leader: LeaderRecord) -> Callable[[bytes, Any], Iterator[bytes]]:
-        def forward(request: bytes, context: Any) -> Iterator[bytes]:
-            channel = self._to(leader, context)
-            timeout_s = min(context.time_remaining() or STREAM_TIMEOUT_S, STREAM_TIMEOUT_S)
-            call = channel.unary_stream(method)(request, timeout=timeout_s, metadata=self._mark(context))
-            if not context.add_callback(call.cancel):
-                call.cancel()
-            try:
-                yield from call
-            except grpc.RpcError as error:
-                _pass_on(error, leader, context)
-            finally:
-                call.cancel()
-
-        return forward
-
-    def _mark(self, context: Any) -> tuple[tuple[str, str], ...]:
-        return ((FORWARDED_KEY, self._owner.owner_id), (CALLER_KEY, quote(caller_of(context))))
-
-    def _to(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
-        """A channel that is connected to the leader of now; else the call ends here, where nothing was done yet."""
+    def _connect(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
+        """Return a channel that is connected to the leader; otherwise end the call here, before anything is done."""
         channel = self._channel_to(leader)
         why_not = why_unreachable(probe(channel, CONNECT_TIMEOUT_S))
         if why_not:
@@ -127,7 +112,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         return channel
 
     def _channel_to(self, leader: LeaderRecord) -> grpc.Channel:
-        """One channel at a time. The former leader's is closed, which ends what is still under way on it."""
+        """Return the one channel, to this leader. Closing the channel to the former leader ends the calls on it."""
         with self._lock:
             if self._channel is None or self._address != leader.address:
                 if self._channel is not None:
@@ -136,23 +121,27 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             return self._channel
 
     def _drop(self, channel: grpc.Channel) -> None:
-        """Nobody is connected by it: the next call opens another one, with the credentials of then."""
+        """Make the next call open another channel, with the credentials as they are then."""
         with self._lock:
             if self._channel is channel:
                 if self._former is not None:
                     self._former.close()
-                self._former, self._channel = channel, None  # another call's connection may just have come up on it
+                self._former, self._channel = channel, None  # another call may just have connected on it
+
+
+def _refuse(text: str, _request: bytes, context: Any) -> NoReturn:
+    abort_for_retry(context, text)
 
 
 def abort_for_retry(context: Any, text: str) -> NoReturn:
-    """Ends the call as UNAVAILABLE where nothing was done yet."""
+    """End the call as UNAVAILABLE where nothing has been done."""
     context.set_trailing_metadata(((RETRY_KEY, "1"),))
     context.abort(grpc.StatusCode.UNAVAILABLE, text)
     raise AssertionError("abort returned")
 
 
-def _pass_on(error: grpc.RpcError, leader: LeaderRecord, context: Any) -> NoReturn:
-    """The leader's own refusal as it is; a leader that does not answer by name."""
+def _abort_as(error: grpc.RpcError, leader: LeaderRecord, context: Any) -> NoReturn:
+    """End the call as the leader did; if the leader became unreachable, say so by its name."""
     code, text = error.code(), error.details() or ""
     trailing = tuple((key, value) for key, value in error.trailing_metadata() or () if key == RETRY_KEY)
     if trailing:

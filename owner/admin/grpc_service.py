@@ -1,8 +1,8 @@
-"""The admin gRPC service: a thin face of `owner.admin.operations`. Runs in gRPC's pool; nothing here waits for a tick.
+"""The admin gRPC service: serves `owner.admin.operations` in gRPC's thread pool. Nothing here waits for a tick.
 
-`new_admin_server` gives a server that answers on the leader and passes calls on elsewhere (`owner.admin.forwarding`). Calls that
-wait (a move until it is decided, the checks of `create`) hold a thread of the pool, so there is a limit on them, and the
-others always find one.
+`new_admin_server` makes a server that answers on the leader and forwards calls elsewhere
+(`owner.admin.forwarding`). A call that waits (for the decision on a move, for the checks of
+`create`) holds a thread of the pool; their number is limited so that other calls always find one.
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 
-from owner.admin import cluster_operations, operations
-from owner.admin import plans as planning
+from owner.admin import cluster_operations, operations, plans
 from owner.admin.caller_identity import caller_of
-from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
+from owner.admin.errors import AlreadyExistsError, InvalidRequestError, UnknownTableError
 from owner.admin.forwarding import SERVICE, ForwardToLeader, abort_for_retry
 from owner.admin.jobs import FollowedJob, follow
 from owner.admin.ports import OwnerPort
 from owner.admin.probe import OpenChannel
-from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import (
     ClosedError,
-    ConfigError,
     ConflictError,
     EtcdError,
     NotLeaderError,
@@ -35,6 +32,7 @@ from tablewire.errors import (
     UnknownCaptureError,
     UnknownChangefeedError,
 )
+from tablewire.model.ids import CaptureID
 from tablewire.runtime.grpc import open_channel, server_options
 from tablewire.runtime.rates import RateLimit
 from tablewire.v1 import admin_pb2 as pb
@@ -50,34 +48,34 @@ REQUEST_BYTES_MAX = 1 << 20
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 1 << 20
 STATUS_BYTES_MAX = 7_000
-"""gRPC carries the text in a header, percent-encoded, and foreign clients refuse headers beyond 8 KiB."""
+"""gRPC carries the text in a header, percent-encoded, and some clients refuse headers beyond 8 KiB."""
 DECISION_WAIT_MS_DEFAULT = 10_000
+SERVICE_NAMES = (SERVICE,)
+"""For health and reflection."""
 
 _STATUS = grpc.StatusCode
-_CODES: tuple[tuple[type[OperatingError], grpc.StatusCode], ...] = (
-    (InvalidRequestError, _STATUS.INVALID_ARGUMENT),
-    (UnknownChangefeedError, _STATUS.NOT_FOUND),
-    (UnknownCaptureError, _STATUS.NOT_FOUND),
-    (UnknownTableError, _STATUS.NOT_FOUND),
-    (AlreadyExistsError, _STATUS.ALREADY_EXISTS),
-    (RefusedError, _STATUS.FAILED_PRECONDITION),
-    (ChangefeedRefusedError, _STATUS.FAILED_PRECONDITION),
-    (ConfigError, _STATUS.FAILED_PRECONDITION),
-    (ConflictError, _STATUS.ABORTED),
-    (EtcdError, _STATUS.UNAVAILABLE),
-    (OperatingError, _STATUS.FAILED_PRECONDITION),
-)
+_CODES: dict[type[OperatingError], grpc.StatusCode] = {
+    InvalidRequestError: _STATUS.INVALID_ARGUMENT,
+    UnknownChangefeedError: _STATUS.NOT_FOUND,
+    UnknownCaptureError: _STATUS.NOT_FOUND,
+    UnknownTableError: _STATUS.NOT_FOUND,
+    AlreadyExistsError: _STATUS.ALREADY_EXISTS,
+    ConflictError: _STATUS.ABORTED,
+    EtcdError: _STATUS.UNAVAILABLE,
+    OperatingError: _STATUS.FAILED_PRECONDITION,  # RefusedError, ChangefeedRefusedError, ConfigError ...
+}
+"""The first class that fits determines the status."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminServer:
-    """A gRPC server that is not bound yet: add its port (and what else it serves), start it, and close it."""
+    """A gRPC server that is not bound yet: add its port (and other services), start it, and close it."""
 
     server: grpc.Server
     forwarder: ForwardToLeader
 
     def close(self, grace_s: float = 1.0) -> None:
-        """No new calls; those under way get grace_s, then they are cancelled. Returns when all have ended."""
+        """Refuse new calls, cancel those that have not ended after grace_s, and return when all have ended."""
         self.server.stop(grace_s).wait()
         self.forwarder.close()
 
@@ -85,7 +83,7 @@ class AdminServer:
 def new_admin_server(
     owner: OwnerPort, open_channel: OpenChannel = open_channel, interceptors: Sequence[grpc.ServerInterceptor] = ()
 ) -> AdminServer:
-    """open_channel: to another owner, with this cluster's credentials. interceptors: whom to let in at all."""
+    """Return a server of the admin API. open_channel: to other owners. interceptors: decide which clients may call."""
     forwarder = ForwardToLeader(owner, open_channel)
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
@@ -97,169 +95,60 @@ def new_admin_server(
     return AdminServer(server, forwarder)
 
 
-SERVICE_NAMES = (SERVICE,)
-"""For health and reflection."""
+def _unary(operation: Callable[[OwnerPort, Any, str], Any], waits: bool = False) -> Callable[..., Any]:
+    """Serve an operation on the owner, the request and the name of the caller. waits: it may take long."""
+
+    def serve(self: AdminServicer, request: Any, context: Any) -> Any:
+        with _errors(context), self._place(self._waiters, context) if waits else nullcontext():
+            return operation(self._owner, request, caller_of(context))
+
+    return serve
 
 
-class AdminServicer(admin_pb2_grpc.AdminServicer):
-    """See admin.proto for what each call means."""
+def _stream(operation: Callable[[OwnerPort, Any, Any], Iterator[Any]]) -> Callable[..., Any]:
+    """Serve an operation on the owner, the request and the context of the call, which may take long."""
 
-    def __init__(self, owner: OwnerPort) -> None:
-        self._owner = owner
-        self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
-        self._followers = threading.BoundedSemaphore(FOLLOWERS_MAX)
+    def serve(self: AdminServicer, request: Any, context: Any) -> Iterator[Any]:
+        # The place comes first: a call that finds none must not have started anything.
+        with _errors(context), self._place(self._waiters, context):
+            yield from operation(self._owner, request, context)
 
-    def GetStatus(self, _request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        with _errors(context):
-            return cluster_operations.cluster_status(self._owner)
+    return serve
 
-    def Resign(self, _request: pb.ResignRequest, context: Any) -> pb.ResignResponse:
-        with _errors(context):
-            return pb.ResignResponse(owner_id=cluster_operations.resign(self._owner, caller_of(context)))
 
-    def ListCaptures(self, _request: pb.ListCapturesRequest, context: Any) -> pb.ListCapturesResponse:
-        with _errors(context):
-            return pb.ListCapturesResponse(captures=cluster_operations.list_captures(self._owner))
+def _drain(request: pb.DrainCaptureRequest) -> Callable[[OwnerPort, CaptureID, str], pb.DrainCaptureResponse]:
+    return cluster_operations.cancel_drain if request.cancel else cluster_operations.drain
 
-    def DrainCapture(self, request: pb.DrainCaptureRequest, context: Any) -> pb.DrainCaptureResponse:
-        verb = cluster_operations.cancel_drain if request.cancel else cluster_operations.drain
-        with _errors(context):
-            return verb(self._owner, request.capture, caller_of(context))
 
-    def GetDrain(self, request: pb.GetDrainRequest, context: Any) -> pb.DrainCaptureResponse:
-        with _errors(context):
-            return cluster_operations.drain_progress(self._owner, request.capture)
-
-    def CreateChangefeed(self, request: pb.CreateChangefeedRequest, context: Any) -> pb.Changefeed:
-        with _errors(context), self._waiting(context):
-            return operations.create_changefeed(self._owner, request, caller_of(context))
-
-    def ListChangefeeds(self, _request: pb.ListChangefeedsRequest, context: Any) -> pb.ListChangefeedsResponse:
-        with _errors(context):
-            return pb.ListChangefeedsResponse(changefeeds=operations.list_changefeeds(self._owner))
-
-    def QueryChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
-        with _errors(context):
-            return operations.query_changefeed(self._owner, request.changefeed)
-
-    def PauseChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
-        with _errors(context):
-            return operations.pause_changefeed(self._owner, request.changefeed, caller_of(context))
-
-    def ResumeChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.Changefeed:
-        with _errors(context):
-            return operations.resume_changefeed(self._owner, request.changefeed, caller_of(context))
-
-    def UpdateChangefeed(self, request: pb.UpdateChangefeedRequest, context: Any) -> pb.Changefeed:
-        with _errors(context), self._waiting(context):
-            return operations.update_changefeed(self._owner, request, caller_of(context))
-
-    def RemoveChangefeed(self, request: pb.ChangefeedRequest, context: Any) -> pb.RemoveChangefeedResponse:
-        with _errors(context):
-            return pb.RemoveChangefeedResponse(
-                changefeed=operations.remove_changefeed(self._owner, request.changefeed, caller_of(context))
-            )
-
-    def ListTables(self, request: pb.ListTablesRequest, context: Any) -> Iterator[pb.ListTablesResponse]:
-        with _errors(context), self._waiting(context):
-            changefeed, rows = operations.list_tables(self._owner, request)
-            chunk, size = pb.ListTablesResponse(changefeed=changefeed), 0
-            for count, message in enumerate(rows):
-                if request.limit and count == request.limit:
-                    chunk.truncated = True
-                    break
-                size += message.ByteSize()
-                chunk.tables.append(message)
-                if len(chunk.tables) == CHUNK_ROWS or size >= CHUNK_BYTES:
-                    if not context.is_active():
-                        return
-                    yield chunk
-                    chunk, size = pb.ListTablesResponse(), 0
+def _list_tables(owner: OwnerPort, request: pb.ListTablesRequest, context: Any) -> Iterator[pb.ListTablesResponse]:
+    changefeed, rows = operations.list_tables(owner, request)
+    chunk, size = pb.ListTablesResponse(changefeed=changefeed), 0
+    for count, row in enumerate(rows):
+        if request.limit and count == request.limit:
+            chunk.truncated = True
+            break
+        size += row.ByteSize()
+        chunk.tables.append(row)
+        if len(chunk.tables) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            if not context.is_active():
+                return
             yield chunk
-
-    def MoveTable(self, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Sequence[FollowedJob]:
-            return [operations.move_table(self._owner, request.changefeed, request.table, request.target, caller_of(context))]
-
-        return self._follow(ask, request.wait_done, request.wait_ms, context)
-
-    def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
-        def ask() -> Sequence[FollowedJob]:
-            return operations.rebalance(self._owner, request.changefeed, caller_of(context))
-
-        return self._follow(ask, request.wait_done, request.wait_ms, context)
-
-    def PlanMove(self, request: pb.PlanMoveRequest, context: Any) -> Iterator[pb.Plan]:
-        with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_move(self._owner, request.changefeed, request.table, request.target))
-
-    def PlanDrain(self, request: pb.PlanDrainRequest, context: Any) -> Iterator[pb.Plan]:
-        with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_drain(self._owner, request.capture))
-
-    def PlanRebalance(self, request: pb.PlanRebalanceRequest, context: Any) -> Iterator[pb.Plan]:
-        with _errors(context), self._waiting(context):
-            yield from _chunks(planning.plan_rebalance(self._owner, request.changefeed))
-
-    def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
-        with _errors(context), self._taking(self._followers if request.follow else self._waiters, context):
-            after = request.after
-            rows = cluster_operations.list_events(self._owner, after, request.limit)
-            for at in range(0, max(1, len(rows)), CHUNK_ROWS):
-                yield pb.ListEventsResponse(events=rows[at : at + CHUNK_ROWS])
-            if request.follow:
-                after = rows[-1].sequence if rows else after
-                for news in cluster_operations.follow_events(self._owner, after, context.is_active):
-                    yield pb.ListEventsResponse(events=news)
-
-    def _follow(self, ask: Callable[[], Sequence[FollowedJob]], until_done: bool, wait_ms: int, context: Any) -> Iterator[pb.Job]:
-        timeout_s = (wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
-        # The place among the waiters first: a call that finds none must not have started anything.
-        with _errors(context), self._waiting(context):
-            yield from follow(ask(), until_done=until_done, timeout_s=timeout_s, is_wanted=context.is_active)
-
-    def _waiting(self, context: Any) -> AbstractContextManager[None]:
-        return self._taking(self._waiters, context)
-
-    @contextmanager
-    def _taking(self, places: threading.BoundedSemaphore, context: Any) -> Iterator[None]:
-        if not places.acquire(blocking=False):
-            limit, what = (FOLLOWERS_MAX, "follow events") if places is self._followers else (WAITERS_MAX, "wait")
-            context.abort(_STATUS.RESOURCE_EXHAUSTED, f"{limit} calls that {what} are under way already; try again later")
-        try:
-            yield
-        finally:
-            places.release()
+            chunk, size = pb.ListTablesResponse(), 0
+    yield chunk
 
 
-@contextmanager
-def _errors(context: Any) -> Iterator[None]:
-    """Expected trouble becomes a status with the same text; anything else is a bug and gRPC's to report."""
-    try:
-        yield
-    except (NotLeaderError, ClosedError) as error:
-        abort_for_retry(context, clip(f"this owner's leadership ended meanwhile: {error}; try again"))
-    except OperatingError as error:
-        _abort(context, error)
+def _move_table(owner: OwnerPort, request: pb.MoveTableRequest, context: Any) -> Iterator[pb.Job]:
+    job = operations.move_table(owner, request.changefeed, request.table, request.target, caller_of(context))
+    return _follow([job], request, context)
 
 
-def _abort(context: Any, error: OperatingError) -> NoReturn:
-    code = next(code for kind, code in _CODES if isinstance(error, kind))
-    context.abort(code, clip(str(error)))
-    raise AssertionError("abort returned")
+def _rebalance(owner: OwnerPort, request: pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
+    return _follow(operations.rebalance(owner, request.changefeed, caller_of(context)), request, context)
 
 
-def clip(text: str, bytes_max: int = STATUS_BYTES_MAX) -> str:
-    """The text, cut where it would not fit a header: a byte beyond ASCII counts three times."""
-    if len(text) * 12 <= bytes_max:
-        return text
-    size = 0
-    for at, character in enumerate(text):
-        encoded = character.encode(errors="replace")
-        size += len(encoded) if len(encoded) == 1 and character not in "%\n\r\t" else 3 * len(encoded)
-        if size > bytes_max:
-            return f"{text[:at]} ... ({len(text) - at} more characters)"
-    return text
+def _follow(jobs: Sequence[FollowedJob], request: pb.MoveTableRequest | pb.RebalanceRequest, context: Any) -> Iterator[pb.Job]:
+    timeout_s = (request.wait_ms or DECISION_WAIT_MS_DEFAULT) / 1000
+    return follow(jobs, until_done=request.wait_done, timeout_s=timeout_s, is_wanted=context.is_active)
 
 
 def _chunks(plan: pb.Plan) -> Iterator[pb.Plan]:
@@ -269,3 +158,93 @@ def _chunks(plan: pb.Plan) -> Iterator[pb.Plan]:
         chunk.moves.extend(plan.moves[at : at + CHUNK_ROWS])
         yield chunk
         chunk = pb.Plan()
+
+
+class AdminServicer(admin_pb2_grpc.AdminServicer):
+    """The calls, which admin.proto describes."""
+
+    def __init__(self, owner: OwnerPort) -> None:
+        self._owner = owner
+        self._waiters = threading.BoundedSemaphore(WAITERS_MAX)
+        self._followers = threading.BoundedSemaphore(FOLLOWERS_MAX)
+
+    GetStatus = _unary(lambda owner, _request, _by: cluster_operations.cluster_status(owner))
+    Resign = _unary(lambda owner, _request, by: pb.ResignResponse(owner_id=cluster_operations.resign(owner, by)))
+
+    ListCaptures = _unary(lambda owner, _request, _by: pb.ListCapturesResponse(captures=cluster_operations.list_captures(owner)))
+    DrainCapture = _unary(lambda owner, request, by: _drain(request)(owner, request.capture, by))
+    GetDrain = _unary(lambda owner, request, _by: cluster_operations.drain_progress(owner, request.capture))
+
+    CreateChangefeed = _unary(operations.create_changefeed, waits=True)
+    ListChangefeeds = _unary(
+        lambda owner, _request, _by: pb.ListChangefeedsResponse(changefeeds=operations.list_changefeeds(owner))
+    )
+    QueryChangefeed = _unary(lambda owner, request, _by: operations.query_changefeed(owner, request.changefeed))
+    PauseChangefeed = _unary(lambda owner, request, by: operations.pause_changefeed(owner, request.changefeed, by))
+    ResumeChangefeed = _unary(lambda owner, request, by: operations.resume_changefeed(owner, request.changefeed, by))
+    UpdateChangefeed = _unary(operations.update_changefeed, waits=True)
+    RemoveChangefeed = _unary(
+        lambda owner, request, by: pb.RemoveChangefeedResponse(
+            changefeed=operations.remove_changefeed(owner, request.changefeed, by)
+        )
+    )
+
+    ListTables = _stream(_list_tables)
+    MoveTable = _stream(_move_table)
+    Rebalance = _stream(_rebalance)
+
+    PlanMove = _stream(
+        lambda owner, request, _context: _chunks(plans.plan_move(owner, request.changefeed, request.table, request.target))
+    )
+    PlanDrain = _stream(lambda owner, request, _context: _chunks(plans.plan_drain(owner, request.capture)))
+    PlanRebalance = _stream(lambda owner, request, _context: _chunks(plans.plan_rebalance(owner, request.changefeed)))
+
+    def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> Iterator[pb.ListEventsResponse]:
+        with _errors(context), self._place(self._followers if request.follow else self._waiters, context):
+            rows = cluster_operations.list_events(self._owner, request.after, request.limit)
+            for at in range(0, max(1, len(rows)), CHUNK_ROWS):
+                yield pb.ListEventsResponse(events=rows[at : at + CHUNK_ROWS])
+            if request.follow:
+                after = rows[-1].sequence if rows else request.after
+                for events in cluster_operations.follow_events(self._owner, after, context.is_active):
+                    yield pb.ListEventsResponse(events=events)
+
+    @contextmanager
+    def _place(self, places: threading.BoundedSemaphore, context: Any) -> Iterator[None]:
+        if not places.acquire(blocking=False):
+            limit, what = (FOLLOWERS_MAX, "follow events") if places is self._followers else (WAITERS_MAX, "wait")
+            context.abort(_STATUS.RESOURCE_EXHAUSTED, f"there are already {limit} calls that {what}; try again later")
+        try:
+            yield
+        finally:
+            places.release()
+
+
+@contextmanager
+def _errors(context: Any) -> Iterator[None]:
+    """End the call with the status and the text of an OperatingError; any other error is a bug, which gRPC reports."""
+    try:
+        yield
+    except (NotLeaderError, ClosedError) as error:
+        abort_for_retry(context, clip(f"this owner stopped leading during the call: {error}; try again"))
+    except OperatingError as error:
+        _abort(context, error)
+
+
+def _abort(context: Any, error: OperatingError) -> NoReturn:
+    code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+    context.abort(code, clip(str(error)))
+    raise AssertionError("abort returned")
+
+
+def clip(text: str, bytes_max: int = STATUS_BYTES_MAX) -> str:
+    """Return the text, cut to the length of a header, where a byte beyond ASCII takes three."""
+    if len(text) * 12 <= bytes_max:
+        return text
+    size = 0
+    for at, character in enumerate(text):
+        encoded = character.encode(errors="replace")
+        size += len(encoded) if len(encoded) == 1 and character not in "%\n\r\t" else 3 * len(encoded)
+        if size > bytes_max:
+            return f"{text[:at]} ... ({len(text) - at} more characters)"
+    return text

@@ -1,10 +1,9 @@
-"""What an operator can ask of the cluster: the verbs themselves, without a wire and without a terminal.
+"""The operations on changefeeds and tables, which `owner.admin.grpc_service` serves.
 
-`owner.admin.grpc_service` turns these into gRPC and `owner.cli` into commands. The contract with
-the service is `owner.admin.ports`; answers are the frozen values of `owner.admin.models`. Every
-verb may be called from any thread, takes no lock of its own, and reads the snapshot of the last
-tick, so it never waits for one. Trouble is an OperatingError with one clear text; which kind it is
-tells the API its status code.
+Operations may be called from any thread. They answer with the messages of admin.proto, read the
+snapshot of the last tick, and never wait for a tick. A failure is an OperatingError with one line
+of text; its class determines the status code of the API. `by` is the caller
+(`owner.admin.caller_identity`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ from owner.admin.ports import OwnerPort
 from owner.admin.resolve import (
     check_capture,
     current_state,
+    find_changefeed,
     names_text,
+    parse_changefeed,
+    rebalanced,
     running,
     runtime_of,
     scheduler_of,
@@ -30,11 +32,9 @@ from owner.admin.resolve import (
     table_names,
 )
 from owner.changefeed.sources import source_request
-from tablewire.errors import OperatingError, UnknownChangefeedError
-from tablewire.etcd.keys import check_name
+from tablewire.errors import UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
 from tablewire.model.ids import CaptureID, ChangefeedID
-from tablewire.model.progress import Watermark
 from tablewire.runtime.uris import redact_uri
 from tablewire.runtime.version import software_version
 from tablewire.source import CheckFailure
@@ -42,57 +42,14 @@ from tablewire.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from owner.changefeed.store import EtcdChangefeeds
-    from owner.scheduling.scheduler import SchedulerAndInfo
 
-DEFAULT_NAMESPACE = "default"
-CHANGEFEED_ID_LENGTH_MAX = 48
-"""A source names things after a changefeed: PostgreSQL allows a slot 63 characters, `tablewire_` included."""
 URI_LENGTH_MAX = 4_096
 PATTERNS_MAX = 1_000
 OPTIONS_MAX = 100
 
-_CHANGEFEED_ID = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Changefeeds
-
-
-def parse_changefeed(text: str) -> ChangefeedID:
-    """`id` or `namespace/id`; InvalidRequestError when it cannot be one."""
-    namespace, slash, name = text.rpartition("/")
-    if not slash:
-        namespace = DEFAULT_NAMESPACE
-    try:
-        check_name("namespace", namespace)
-    except OperatingError as error:
-        raise InvalidRequestError(str(error)) from error
-    if not _CHANGEFEED_ID.fullmatch(name) or len(name) > CHANGEFEED_ID_LENGTH_MAX:
-        raise InvalidRequestError(
-            f"changefeed id {name[:100]!r} is not valid: lower-case letters, digits, '_' and '-', "
-            f"starting with a letter or digit, at most {CHANGEFEED_ID_LENGTH_MAX} characters"
-        )
-    return ChangefeedID(namespace, name)
-
-
-def find_changefeed(owner: OwnerPort, text: str) -> ChangefeedInfo:
-    """The changefeed of this name; of the empty name while there is exactly one."""
-    if text:
-        changefeed = parse_changefeed(text)
-        try:
-            return owner.changefeeds.get(changefeed)
-        except UnknownChangefeedError:
-            known = sorted(str(info.changefeed) for info in owner.changefeeds.list())
-            raise UnknownChangefeedError(f"no changefeed {changefeed}; {names_text('there', known)}") from None
-    infos = owner.changefeeds.list()
-    if len(infos) > 1:  # one that is on its way out is not meant, unless there is no other
-        infos = [info for info in infos if info.state is not ChangefeedState.REMOVED] or infos
-    if len(infos) == 1:
-        return infos[0]
-    if not infos:
-        raise UnknownChangefeedError("there is no changefeed")
-    names = sorted(str(info.changefeed) for info in infos)
-    raise InvalidRequestError(f"there are {len(infos)} changefeeds, so say which one; {names_text('there', names)}")
 
 
 def list_changefeeds(owner: OwnerPort) -> Sequence[pb.Changefeed]:
@@ -104,7 +61,7 @@ def query_changefeed(owner: OwnerPort, text: str) -> pb.Changefeed:
 
 
 def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by: str = "") -> pb.Changefeed:
-    """Runs every check first, names all that fail in one text, and stores nothing unless all hold."""
+    """Run all checks and store the changefeed; if any fails, name all that fail and store nothing."""
     changefeed = parse_changefeed(request.changefeed)
     _check_request(request)
     try:
@@ -134,20 +91,20 @@ def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by:
 
 
 def pause_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
-    """The answer tells what the source retains: as it was before, while it has not been looked at since."""
-    runtime = runtime_of(owner, find_changefeed(owner, text).changefeed)
-    row = _change(owner, text, lambda registry, changefeed: registry.pause(changefeed, by))
-    if not row.HasField("retained_bytes") and runtime is not None and runtime.retained_bytes is not None:
-        row.retained_bytes = runtime.retained_bytes
+    """Pause a changefeed. The answer has the retained bytes as last known, even if the paused run does not know them yet."""
+    retained_bytes = runtime_of(owner, find_changefeed(owner, text)).retained_bytes
+    row = _change(owner, text, lambda changefeeds, changefeed: changefeeds.pause(changefeed, by))
+    if not row.HasField("retained_bytes") and retained_bytes is not None:
+        row.retained_bytes = retained_bytes
     return row
 
 
 def resume_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
-    return _change(owner, text, lambda registry, changefeed: registry.resume(changefeed, by))
+    return _change(owner, text, lambda changefeeds, changefeed: changefeeds.resume(changefeed, by))
 
 
 def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
-    """Changes the filter or options of a paused one, after all checks; they hold from its next start on."""
+    """Run all checks and change the filter or options of a paused changefeed, from its next start on."""
     if not (request.tables or request.options or request.unset_options):
         raise InvalidRequestError("nothing to change: give tables or options")
     info = find_changefeed(owner, request.changefeed)
@@ -155,7 +112,7 @@ def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by:
         state = current_state(owner, info)
         raise RefusedError(f"changefeed {info.changefeed} is {state}: only a paused one can be changed; nothing was changed")
     if unknown := sorted(set(request.unset_options) - info.options.keys()):
-        raise InvalidRequestError(f"option {unknown[0]!r} is not set; {names_text('there', sorted(info.options))}")
+        raise InvalidRequestError(f"option {unknown[0]!r} is not set; {names_text('there', info.options)}")
     _check_patterns(request.tables or info.tables, len(info.options) + len(request.options))
     kept = {name: value for name, value in info.options.items() if name not in request.unset_options}
     tables, options = list(request.tables or info.tables), {**kept, **request.options}
@@ -166,20 +123,20 @@ def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by:
 
 
 def remove_changefeed(owner: OwnerPort, text: str, by: str = "") -> str:
-    """Marks it removed; the leader stops it, drops what it made at the source, then forgets it. Its name."""
+    """Mark a changefeed as removed and return its name. The leader stops it, cleans up the source and then deletes it."""
     if not text:
         raise InvalidRequestError("a removal must name its changefeed")
-    info = find_changefeed(owner, text)
-    owner.changefeeds.remove(info.changefeed, by)
+    changefeed = find_changefeed(owner, text).changefeed
+    owner.changefeeds.remove(changefeed, by)
     owner.wake()
-    return str(info.changefeed)
+    return str(changefeed)
 
 
 def _change(owner: OwnerPort, text: str, write: Callable[[EtcdChangefeeds, ChangefeedID], None]) -> pb.Changefeed:
-    info = find_changefeed(owner, text)
-    write(owner.changefeeds, info.changefeed)
+    changefeed = find_changefeed(owner, text).changefeed
+    write(owner.changefeeds, changefeed)
     owner.wake()
-    return _changefeed_row(owner, owner.changefeeds.get(info.changefeed))
+    return _changefeed_row(owner, owner.changefeeds.get(changefeed))
 
 
 def _check_request(request: pb.CreateChangefeedRequest) -> None:
@@ -216,23 +173,18 @@ def _check_source(owner: OwnerPort, info: ChangefeedInfo, done: str) -> None:
 
 
 def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
-    changefeed = info.changefeed
-    runtime = runtime_of(owner, changefeed)
-    scheduler = scheduler_of(owner, changefeed)
+    runtime, scheduler = runtime_of(owner, info), scheduler_of(owner, info.changefeed)
     snapshot = scheduler.snapshot() if scheduler is not None else None
-    watermark = runtime.watermark if runtime is not None else Watermark(0, 0)
-    source_ts = runtime.source_ts if runtime is not None else 0
-    known = source_ts > 0 and watermark.checkpoint_ts > 0
     summary = tables_view.summarize(snapshot)
-    names = runtime.table_names if runtime is not None else {}
+    watermark, source_ts = runtime.watermark, runtime.source_ts
     return pb.Changefeed(
-        changefeed=str(changefeed),
+        changefeed=str(info.changefeed),
         state=current_state(owner, info),
-        error=redact_uri((runtime.error if runtime is not None else "") or info.error),
+        error=redact_uri(runtime.error or info.error),
         epoch=info.epoch,
         source_uri=redact_uri(info.source_uri),
         sink_uri=redact_uri(info.sink_uri),
-        tables=tuple(info.tables),
+        tables=info.tables,
         skip_snapshot=not info.initial_snapshot,
         start_ts=info.start_ts,
         target_ts=info.target_ts,
@@ -243,13 +195,13 @@ def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
         resolved_ts=watermark.resolved_ts,
         last_synced_ts=watermark.last_synced_ts,
         source_ts=source_ts,
-        lag=max(0, source_ts - watermark.checkpoint_ts) if known else None,
-        retained_bytes=runtime.retained_bytes if runtime is not None else None,
+        lag=max(0, source_ts - watermark.checkpoint_ts) if source_ts and watermark.checkpoint_ts else None,
+        retained_bytes=runtime.retained_bytes,
         spans=summary.spans,
         spans_by_state=summary.by_state,
         stalls=summary.stalls,
-        slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, names),
-        jobs=[] if scheduler is None else open_jobs(changefeed, scheduler),
+        slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, runtime.table_names),
+        jobs=[] if scheduler is None else open_jobs(info.changefeed, scheduler),
         rows_per_s=summary.rows_per_s,
         bytes_per_s=summary.bytes_per_s,
     )
@@ -260,14 +212,12 @@ def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
 
 
 def list_tables(owner: OwnerPort, wanted: pb.ListTablesRequest) -> tuple[str, Iterator[pb.TableRow]]:
-    """The changefeed's name, and its spans lazily, in the order of the scheduler's rows; `limit` is the caller's to apply."""
+    """Return the name of the changefeed and an iterator of its spans, in their order. The caller applies the limit."""
     info = find_changefeed(owner, wanted.changefeed)
-    scheduler = running(owner, info)
-    names = table_names(owner, info)
+    snapshot, names = running(owner, info).snapshot(), table_names(owner, info.changefeed)
     table_id = table_id_of(info, names, wanted.table) if wanted.table else None
     if wanted.capture:
         check_capture(owner, wanted.capture)
-    snapshot = scheduler.snapshot()
     spans = tables_view.select_positions(snapshot, capture=wanted.capture, stalled=wanted.stalled, table_id=table_id)
     rows = (tables_view.table_row(span, names, tables_view.rates(snapshot, position)) for position, span in spans)
     return str(info.changefeed), rows
@@ -276,8 +226,7 @@ def list_tables(owner: OwnerPort, wanted: pb.ListTablesRequest) -> tuple[str, It
 def move_table(owner: OwnerPort, text: str, table: str, target: CaptureID, by: str = "") -> FollowedJob:
     """Ask the scheduler to move a table; its next tick decides."""
     info = find_changefeed(owner, text)
-    scheduler = running(owner, info)
-    names = table_names(owner, info)
+    scheduler, names = running(owner, info), table_names(owner, info.changefeed)
     table_id = table_id_of(info, names, table)
     check_capture(owner, target)
     query = scheduler.move_table(table_id, target, by)
@@ -295,15 +244,3 @@ def rebalance(owner: OwnerPort, text: str, by: str = "") -> Sequence[FollowedJob
         jobs[-1].record_request()
     owner.wake()
     return jobs
-
-
-def rebalanced(owner: OwnerPort, text: str) -> Sequence[tuple[ChangefeedInfo, SchedulerAndInfo]]:
-    """The changefeeds that a rebalance is about, by name; RefusedError when none of them runs."""
-    infos = sorted(owner.changefeeds.list(), key=lambda info: info.changefeed)
-    if text or len(infos) < 2:
-        info = find_changefeed(owner, text)
-        return [(info, running(owner, info))]
-    found = [(info, scheduler) for info in infos if (scheduler := scheduler_of(owner, info.changefeed)) is not None]
-    if not found:
-        raise RefusedError(f"none of the {len(infos)} changefeeds runs, so there is nothing to rebalance")
-    return found

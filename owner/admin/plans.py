@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from owner.admin.errors import RefusedError, UnknownTableError
-from owner.admin.operations import find_changefeed, rebalanced
 from owner.admin.ports import OwnerPort
-from owner.admin.resolve import check_capture, running, runtime_of, schedulers, table_id_of, table_names
+from owner.admin.resolve import (
+    check_capture,
+    find_changefeed,
+    rebalanced,
+    running,
+    schedulers_of,
+    table_id_of,
+    table_names,
+)
 from owner.changefeed.cluster_load import ClusterLoad, Loads
 from owner.core.jobs import PlannedMove
 from tablewire.model.ids import CaptureID, ChangefeedID
@@ -44,7 +51,7 @@ def plan_rebalance(owner: OwnerPort, text: str) -> pb.Plan:
 def plan_drain(owner: OwnerPort, capture: CaptureID) -> pb.Plan:
     """Where everything on this capture would go."""
     check_capture(owner, capture)
-    chosen = {changefeed for changefeed, _ in schedulers(owner)}
+    chosen = {info.changefeed for info, _ in schedulers_of(owner, owner.changefeeds.list())}
     return _plan(owner, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
 
 
@@ -52,7 +59,7 @@ def plan_move(owner: OwnerPort, text: str, table: str, target: CaptureID) -> pb.
     """RefusedError for what the scheduler would refuse, with its reason."""
     info = find_changefeed(owner, text)
     running(owner, info)
-    table_id = table_id_of(info, table_names(owner, info), table)
+    table_id = table_id_of(info, table_names(owner, info.changefeed), table)
     check_capture(owner, target)
 
     def moves(snapshot: Snapshot) -> Sequence[PlannedMove]:
@@ -68,9 +75,8 @@ def _plan(
     plan: Callable[[Snapshot], Sequence[PlannedMove]],
     why_not_more: Callable[[Sequence[Snapshot]], str],
 ) -> pb.Plan:
-    snapshots = {
-        changefeed: scheduler.snapshot() for changefeed, scheduler in sorted(schedulers(owner), key=lambda pair: pair[0])
-    }
+    stored = sorted(owner.changefeeds.list(), key=lambda info: info.changefeed)
+    snapshots = {info.changefeed: scheduler.snapshot() for info, scheduler in schedulers_of(owner, stored)}
     for changefeed in sorted(chosen & snapshots.keys()):
         if not snapshots[changefeed].initialized:
             raise RefusedError(f"changefeed {changefeed} cannot be planned for yet: its owner is still hearing from the captures")
@@ -110,8 +116,7 @@ def _after(own: Loads, moves: Sequence[PlannedMove]) -> Loads:
 
 
 def _rows(owner: OwnerPort, changefeed: ChangefeedID, moves: Sequence[PlannedMove]) -> Iterator[pb.PlannedMove]:
-    runtime = runtime_of(owner, changefeed)
-    names = runtime.table_names if runtime is not None else {}
+    names = table_names(owner, changefeed)
     for move in moves:
         span = move.span
         yield pb.PlannedMove(

@@ -64,7 +64,7 @@ def test_an_operators_day(world: CounterWorld) -> None:
     assert ask("table", "list", "--table", "1")["tables"][0]["primary"] == target
     assert f"capture {target} is already the primary" in refusal(world, "table", "move", "1", "--to", target)
     assert "no table 'public.t99'" in refusal(world, "table", "move", "public.t99", "--to", target)
-    assert "no capture 'nobody'" in refusal(world, "table", "move", "1", "--to", "nobody")
+    assert "no processor 'nobody'" in refusal(world, "table", "move", "1", "--to", "nobody")
     assert ask("rebalance", "--wait")["state"] == "done"
 
     drained = ask("capture", "drain", target, "--wait")

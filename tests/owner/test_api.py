@@ -98,7 +98,7 @@ def test_a_move_that_no_tick_decides_is_told_as_pending(view: AdminView, stub: A
     [
         ("QueryChangefeed", pb.ChangefeedRequest(changefeed="NO"), "INVALID_ARGUMENT", "'NO' is not valid"),
         ("QueryChangefeed", pb.ChangefeedRequest(changefeed="no"), "NOT_FOUND", "no changefeed default/no; there: default/test"),
-        ("DrainCapture", pb.DrainCaptureRequest(capture="z"), "NOT_FOUND", "no capture 'z'; registered: a, b, c"),
+        ("DrainCapture", pb.DrainCaptureRequest(capture="z"), "NOT_FOUND", "no processor 'z'; registered: a, b, c"),
         ("DrainCapture", pb.DrainCaptureRequest(capture="a", cancel=True), "FAILED_PRECONDITION", "not being drained"),
         ("ResumeChangefeed", pb.ChangefeedRequest(), "FAILED_PRECONDITION", "cannot resume: it is running already"),
         ("RemoveChangefeed", pb.ChangefeedRequest(), "INVALID_ARGUMENT", "must name"),
@@ -219,7 +219,7 @@ def test_two_followers_that_hold_each_other_for_the_leader_refuse(view: AdminVie
     stub = stub_of(address, stack)
     error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S))
     assert (error.code(), has_retry_key(error)) == (grpc.StatusCode.UNAVAILABLE, True)
-    assert "owner-2 does not lead (any more)" in error.details()
+    assert "owner-2 does not lead; try again" in error.details()
     error = refused(lambda: list(stub.ListTables(pb.ListTablesRequest(), timeout=TIMEOUT_S)))
     assert (error.code(), has_retry_key(error)) == (grpc.StatusCode.UNAVAILABLE, True)
     assert stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).answered_by == "owner-2"

@@ -233,7 +233,7 @@ def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, v
     text = failure(owner("table", "move", "1", "--to", where))
     assert text == f"Error: move of public.t1 to {where}: refused: capture {where} is already the primary\n"
     assert "no table 'public.zz'" in failure(owner("table", "move", "public.zz", "--to", "a"))
-    assert "no capture 'z'; registered: a, b, c" in failure(owner("table", "move", "1", "--to", "z"))
+    assert "no processor 'z'; registered: a, b, c" in failure(owner("table", "move", "1", "--to", "z"))
 
 
 def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view: AdminView) -> None:
@@ -372,7 +372,7 @@ def test_query_for_people_says_what_costs_and_what_waits(owner: Owner, view: Adm
 def test_with_two_changefeeds_one_has_to_be_named(owner: Owner, view: AdminView) -> None:
     """The text names both."""
     view.store.create(paused())
-    assert "2 changefeeds, so say which one; there: default/other, default/test" in failure(owner("table", "list"))
+    assert "2 changefeeds, so name one; there: default/other, default/test" in failure(owner("table", "list"))
     assert owner("table", "list", "--changefeed", "test").exit_code == 0
     lines = owner("changefeed", "list").stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["default/other", "stopped"], ["default/test", "normal"]]
@@ -417,8 +417,10 @@ def test_capture_list_and_drain(owner: Owner, view: AdminView) -> None:
     assert (result["draining"], result["remaining"], result["gone"]) == (True, 0, False)
     assert "safe to stop" in owner("capture", "list").stdout.splitlines()[1]
     assert "is not being drained" in owner("capture", "drain", "a", "--cancel").stdout
-    assert "capture a is not being drained, so there is nothing to cancel" in failure(owner("capture", "drain", "a", "--cancel"))
-    assert "no capture 'z'" in failure(owner("capture", "drain", "z"))
+    assert "processor a is not being drained, so there is nothing to cancel" in failure(
+        owner("capture", "drain", "a", "--cancel")
+    )
+    assert "no processor 'z'" in failure(owner("capture", "drain", "z"))
 
 
 def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> None:

@@ -10,6 +10,7 @@ import pytest
 from owner.admin import cluster_operations, operations
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
 from owner.admin.jobs import FollowedJob, follow
+from owner.admin.resolve import parse_changefeed
 from owner.changefeed.store import ChangefeedRefusedError
 from tablewire.errors import ConfigError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedState, LeaderRecord
@@ -95,7 +96,7 @@ def test_following_ends_when_the_scheduler_is_another_one(view: AdminView) -> No
     [
         ("public.t9", "b", UnknownTableError, r"no table 'public.t9' in changefeed default/test; there: public.t1"),
         ("t1", "b", UnknownTableError, "no table 't1'"),
-        ("public.t1", "z", UnknownCaptureError, r"no capture 'z'; registered: a, b, c"),
+        ("public.t1", "z", UnknownCaptureError, r"no processor 'z'; registered: a, b, c"),
     ],
 )
 def test_a_move_of_what_is_not_there_names_it(
@@ -135,7 +136,7 @@ def test_the_only_changefeed_needs_no_name_and_two_do(view: AdminView) -> None:
     """The text names those that there are."""
     assert operations.query_changefeed(view, "").changefeed == FEED
     view.store.create(paused())
-    with pytest.raises(InvalidRequestError, match=r"2 changefeeds, so say which one; there: default/other, default/test"):
+    with pytest.raises(InvalidRequestError, match=r"2 changefeeds, so name one; there: default/other, default/test"):
         operations.query_changefeed(view, "")
     view.store.infos.clear()
     with pytest.raises(UnknownChangefeedError, match="there is no changefeed"):
@@ -162,13 +163,13 @@ def test_an_unknown_changefeed_is_named_with_those_that_there_are(view: AdminVie
 def test_a_changefeed_id_that_cannot_be_one_is_refused(name: str) -> None:
     """It becomes part of a key and of a slot's name."""
     with pytest.raises(InvalidRequestError, match=r"is not (a )?valid"):
-        operations.parse_changefeed(name)
+        parse_changefeed(name)
 
 
 def test_a_namespace_may_be_given() -> None:
     """`namespace/id`, and `default` if not."""
-    assert str(operations.parse_changefeed("team-a/orders_2")) == "team-a/orders_2"
-    assert str(operations.parse_changefeed("orders")) == "default/orders"
+    assert str(parse_changefeed("team-a/orders_2")) == "team-a/orders_2"
+    assert str(parse_changefeed("orders")) == "default/orders"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_create_stores_what_was_written_and_hides_passwords(view: AdminView, mon
     (asked,) = view.requests
     assert asked.source_uri == "postgresql://me:s3cret@source/db"
     assert not asked.initial_snapshot
-    stored = view.store.get(operations.parse_changefeed("new"))
+    stored = view.store.get(parse_changefeed("new"))
     assert (stored.source_uri, stored.sink_uri) == (request.source_uri, request.sink_uri)
     assert stored.options == request.options
 
@@ -375,9 +376,9 @@ def test_scenario_22_a_drain_may_be_asked_for_again_and_cancelled_once(view: Adm
     cluster_operations.drain(view, "a")
     assert view.drains == ["a"]
     cluster_operations.cancel_drain(view, "a")
-    with pytest.raises(RefusedError, match="capture a is not being drained"):
+    with pytest.raises(RefusedError, match="processor a is not being drained"):
         cluster_operations.cancel_drain(view, "a")
-    with pytest.raises(UnknownCaptureError, match="no capture 'z'"):
+    with pytest.raises(UnknownCaptureError, match="no processor 'z'"):
         cluster_operations.drain(view, "z")
 
 

@@ -118,5 +118,5 @@ def new_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdServer]]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on at 127.0.0.1 now."""
+    """Return a TCP port of 127.0.0.1 that no process listens on now."""
     return net.free_port()

@@ -1,6 +1,6 @@
 """The documentation is true: its example runs and prints what it says, links lead somewhere, words are those of the code.
 
-`python tests/test_docs.py` writes the generated tables anew. Commands: test_docs_commands.py; what troubleshooting.md has to
+`python tests/test_docs.py` rewrites the generated tables. Commands: test_docs_commands.py; what troubleshooting.md has to
 name: test_troubleshooting_docs.py.
 """
 

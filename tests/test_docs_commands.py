@@ -37,7 +37,7 @@ def prose(page: Path) -> str:
 
 @EVERY_PAGE
 def test_files_that_are_named_exist(page: Path) -> None:
-    """What stands in backquotes and looks like a path of this project is one; a star stands for some."""
+    """Text in backquotes that looks like a path of this project is one; a star matches some."""
     named = re.findall(r"`((?:deploy|docs|tests|owner|processor|proto|requirements|\.ci)/[\w./*<>-]*)`", prose(page))
     assert not [path for path in named if "<" not in path and not any(ROOT.glob(path.rstrip("/")))]
 
@@ -112,7 +112,7 @@ def test_a_wrong_command_line_would_be_noticed(line: str) -> None:
 
 @EVERY_PAGE
 def test_commands_in_prose_exist(page: Path) -> None:
-    """What stands in backquotes and begins like a command is one, with options that it has."""
+    """Text in backquotes that begins like a command is one, with options that it has."""
     wrong = []
     for line in re.findall(r"`((?:owner|processor|make) [a-z][^`\n]*)`", prose(page)):
         words = re.split(r"[\s|]+", re.sub(r"\.\.\.|…", "", line).strip())

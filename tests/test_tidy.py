@@ -235,7 +235,7 @@ def test_no_test_sleeps() -> None:
 
 
 def test_skips_have_reasons() -> None:
-    """Whoever skips a test says why."""
+    """A skipped test has its reason."""
     found = []
     for module in TESTS:
         for node in ast.walk(module.tree):

@@ -13,7 +13,7 @@ STORIES = sorted(FOLDER.glob("*.txt"))
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_story(path: Path) -> None:
-    """It goes as it is told; `python -m tests.transcripts.player --rewrite` tells it anew, and the diff is to be read."""
+    """It runs as written; `python -m tests.transcripts.player --rewrite` regenerates it, and the diff is to be read."""
     text = path.read_text()
     assert play(text) == text
 

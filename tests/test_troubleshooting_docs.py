@@ -19,10 +19,10 @@ PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 GENERATED = "tablewire/v1/"
 FOLDERS = ("owner", "processor", "tablewire")
 SPEAKS_TO_CLIENTS = ("owner/", "processor/service/exchange_server.py", "tablewire/runtime/rates.py", "tablewire/runtime/tls.py")
-"""Where a status of gRPC is one that a client can be told; elsewhere it is one of etcd's."""
+"""Where a status of gRPC is one that a client can receive; elsewhere it is one of etcd's."""
 SEVERE = {"warning", "error", "critical"}
 PASSES_ON = {"owner/events/recorder.py"}
-"""Logs what owner/events/placement_log.py told it by name."""
+"""Logs what owner/events/placement_log.py passes to it by name."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -165,7 +165,7 @@ def test_every_kind_of_error_is_explained() -> None:
 
 @pytest.mark.parametrize("pattern", re.findall(r"^\| `([^`]+)` \|", section("Errors of a table"), re.M))
 def test_texts_that_are_quoted_are_in_the_code(pattern: str) -> None:
-    """What an operator is told to look for is what the executor says."""
+    """What an operator should look for is what the executor says."""
     sources = "".join(
         path.read_text() for folder in ("processor/postgres", "tablewire/postgres") for path in (ROOT / folder).rglob("*.py")
     )

@@ -3,7 +3,7 @@
     make bench ARGS="--only steady_tick"
 
 A part is a module beside this file with `run() -> dict` of figures, each with its unit in its name. Exit code 1 when a part
-failed: its error then stands in place of its figures, and the others are printed all the same. Figures are no tests: nothing
+failed: its error then replaces its figures, and the others are printed all the same. Figures are no tests: nothing
 here compares them with anything.
 """
 

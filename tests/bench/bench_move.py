@@ -1,4 +1,4 @@
-"""The gap of a planned move: how long nobody writes a table while it goes from one processor to another.
+"""The gap of a planned move: how long a table has no writer while it moves from one processor to another.
 
 A real cluster (one etcd, one owner, two processors, one PostgreSQL for both sides). A row is committed to the table every few
 milliseconds, and a trigger at the sink notes the time of each write there. The gap of a move is the longest time between two

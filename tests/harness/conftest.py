@@ -85,7 +85,7 @@ class Replication:
     checkpoints: list[int] = field(default_factory=list)
 
     def more_rows(self, count: int) -> None:
-        """Return when the load has changed so many more rows."""
+        """Return when the load has changed that number of further rows."""
         before = self.load.counts.total
         wait_until(f"{count} more rows are changed", lambda: self.load.counts.total >= before + count, LOAD_TIMEOUT_S)
 

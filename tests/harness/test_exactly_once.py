@@ -35,7 +35,7 @@ def test_processor_killed_in_the_middle_of_a_load(replication: Start) -> None:
 
 
 def test_processor_killed_when_the_sink_is_further_than_the_owner_knows(replication: Start) -> None:
-    """Its last reports are lost, so its tables are granted from an old checkpoint: the successor goes on where the sink is."""
+    """Its last reports are lost, so its tables are granted from an old checkpoint: the successor continues where the sink is."""
     world = replication(etcd=1, owners=1, processors=3, lease_ttl_ms=LEASE_TTL_MS)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]
@@ -64,8 +64,9 @@ def test_leader_killed_in_the_middle_of_a_load(replication: Start) -> None:
 
 
 def test_scenario_12_processor_stopped_past_its_lease(replication: Start) -> None:
-    """A processor is stopped (SIGSTOP) for longer than its lease: its tables go on elsewhere. When it goes on (SIGCONT) what it
-    still holds is not written, and it comes back as a new capture."""
+    """A processor is stopped (SIGSTOP) for longer than its lease: its tables continue elsewhere.
+    When it is resumed (SIGCONT) what it still holds is not written, and it comes back as a new
+    capture."""
     world = replication(etcd=3, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS, rows_per_s=1_000)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]

@@ -28,7 +28,7 @@ def test_scenario_13_processor_cut_off_from_etcd_but_not_from_the_sink(replicati
 
 
 def test_scenario_13_leader_cut_off_from_etcd_but_not_from_the_processors(replication: Start) -> None:
-    """It must step down: the other owner leads under a newer election, and nobody obeys the old one."""
+    """It must step down: the other owner leads under a newer election, and no processor obeys the old one."""
     world = replication(etcd=1, owners=2, processors=2, lease_ttl_ms=LEASE_TTL_MS)
     leader = world.cluster.wait_for_leader()
     world.cluster.link(leader, "etcd0").cut()

@@ -70,11 +70,11 @@ def key_revisions(world: CounterWorld) -> dict[str, int]:
 
 
 class Watched:
-    """A cluster that must not notice what happens to etcd: within the block no table moves or gets a new writer, no writer has
-    a long gap, the checkpoint never goes back and has moved on, and (unless told) nobody loses leadership or a registration.
+    """A cluster that must not notice what happens to etcd: within the block no table moves or gets
+    a new writer, no writer has a long gap, the checkpoint never goes back and has moved on, and
+    (unless allowed) neither leadership nor a registration is lost.
 
-    gap_ms: the longest pause between two writes of a table.
-    """
+    gap_ms: the longest pause between two writes of a table."""
 
     def __init__(self, world: CounterWorld, tables: tuple[int, ...], *, gap_ms: int, same_leader: bool = True) -> None:
         self._world, self._tables, self._gap_ms, self._same_leader = world, tables, gap_ms, same_leader

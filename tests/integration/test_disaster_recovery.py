@@ -87,7 +87,7 @@ def world(tmp_path: Path, source_db: str, sink_db: str) -> Iterator[World]:
 
 
 def test_etcd_is_lost_with_its_data(world: World) -> None:
-    """Everybody comes back by themselves; the sink refuses the small epochs of a new etcd until it is told otherwise, and goes on
+    """All services return by themselves; the sink refuses the small epochs of a new etcd until they are reset, and continues
     from where each table is, without a copy."""
     (member,) = world.cluster.etcd.members
     session = EtcdSession([member.endpoint])

@@ -44,7 +44,7 @@ def session(cluster: EtcdCluster) -> Iterator[EtcdSession]:
 
 @pytest.fixture
 def keeper(session: EtcdSession) -> Iterator[LeaseKeeper]:
-    """A lease that is being kept; `lost_reason` tells when it is not any more."""
+    """A lease that is being kept; `lost_reason` is set when it no longer is."""
     keeper = LeaseKeeper(session, ttl_s=LEASE_TTL_S, on_lost=lambda _reason: None)
     thread = run_thread("lease", keeper.run)
     yield keeper
@@ -99,7 +99,7 @@ def test_a_frozen_member_is_left(cluster: EtcdCluster, session: EtcdSession, kee
 
 
 def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session: EtcdSession, etcd_prefix: str) -> None:
-    """A watch on a member that lost its peers says so instead of standing mute, and goes on once they are back."""
+    """A watch on a member that lost its peers says so instead of staying silent, and continues once they are back."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     in_use = session.members.pick().endpoint

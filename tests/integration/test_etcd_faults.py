@@ -1,6 +1,6 @@
 """Three real members of etcd and the real services: members lost, restarted or slow, a new leader, compaction, a paused owner.
 
-Replication goes on, no table moves and the watermark never goes back; who has lost leadership writes nothing, and nobody obeys.
+Replication continues, no table moves and the watermark never goes back; a former leader writes nothing and is not obeyed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 TABLES = (1, 2, 3, 4)
 TTL_MS = 10_000
-"""etcd's default for us: a fault that is over before it has passed costs nobody anything."""
+"""etcd's default for us: a fault that ends before it has passed has no effect."""
 GAP_MS_MAX = 2_500
 """Of a writer whose process has other things to do; without a fault it writes every 20 ms."""
 
@@ -40,7 +40,7 @@ def new_world(new_world: NewWorld) -> NewWorld:
 
 
 def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
-    """Killed one after the other, etcd's leader among them, and started again: nobody notices, each time."""
+    """Killed one after the other, etcd's leader among them, and started again: no service notices, each time."""
     world = new_world()
     assert raft_leader(world)
     for member in world.cluster.etcd.members:
@@ -80,7 +80,7 @@ def test_etcd_changes_its_leader(new_world: NewWorld) -> None:
 
 
 def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
-    """The leader and a processor cannot reach etcd while the revision that they watch from is compacted away: both load anew,
+    """The leader and a processor cannot reach etcd while the revision that they watch from is compacted away: both reload,
     and what changed meanwhile, here a new processor, is known after it."""
     world = new_world(links=True)
     leader = world.cluster.wait_for_leader()
@@ -101,7 +101,7 @@ def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
 
 def test_a_slow_disk(new_world: NewWorld) -> None:
     """Pulses of SIGSTOP stand for a disk that makes a member wait: first of the member that leads etcd and of another one for
-    0.4 s at a time, which costs no election, then of the leading one for 2.5 s, which does. Nobody loses a lease."""
+    0.4 s at a time, which costs no election, then of the leading one for 2.5 s, which does. No lease is lost."""
     world = new_world()
     leading = raft_leader(world)
     with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
@@ -115,7 +115,7 @@ def test_a_slow_disk(new_world: NewWorld) -> None:
 
 
 def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
-    """With two of three members gone nobody acts once the leases are over; when they are back all goes on where it stopped."""
+    """With two of three members gone no service acts once the leases are over; when they are back everything continues."""
     world = new_world(lease_ttl_ms=3_000)
     reached = world.cluster.admin.changefeed("one")["checkpoint_ts"]
     for name in ("etcd0", "etcd1"):

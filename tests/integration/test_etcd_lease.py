@@ -80,7 +80,7 @@ def test_a_revoked_lease_is_lost_with_its_reason(session: EtcdSession) -> None:
 
 
 def test_a_closed_lease_is_not_lost(session: EtcdSession) -> None:
-    """Closing ends the thread and calls nobody."""
+    """Closing ends the thread and calls no callback."""
     reasons: list[str] = []
     keeper = LeaseKeeper(session, ttl_s=60, on_lost=reasons.append)
     thread = run_thread("lease", keeper.run)
@@ -101,7 +101,7 @@ def test_margins_are_checked(session: EtcdSession) -> None:
 
 
 def test_a_lease_without_etcd_is_an_error(free_port: int) -> None:
-    """Nobody answers: EtcdError, and no keeper."""
+    """No member answers: EtcdError, and no keeper."""
     session = EtcdSession([f"127.0.0.1:{free_port}"], request_timeout_ms=200)
     with pytest.raises(EtcdError, match="grant a lease"):
         LeaseKeeper(session, ttl_s=2, on_lost=lambda _reason: None)

@@ -1,4 +1,4 @@
-"""etcd that asks for a user and a password: sessions and services log in, and again whenever etcd does not know them any more."""
+"""etcd that asks for a user and a password: sessions and services log in, and again whenever etcd no longer knows them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREFIX = "/tablewire/"
 
 
 class Guarded:
-    """A member that lets `tablewire` read and write below /tablewire/, and nobody else do anything."""
+    """A member that lets `tablewire` read and write below /tablewire/, and refuses every other user."""
 
     def __init__(self, server: EtcdServer) -> None:
         self.server = server
@@ -86,7 +86,8 @@ def new_session(guarded: Guarded) -> Iterator[Callable[..., EtcdSession]]:
 
 
 def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """All that the services do; below another prefix etcd refuses, in one line; and who names no user is told so."""
+    """All that the services do; below another prefix etcd refuses, in one line; and a client
+    without a user gets that as the reason."""
     guarded.enable()
     session = new_session()
     watch = session.watch_prefix(PREFIX)
@@ -159,7 +160,7 @@ def test_users_may_come_later(guarded: Guarded, new_session: Callable[..., EtcdS
 
 
 def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
-    """Three members, the one in use frozen while nobody has a token: whoever calls at the same moment is answered by another one,
+    """Three members, the one in use frozen while no client has a token: calls at the same moment are answered by another one,
     and does not wait for the others' attempts one after the other."""
     with EtcdCluster(tmp_path) as cluster:
         guarded = Guarded(cluster.members[1])

@@ -1,4 +1,4 @@
-"""An etcd that was lost with its data and made anew: its revisions start again, and nothing of the former one is believed."""
+"""An etcd that was lost with its data and recreated: its revisions start again, and nothing of the former one is used."""
 
 from __future__ import annotations
 

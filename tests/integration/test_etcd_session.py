@@ -130,7 +130,7 @@ def test_what_etcd_refuses_is_one_clear_error(session: EtcdSession, etcd_prefix:
 
 
 def test_an_unreachable_etcd_is_told_in_bounded_time(free_port: int) -> None:
-    """Nobody listens: every operation is an EtcdUnavailableError soon, and says where it tried."""
+    """No member listens: every operation is an EtcdUnavailableError soon, and says where it tried."""
     session = EtcdSession([f"127.0.0.1:{free_port}"], request_timeout_ms=300)
     start = time.monotonic()
     with pytest.raises(EtcdUnavailableError, match=f"127.0.0.1:{free_port}"):
@@ -202,7 +202,7 @@ def test_a_lost_race_is_not_taken_for_an_own_write(
 def test_an_unpinned_write_is_never_repeated(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A write whose repetition could undo a later one fails with "nobody knows", and the next call uses another member."""
+    """A write whose repetition could undo a later one fails with an unknown outcome, and the next call uses another member."""
     assert behind_proxy.get(etcd_prefix) is None
     proxy.stall()
     with pytest.raises(EtcdUnavailableError, match="no answer in time"):

@@ -119,7 +119,7 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
 def test_a_mute_connection_is_given_up(
     session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stream that stands but carries nothing is noticed by its silence, and the watch goes on over a new connection."""
+    """A stream that is open but silent is noticed, and the watch continues over a new connection."""
     monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.1)
     monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 0.5)
     watch = watcher.watch_prefix(f"{etcd_prefix}/")

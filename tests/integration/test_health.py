@@ -96,8 +96,9 @@ def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
 
 
 def test_an_etcd_that_stands_still_is_no_illness_but_nobody_is_ready(world: CounterWorld) -> None:
-    """SIGSTOP of etcd: a restart of ours would not mend it, so /healthz stays well; once the leases are over nobody can be given
-    anything, and both say so by HTTP and by gRPC. When etcd goes on, so do they."""
+    """SIGSTOP of etcd: a restart of ours would not mend it, so /healthz stays well; once the leases
+    are over no process can be given anything, and both say so by HTTP and by gRPC. When etcd
+    resumes, so do they."""
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     world.cluster.pause("etcd0")
     try:
@@ -121,7 +122,7 @@ def test_a_processor_whose_executor_hangs_is_unhealthy(world: CounterWorld) -> N
     capture = world.primaries()[table]
     hung = next(node for node in world.cluster.processors if world.capture_of(node) == capture)
     pipe = world.source / f"broken-{table}"
-    os.mkfifo(pipe)  # whoever reads it waits until somebody has written it
+    os.mkfifo(pipe)  # a reader waits until it has been written
     for name, node in world.cluster.nodes.items():
         if name == hung:
             wait_until("it is unhealthy", lambda node=node: ask(node.http_address, "/healthz")[0] == 503, WAIT_S)
@@ -172,7 +173,7 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
 def test_an_owner_whose_tick_hangs_is_unhealthy_and_lets_another_one_lead(
     etcd_server: EtcdServer, ticks: Ticks, tmp_path: Path
 ) -> None:
-    """Its threads "lease" and "admin" go on, so nobody would notice: it says so itself, and gives leadership away."""
+    """Its threads "lease" and "admin" continue, so the hang would not show: it reports itself, and hands over leadership."""
     (tmp_path / "owner.toml").write_text(
         f'cluster = "hung-{os.getpid()}"\nid = "hangs"\n[etcd]\nendpoints = ["{etcd_server.endpoint}"]\n'
         "[admin]\nport = 0\n[http]\nport = 0\n"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_client_is_known_by_its_process() -> None:
-    """The name that belongs to the pid which holds the socket, and nobody's when it is another process's."""
+    """The name that belongs to the pid which holds the socket, and no name when it is another process's."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         peer, address = server.accept()
         with peer:
@@ -66,7 +66,7 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["address", "http_address"])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_port_lost_before_the_first_start_costs_nothing(tmp_path: Path, which: str, links: bool) -> None:
-    """The node starts on another one, and whoever dials it finds it there."""
+    """The node starts on another one, and clients find it there."""
     with Cluster(tmp_path, etcd=1, owners=0, processors=0, links=links) as cluster:
         node = cluster.add_node(OWNER, 0)
         lost = getattr(node, which)

@@ -19,7 +19,7 @@ def test_this_machine_will_do() -> None:
 
 
 def test_old_python_is_named() -> None:
-    """A Python that is too old is told apart from one that is new enough."""
+    """A Python that is too old is distinguished from one that is new enough."""
     assert "3.9 is too old" in preflight.wrong_python((3, 9))
     assert preflight.wrong_python((3, 11)) == ""
     assert preflight.wrong_python((3, 14)) == ""

@@ -24,7 +24,7 @@ class InterruptError(Exception):
 
 
 def _is_forking() -> bool:
-    """Whether the spawner is at work: it opens the log, which nobody reads yet."""
+    """Whether the spawner is at work: it opens the log, which has no reader yet."""
     spawners = [thread.ident for thread in threading.enumerate() if thread.name.startswith("spawner")]
     frames = sys._current_frames()
     for ident in spawners:
@@ -94,7 +94,7 @@ print(orphan, child.pid)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
 def test_nothing_is_left_below_a_program_that_ends() -> None:
-    """Neither a child that nobody has stopped, nor the child of one that is gone."""
+    """Neither a child that was never stopped, nor the child of one that is gone."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The TCP proxy does what its links are told, at once, and to those connections alone."""
+"""The TCP proxy does what its links are set to, at once, and to those connections alone."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_refuse_is_like_a_dead_process(proxy: TcpProxy) -> None:
 
 
 def test_dead_target_is_told_to_the_client(echo: Echo) -> None:
-    """Where nobody listens behind the proxy the client's connection ends."""
+    """When no server listens behind the proxy, the client's connection ends."""
     with TcpProxy("127.0.0.1", "127.0.0.1:1") as proxy:
         with contextlib.suppress(ConnectionResetError), dial(proxy) as client:
             assert client.recv(1) == b""

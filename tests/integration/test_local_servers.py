@@ -106,7 +106,7 @@ def test_path_with_spaces(tmp_path: Path) -> None:
 
 
 def test_folder_that_nobody_else_may_enter(tmp_path: Path) -> None:
-    """PostgreSQL runs inside a folder of mode 0700, whoever we are."""
+    """PostgreSQL runs inside a folder of mode 0700, whichever user runs it."""
     folder = tmp_path / "mine"
     folder.mkdir(mode=0o700)
     with PostgresServer(folder) as postgres:

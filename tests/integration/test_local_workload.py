@@ -49,7 +49,7 @@ def test_rows_stay_below_the_cap(source_db: str) -> None:
 
 
 def test_load_goes_on_after_a_broken_connection(source_db: str) -> None:
-    """The load's connection is killed: the trouble is counted and the load goes on."""
+    """The load's connection is killed: the error is counted and the load continues."""
     create_tables(source_db)
     workload = Workload(source_db, rows_per_s=2_000)
     with workload, psycopg.connect(source_db, autocommit=True) as connection:

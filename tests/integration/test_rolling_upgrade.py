@@ -89,7 +89,8 @@ def test_scenario_36_two_versions_work_side_by_side(world: CounterWorld, plugin:
 
 
 def test_scenario_36_who_speaks_nothing_in_common_is_named_and_the_others_go_on(world: CounterWorld, plugin: Path) -> None:
-    """It is listed with the reason, gets no table, cannot be moved to, and disturbs nobody; once it speaks ours it works."""
+    """It is listed with the reason, gets no table, cannot be moved to, and disturbs no other; once
+    it supports our version it works."""
     cluster = world.cluster
     cluster.terminate("processor1")
     world.wait_steady(len(TABLES))

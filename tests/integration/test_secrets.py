@@ -105,7 +105,7 @@ def on_disk(folder: Path) -> Iterator[tuple[str, bytes]]:
 @pytest.mark.timeout(600)  # some forty runs of the CLI
 def test_no_password_is_ever_written(world: TlsWorld) -> None:
     """Given literally, percent-encoded, as a parameter, in libpq's keyword form and by variable; for changefeeds that run, that
-    fail, that lose their password later, and that nobody can parse."""
+    fail, that lose their password later, and that cannot be parsed."""
     assert create(world, "literal", ENCODED) == 0
     assert create(world, "variable", "${DATABASE_PASSWORD}", OTHER_USER) == 0
     parameter = [f"{world.uri(db, '').replace(':@', '@')}&password={ENCODED}" for db in ("source", "sink")]

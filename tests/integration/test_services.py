@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_move_has_no_gap_and_no_second_writer(new_world: NewWorld) -> None:
-    """The target goes on where the former writer stopped, under a newer epoch, at once."""
+    """The target continues where the former writer stopped, under a newer epoch, at once."""
     world = new_world(processors=2)
     world.create()
     world.wait_steady(6)
@@ -128,7 +128,7 @@ def test_a_changefeed_that_was_removed_can_be_created_again(new_world: NewWorld)
 
 
 def test_a_broken_source_is_a_warning_of_its_changefeed_alone(new_world: NewWorld, tmp_path: Path) -> None:
-    """The error is shown and retried; the other changefeed goes on; a removal says what it could not drop."""
+    """The error is shown and retried; the other changefeed continues; a removal says what it could not drop."""
     world = new_world()
     good = CounterWorld.__new__(CounterWorld)
     good.__dict__.update(world.__dict__)

@@ -38,7 +38,7 @@ def wait_event(world: CounterWorld, kind: str, **fields: str) -> Any:
 
 
 def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> None:
-    """A changefeed's life, a move by name, a failover with its counts, and both elections; whoever is asked."""
+    """A changefeed's life, a move by name, a failover with its counts, and both elections; any owner answers."""
     world = new_world(owners=2, processors=2)
     world.create()
     world.wait_steady(6)
@@ -82,7 +82,7 @@ def test_what_happens_is_kept_and_survives_the_leader(new_world: NewWorld) -> No
 
 
 def test_a_follower_of_events_sees_each_once_over_a_change_of_the_leader(new_world: NewWorld) -> None:
-    """It goes on with the next leader where it was, and Ctrl-C ends it with exit code 0."""
+    """It continues with the next leader where it was, and Ctrl-C ends it with exit code 0."""
     world = new_world(owners=2, processors=1)
     environment = {**service_environment({}), "TABLEWIRE_ENDPOINTS": ",".join(world.cluster.admin_endpoints)}
     process = subprocess.Popen(

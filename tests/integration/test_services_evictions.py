@@ -1,4 +1,4 @@
-"""An evicted processor whose sink refuses nobody, and which is not told: whoever leads waits for its lease."""
+"""An evicted processor whose sink refuses no writer, and which does not notice: every leader waits for its lease."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLES = (1, 2, 3, 4)
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[CounterWorld]:
-    """Two owners, two processors, four tables, and a sink that refuses nobody."""
+    """Two owners, two processors, four tables, and a sink that refuses no writer."""
     world = CounterWorld(
         tmp_path / "world",
         install_plugin(tmp_path / "plugin"),
@@ -53,8 +53,9 @@ def _terminate(world: CounterWorld, owner: str) -> None:
 
 @pytest.mark.parametrize("end", [_kill, _terminate], ids=["killed", "resigned"])
 def test_the_next_owner_waits_for_an_evicted_processor(world: CounterWorld, end: Callable[[CounterWorld, str], None]) -> None:
-    """The owner that evicted it is gone at once, and it is cut off from etcd, so that it writes on until its own clock stops it.
-    No table of it is written by another before the next owner has waited for a whole lease; then all goes on, and it returns."""
+    """The owner that evicted it is gone at once, and it is cut off from etcd, so that it writes on
+    until its own clock stops it. No table of it is written by another before the next owner has
+    waited for a whole lease; then everything continues, and it returns."""
     evicted, leader = world.capture_of("processor0"), world.cluster.wait_for_leader()
     mine = [table for table, capture in world.primaries().items() if capture == evicted]
     assert mine
@@ -87,7 +88,7 @@ def test_the_next_owner_waits_for_an_evicted_processor(world: CounterWorld, end:
 
 
 def _assert_one_writer_after_the_other(world: CounterWorld) -> None:
-    """Each write goes on where the one before it got to, and a writer that was followed by another never writes again."""
+    """Each write continues where the one before it ended, and a writer that was followed by another never writes again."""
     for table in TABLES:
         writes = world.writes(table)
         for before, after in itertools.pairwise(writes):

@@ -122,7 +122,7 @@ def test_a_processor_that_is_asked_to_leave_is_drained_first(new_world: NewWorld
 
 
 def test_the_last_processor_does_not_wait_for_nobody(new_world: NewWorld) -> None:
-    """Without another one that could take its tables it stops them and leaves; the next one goes on from there."""
+    """Without another one that could take its tables it stops them and leaves; the next one continues from there."""
     world = new_world()
     assert world.cluster.terminate("processor0", timeout_s=10.0) == 0
     world.cluster.start_node("processor0")
@@ -142,7 +142,8 @@ def test_a_second_signal_leaves_at_once(new_world: NewWorld) -> None:
 
 
 def test_scenario_12_a_paused_processor_writes_nothing_when_it_wakes_up(new_world: NewWorld) -> None:
-    """SIGSTOP past the lease, SIGCONT: its tables run elsewhere, it writes nothing under its old id, and comes back anew."""
+    """SIGSTOP past the lease, SIGCONT: its tables run elsewhere, it writes nothing under its old
+    id, and comes back under a new id."""
     world = new_world(processors=2)
     paused = world.capture_of("processor0")
     world.cluster.pause("processor0")
@@ -218,7 +219,7 @@ def test_leader_and_processor_killed_together(new_world: NewWorld) -> None:
 
 
 def test_all_comes_back_after_etcd_was_away(new_world: NewWorld) -> None:
-    """Nobody acts without it, no process ends, and when it is back everything goes on where it stopped."""
+    """No service acts without it, no process ends, and when it is back everything continues where it stopped."""
     world = new_world(owners=2, processors=2)
     world.cluster.kill("etcd0")
     wait_until("all writing has stopped", lambda: now_ms() - max(world.writes(t)[-1].at_ms for t in TABLES) > 500, WAIT_S)
@@ -230,7 +231,7 @@ def test_all_comes_back_after_etcd_was_away(new_world: NewWorld) -> None:
 
 
 def test_a_processor_that_the_owner_cannot_reach_keeps_its_tables(new_world: NewWorld) -> None:
-    """Its lease lives, so its tables are its own, and it goes on; when the link is back nothing has moved."""
+    """Its lease lives, so its tables stay its own, and it continues; when the link is back nothing has moved."""
     world = new_world(processors=2, links=True)
     before = world.primaries()
     cut = world.capture_of("processor0")
@@ -244,7 +245,8 @@ def test_a_processor_that_the_owner_cannot_reach_keeps_its_tables(new_world: New
 
 
 def test_scenario_22_a_drain_survives_the_leader(new_world: NewWorld) -> None:
-    """The target stands in etcd: the next leader goes on draining, gives it nothing new, and forgets it when it has left."""
+    """The target is stored in etcd: the next leader continues the drain, gives it nothing new, and
+    forgets it when it has left."""
     world = new_world(owners=2, processors=2)
     target = world.capture_of("processor0")
     leader = world.cluster.wait_for_leader()
@@ -262,7 +264,7 @@ def test_scenario_22_a_drain_survives_the_leader(new_world: NewWorld) -> None:
 
 
 def test_the_loss_of_one_etcd_member_is_not_noticed(new_world: NewWorld) -> None:
-    """Whichever member a process speaks to: nobody loses a lease, no table stops or moves."""
+    """Whichever member a process is connected to: no lease is lost, no table stops or moves."""
     world = new_world(etcd=3, owners=2, processors=2)
     before, leader = world.primaries(), world.cluster.wait_for_leader()
     for member in ("etcd0", "etcd1", "etcd2"):
@@ -281,7 +283,8 @@ def _other_owner(world: CounterWorld, owner: str) -> str:
 
 
 def test_scenario_05_a_silent_processor_is_given_up_in_the_end(new_world: NewWorld) -> None:
-    """etcd hears it and the owner does not: its registration is taken away, its tables go on elsewhere, it comes back anew."""
+    """etcd hears it and the owner does not: its registration is taken away, its tables continue
+    elsewhere, it comes back under a new id."""
     world = new_world(
         processors=2, links=True, owner_config={"scheduler": {"capture_silent_ms": 1_000, "capture_evict_ms": 1_500}}
     )

@@ -1,4 +1,4 @@
-"""One bad peer hurts nobody else, and a planned change of the leader costs nothing: real services, real etcd."""
+"""One bad peer affects no other, and a planned change of the leader costs nothing: real services, real etcd."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Second:
         world.wait_steady(2, "two")
 
     def hang(self, path: Path) -> None:
-        """Whoever reads or writes this file waits for ever: it becomes a pipe at whose other end nobody is."""
+        """Make reads and writes of this file wait for ever: it becomes a pipe without another end."""
         beside = path.with_suffix(".new")
         os.mkfifo(beside)
         beside.rename(path)

@@ -85,7 +85,7 @@ def test_a_drain_of_the_only_capture_waits_for_another_one(new_world: NewWorld) 
 
 
 def test_the_brake_holds_and_lets_go(new_world: NewWorld) -> None:
-    """Three of four processors die at once: what runs goes on, the rest waits and says so, then it is placed again."""
+    """Three of four processors die at once: what runs continues, the rest waits and says so, then it is placed again."""
     world = new_world(processors=4, owner_config={"scheduler": {"brake_hold_ms": 12_000}})
     world.create()
     world.wait_steady(TABLES)

@@ -101,7 +101,7 @@ def test_a_target_is_where_it_stops(line: Line) -> None:
 
 
 def test_a_paused_changefeed_takes_another_filter(line: Line) -> None:
-    """The new table is copied after `resume`, the old one goes on where it was, and a wrong filter changes nothing."""
+    """The new table is copied after `resume`, the old one continues where it was, and a wrong filter changes nothing."""
     line.create()
     line.wait("the first copy is there", lambda: len(line.ids()) == 100)
     assert "only a paused one can be changed" in line.refused("changefeed", "update", "one", "--tables", "public.*")
@@ -153,8 +153,8 @@ def test_scenario_34_what_a_pause_and_a_removal_leave_at_the_source_is_told(line
 def test_scenario_19_a_sink_that_hangs_delays_no_other_changefeed(
     line: Line, new_postgres: Callable[..., PostgresServer]
 ) -> None:
-    """Its server is stopped in the middle: the other changefeed of the same owner and processor goes on as before; the hung one
-    is stuck alone, and goes on by itself when its server does."""
+    """Its server is stopped in the middle: the other changefeed of the same owner and processor continues as before; the hung one
+    is stuck alone, and continues by itself when its server does."""
     slow = new_postgres(name="slow")
     line.create(tables="public.a")
     line.create(name="two", tables="public.b", sink=slow.create_database("sink"))

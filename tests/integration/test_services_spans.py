@@ -71,7 +71,7 @@ def test_parts_move_and_fail_over(world: CounterWorld) -> None:
 
 
 def test_another_cut_of_a_paused_changefeed(world: CounterWorld) -> None:
-    """A paused changefeed is told to cut in another way: after its start there are the new parts alone, and all are written."""
+    """A paused changefeed is set to split in another way: after its start there are the new parts alone, and all are written."""
     world.cluster.owner_json("changefeed", "pause", "one")
     world.cluster.owner_json("changefeed", "update", "one", "--source-option", "parts=2")
     resumed_ms = now_ms()

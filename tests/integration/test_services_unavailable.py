@@ -46,7 +46,8 @@ class CounterFolders:
 
 
 def test_who_cannot_serve_a_changefeed_bars_nobody(world: CounterWorld) -> None:
-    """All tables go where they can; a move there fails with the reason; a new owner goes on, adds and moves; then it mends."""
+    """All tables go where they can; a move there fails with the reason; a new owner continues, adds
+    and moves; then it recovers."""
     captures = world.cluster.captures()
     able, unable = captures["processor1"], captures["processor0"]
     world.wait_steady(TABLES, "one")

@@ -119,7 +119,7 @@ def test_a_cluster_replicates_by_tls_alone(world: TlsWorld) -> None:
 
 
 def test_the_members_of_etcd_speak_by_tls_too(world: TlsWorld) -> None:
-    """Each takes only certificates of our authority at its peer port; one may be away, and all goes on."""
+    """Each takes only certificates of our authority at its peer port; one may be away, and everything continues."""
     assert "certificate" in refusal_of_nobody(world.peer_endpoints[0], world.certs / "ca.pem").lower()
     world.etcd[0].kill()
     try:

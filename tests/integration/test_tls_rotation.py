@@ -63,8 +63,9 @@ def restart_etcd(world: TlsWorld) -> None:
 
 
 def reconnect(world: TlsWorld, number: int, certs: Path | None = None) -> None:
-    """Breaks every connection between the services, and waits until all of it goes on: each owner is asked (by the CLI with these
-    certificates), a follower asks its leader, both processors are heard, and a row comes through."""
+    """Breaks every connection between the services, and waits until everything works again: each
+    owner is asked (by the CLI with these certificates), a follower asks its leader, both processors
+    are heard, and a row comes through."""
     for proxy in world.proxies.values():
         proxy.reset()
     for owner in world.owners:

@@ -186,7 +186,7 @@ class TlsWorld:
         ]  # fmt: skip
 
     def _start_postgres(self) -> None:
-        """Only TLS is let in, and by password, but for postgres. The key must belong to the server's user, whoever that is."""
+        """Only TLS is let in, and by password, but for postgres. The key must belong to the server's user."""
         self.postgres.start()
         execute = self.postgres.execute
         for database in ("source", "sink"):

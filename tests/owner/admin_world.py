@@ -117,7 +117,7 @@ class MemoryHistory:
 
 
 class CheckedSource:
-    """A source of which only `check` matters: it fails with what it is told."""
+    """A source of which only `check` matters: it fails as configured."""
 
     def __init__(self, failures: Sequence[CheckFailure]) -> None:
         self._failures = failures

@@ -130,7 +130,7 @@ class ScriptedCapture:
 
 
 class Answers:
-    """What on_answer was told, to wait on."""
+    """What on_answer received, to wait on."""
 
     def __init__(self) -> None:
         self.told: list[bool] = []
@@ -147,7 +147,7 @@ class Answers:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """For what nobody announces: looks again, with a deadline."""
+    """Poll a condition that has no notification, with a deadline."""
     never = threading.Event()
     end = time.monotonic() + DEADLINE_S
     while not condition():

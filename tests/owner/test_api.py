@@ -210,7 +210,7 @@ def test_a_follower_passes_refusals_on(follower: AdminView, stack: ExitStack) ->
 
 
 def test_two_followers_that_hold_each_other_for_the_leader_refuse(view: AdminView, stack: ExitStack) -> None:
-    """One hop, never a circle; a client is told that it may ask again."""
+    """One hop, never a circle; a client learns that it may retry."""
     first, second = AdminView(view.world, "owner-1"), AdminView(view.world, "owner-2")
     first.leads = second.leads = False
     address = stack.enter_context(serving(first))
@@ -272,7 +272,7 @@ def test_a_dead_leader_is_named(follower: AdminView, stack: ExitStack, free_port
 
 
 def test_waiting_calls_are_limited_and_the_others_go_on(view: AdminView, stub: Any) -> None:
-    """One caller too many is told so and starts no job; reads are answered meanwhile, and cancelling frees the places."""
+    """One caller too many is refused and starts no job; reads are answered meanwhile, and cancelling frees the places."""
     target = target_of(view, 1)
     request = pb.MoveTableRequest(table="1", target=target, wait_done=True, wait_ms=60_000)
     calls = [stub.MoveTable(request, timeout=60) for _ in range(WAITERS_MAX)]

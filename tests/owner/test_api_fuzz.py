@@ -35,7 +35,7 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[AdminView, grpc.Channel]]:
-    """A leader with the changefeed default/test, which nobody ticks: nothing can happen but what a call does itself. It is the
+    """A leader with the changefeed default/test, which is never ticked: nothing can happen but what a call does itself. It is the
     only owner, so that it cannot resign, and has some events."""
     view = AdminView()
     view.world.settle()

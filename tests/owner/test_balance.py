@@ -72,7 +72,7 @@ def test_scenario_25_rebalance_with_nothing_to_move_ends_at_once() -> None:
 
 
 def test_scenario_26_balance_leaves_a_manual_move_alone_and_does_not_oscillate() -> None:
-    """A moved table stays; the others are evened out once, and then nothing moves any more."""
+    """A moved table stays; the others are evened out once, and then nothing moves."""
     world = World(captures=["a", "b", "c"], tables=range(1, 13))
     world.config = SchedulerConfig(balance_interval_ms=2_000)
     world.elect()

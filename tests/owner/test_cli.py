@@ -237,7 +237,7 @@ def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, v
 
 
 def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view: AdminView) -> None:
-    """It says how it stands and that it goes on; exit code 1."""
+    """It reports the state and that the job continues; exit code 1."""
     target = target_of(view, 1)
     view.world.executors[target].hang("prepare", Span(1))
     text = failure(owner("table", "move", "1", "--to", target, "--wait", "--timeout-s", "0.5"))
@@ -433,7 +433,7 @@ def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> No
 
 
 def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None:
-    """Here nobody else campaigns, so it is refused; with another one it says who leads."""
+    """Here no other owner campaigns, so it is refused; with another one it says who leads."""
     assert "only owner" in failure(owner("resign"))
     other = AdminView(view.world, "owner-2")
     other.leads = False

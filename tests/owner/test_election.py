@@ -130,7 +130,7 @@ def test_changes_are_called_out(session: EtcdSession, cluster: str, candidate: C
 
 
 def test_a_deleted_key_ends_leadership(session: EtcdSession, cluster: str, candidate: Callable[..., Election]) -> None:
-    """The watch notices a key that somebody took away, and the candidate enters the line anew, at a higher revision."""
+    """The watch notices a key that was deleted, and the candidate becomes one again, at a higher revision."""
     election = candidate(session, "o1")
     before = election.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -226,7 +226,7 @@ def test_a_guarded_write_of_a_deposed_leader_is_refused(
 def test_an_unreadable_candidate_is_reported_and_harmless(
     session: EtcdSession, cluster: str, candidate: Callable[..., Election]
 ) -> None:
-    """A value that nobody can read makes its holder nameless; the others go on, and know that they do not lead."""
+    """A value that cannot be read makes its holder nameless; the others continue, and know that they do not lead."""
     lease, _ = session.grant(60)
     session.put(etcd_keys.owner_key(cluster, lease), b"{", lease=lease)
     election = candidate(session, "o1")

@@ -1,4 +1,4 @@
-"""Evictions with real etcd: whoever is not known to be fenced counts as alive until its lease must have stopped it."""
+"""Evictions with real etcd: a capture that is not known to be fenced counts as alive until its lease must have stopped it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHERS = {"b": CaptureInfo("b", "b:1")}
 
 
 def silent_world(executor: type[UnfencedFakeTableExecutor] | None = None) -> World:
-    """One in which "b" answers and "a" does not any more. executor: of "a"; it said so before."""
+    """One in which "b" answers and "a" no longer does. executor: of "a"; it said so before."""
     world = World(captures=["b"], tables=[1])
     world.join("a", executor(world.sink, name="a") if executor is not None else None)  # type: ignore[arg-type]
     world.settle()
@@ -48,7 +48,7 @@ UNFENCED = silent_world(UnfencedFakeTableExecutor).snapshot
 
 
 class Etcd:
-    """What stands in etcd, and the terms of owners, which share a clock that the test moves."""
+    """What etcd holds, and the terms of owners, which share a clock that the test moves."""
 
     def __init__(self, session: EtcdSession, cluster: str) -> None:
         self.session, self.cluster = session, cluster
@@ -154,7 +154,7 @@ def evict(etcd: Etcd, evictions: Evictions, *snapshots: Snapshot | None) -> None
 
 
 def test_an_unfenced_capture_is_held_for_a_ttl_and_its_margin(etcd: Etcd) -> None:
-    """From the revocation of its lease on; meanwhile it stands in etcd with all that the next owner needs."""
+    """From the revocation of its lease on; meanwhile it is stored in etcd with all that the next owner needs."""
     evictions = etcd.term()
     etcd.step(evictions, UNFENCED)
     etcd.step(evictions, UNFENCED, after_s=EVICT_S - 0.1)
@@ -189,7 +189,7 @@ def test_a_fenced_capture_is_not_held(etcd: Etcd) -> None:
 
 @pytest.mark.parametrize("other", [UNFENCED, None], ids=["unfenced", "without a scheduler"])
 def test_fenced_in_one_changefeed_alone_is_not_enough(etcd: Etcd, other: Snapshot | None) -> None:
-    """A changefeed whose sink would not refuse it, or of which nobody knows that now, counts."""
+    """A changefeed whose sink would not refuse it, or of which that is not known, counts."""
     evictions = etcd.term()
     evict(etcd, evictions, FENCED, other)
     assert etcd.held(evictions, HOLD_S - 0.1) == {"a"}
@@ -242,7 +242,7 @@ def test_the_next_owner_revokes_and_holds_anew(etcd: Etcd, cut_session: tuple[Et
 
 
 def test_a_third_owner_holds_for_the_whole_time_again(etcd: Etcd) -> None:
-    """A lease that is gone already is fine; when it went nobody can tell."""
+    """A lease that is gone already is fine; when it went is not known."""
     evict(etcd, etcd.term(), UNFENCED)
     etcd.step(etcd.term(), after_s=HOLD_S - 1.0)
     third = etcd.term()
@@ -251,7 +251,7 @@ def test_a_third_owner_holds_for_the_whole_time_again(etcd: Etcd) -> None:
 
 
 def test_the_next_owner_revokes_the_lease_of_a_fenced_one(etcd: Etcd, cut_session: tuple[EtcdSession, TcpProxy]) -> None:
-    """It is not held there either, but its process must not go on under a lease that nobody sees."""
+    """It is not held there either, but its process must not continue under a lease that is not seen."""
     session, proxy = cut_session
     first = etcd.term(session)
     proxy.cut()
@@ -279,7 +279,7 @@ class Unanswered:
 
 
 def test_an_eviction_without_an_answer_goes_on_when_it_was_applied(etcd: Etcd) -> None:
-    """The capture is held meanwhile, and it is told once."""
+    """The capture is held meanwhile, and it is reported once."""
     writes: list[Unanswered] = []
 
     def unanswered(write: GuardedWrite) -> Unanswered:
@@ -299,7 +299,7 @@ def test_an_eviction_without_an_answer_goes_on_when_it_was_applied(etcd: Etcd) -
 
 
 def test_an_eviction_without_an_answer_is_forgotten_when_it_was_not_applied(etcd: Etcd) -> None:
-    """The capture answers again and leaves by itself some day: nobody waits for it then."""
+    """The capture answers again and leaves by itself some day: no owner waits for it then."""
     evictions = etcd.term(write=lambda write: Unanswered(write, is_applied=False))
     with pytest.raises(EtcdUnavailableError):
         evict(etcd, evictions, UNFENCED)
@@ -352,7 +352,7 @@ def test_a_watch_that_lags_evicts_nobody_twice(etcd: Etcd) -> None:
 
 
 def test_a_record_that_cannot_be_read_holds_until_it_is_deleted(etcd: Etcd) -> None:
-    """Its lease is not known, so nobody can say when the capture has stopped, but for an operator."""
+    """Its lease is not known, so the time when the capture has stopped is not known, but for an operator."""
     key = etcd_keys.evicted_key(etcd.cluster, "gone")
     etcd.session.put(key, b'{"format": 99}')
     evictions = etcd.term()
@@ -364,7 +364,7 @@ def test_a_record_that_cannot_be_read_holds_until_it_is_deleted(etcd: Etcd) -> N
 
 
 def test_one_that_fails_stops_no_other(etcd: Etcd) -> None:
-    """The write about the first has no answer; the second is evicted in the same round, and the error is told after it."""
+    """The write about the first has no answer; the second is evicted in the same round, and the error is raised after it."""
     etcd.register("a2")
     world = World(captures=["b"], tables=[1])
     for capture in ("a", "a2"):
@@ -389,7 +389,7 @@ def test_one_that_fails_stops_no_other(etcd: Etcd) -> None:
 
 
 def test_who_never_spoke_may_be_unfenced() -> None:
-    """Nobody knows whether the sink of a capture that has been silent since before the term would refuse it."""
+    """It is not known whether the sink of a capture that has been silent since before the term would refuse it."""
     world = World(captures=["a", "mute"], tables=[1])
     world.config = SchedulerConfig(bootstrap_timeout_ms=500)
     world.settle()

@@ -175,7 +175,7 @@ def test_stop_sending_races_with_senders(captures: dict[str, ScriptedCapture]) -
 
 
 def test_no_call_while_the_lease_may_be_over(captures: dict[str, ScriptedCapture]) -> None:
-    """may_send is asked right before each call; when it says yes again, the protocol goes on."""
+    """may_send is asked right before each call; when it says yes again, the protocol continues."""
     asked = threading.Event()
     held = threading.Event()
 
@@ -261,7 +261,7 @@ def test_message_that_cannot_be_sent_does_not_cost_the_others(hub: ExchangeHub, 
 
 
 def test_unknown_receivers_and_strays_are_counted(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
-    """A message to nobody, and an answer for a changefeed that is over, change nothing."""
+    """A message to an unknown capture, and an answer for a changefeed that is over, change nothing."""
     captures["a"].answer = lambda batch: [Message("a", OWNER, USERS, REVISION, 1, 9, 1, 0, response())]
     transport = hub.transport(ORDERS, 1)
     lead(hub, captures["a"])
@@ -271,7 +271,7 @@ def test_unknown_receivers_and_strays_are_counted(hub: ExchangeHub, captures: di
 
 
 def test_closed_transport_is_forgotten(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
-    """What it had queued is not sent, and it takes nothing more; the other epoch's transport goes on."""
+    """What it had queued is not sent, and it takes nothing more; the other epoch's transport continues."""
     capture = captures["a"]
     capture.hold()
     former, latter = hub.transport(ORDERS, 1), hub.transport(ORDERS, 2)
@@ -289,7 +289,7 @@ def test_closed_transport_is_forgotten(hub: ExchangeHub, captures: dict[str, Scr
 
 
 def test_capture_that_left_or_moved_gets_a_new_channel(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
-    """set_captures is a whole set: who is not in it is not called any more, a new address is a new peer."""
+    """set_captures is a whole set: a capture that is not in it is no longer called, a new address is a new client."""
     a, b = captures["a"], captures["b"]
     lead(hub, a, b)
     a.wait_for(lambda: len(a.batches) >= 1)

@@ -88,7 +88,7 @@ def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
 def test_scenario_18_queue_to_a_peer_is_bounded_and_keeps_the_newest(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture]
 ) -> None:
-    """Ten thousand messages while one call hangs: a bounded queue, counted losses, the newest of everything when it goes on."""
+    """Ten thousand messages while one call hangs: a bounded queue, counted losses, the newest of everything when it resumes."""
     capture = captures["a"]
     capture.hold()
     orders, users = hub.transport(ORDERS, 1), hub.transport(USERS, 1)

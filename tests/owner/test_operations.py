@@ -84,7 +84,7 @@ def test_a_pending_move_is_told_as_pending_when_the_time_is_over(view: AdminView
 
 
 def test_following_ends_when_the_scheduler_is_another_one(view: AdminView) -> None:
-    """A changefeed that was restarted never leaves its callers waiting for a job that nobody knows any more."""
+    """A changefeed that was restarted never leaves its callers waiting for a job that no longer exists."""
     job = operations.move_table(view, "", "1", other_than(view, 1))
     view.world.elect()
     with pytest.raises(RefusedError, match=r"move of public.t1: pending when changefeed default/test stopped running here"):
@@ -426,7 +426,7 @@ def test_status_of_a_follower_without_a_leader_says_so(view: AdminView) -> None:
 
 
 def test_the_only_owner_does_not_resign(view: AdminView) -> None:
-    """Nobody could take over, so nothing is changed."""
+    """No other owner could take over, so nothing is changed."""
     with pytest.raises(RefusedError, match="only owner"):
         cluster_operations.resign(view)
     assert view.leads

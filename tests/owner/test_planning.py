@@ -92,7 +92,7 @@ def test_a_plan_names_each_move_and_the_loads_and_changes_nothing(uneven: AdminV
 
 
 def test_a_plan_without_moves_says_why(view: AdminView) -> None:
-    """Near enough is good enough, and one capture alone has nobody to share with."""
+    """Near enough is good enough, and one capture alone has no other to share with."""
     plan = planning.plan_rebalance(view, "")
     assert not plan.moves
     assert "up to 5 % from the mean" in plan.note
@@ -192,7 +192,7 @@ def test_a_move_is_planned_or_refused_as_the_scheduler_would(view: AdminView) ->
 
 
 def test_a_drain_with_nowhere_to_go_is_accepted_and_says_so() -> None:
-    """It stands, and goes on by itself when a capture joins."""
+    """It remains, and continues by itself when a capture joins."""
     view = AdminView(World(captures=("a",), tables=(1, 2)))
     view.world.settle()
     assert cluster_operations.drain(view, "a").draining

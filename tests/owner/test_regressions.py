@@ -78,7 +78,8 @@ def test_what_a_restarted_agent_leaves_out_is_known_though_too_old_to_count() ->
 
 
 def test_a_number_that_was_lost_is_given_again() -> None:
-    """When the heartbeat that numbers a span is lost and the span stands still, the audit has it numbered, and blames nobody."""
+    """When the heartbeat that numbers a span is lost and the span stands still, the audit has it
+    numbered, and counts no failure."""
     world = audited()
     dropped: list[Message] = []
 
@@ -149,7 +150,8 @@ def test_a_table_that_came_back_is_moved_whole() -> None:
 
 
 def test_no_move_stops_a_writer_while_nobody_can_be_promoted() -> None:
-    """Beside a capture that never spoke a move waits with its reason, and one that was under way stops nobody; then both end."""
+    """Beside a capture that never spoke a move waits with its reason, and one that was under way
+    stops no writer; then both end."""
     world = World(captures=["a", "b", "mute"], tables=[1, 2, 3])
     world.config = SchedulerConfig(bootstrap_timeout_ms=500)
     world.settle()

@@ -106,7 +106,7 @@ def test_a_drain_tries_elsewhere_at_once() -> None:
 
 
 def test_a_span_that_fits_nowhere_takes_no_place_of_those_that_do() -> None:
-    """The only capture may still hold a span that nobody writes; the next table is placed all the same, one span a tick."""
+    """The only capture may still hold a span without a writer; the next table is placed all the same, one span a tick."""
     world = World(captures=["a"], tables=[1])
     world.config = SchedulerConfig(add_batch_spans=1)
     world.executors["a"].hang("prepare", Span(1))
@@ -159,7 +159,7 @@ def test_what_waits_for_a_capture_that_never_spoke_says_so() -> None:
 
 
 def test_a_rebalance_that_is_barred_says_so() -> None:
-    """It waits with the name of the capture that never spoke, and goes on when that one has spoken."""
+    """It waits with the name of the capture that never spoke, and continues when that one has answered."""
     world = world_with(["a"], 8, SchedulerConfig(bootstrap_timeout_ms=500))
     world.join("b")
     world.join("mute")
@@ -176,7 +176,7 @@ def test_a_rebalance_that_is_barred_says_so() -> None:
 
 
 def test_a_move_that_is_cancelled_at_once_takes_nobodys_place() -> None:
-    """The older move of the same table goes on."""
+    """The older move of the same table continues."""
     world = world_with(["a", "b", "c"], 1, SchedulerConfig())
     first, second = (capture for capture in ("a", "b", "c") if capture != world.primary(1))
     world.executors[first].hang("prepare")
@@ -191,7 +191,7 @@ def test_a_move_that_is_cancelled_at_once_takes_nobodys_place() -> None:
 
 
 def test_a_cancelled_move_says_what_cannot_be_undone() -> None:
-    """Its Primary was told to stop already: the span goes on to the target, and the reason says so."""
+    """Its Primary was asked to stop already: the span continues to the target, and the reason says so."""
     world = world_with(["a", "b"], 1, SchedulerConfig())
     source = world.primary(1)
     target = "b" if source == "a" else "a"
@@ -208,7 +208,7 @@ def test_a_cancelled_move_says_what_cannot_be_undone() -> None:
 
 
 def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
-    """Amid a move a third one turns out to be the writer: it was told nothing yet, so the Secondary goes on preparing."""
+    """Amid a move a third one turns out to be the writer: nothing was sent to it yet, so the Secondary keeps preparing."""
     tables = Tables()
     rows = tables.add(SpanBlock(np.array([1], np.int64)), 0)
     tables.state[rows], tables.primary[rows], tables.secondary[rows], tables.assignment_epoch[rows] = COMMIT, 0, 1, 5

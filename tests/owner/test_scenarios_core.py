@@ -80,7 +80,7 @@ def test_scenario_04_two_captures_hold_a_table_prepared() -> None:
 
 
 def test_scenario_05_one_hung_process_keeps_its_lease() -> None:
-    """A silent capture stops nobody else: another's tables fail over, a new owner goes on without it."""
+    """A silent capture stops no other: another's tables fail over, a new owner continues without it."""
     world = World(tables=range(1, 10))
     world.settle()
     world.paused.add("a")
@@ -94,7 +94,7 @@ def test_scenario_05_one_hung_process_keeps_its_lease() -> None:
     world.until(world.scheduler.is_initialized, ticks=120)
     world.advance(900)
     world.run(5)
-    assert world.watermark.checkpoint_ts == 100  # the silent capture's spans wait: nobody else may write them yet
+    assert world.watermark.checkpoint_ts == 100  # the silent capture's spans wait: no other may write them yet
     waiting = [view for view in world.snapshot.spans if view.state is not ReplicationState.REPLICATING]
     assert {view.stall_reason for view in waiting} <= {
         StallReason.SILENT_CAPTURE,
@@ -107,7 +107,7 @@ def test_scenario_05_one_hung_process_keeps_its_lease() -> None:
 
 
 def test_scenario_06_a_capture_joins_and_does_not_answer() -> None:
-    """All that runs goes on, and moves between the others work."""
+    """All that runs continues, and moves between the others work."""
     world = World(tables=[1, 2, 3])
     world.settle()
     world.join("mute")
@@ -162,7 +162,7 @@ def test_scenario_11_an_orphan_is_removed_and_remembered() -> None:
     world.settle()
     assert len(world.writers(1)) == 1
 
-    world.tables = [2]  # and with a table that nobody knows any more
+    world.tables = [2]  # and with a table that no longer exists
     holder = world.primary(1)
     world.alive.discard(holder)
     world.until(lambda: Span(1) not in [view.span for view in world.snapshot.spans])
@@ -305,7 +305,7 @@ def test_a_prepare_that_never_ends_is_tried_elsewhere() -> None:
 
 
 def test_mass_loss_is_braked() -> None:
-    """When most captures vanish at once, what runs goes on and the rest waits; it resumes when they are back, or in time."""
+    """When most captures vanish at once, what runs continues and the rest waits; it resumes when they are back, or in time."""
     world = World(captures=["a", "b", "c", "d"], tables=range(1, 9))
     world.settle()
     for capture in ("b", "c", "d"):

@@ -1,4 +1,4 @@
-"""The changefeeds in a real etcd: guarded, pinned, and told apart when they cannot be written."""
+"""The changefeeds in a real etcd: guarded, pinned, and with distinct errors when they cannot be written."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_start_is_stored_once_and_for_its_own_epoch(changefeeds: EtcdChangef
 
 
 def test_an_event_of_a_former_run_changes_nothing(changefeeds: EtcdChangefeeds) -> None:
-    """A failure that is told after a restart is not this run's."""
+    """A failure that is reported after a restart is not this run's."""
     changefeeds.create(INFO)
     epoch = changefeeds.get(ONE).epoch
     changefeeds.apply(ONE, ChangefeedEvent.FATAL, error="late", epoch=epoch - 1)

@@ -1,4 +1,4 @@
-"""A changefeed's worker with a source that does as it is told: starts once, retries, never advances past what is stored."""
+"""A changefeed's worker with a scripted source: starts once, retries, never advances past what is stored."""
 
 from __future__ import annotations
 
@@ -192,7 +192,8 @@ def test_an_error_of_any_kind_is_the_changefeeds_alone(new_worker: NewWorker, so
 
 
 def test_a_slot_that_was_lost_is_fatal(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """Rows between the checkpoint and where the source can be read from are gone, and nobody goes on as if they were not."""
+    """Rows between the checkpoint and where the source can be read from are gone, and the
+    changefeed fails instead of skipping them."""
     source.start_ts = 400
     worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
     _wait("it is fatal", lambda: worker.view.fatal)
@@ -229,7 +230,7 @@ def test_a_removal_is_tried_until_it_works(new_worker: NewWorker, host: Host, so
 
 
 def test_a_worker_ends_with_its_term(new_worker: NewWorker, host: Host) -> None:
-    """Who does not lead any more stores nothing."""
+    """A former leader stores nothing."""
     host.refusal = NotLeaderError("gone")
     worker = new_worker()
     assert worker.join(WAIT_S)
@@ -288,7 +289,7 @@ def test_a_source_cuts_its_tables_at_every_new_listing(new_worker: NewWorker, ho
     ],
 )
 def test_a_wrong_cut_is_the_source_s_error(new_worker: NewWorker, host: Host, cut: tuple[Span, ...], text: str) -> None:
-    """It is told, and no table is scheduled by it; when the source mends it, all goes on."""
+    """It is reported, and no table is scheduled by it; when the source corrects it, everything continues."""
     source = host.source = CuttingSource(*cut)
     worker = new_worker()
     _wait("it is told", lambda: text in worker.view.error)

@@ -136,7 +136,7 @@ def test_a_permission_is_given_only_when_nobody_may_write(cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", POSSIBLE, ids=name)
 def test_whoever_may_hold_a_span_keeps_a_role(cell: Cell) -> None:
-    """Nobody that reports to hold a span is forgotten."""
+    """No capture that reports to hold a span is forgotten."""
     replication = row_for(cell)
     apply_reports(replication, REPORTER, report(cell))
     if cell.reported not in (TableState.STOPPED, TableState.ABSENT):
@@ -173,7 +173,7 @@ def test_compiled_table_agrees_with_the_rules() -> None:
 
 @pytest.mark.parametrize("role", [Role.SECONDARY, Role.UNDETERMINED])
 def test_the_newest_permission_wins_of_two_writers(role: Role) -> None:
-    """A second Replicating with a newer epoch becomes Primary, and the former one is told to stop."""
+    """A second Replicating with a newer epoch becomes Primary, and the former one is asked to stop."""
     state = ReplicationState.COMMIT if role is Role.SECONDARY else ReplicationState.REPLICATING
     cell = Cell(state, role, TableState.REPLICATING, True, role is Role.SECONDARY, False)
     replication = row_for(cell)

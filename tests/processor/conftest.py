@@ -1,4 +1,4 @@
-"""One agent, its fake executor, and an owner that is a script: it sends what a test says and believes what it is told."""
+"""One agent, its fake executor, and an owner that is a script: it sends what a test says and records what it receives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REVISION = 7
 
 @dataclass(frozen=True)
 class Known:
-    """What the owner has been told of a span."""
+    """What has been reported of a span."""
 
     state: TableState
     checkpoint_ts: Ts

@@ -42,7 +42,7 @@ def test_several_heartbeats_are_answered_together(world: Any) -> None:
 
 
 def test_nothing_is_said_to_nobody(make_world: Any) -> None:
-    """Before an owner has spoken there is nobody to tell."""
+    """Before an owner has called there is no receiver."""
     world = make_world(meet=False)
     assert world.step() is None
     assert world.owner.messages == []
@@ -418,7 +418,7 @@ def test_a_removal_that_was_taken_in_reads_stopping(world: Any) -> None:
 
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_an_add_on_the_way_out_is_dropped_and_answered(world: Any, is_stopped: bool) -> None:
-    """Add, prepare or write, of a Stopping or Stopped span: the state is told again, and nothing starts."""
+    """Add, prepare or write, of a Stopping or Stopped span: the state is reported again, and nothing starts."""
     world.replicate(SPAN)
     world.fake.hang("stop")
     world.owner.remove(SPAN)
@@ -534,7 +534,7 @@ def test_a_grant_before_the_prepared_point_is_fine_where_the_sink_is_further(wor
 
 
 def test_scenario_12_a_writer_whose_epoch_is_refused_stops(make_world: Any) -> None:
-    """Another one has taken over at the sink: the table is stopped and says so; nobody wrote twice."""
+    """Another one has taken over at the sink: the table is stopped and says so; nothing was written twice."""
     sink = FakeSink()
     world = make_world(FakeTableExecutor(sink, name="mine"))
     world.replicate(SPAN, epoch=5)
@@ -573,7 +573,7 @@ def test_takeover_starts_from_the_sinks_position(make_world: Any) -> None:
 
 
 def test_statistics_come_at_their_interval(make_world: Any) -> None:
-    """Collected about every stats_interval_ms, told once, and again only when they differ."""
+    """Collected about every stats_interval_ms, reported once, and again only when they differ."""
     world = make_world(config=AgentConfig(stats_interval_ms=1_000))
     world.replicate(SPAN, OTHER)
     world.fake.set_stats(OTHER, Stats(20.0, 300.0, {"puller": Checkpoint(5, 7), "snapshot": Checkpoint(1, 1)}))
@@ -592,7 +592,7 @@ def test_statistics_come_at_their_interval(make_world: Any) -> None:
 
 
 def test_statistics_come_when_asked_for(world: Any) -> None:
-    """collect_stats of a heartbeat, whatever the interval; what was lost is told again."""
+    """collect_stats of a heartbeat, whatever the interval; what was lost is reported again."""
     world.replicate(SPAN)
     world.fake.set_stats(SPAN, Stats(20.0))
     world.network.hook = lambda sender, receiver, message: Deliver.DROP if receiver == "owner" else Deliver.DELIVER

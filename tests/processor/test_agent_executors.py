@@ -120,7 +120,7 @@ def test_a_call_that_raises_ends_the_span(world: Any, call: str, settles_as: Tab
 
 @pytest.mark.parametrize("call", ["remove_table_span", "is_remove_table_span_finished"])
 def test_a_removal_that_raises_is_repeated(world: Any, call: str) -> None:
-    """Nobody can know whether a write may follow, so Stopped is not said; the text is."""
+    """A write may still follow, so Stopped is not reported; the text is."""
     world.replicate(SPAN)
     world.fake.raise_at(call, SPAN, ValueError("not now"))
     world.fake.raise_at(call, SPAN, ValueError("nor now"))
@@ -159,7 +159,7 @@ def test_scenario_08_a_hung_preparation_can_be_taken_back(world: Any) -> None:
 
 
 class _LyingExecutor(FakeTableExecutor):
-    """Its bulk form answers what it is told to."""
+    """Its bulk form returns what the test sets."""
 
     answer: object = None
 
@@ -192,7 +192,7 @@ def test_a_bulk_form_that_fails_is_passed_by(make_world: Any, answer: object) ->
 
 
 class _OddExecutor(PlainExecutor):
-    """Its statuses and last checkpoints are what they are told to be."""
+    """Its statuses and last checkpoints are what the test sets."""
 
     status: object = None
     last: object = None
@@ -231,7 +231,7 @@ def test_a_status_that_cannot_be_ends_that_span(make_world: Any, status: object)
 
 @pytest.mark.parametrize("last", [None, 7, (-1, True), ("x", True)])
 def test_a_last_checkpoint_that_cannot_be_is_asked_for_again(make_world: Any, last: object) -> None:
-    """The agent goes on until the answer makes sense, and keeps what it has seen last."""
+    """The agent retries until the answer makes sense, and keeps what it has seen last."""
     world = make_world(_OddExecutor())
     world.replicate(SPAN)
     world.executor.last = last
@@ -294,7 +294,7 @@ def test_closing_waits_for_an_executor_without_close(make_world: Any) -> None:
 
 
 def test_closing_an_executor_that_does_not_stop_says_so(make_world: Any) -> None:
-    """A clear error that names a span; another close goes on where this one ended."""
+    """A clear error that names a span; another close continues where this one ended."""
     world = make_world(PlainExecutor(), config=AgentConfig(close_timeout_ms=20))
     world.replicate(SPAN, OTHER)
     world.executor.fake.hang("stop", SPAN)
@@ -306,7 +306,7 @@ def test_closing_an_executor_that_does_not_stop_says_so(make_world: Any) -> None
 
 
 def test_an_executor_whose_close_raises_is_an_error_of_the_caller(make_world: Any) -> None:
-    """Nobody may start another agent on tables that may still be written."""
+    """No other agent may start on tables that may still be written."""
 
     class _Clinging(FakeTableExecutor):
         def close(self) -> None:

@@ -98,7 +98,7 @@ def test_an_owner_that_acknowledges_chunk_by_chunk_loses_nothing(make_world: Any
 
 
 def test_what_a_later_chunk_repeats_is_not_heard_with_an_earlier_one(make_world: Any) -> None:
-    """A row that was told in a lost report and told again in a later chunk counts as told in that chunk, not before."""
+    """A row that was in a lost report and again in a later chunk counts as reported in that chunk, not before."""
     world = make_world(config=AgentConfig(max_reports_per_message=2))
     world.owner.prepare(*SPANS[:4])
     world.agent.tick()
@@ -141,7 +141,7 @@ def test_errors_and_statistics_keep_their_place_in_chunks(make_world: Any) -> No
 
 
 def test_an_empty_report_is_one_message(world: Any) -> None:
-    """Nothing to tell is told in one empty report."""
+    """No news is one empty report."""
     (report,) = make_reports(world.agent._table, base=1, number=2, max_rows=4, max_bytes=100)
     assert (len(report), report.base, report.more) == (0, 1, False)
 

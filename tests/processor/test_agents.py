@@ -141,7 +141,7 @@ def _reports(message: Message) -> SpanReports:
 
 
 def test_agents_follow_the_whole_set_that_the_owner_names(world: World) -> None:
-    """Named: opened. Not named any more: closed. Nothing else is touched."""
+    """Named: opened. No longer named: closed. Nothing else is touched."""
     world.activate((ORDERS, 1), (USERS, 4))
     world.wait_running((ORDERS, 1), (USERS, 4))
     world.activate((USERS, 4))
@@ -220,7 +220,7 @@ def test_who_cannot_serve_a_changefeed_says_so(world: World) -> None:
 
 
 def test_a_vacancy_ends_with_what_it_was_for(world: World) -> None:
-    """A newer epoch is answered for by itself, and a changefeed that is over by nobody."""
+    """A newer epoch is answered for by itself, and an ended changefeed not at all."""
     world.error = "no plug-in serves orders://"
     world.activate((ORDERS, 1))
     wait("it is vacant", lambda: ORDERS in world.views() and world.views()[ORDERS].error)
@@ -274,7 +274,7 @@ def test_scenario_15_a_former_run_has_no_say(world: World) -> None:
 
 
 def test_closing_ends_when_no_write_can_follow(world: World) -> None:
-    """The loop goes on until the last executor has closed."""
+    """The loop runs until the last executor has closed."""
     world.activate((ORDERS, 1), (USERS, 1))
     world.wait_running((ORDERS, 1), (USERS, 1))
     world.may_close[ORDERS].clear()

@@ -34,7 +34,7 @@ def batch(*orders: tuple[int, DispatchAction, int], revision: int = 7) -> Batch:
 
 
 def test_a_move_is_told_step_by_step_and_once() -> None:
-    """Repetitions are silent; the same order after another one, and under another owner, is told again."""
+    """Repetitions are silent; the same order after another one, and under another owner, is logged again."""
     log = DispatchLog("capture-1")
     with capture_logs() as lines:
         for order in ((5, PREPARE, 0), (5, PREPARE, 0), (5, WRITE, 9), (5, STOP, 0), (5, STOP, 0), (5, PREPARE, 0)):

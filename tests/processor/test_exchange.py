@@ -121,7 +121,7 @@ def taken(server: ExchangeServer) -> list[Batch]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """For what nobody announces: looks again, with a deadline."""
+    """Poll a condition that has no notification, with a deadline."""
     never = threading.Event()
     end = time.monotonic() + DEADLINE_S
     while not condition():
@@ -210,7 +210,7 @@ def test_batch_of_a_replaced_owner_is_refused(impatient: ExchangeServer, caller:
 
 
 def test_unanswered_turn_returns_what_was_said_and_the_rest_goes_with_the_next(impatient: ExchangeServer, caller: Caller) -> None:
-    """A loop that is busy costs nobody's call, and loses nothing."""
+    """A busy loop delays no call, and loses nothing."""
     transport = impatient.transports.open(ORDERS, 1)
     transport.send([said(1)])
     assert [message.number for message in caller.call(batch_of(asked(1))).messages] == [1]
@@ -225,7 +225,7 @@ def test_unanswered_turn_returns_what_was_said_and_the_rest_goes_with_the_next(i
 
 
 def test_loop_that_is_behind_refuses_and_takes_nothing_in(impatient: ExchangeServer, caller: Caller) -> None:
-    """scenario_18 on this side: the mailbox is bounded, and the owner is told."""
+    """scenario_18 on this side: the mailbox is bounded, and the owner gets an error."""
     for number in range(1, 4):
         caller.call(batch_of(asked(number)))
     code, details = caller.refused(batch_of(asked(4)))
@@ -253,7 +253,7 @@ def test_scenario_18_outbox_of_an_agent_is_bounded_and_keeps_the_newest(impatien
 
 
 def test_answer_of_a_caller_that_has_gone_is_kept(server: ExchangeServer, caller: Caller) -> None:
-    """What was said while nobody listened any more is in the next answer."""
+    """What was sent after the caller had gone is in the next answer."""
     transport = server.transports.open(ORDERS, 1)
     call = caller.start(batch_of(asked(1)))
     assert server.wait(DEADLINE_S)

@@ -81,7 +81,7 @@ def test_a_processor_takes_batches_alone(served: tuple[ExchangeServer, grpc.Chan
 
 
 class Liar:
-    """A capture that answers whatever bytes it is told."""
+    """A capture that answers the bytes that a test sets."""
 
     def __init__(self) -> None:
         self.answer = b""
@@ -112,7 +112,7 @@ def lied_to() -> Iterator[tuple[ExchangeHub, Liar]]:
 @example(ANSWER)
 @example(b"")
 def test_an_owner_outlives_any_answer(lied_to: tuple[ExchangeHub, Liar], data: bytes) -> None:
-    """What is no answer to this very call is a failure of that capture, told as such, and the next call is made."""
+    """What is no answer to this very call is a failure of that capture, reported as such, and the next call is made."""
     hub, liar = lied_to
     liar.answer = data
     made = hub.client_views()[0].exchanges

@@ -27,7 +27,7 @@ def section(name: str, **options: object) -> PeerTlsSection:
 
 @pytest.fixture
 def server() -> Iterator[ExchangeServer]:
-    """Lets the certificate "client" call and nobody else."""
+    """Admit the certificate "client" and no other."""
     own = section("server", allowed_common_names=("client",))
     server = ExchangeServer(
         "capture-1",

@@ -83,7 +83,7 @@ def stored(session: EtcdSession, cluster: str, capture_id: str) -> CaptureRecord
 
 
 def test_a_capture_is_registered_until_it_leaves(session: EtcdSession, cluster: str, register: Register) -> None:
-    """The record stands in etcd under the lease; leaving takes it away at once, silently, and twice is fine."""
+    """The record is in etcd under the lease; leaving removes it at once, silently, and twice is fine."""
     registration, lost = register(session, "p1")
     assert registration.is_valid()
     assert lease_clock() < registration.deadline() < lease_clock() + TTL_S

@@ -1,7 +1,7 @@
 """`python -m tests.sim`: many seeds, or as many as fit into a time, and one JSON object about them.
 
---seeds N [--first SEED] [--seconds S]    so many seeds, or so long; what fails replays with --first SEED --seeds 1
---jobs N                                  so many processes, each with its own seeds (one a core)
+--seeds N [--first SEED] [--seconds S]    N seeds, or as long as S; what fails replays with --first SEED --seeds 1
+--jobs N                                  N processes, each with its own seeds (one per core)
 --bugs N                                  plants each bug of mutations.py and says which of N seeds finds it first
 """
 

@@ -65,7 +65,7 @@ class Faults:
             self._hangs = [hang for hang in self._hangs if hang[0] > self.sim.now]
 
     def calm_down(self) -> None:
-        """No fault any more: who hangs is let go, who stands apart comes back, who is deposed knows it."""
+        """End all faults: what hangs is released, what is cut off reconnects, deposed owners learn of it."""
         sim = self.sim
         sim.calm = True
         sim.network.weather = FINE
@@ -264,7 +264,7 @@ def _next_revision(sim: Simulation) -> int:
 
 
 def depose_owner(sim: Simulation) -> bool:
-    """The old one does not know it and goes on beside the new one, with the tables and the captures of that moment."""
+    """The old one does not know it and continues beside the new one, with the tables and the captures of that moment."""
     for owner in sim.owners:
         if owner.frozen_at is None:
             owner.frozen_at, owner.frozen_tables, owner.frozen_checkpoint_ts = sim.now, sorted(sim.tables), sim.checkpoint_ts

@@ -65,7 +65,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """seed: the first that finds it; others are tried if it does not any more."""
+    """seed: the first that finds it; others are tried if it no longer does."""
 
     name: str
     seed: int = 1

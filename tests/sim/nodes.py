@@ -75,7 +75,7 @@ class Owner:
     adds: dict[tuple[str, Span], int] = field(default_factory=dict)  # number of the last Add, while it may still be taken in
     waiting: dict[int, int] = field(default_factory=dict)  # number of a row that could be added -> ticks
     undetermined: dict[int, frozenset[int]] = field(default_factory=dict)  # number of a row -> who may still hold it
-    stopping: frozenset[tuple[int, int]] = frozenset()  # (number of a row, Primary that was told to stop for a move)
+    stopping: frozenset[tuple[int, int]] = frozenset()  # (number of a row, Primary that was asked to stop for a move)
     proceeding: bool = False  # the watermark was there, for the tables as they are
 
     @property

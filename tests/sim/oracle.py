@@ -84,7 +84,7 @@ class Oracle:
         self._answers[key] = said
 
     def _known_alone(self, span: Span, message: Message) -> None:
-        """Whoever gives a permission knows of nobody else who may hold the span."""
+        """An owner that grants a permission knows of no other capture that may hold the span."""
         for owner in self.sim.owners:
             if owner.id != message.sender or owner.changefeed_epoch != message.changefeed_epoch:
                 continue
@@ -95,7 +95,7 @@ class Oracle:
                 self.complain(f"{owner.id}: {message.receiver} may write {row} beside {len(silent)} that never spoke")
 
     def _followed(self, owner: Owner, span: Span, receiver: str) -> None:
-        """A Primary is told to stop for a move only when its owner knows of nobody who would keep its Secondary back."""
+        """A Primary is asked to stop for a move only when its owner knows of no capture that would block its Secondary."""
         core, tables = owner.core, owner.core.tables
         row, primary = tables.row_of(span), _index_of(owner, receiver)
         if row < 0 or int(tables.primary[row]) != primary or tables.state[row] != COMMIT or int(tables.secondary[row]) < 0:
@@ -160,7 +160,7 @@ class Oracle:
                 self.complain(f"{both}, but the sink takes writes of {both.goes} alone")
 
     def _check_idle(self, owner: Owner) -> None:
-        """What nobody has is added soon, if there is anybody to take it."""
+        """A span without a writer is added soon, if a capture can take it."""
         core, tables = owner.core, owner.core.tables
         size = tables.size
         rows = np.flatnonzero(tables.wanted[:size] & (tables.state[:size] == ABSENT) & (tables.undetermined_count[:size] == 0))
@@ -178,7 +178,7 @@ class Oracle:
         owner.waiting = waiting
 
     def _check_memory(self, owner: Owner) -> None:
-        """Whoever may still take in an Add has a role in that row."""
+        """Every capture that may still receive an Add has a role in that row."""
         core, tables = owner.core, owner.core.tables
         for (id, span), number in list(owner.adds.items()):
             capture = core.captures.get(id)
@@ -279,7 +279,7 @@ class Oracle:
             self.complain(f"{capture} was said to be empty, but it holds {process.executor.spans()}")
 
     def _is_doubtful(self, capture: str) -> bool:
-        """It was taken for dead, rightly as far as etcd knew, and goes on: only in a fenced world."""
+        """It was considered dead, correctly as far as etcd knew, and continues: only in a fenced world."""
         lease = self.sim.leases.get(capture)
         return self.sim.fenced and (capture in self.sim.doubtful or lease is None or lease.ended_at is not None)
 
@@ -293,7 +293,7 @@ class Oracle:
 
 
 def _stopping(owner: Owner) -> frozenset[tuple[int, int]]:
-    """(number, Primary) of the rows whose Primary was told to stop for a move."""
+    """(number, Primary) of the rows whose Primary was asked to stop for a move."""
     tables = owner.core.tables
     rows = np.flatnonzero((tables.state == COMMIT) & (tables.primary >= 0) & (tables.secondary >= 0))
     return frozenset(zip(tables.number[rows].tolist(), tables.primary[rows].tolist(), strict=True))

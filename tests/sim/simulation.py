@@ -65,7 +65,7 @@ def quietly() -> Iterator[None]:
 
 
 class Simulation:
-    """One seed's world. `run` runs all of it; `trace`, when set, is told of what happens in words."""
+    """One seed's world. `run` runs all of it; `trace`, when set, receives what happens in words."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -273,7 +273,7 @@ class Simulation:
         self.start_agent(process.id, process.liveness, process.transport.seen_revision)
 
     def end_process(self, process: Process, lease_too: bool = False) -> None:
-        """It can write no more from here on. Its lease goes on until it is over, unless it is given back."""
+        """It can write no more from here on. Its lease lives until it expires, unless it is given back."""
         process.executor.close()
         process.transport.close()
         del self.processes[process.id]

@@ -55,7 +55,7 @@ class SimSink(FakeSink):
 
 class _BadManners:
     """Says now and then that a span is behind where it was, and does not remember where a span that it stopped had got to. It has
-    received what follows the point that it was told to prepare from: a permission from before that leaves a hole."""
+    received what follows the point that it was asked to prepare from: a permission from before that leaves a hole."""
 
     random: random.Random
     forgetful: float = 0.0

@@ -248,7 +248,7 @@ def test_stragglers_do_not_make_a_column_wide() -> None:
 
 
 def test_decoded_columns_cannot_be_written() -> None:
-    """Nobody writes to the columns of a message: numpy enforces it."""
+    """The columns of a message are read-only: numpy enforces it."""
     decoded = decode_message(encode_message(message(DispatchTableResponse(steady_report(20)))))
     assert isinstance(decoded.body, DispatchTableResponse)
     for column in ("numbers", "states", "checkpoint_ts", "resolved_ts", "last_synced_ts", "assignment_epochs"):
@@ -330,7 +330,7 @@ def test_error_text_is_cut_and_made_sendable() -> None:
 
 
 def test_scenario_36_a_batch_is_of_the_version_that_both_speak() -> None:
-    """What is written in another version arrives as the same messages, at whoever speaks it, and at nobody else."""
+    """What is written in another version arrives as the same messages, at processes that support it, and at no others."""
     batch = Batch("owner-1", "capture-1", 7, (), (message(Heartbeat(Barrier(9))),), version=2)
     data = encode_batch(batch)
     assert decode_batch(data, ProtocolVersions(1, 2)) == batch

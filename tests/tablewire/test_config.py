@@ -1,4 +1,4 @@
-"""Configuration: where values come from, which is stronger, and what a wrong one is told."""
+"""Configuration: where values come from, which is stronger, and the error of a wrong one."""
 
 from __future__ import annotations
 

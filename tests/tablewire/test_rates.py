@@ -35,7 +35,7 @@ def test_never_more_than_the_rate_and_the_burst(pauses: list[float], per_s: int,
 
 
 def codes_of(call: grpc.UnaryUnaryMultiCallable, request: bytes, times: int) -> Counter[grpc.StatusCode]:
-    """What became of so many calls, one after the other."""
+    """Return the outcome of that number of calls, one after the other."""
     found: Counter[grpc.StatusCode] = Counter()
     for _ in range(times):
         try:

@@ -66,14 +66,14 @@ def test_messages_pass_through_the_wire_format() -> None:
 
 
 def test_unknown_receivers_drop() -> None:
-    """Nobody is told, nothing is kept for later."""
+    """No receiver, no error, and nothing is kept for later."""
     network = LoopbackNetwork()
     network.transport("owner").send([message("a")])
     assert list(network.transport("a").recv()) == []
 
 
 def test_a_transport_of_a_known_id_is_a_restart() -> None:
-    """The inbox is new and empty, and the former transport receives nothing any more."""
+    """The inbox is new and empty, and the former transport receives nothing."""
     network = LoopbackNetwork()
     owner, former = network.transport("owner"), network.transport("a")
     owner.send([message("a", 1)])
@@ -261,7 +261,7 @@ def test_failures_are_scripted() -> None:
 
 
 def test_hangs_and_slow_steps_are_scripted() -> None:
-    """A step that hangs ends when it is let go; a slow one after so many polls; a call may not be taken at first."""
+    """A step that hangs ends when it is let go; a slow one after a number of polls; a call may not be taken at first."""
     executor = FakeTableExecutor(prepare_polls=2, refusals=1)
     executor.hang("stop", SPAN)
     assert [executor.add_table_span(SPAN, Checkpoint(1, 1), True) for _ in range(2)] == [False, True]

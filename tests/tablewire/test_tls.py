@@ -34,7 +34,7 @@ def peer(name: str, **options: object) -> PeerTlsSection:
 
 @pytest.fixture
 def server_port() -> Iterator[int]:
-    """A server that lets the client "client" call and nobody else."""
+    """A server that admits the client "client" and no other."""
     section = peer("server", allowed_common_names=("client",))
     server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
     add_health_and_reflection(server, ()).set_serving(True)
@@ -172,7 +172,7 @@ def put(folder: Path, name: str, *endings: str) -> None:
 
 
 def test_a_server_shows_new_connections_the_files_of_then(tmp_path: Path) -> None:
-    """Replaced one by one: until both halves fit, and when one is gone, the former pair goes on, and the log says so."""
+    """Replaced one by one: until both halves fit, and when one is gone, the former pair stays in use, and the log says so."""
     put(tmp_path, "server", "pem", "key")
     own = peer("server", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key")
     server = new_server(max_workers=1, max_concurrent_rpcs=1, thread_name="tls")
@@ -191,7 +191,7 @@ def test_a_server_shows_new_connections_the_files_of_then(tmp_path: Path) -> Non
 
 
 def test_a_client_is_given_other_credentials_once_the_files_are_others(tmp_path: Path) -> None:
-    """The same object until then; a channel is made anew when it has failed and they are others, not before."""
+    """The same object until then; a channel is recreated when it has failed and they are others, not before."""
     put(tmp_path, "client", "pem", "key")
     provide = tls.renewed_channel_credentials(peer("client", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key"))
     assert provide is not None
@@ -210,7 +210,7 @@ def test_a_client_is_given_other_credentials_once_the_files_are_others(tmp_path:
 
 
 def test_a_server_may_let_in_clients_without_a_certificate() -> None:
-    """When it is told not to ask for one; in plain text nobody is let in all the same."""
+    """When it is configured not to ask for one; a plain-text client is refused all the same."""
     section = peer("server", require_client_cert=False)
     server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
     add_health_and_reflection(server, ()).set_serving(True)

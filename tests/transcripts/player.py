@@ -62,7 +62,7 @@ class Player:
         self.world.tables = [int(table) for table in tables]
 
     def do_split(self, parts: str) -> None:
-        """From the next owner on, each table has so many spans."""
+        """From the next owner on, each table has that number of spans."""
         self.world.splitter = HashRanges(int(parts))
 
     def do_bootstrap_timeout(self, milliseconds: str) -> None:

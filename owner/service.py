@@ -44,7 +44,7 @@ from tablewire.runtime.tls import (
 )
 from tablewire.runtime.version import software_version
 from tablewire.source import Source, SourceRequest
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -61,7 +61,7 @@ _log = structlog.get_logger("owner.service")
 class OwnerService:
     """run: the main thread. All else: any thread."""
 
-    def __init__(self, config: OwnerConfig, shutdown: Shutdown, *, protocols: ProtocolVersions = SPOKEN) -> None:
+    def __init__(self, config: OwnerConfig, shutdown: Shutdown, *, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> None:
         """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`. protocols: of the wire."""
         self._protocols = protocols
         self._config = config
@@ -260,7 +260,7 @@ class OwnerService:
             term.wake()
 
 
-def serve(config: OwnerConfig, protocols: ProtocolVersions = SPOKEN) -> None:
+def serve(config: OwnerConfig, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> None:
     """Runs an owner until SIGTERM, and ends the process with its exit code. One line on stderr when it cannot start."""
     shutdown = Shutdown()
     shutdown.install()

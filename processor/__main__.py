@@ -14,7 +14,7 @@ from tablewire.runtime import config as configuration
 from tablewire.runtime import logs
 from tablewire.runtime.shutdown import Shutdown
 from tablewire.runtime.version import software_version
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,7 +63,7 @@ def serve(files: tuple[str, ...], labels: tuple[str, ...], **flags: str | None) 
     sys.exit(run(config))
 
 
-def run(config: ProcessorConfig, protocols: ProtocolVersions = SPOKEN) -> int:
+def run(config: ProcessorConfig, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> int:
     """The exit code."""
     logs.configure(config.log.format, config.log.level, service="processor")
     shutdown = Shutdown()

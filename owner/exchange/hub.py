@@ -25,7 +25,7 @@ from tablewire.errors import ClosedError
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.states import TableState
-from tablewire.runtime.grpc import Renewed
+from tablewire.runtime.grpc import CredentialsProvider
 from tablewire.runtime.message_queues import ChangefeedTransport, ChangefeedTransports
 
 __all__ = ["ExchangeConfig", "ExchangeHub", "ProcessorClientView"]
@@ -50,7 +50,7 @@ class ExchangeHub:
         config: ExchangeConfig | None = None,
         on_answer: Callable[[bool], None] = lambda _matters: None,
         may_send: Callable[[], bool] = lambda: True,
-        credentials: grpc.ChannelCredentials | Renewed | None = None,
+        credentials: grpc.ChannelCredentials | CredentialsProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner_id = owner_id

@@ -17,7 +17,7 @@ import structlog
 from tablewire.errors import CodecError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import ActiveChangefeed, Batch, Message
-from tablewire.runtime.grpc import Renewed, RenewedChannel
+from tablewire.runtime.grpc import CredentialsProvider, RenewedChannel
 from tablewire.runtime.message_queues import Outbox
 from tablewire.runtime.shutdown import run_thread
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch
@@ -106,7 +106,7 @@ class ProcessorClient:
         owner_id: str,
         host: ProcessorClientHost,
         config: ExchangeConfig,
-        credentials: grpc.ChannelCredentials | Renewed | None,
+        credentials: grpc.ChannelCredentials | CredentialsProvider | None,
         clock: Callable[[], float],
     ) -> None:
         """version: of the wire, which this owner and that processor both support."""

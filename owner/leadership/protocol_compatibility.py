@@ -16,7 +16,7 @@ import structlog
 from tablewire.etcd.records import CaptureRecord
 from tablewire.model.ids import CaptureID, CaptureInfo
 from tablewire.model.states import LivenessState
-from tablewire.wire.versions import INCOMPATIBLE_LABEL, SPOKEN, ProtocolVersions
+from tablewire.wire.versions import INCOMPATIBLE_LABEL, SUPPORTED_VERSIONS, ProtocolVersions
 
 _log = structlog.get_logger("owner.protocol_compatibility")
 
@@ -27,7 +27,7 @@ class ProtocolCompatibility:
     `update` is called under the term's lock. The attributes are replaced as a whole, so any thread may read them.
     """
 
-    def __init__(self, own: ProtocolVersions = SPOKEN) -> None:
+    def __init__(self, own: ProtocolVersions = SUPPORTED_VERSIONS) -> None:
         self._own = own
         self.leaving: frozenset[CaptureID] = frozenset()
         """Captures that are stopping, or were stopping when their registration ended."""

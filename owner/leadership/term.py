@@ -42,7 +42,7 @@ from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, Ts
 from tablewire.model.progress import Watermark
 from tablewire.runtime.shutdown import run_thread
 from tablewire.source import Source
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 LOAD_TIMEOUT_S = 5.0
 LOAD_RETRY_S = 0.2
@@ -67,7 +67,7 @@ class Term:
         counters: PlacementCounters,
         observe_tick: Callable[[float], None],
         former_workers: Mapping[ChangefeedID, ChangefeedWorker],
-        protocols: ProtocolVersions = SPOKEN,
+        protocols: ProtocolVersions = SUPPORTED_VERSIONS,
     ) -> None:
         """former_workers: those of earlier terms whose thread may still be in a call. protocols: of the wire."""
         self.revision = leadership.revision

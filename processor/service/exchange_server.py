@@ -35,7 +35,7 @@ from tablewire.runtime.mailbox import Mailbox
 from tablewire.runtime.message_queues import MAX_INBOX_MESSAGES, MAX_INBOX_ROWS, ChangefeedTransports, Outbox
 from tablewire.runtime.rates import RateLimit
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, BatchBuilder, decode_batch
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 MAX_PENDING_EXCHANGES: Final = 16
 """Batches that the loop has not taken yet. An owner has one call in flight, so more are calls that it has given up."""
@@ -105,7 +105,7 @@ class ExchangeServer:
         max_pending: int = MAX_PENDING_EXCHANGES,
         credentials: grpc.ServerCredentials | None = None,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
-        versions: ProtocolVersions = SPOKEN,
+        versions: ProtocolVersions = SUPPORTED_VERSIONS,
     ) -> None:
         self._capture_id = capture_id
         self._versions = versions

@@ -39,7 +39,7 @@ from tablewire.model.states import LivenessState
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
 from tablewire.runtime.tls import interceptors, server_credentials, warn_of_roles
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -76,7 +76,7 @@ class RegisteredCapture:
         version: str,
         port: int,
         on_lost: Callable[[], None],
-        protocols: ProtocolVersions = SPOKEN,
+        protocols: ProtocolVersions = SUPPORTED_VERSIONS,
     ) -> None:
         """Binds the port (OperatingError when it cannot be had); serves and registers nothing yet."""
         self.id = new_capture_id(config.name)
@@ -169,7 +169,7 @@ class ProcessorService:
     """run: the main thread. ready, healthy: any thread, never block."""
 
     def __init__(
-        self, config: ProcessorConfig, shutdown: Shutdown, *, version: str, protocols: ProtocolVersions = SPOKEN
+        self, config: ProcessorConfig, shutdown: Shutdown, *, version: str, protocols: ProtocolVersions = SUPPORTED_VERSIONS
     ) -> None:
         """version: of the software. protocols: of the wire."""
         self._protocols = protocols

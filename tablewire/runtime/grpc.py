@@ -1,7 +1,4 @@
-"""gRPC as both services use it: one set of limits and options, servers that listen, channels that come back, health, reflection.
-
-Knows nothing of what is said over it: services are named by their full names. Everything here may be called from any thread.
-"""
+"""gRPC as both services use it: limits and options, servers, channels, health and reflection. Any thread."""
 
 from __future__ import annotations
 
@@ -15,27 +12,26 @@ from grpc_reflection.v1alpha import reflection
 
 from tablewire.errors import OperatingError
 from tablewire.runtime.addresses import format_address
+from tablewire.wire.limits import MAX_MESSAGE_BYTES
 
-MAX_GRPC_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""Received or sent, request or answer; the codec refuses larger batches before gRPC does."""
 MAX_GRPC_METADATA_BYTES: Final = 16 * 1024
 KEEPALIVE_INTERVAL_MS: Final = 2_000
-"""A client asks that often whether a silent connection is alive, so that one that a partition broke is not waited for."""
+"""How often a client checks an idle connection, so that one which a partition broke is noticed."""
 KEEPALIVE_TIMEOUT_MS: Final = 2_000
 MIN_PING_INTERVAL_MS: Final = 1_000
-"""What a server allows its clients; above, it would hang up on them."""
+"""A server closes the connection of a client that pings more often."""
 RECONNECT_MIN_MS: Final = 100
 RECONNECT_MAX_MS: Final = 1_000
-"""gRPC's own backoff between two attempts to connect: never longer, so that a peer that is back is used at once."""
+"""gRPC's backoff between two attempts to connect; short, so that a peer that is back is used at once."""
 
 GrpcOptions: TypeAlias = list[tuple[str, int]]
 
-Renewed: TypeAlias = Callable[[], grpc.ChannelCredentials]
-"""Credentials of now: another object once they have changed (`tls.renewed_channel_credentials`)."""
+CredentialsProvider: TypeAlias = Callable[[], grpc.ChannelCredentials]
+"""Returns the current credentials: another object once they have changed (`tls.renewed_channel_credentials`)."""
 
 _SIZES: Final[GrpcOptions] = [
-    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_GRPC_METADATA_BYTES),
 ]
 
@@ -50,11 +46,12 @@ def channel_options() -> GrpcOptions:
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
         ("grpc.min_reconnect_backoff_ms", RECONNECT_MAX_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
-        # Each channel has its own connection and its own backoff; else a new process at a known address inherits the old one's.
+        # Each channel has its own connection and backoff; otherwise a new process would inherit those of the previous one at
+        # its address.
         ("grpc.use_local_subchannel_pool", 1),
-        # The protocol restates what was lost; a retry inside gRPC would be a second call in flight.
+        # The protocol restates what was lost; a retry inside gRPC would be a second call at the same time.
         ("grpc.enable_retries", 0),
-        # Peers are reached directly, whatever proxy the environment names for the outside world.
+        # Peers are reached directly, whatever proxy the environment names.
         ("grpc.enable_http_proxy", 0),
     ]
 
@@ -66,35 +63,34 @@ def server_options() -> GrpcOptions:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS * 5),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS * 2),
-        # Two processes on one port would each get half of the calls; the second one has to fail.
+        # The second process on a port must fail, instead of getting half of the calls.
         ("grpc.so_reuseport", 0),
     ]
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A channel to host:port that connects when it is first used; plain text without credentials. The caller closes it."""
+    """Return a channel to host:port, in plain text without credentials. It connects at its first use."""
     if credentials is None:
         return grpc.insecure_channel(address, options=channel_options())
     return grpc.secure_channel(address, credentials, options=channel_options())
 
 
 class RenewedChannel:
-    """A channel to one address, by one thread. A connection that stands goes on with the credentials it was made with; when it
-    has failed and there are others by now, the next one is made with those."""
+    """A channel whose credentials are renewed when a connection has failed. Used by one thread."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | Renewed | None) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | CredentialsProvider | None) -> None:
         self._address = address
         self._provide = credentials if callable(credentials) else None
         self._used = credentials() if callable(credentials) else credentials
         self.channel = open_channel(address, self._used)
 
     def renew(self) -> bool:
-        """After a call has failed, and with none under way: whether `channel` is another one now."""
-        now = self._provide() if self._provide is not None else self._used
-        if now is self._used:
+        """Replace `channel` if there are new credentials; return whether it was. Call it after a call has failed."""
+        current = self._provide() if self._provide is not None else self._used
+        if current is self._used:
             return False
         self.channel.close()
-        self.channel, self._used = open_channel(self._address, now), now
+        self.channel, self._used = open_channel(self._address, current), current
         return True
 
     def close(self) -> None:
@@ -104,8 +100,10 @@ class RenewedChannel:
 def new_server(
     *, max_workers: int, max_concurrent_rpcs: int, thread_name: str, interceptors: Sequence[grpc.ServerInterceptor] = ()
 ) -> grpc.Server:
-    """A server that does not listen yet. Calls beyond max_concurrent_rpcs get RESOURCE_EXHAUSTED; those beyond max_workers
-    wait for a thread. interceptors: see `tls.interceptors`."""
+    """Return a server that does not listen yet.
+
+    Calls beyond max_concurrent_rpcs get RESOURCE_EXHAUSTED, those beyond max_workers wait for a thread.
+    """
     return grpc.server(
         ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix=thread_name),
         interceptors=interceptors,
@@ -115,13 +113,10 @@ def new_server(
 
 
 def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Binds host:port (port 0: a free one) and returns the port. OperatingError when it cannot be had."""
+    """Bind host:port (port 0: a free one) and return the port. Raise OperatingError if it cannot be bound."""
     address = format_address(host, port)
     try:
-        if credentials is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, credentials)
+        bound = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OperatingError(f"cannot listen on {address}: {error}") from None
     if bound == 0:
@@ -130,7 +125,7 @@ def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCr
 
 
 class ServerHealth:
-    """grpc.health.v1 for the whole server ("") and each of its services: all serving, or none."""
+    """grpc.health.v1 of a server: of the server as a whole ("") and of each of its services, always the same for all."""
 
     def __init__(self, servicer: health.HealthServicer, services: Sequence[str]) -> None:
         self._servicer = servicer
@@ -143,12 +138,12 @@ class ServerHealth:
             self._servicer.set(service, status)
 
     def leave(self) -> None:
-        """Not serving, for good."""
+        """Report NOT_SERVING from now on, whatever `set_serving` says."""
         self._servicer.enter_graceful_shutdown()
 
 
 def add_health_and_reflection(server: grpc.Server, services: Sequence[str]) -> ServerHealth:
-    """Adds both to a server that has not started; not serving until `set_serving(True)`. services: full names."""
+    """Add both to a server that has not started. services: their full names. It reports NOT_SERVING at first."""
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

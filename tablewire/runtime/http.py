@@ -1,16 +1,17 @@
-"""The HTTP port of a service: /metrics for Prometheus, /healthz (is this process sound) and /readyz (may it be given work).
+"""The HTTP port of a service: /metrics for Prometheus, /healthz (is the process healthy) and /readyz (does it accept work).
 
-A small server on threads of its own, so that it answers while the rest is busy; at most REQUESTS_MAX at once. The two checks
-return why not, "" = fine, and must not block: they read what the service's threads last left.
+It is served by threads of its own, so that it answers while the rest of the process is busy. A check returns the reason why it
+fails, "" if it passes; it must not block.
 """
 
 from __future__ import annotations
 
 import socket
+import socketserver
 import sys
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from tablewire.errors import OperatingError
 from tablewire.runtime.shutdown import run_thread
 
 REQUESTS_MAX = 8
+"""Requests at the same time; the connections of more are closed."""
 REQUEST_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.1
 
@@ -29,15 +31,22 @@ Check = Callable[[], str]
 _log = structlog.get_logger("tablewire.http")
 
 
-def fine() -> str:
-    """The check of what has nothing to say."""
+def always_passes() -> str:
     return ""
 
 
 class HttpServer:
-    """Bound when made (OperatingError when the port cannot be had; port 0: a free one), serves between `start` and `close`."""
+    """Binds the port in the constructor (OperatingError if it cannot; port 0: a free one), and serves after `start`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, *, healthz: Check = fine, readyz: Check = fine) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        *,
+        healthz: Check = always_passes,
+        readyz: Check = always_passes,
+    ) -> None:
         handler = type("Handler", (_Handler,), {"registry": registry, "checks": {"/healthz": healthz, "/readyz": readyz}})
         try:
             self._server = _Server(host, port, handler)
@@ -51,7 +60,7 @@ class HttpServer:
         self._thread = run_thread("http", lambda: self._server.serve_forever(POLL_INTERVAL_S))
 
     def close(self) -> None:
-        """Idempotent."""
+        """Stop serving. Idempotent."""
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join(REQUEST_TIMEOUT_S)
@@ -59,7 +68,10 @@ class HttpServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(socketserver.ThreadingTCPServer):
+    """Not an HTTPServer, which asks DNS for the name of its host."""
+
+    allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
 
@@ -67,13 +79,6 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._slots = threading.BoundedSemaphore(REQUESTS_MAX)
         super().__init__((host, port), handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer asks DNS for the name of the host here, which nobody needs and which can take long.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._slots.acquire(blocking=False):
@@ -88,7 +93,7 @@ class _Server(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no event
+        if not isinstance(sys.exc_info()[1], OSError):  # an OSError means that the client has disconnected
             _log.error("http_request_failed", client=str(client_address), exc_info=True)
 
 
@@ -103,16 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/metrics":
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, content_type, encode(self.registry))
+            self._answer(200, encode(self.registry), content_type)
         elif path in self.checks:
             reason = self.checks[path]()
-            self._answer(503 if reason else 200, "text/plain; charset=utf-8", f"{reason or 'ok'}\n".encode())
+            self._answer(503 if reason else 200, f"{reason or 'ok'}\n".encode())
         else:
-            self._answer(404, "text/plain; charset=utf-8", b"not found: /metrics, /healthz and /readyz are\n")
+            self._answer(404, b"not found; there are /metrics, /healthz and /readyz\n")
 
     do_HEAD = do_GET
 
-    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -121,4 +126,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: a probe every second is no event."""
+        """Log nothing: there is a probe every second."""

@@ -1,15 +1,15 @@
-"""Logs: one event a line on stderr, for an operator; JSON or text. `configure` is called once, by a composition root.
+"""Logs: one event a line on stderr, as JSON or text. The main module of a service calls `configure` once.
 
-An event is a snake_case word, what belongs to it are fields, and ids that hold for the whole process (service, capture) are
-given to `configure`. Passwords in URIs vanish whatever field they stand in, exception texts included. Other libraries' records
-(logging, warnings) come out of the same end. A log that cannot be written is dropped: it must never stop the service.
+The event is a snake_case word; everything else is a field, and the ids of the process are fields of every event. Passwords are
+removed from every field, exceptions included. Records of other libraries (logging, warnings) are written in the same form. A
+line that cannot be written is dropped: logging must never stop the service.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-import threading
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
@@ -19,32 +19,25 @@ import structlog
 from tablewire.runtime.uris import redact_uri
 
 FIELD_CHARACTERS_MAX = 16_384
-"""A longer text (a traceback, an error of a driver) is cut."""
+"""Longer texts, such as a traceback, are cut."""
 _NESTING_MAX = 4
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure(format: str = "auto", level: str = "info", *, stream: TextIO | None = None, **bound: str) -> None:
-    """From now on every structlog and logging event of at least `level` goes to `stream` (stderr) as `format`: "json",
-    "console", or "auto" (console on a terminal). `bound`: fields of every event."""
+    """Write every structlog and logging event of at least this level to the stream (default: stderr).
+
+    format: "json", "console", or "auto" (console on a terminal). bound: fields of every event.
+    """
     target = stream if stream is not None else sys.stderr
-    is_console = format == "console" or (format == "auto" and target.isatty())
-    renderer: Any
-    if is_console:
+    renderer: Any = structlog.processors.JSONRenderer(serializer=_to_json)
+    if format == "console" or (format == "auto" and target.isatty()):
         renderer = structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback)
-    else:
-        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
-
-    def bind(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        for name, value in bound.items():
-            event.setdefault(name, value)
-        return event
-
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            bind,
+            lambda _logger, _method, event: {**bound, **event},
             structlog.processors.add_log_level,
             _add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
@@ -54,21 +47,19 @@ def configure(format: str = "auto", level: str = "info", *, stream: TextIO | Non
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=_Factory(target),
+        logger_factory=lambda *names: _Logger(str(names[0]) if names else "", target),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
     root.handlers = [_Bridge()]
-    # Other libraries say much at INFO that is nothing to an operator.
+    # The INFO messages of other libraries are of no use to an operator.
     root.setLevel(max(_LEVELS[level], logging.WARNING) if level != "debug" else logging.DEBUG)
     logging.captureWarnings(True)
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: no password of a URI leaves the process, and no field is endless."""
-    for name, value in event.items():
-        event[name] = _clean(value, _NESTING_MAX)
-    return event
+    """Remove passwords from every field and cut long ones (a structlog processor)."""
+    return {name: _clean(value, _NESTING_MAX) for name, value in event.items()}
 
 
 def _clean(value: Any, nesting: int) -> Any:
@@ -78,7 +69,7 @@ def _clean(value: Any, nesting: int) -> Any:
         return {str(name): _clean(item, nesting - 1) for name, item in value.items()}
     if nesting and isinstance(value, list | tuple | set | frozenset):
         return [_clean(item, nesting - 1) for item in value]
-    text = redact_uri(value if isinstance(value, str) else str(value))
+    text = redact_uri(str(value))
     return text if len(text) <= FIELD_CHARACTERS_MAX else f"{text[:FIELD_CHARACTERS_MAX]}... ({len(text)} characters)"
 
 
@@ -92,36 +83,21 @@ def _add_logger_name(logger: Any, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-class _Logger:
-    """Writes whole lines, one at a time."""
-
-    def __init__(self, name: str, stream: TextIO, lock: threading.Lock) -> None:
+class _Logger(structlog.WriteLogger):
+    def __init__(self, name: str, stream: TextIO) -> None:
+        super().__init__(stream)
         self.name = name
-        self._stream = stream
-        self._lock = lock
 
-    def msg(self, line: str) -> None:
-        try:
-            with self._lock:
-                self._stream.write(f"{line}\n")
-                self._stream.flush()
-        except (OSError, ValueError):  # the reader has gone, the disk is full, or the stream was closed at exit
-            return
+    def msg(self, message: str) -> None:
+        # The reader of a pipe has ended, the disk is full, or the stream was closed at exit.
+        with contextlib.suppress(OSError, ValueError):
+            super().msg(message)
 
     debug = info = warning = error = critical = exception = log = msg
 
 
-class _Factory:
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
-
-    def __call__(self, *arguments: Any) -> _Logger:
-        return _Logger(str(arguments[0]) if arguments else "", self._stream, self._lock)
-
-
 class _Bridge(logging.Handler):
-    """Records of the standard library's logging as events of ours."""
+    """Turns records of the standard library's logging into structlog events."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger(record.name)

@@ -15,7 +15,8 @@ from tablewire.errors import ClosedError, CodecError
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.messages import Heartbeat, HeartbeatResponse, Message
 from tablewire.runtime.fair_queue import BoundedFairQueue
-from tablewire.wire.codec import BatchBuilder, rows_of
+from tablewire.wire.bodies import rows_of
+from tablewire.wire.codec import BatchBuilder
 
 MAX_INBOX_MESSAGES: Final = 1_024
 """From one sender to one changefeed. A report in chunks must fit whole, or it would never arrive whole."""

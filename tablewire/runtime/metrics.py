@@ -1,8 +1,6 @@
-"""Metrics of one process: a registry of its own, every family named `tablewire_<service>_...`.
+"""Metrics of one process, with a registry of its own. Every family is called `tablewire_<service>_...`.
 
-A family's labels are few and bounded (changefeed, state, reason), never a table or a span. What is gone is forgotten by its own
-labels and nothing else: `forget(changefeed="default/orders")` takes that changefeed's children out of each family that has such
-a label, and leaves all others. Any thread.
+A family has few labels with few values (changefeed, state, reason), never a table or a span. Any thread.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ _F = TypeVar("_F", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """The registry of a process and its families. `service` is "owner" or "processor"."""
+    """The registry and the families of a process. service: "owner" or "processor"."""
 
     def __init__(self, service: str, version: str) -> None:
         self.service = service
@@ -35,7 +33,7 @@ class Metrics:
         build.labels(service, version).set(1)
 
     def counter(self, name: str, doc: str, labels: Sequence[str] = ()) -> Counter:
-        """`name` without the prefix and without `_total`."""
+        """Add a counter. name: without the prefix and without `_total`."""
         return self._keep(Counter(self._full(name), doc, labels, registry=self.registry))
 
     def gauge(self, name: str, doc: str, labels: Sequence[str] = ()) -> Gauge:
@@ -45,17 +43,16 @@ class Metrics:
         return self._keep(Histogram(self._full(name), doc, labels, registry=self.registry, buckets=buckets))
 
     def forget(self, **labels: str) -> None:
-        """Removes the children that carry all of these labels, and no other."""
+        """Remove the children that have all of these labels, for example `forget(changefeed="default/orders")`."""
         with self._lock:
             families = list(self._families)
         for family in families:
             names = family._labelnames
-            if not set(labels) <= set(names):
+            if not labels.keys() <= set(names):
                 continue
-            seen = {tuple(sample.labels[name] for name in names) for metric in family.collect() for sample in metric.samples}
-            for values in seen:
-                if all(dict(zip(names, values, strict=True))[name] == value for name, value in labels.items()):
-                    family.remove(*values)
+            samples = [sample.labels for metric in family.collect() for sample in metric.samples]
+            for values in {tuple(sample[name] for name in names) for sample in samples if labels.items() <= sample.items()}:
+                family.remove(*values)
 
     def _full(self, name: str) -> str:
         return f"{NAMESPACE}_{self.service}_{name}"

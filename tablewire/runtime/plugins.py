@@ -1,8 +1,6 @@
-"""Plug-ins: the factory that an installed distribution offers for the scheme of a source URI.
+"""Plug-ins: the factory that an installed distribution offers for the scheme of a source URI. Any thread.
 
-`owner.changefeed.sources` and `processor.service.executor_plugins` are its two users, each with its
-own group of entry points. Any thread; reads the installed distributions at each call (a few
-milliseconds), so that nothing here has to be invalidated.
+The installed distributions are read at each call, which takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ SOURCES = "tablewire.sources"
 
 
 def find_factory(group: str, uri: str) -> Any:
-    """What the entry point named by the scheme of `uri` loads to.
+    """Return the object of the entry point that is named after the scheme of `uri`.
 
-    OperatingError when the URI has no scheme, when no installed distribution serves it (naming those that are), when two do,
-    or when the one that does cannot be imported.
+    Raise OperatingError if the URI has no scheme, if no distribution or more than one serves it, or if it cannot be imported.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator or not scheme:
@@ -29,19 +26,18 @@ def find_factory(group: str, uri: str) -> Any:
     offered = entry_points(group=group)
     found = {entry.value: entry for entry in offered if entry.name == scheme.lower()}
     if not found:
-        schemes = ", ".join(sorted(f"{entry.name}://" for entry in offered)) or "none at all"
+        schemes = ", ".join(sorted(f"{entry.name}://" for entry in offered)) or "none"
         raise OperatingError(f"no plug-in of {group} serves {scheme}:// here; installed: {schemes}")
     if len(found) > 1:
-        raise OperatingError(
-            f"more than one plug-in of {group} serves {scheme}://: {', '.join(sorted(map(_describe, found.values())))}"
-        )
+        described = ", ".join(sorted(map(_describe, found.values())))
+        raise OperatingError(f"more than one plug-in of {group} serves {scheme}://: {described}")
     return _load(next(iter(found.values())))
 
 
 def _load(entry: EntryPoint) -> Any:
     try:
         return entry.load()
-    except Exception as error:  # the border to a user's code: importing it may raise anything
+    except Exception as error:  # the import of a user's module may raise anything
         raise OperatingError(f"plug-in {_describe(entry)} cannot be imported: {type(error).__name__}: {error}") from error
 
 

@@ -1,6 +1,6 @@
-"""How many calls a second a gRPC server takes: a bucket of tokens in front of it, for all callers together.
+"""A limit on the calls per second that a gRPC server accepts: one token bucket for all callers together.
 
-What is refused costs a caller one answer and the server almost nothing: it holds no worker and reads no request. Any thread.
+A refused call costs the server almost nothing: it uses no worker thread and its request is not read. Any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import grpc
 
 
 class RateLimit(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Calls beyond get RESOURCE_EXHAUSTED. per_s: in the long run; burst: at once, after a quiet time."""
+    """Refuses calls above the limit with RESOURCE_EXHAUSTED. per_s: on average; burst: at once, after a quiet period."""
 
     def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._burst, self._clock = per_s, burst, clock
@@ -24,7 +24,7 @@ class RateLimit(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refusal = grpc.unary_unary_rpc_method_handler(self._refuse)
 
     def allows(self) -> bool:
-        """Takes a token, if there is one."""
+        """Take a token; return whether there was one."""
         with self._lock:
             now = self._clock()
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
@@ -39,6 +39,6 @@ class RateLimit(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def _refuse(self, _request: bytes, context: Any) -> NoReturn:
         context.abort(
-            grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._per_s:g} calls a second; nothing was done, try again"
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._per_s:g} calls per second; nothing was done, try again"
         )
         raise AssertionError("abort returned")

@@ -1,1 +1,1 @@
-"""How messages lie on the wire: the codec, its limits, and protocol versions."""
+"""The wire format of messages. How does a message become bytes, and who understands which version?"""

@@ -1,14 +1,11 @@
-"""Messages as bytes and back. With codec_columns.py the only place that knows how v1/schedule.proto lies on the wire.
+"""Messages as bytes and back. Pure functions, for any thread.
 
-`encode_message`/`decode_message` carry one envelope, `encode_batch`/`decode_batch` one turn of an Exchange; `BatchBuilder` fills
-a batch up to its limits. Pure functions of their arguments, for any thread. Decoding is strict: what it cannot take whole it
-refuses with a CodecError whose text names the field, and nothing else ever escapes for any bytes whatsoever. Encoding raises
-CodecError for values that break the contract of types.py (a bug of the caller), before anything was sent.
+`encode_message` and `decode_message` convert one message, `BatchBuilder` and `decode_batch` all messages of one call of Exchange.
+Decoding is strict: whatever the bytes are, the result is a valid message or a CodecError that names the field. Encoding raises
+CodecError, before anything is sent, for values that break the contract of tablewire/model/messages.py (a bug of the caller).
 
-Versions: what is read may have any of `versions` and what is written has `version`, while a Message is always what types.py says;
-so a version that differs from it is translated here, and nowhere else.
-
-Limits: MAX_MESSAGE_BYTES for any encoded thing; MAX_ROWS_PER_MESSAGE and MAX_ROWS_PER_BATCH bound what a few bytes can unfold to.
+A decoder accepts several versions and an encoder writes a given one, while a Message is always as in tablewire/model/messages.py:
+differences between versions are translated here and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,17 +19,16 @@ from tablewire.errors import CodecError
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, Message
 from tablewire.v1 import schedule_pb2 as pb
-from tablewire.wire.bodies import Rows, fits, read_body, write_body
-from tablewire.wire.versions import SPOKEN, ProtocolVersions
-
-MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""Of one Batch (and so of one message), both ways; gRPC is given the same limit."""
-MAX_ROWS_PER_MESSAGE: Final = 2**21
-MAX_ROWS_PER_BATCH: Final = 2**22
-MAX_MESSAGES_PER_BATCH: Final = 65_536
-MAX_ACTIVE_CHANGEFEEDS: Final = 65_536
-MAX_NAME_BYTES: Final = 1_024
-"""Of a capture id, a namespace, a changefeed id, in UTF-8."""
+from tablewire.wire.bodies import Rows, fits, read_body, rows_of, write_body
+from tablewire.wire.limits import (
+    MAX_ACTIVE_CHANGEFEEDS,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGES_PER_BATCH,
+    MAX_NAME_BYTES,
+    MAX_ROWS_PER_BATCH,
+    MAX_ROWS_PER_MESSAGE,
+)
+from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 _Parsed = TypeVar("_Parsed", pb.Batch, pb.Envelope)
 _SERVICE = pb.DESCRIPTOR.services_by_name["ProcessorService"]
@@ -41,8 +37,7 @@ EXCHANGE_METHOD: Final[str] = _SERVICE.methods_by_name["Exchange"].name
 
 
 def encode_message(message: Message, version: int | None = None) -> bytes:
-    """One envelope, of the message's own version if none is given. CodecError when the message breaks its contract or is larger
-    than MAX_MESSAGE_BYTES."""
+    """Encode one message, in the message's own version if none is given."""
     envelope = pb.Envelope(
         version=fits(message.version if version is None else version, 32, "version"),
         sender=_name(message.sender, "sender"),
@@ -59,13 +54,13 @@ def encode_message(message: Message, version: int | None = None) -> bytes:
     return _serialized(envelope, "message")
 
 
-def decode_message(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SPOKEN) -> Message:
-    """The message that `encode_message` made of these bytes; CodecError for any others."""
+def decode_message(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SUPPORTED_VERSIONS) -> Message:
+    """Decode one message."""
     return _read_envelope(_parsed(pb.Envelope(), data, "message"), Rows(MAX_ROWS_PER_MESSAGE), versions)
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """One turn. CodecError when a message is not between the batch's sender and receiver, or a limit is exceeded."""
+    """Encode a batch; raise CodecError if not all of its messages fit."""
     builder = BatchBuilder(batch.sender, batch.receiver, batch.owner_revision, batch.active, batch.version)
     for index, message in enumerate(batch.messages):
         if not builder.add(message):
@@ -73,10 +68,10 @@ def encode_batch(batch: Batch) -> bytes:
     return builder.finish()
 
 
-def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SPOKEN) -> Batch:
-    """The batch that `encode_batch` made of these bytes; CodecError for any others."""
+def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SUPPORTED_VERSIONS) -> Batch:
+    """Decode a batch."""
     batch = _parsed(pb.Batch(), data, "batch")
-    _require_version(batch.version, "version", versions)
+    _require_version(batch.version, versions)
     if len(batch.envelopes) > MAX_MESSAGES_PER_BATCH:
         raise CodecError(f"envelopes: {len(batch.envelopes)} of them, at most {MAX_MESSAGES_PER_BATCH}")
     if batch.owner_revision < 0:
@@ -87,7 +82,7 @@ def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersion
     for index, envelope in enumerate(batch.envelopes):
         try:
             message = _read_envelope(envelope, rows, versions)
-            _require_belongs(message, sender, receiver, batch.owner_revision)
+            _require_ends(message, sender, receiver, batch.owner_revision)
         except CodecError as error:
             raise CodecError(f"envelopes[{index}].{error}") from None
         messages.append(message)
@@ -95,7 +90,7 @@ def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersion
 
 
 class BatchBuilder:
-    """Fills one batch with messages as long as they fit; what did not fit goes into the next turn. One thread."""
+    """Encodes messages into one batch as long as they fit. One thread."""
 
     def __init__(
         self,
@@ -106,21 +101,21 @@ class BatchBuilder:
         version: int = PROTOCOL_VERSION,
     ) -> None:
         self._sender, self._receiver, self._owner_revision, self._version = sender, receiver, owner_revision, version
-        self._batch = pb.Batch(
+        batch = pb.Batch(
             version=fits(version, 32, "version"),
             sender=_name(sender, "sender"),
             receiver=_name(receiver, "receiver"),
             owner_revision=fits(owner_revision, 63, "owner_revision"),
         )
         for one in active:
-            self._batch.active.add(
+            batch.active.add(
                 namespace=_name(one.changefeed.namespace, "active.namespace", may_be_empty=True),
                 id=_name(one.changefeed.id, "active.id"),
                 epoch=fits(one.epoch, 64, "active.epoch"),
             )
-        if len(self._batch.active) > MAX_ACTIVE_CHANGEFEEDS:
-            raise CodecError(f"active: {len(self._batch.active)} changefeeds, at most {MAX_ACTIVE_CHANGEFEEDS}")
-        self._parts = [_serialized(self._batch, "batch")]
+        if len(batch.active) > MAX_ACTIVE_CHANGEFEEDS:
+            raise CodecError(f"active: {len(batch.active)} changefeeds, at most {MAX_ACTIVE_CHANGEFEEDS}")
+        self._parts = [_serialized(batch, "batch")]
         self._bytes = len(self._parts[0])
         self._rows = 0
 
@@ -128,10 +123,10 @@ class BatchBuilder:
         return len(self._parts) - 1
 
     def add(self, message: Message) -> bool:
-        """Takes the message in, or False: it does not fit beside what is there. CodecError: it can never be sent."""
-        _require_belongs(message, self._sender, self._receiver, self._owner_revision)
+        """Add the message; return False if the batch is too full. Raise CodecError if it does not fit into any batch."""
+        _require_ends(message, self._sender, self._receiver, self._owner_revision)
         body = encode_message(message, self._version)
-        # Field 6 of Batch, length-delimited: what a parent writes before a child, so that nothing is copied through pb twice.
+        # The tag and length of field 6 of Batch: the parts can be joined without copying the message through protobuf again.
         head = b"\x32" + _varint(len(body))
         size, rows = len(head) + len(body), rows_of(message)
         if self._bytes + size > MAX_MESSAGE_BYTES:
@@ -149,18 +144,11 @@ class BatchBuilder:
         return b"".join(self._parts)
 
 
-def rows_of(message: Message) -> int:
-    """How many rows the decoder will count for this message."""
-    rows = Rows(MAX_ROWS_PER_BATCH)
-    rows.count(message.body)
-    return rows.taken
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _read_envelope(envelope: pb.Envelope, rows: Rows, versions: ProtocolVersions) -> Message:
-    _require_version(envelope.version, "version", versions)
+    _require_version(envelope.version, versions)
     if envelope.owner_revision < 0:
         raise CodecError(f"owner_revision: {envelope.owner_revision} is negative")
     return Message(
@@ -175,7 +163,6 @@ def _read_envelope(envelope: pb.Envelope, rows: Rows, versions: ProtocolVersions
         number=envelope.number,
         echo=envelope.echo,
         body=read_body(envelope, rows),
-        version=PROTOCOL_VERSION,
     )
 
 
@@ -184,38 +171,37 @@ def _read_active(active: Iterable[pb.ActiveChangefeed]) -> tuple[ActiveChangefee
     for index, one in enumerate(active):
         if index >= MAX_ACTIVE_CHANGEFEEDS:
             raise CodecError(f"active: more than {MAX_ACTIVE_CHANGEFEEDS} changefeeds")
-        name = f"active[{index}]"
-        changefeed = ChangefeedID(_name(one.namespace, f"{name}.namespace", may_be_empty=True), _name(one.id, f"{name}.id"))
+        path = f"active[{index}]"
+        changefeed = ChangefeedID(_name(one.namespace, f"{path}.namespace", may_be_empty=True), _name(one.id, f"{path}.id"))
         if changefeed in found:
-            raise CodecError(f"{name}: {changefeed} is named twice")
+            raise CodecError(f"{path}: {changefeed} is named twice")
         found[changefeed] = ActiveChangefeed(changefeed, one.epoch)
     return tuple(found.values())
 
 
-def _require_version(version: int, name: str, versions: ProtocolVersions) -> None:
+def _require_version(version: int, versions: ProtocolVersions) -> None:
     if version not in versions:
-        raise CodecError(f"{name}: {version} is not spoken here, only {versions}")
+        raise CodecError(f"version: {version} is not supported, only {versions}")
 
 
-def _require_belongs(message: Message, sender: str, receiver: str, owner_revision: int) -> None:
-    """Every message of a batch goes where the batch goes."""
-    for name, mine, wanted in (
+def _require_ends(message: Message, sender: str, receiver: str, owner_revision: int) -> None:
+    """Raise CodecError unless the message is between the two ends of its batch."""
+    for path, found, wanted in (
         ("sender", message.sender, sender),
         ("receiver", message.receiver, receiver),
         ("owner_revision", message.owner_revision, owner_revision),
     ):
-        if mine != wanted:
-            raise CodecError(f"{name}: {mine!r} is not its batch's, {wanted!r}")
+        if found != wanted:
+            raise CodecError(f"{path}: {found!r} is not its batch's, {wanted!r}")
 
 
-def _name(text: str, name: str, *, may_be_empty: bool = False) -> str:
-    """A name that may travel: valid UTF-8, bounded."""
+def _name(text: str, path: str, *, may_be_empty: bool = False) -> str:
     try:
         length = len(text.encode())
     except (UnicodeEncodeError, AttributeError):
-        raise CodecError(f"{name}: {text!r} is not UTF-8 text") from None
+        raise CodecError(f"{path}: {text!r} is not UTF-8 text") from None
     if length > MAX_NAME_BYTES or not (length or may_be_empty):
-        raise CodecError(f"{name}: {length} bytes, wanted 1 to {MAX_NAME_BYTES}")
+        raise CodecError(f"{path}: {length} bytes, wanted 1 to {MAX_NAME_BYTES}")
     return text
 
 
@@ -228,21 +214,24 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _serialized(message: pb.Batch | pb.Envelope, name: str) -> bytes:
+def _serialized(message: pb.Batch | pb.Envelope, what: str) -> bytes:
     try:
         data = message.SerializeToString()
     except EncodeError as error:
-        raise CodecError(f"{name}: {error}") from None
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise CodecError(f"{name}: {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
+        raise CodecError(f"{what}: {error}") from None
+    _require_size(len(data), what)
     return data
 
 
-def _parsed(target: _Parsed, data: bytes | bytearray | memoryview, name: str) -> _Parsed:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise CodecError(f"{name}: {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
+def _parsed(target: _Parsed, data: bytes | bytearray | memoryview, what: str) -> _Parsed:
+    _require_size(len(data), what)
     try:
         target.ParseFromString(data if isinstance(data, bytes) else bytes(data))
     except DecodeError as error:
-        raise CodecError(f"{name}: {error}") from None
+        raise CodecError(f"{what}: {error}") from None
     return target
+
+
+def _require_size(size: int, what: str) -> None:
+    if size > MAX_MESSAGE_BYTES:
+        raise CodecError(f"{what}: {size} bytes, at most {MAX_MESSAGE_BYTES}")

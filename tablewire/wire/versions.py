@@ -1,4 +1,4 @@
-"""Versions of the wire protocol, and which one two processes share."""
+"""Versions of the wire protocol, and which one two processes have in common."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tablewire.model.messages import PROTOCOL_VERSION
 
 @dataclass(frozen=True, slots=True)
 class ProtocolVersions:
-    """The versions of the wire that a process speaks, both ends included; its text is for people."""
+    """The versions of the wire protocol that a process supports, from lowest to highest."""
 
     lowest: int = PROTOCOL_VERSION
     highest: int = PROTOCOL_VERSION
 
     def common(self, other: ProtocolVersions) -> int | None:
-        """The one that both should speak; None: they cannot speak with each other."""
+        """Return the highest version that both support, None if there is none."""
         version = min(self.highest, other.highest)
         return version if version >= max(self.lowest, other.lowest) else None
 
@@ -26,8 +26,8 @@ class ProtocolVersions:
         return str(self.lowest) if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
 
 
-SPOKEN = ProtocolVersions()
-"""What this build speaks. A release that changes the wire raises `highest`, and keeps the former version for one more release."""
+SUPPORTED_VERSIONS = ProtocolVersions()
+"""The versions of this build. A release that changes the wire raises `highest` and keeps the previous version for one release."""
 
 INCOMPATIBLE_LABEL = "incompatible"
 """The label in listings of captures whose versions do not overlap with the owner's; its value is the reason."""

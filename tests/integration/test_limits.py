@@ -15,8 +15,8 @@ import grpc
 import pytest
 
 from deploy.local.node import ROOT, service_environment
-from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE
+from tablewire.wire.limits import MAX_MESSAGE_BYTES
 from tests.integration.test_health import ask
 from tests.plugins.counter_world import WAIT_S, CounterWorld, install_plugin, now_ms
 
@@ -93,7 +93,7 @@ def test_a_flood_delays_neither_ticks_nor_tables(world: CounterWorld, target: st
     ("target", "method", "limit"),
     [
         ("owner0", "/tablewire.v1.Admin/CreateChangefeed", 1 << 20),
-        ("processor0", f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}", MAX_GRPC_MESSAGE_BYTES),
+        ("processor0", f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}", MAX_MESSAGE_BYTES),
     ],
 )
 def test_a_message_too_large_is_one_clear_error(world: CounterWorld, target: str, method: str, limit: int) -> None:

@@ -30,10 +30,11 @@ from tablewire.model.messages import (
 from tablewire.model.progress import Barrier
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import LivenessState, TableState
-from tablewire.runtime.grpc import MAX_GRPC_MESSAGE_BYTES, open_channel
+from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.message_queues import MAX_INBOX_MESSAGES, ChangefeedTransport
 from tablewire.v1 import schedule_pb2 as pb
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
+from tablewire.wire.limits import MAX_MESSAGE_BYTES
 
 CAPTURE, OWNER, REVISION = "capture-1", "owner-1", 7
 ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
@@ -155,8 +156,8 @@ def test_batch_reaches_the_loop_and_is_answered_at_once(server: ExchangeServer, 
     ("spoil", "reason"),
     [
         (lambda batch: b"\xff\xff not a batch", "bad batch: batch: "),
-        (lambda batch: b"", "bad batch: version: 0 is not spoken here"),
-        (lambda batch: _with(batch, version=9), "bad batch: version: 9 is not spoken here"),
+        (lambda batch: b"", "bad batch: version: 0 is not supported"),
+        (lambda batch: _with(batch, version=9), "bad batch: version: 9 is not supported"),
         (lambda batch: _with_envelope(batch, version=9), r"bad batch: envelopes[1].version: 9"),
         (lambda batch: _with_envelope(batch, sender="x"), r"bad batch: envelopes[1].sender: 'x' is not its batch's"),
         (lambda batch: batch[:-3], "bad batch: batch: "),
@@ -348,7 +349,7 @@ def test_oversize_request_is_refused_by_grpc(server: ExchangeServer) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.max_send_message_length", -1)]) as channel:
         method = channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
         with pytest.raises(grpc.RpcError) as caught:
-            method(bytes(MAX_GRPC_MESSAGE_BYTES + 1), timeout=DEADLINE_S)
+            method(bytes(MAX_MESSAGE_BYTES + 1), timeout=DEADLINE_S)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert server.take() == []
 

@@ -28,15 +28,15 @@ from tablewire.model.messages import (
 from tablewire.model.progress import Barrier, TableBarrier
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import DispatchAction, LivenessState, TableState
+from tablewire.wire.bodies import rows_of
 from tablewire.wire.codec import (
-    MAX_ROWS_PER_MESSAGE,
     BatchBuilder,
     decode_batch,
     decode_message,
     encode_batch,
     encode_message,
-    rows_of,
 )
+from tablewire.wire.limits import MAX_ROWS_PER_MESSAGE
 from tablewire.wire.versions import ProtocolVersions
 
 CHANGEFEED = ChangefeedID("default", "orders")
@@ -334,9 +334,9 @@ def test_scenario_36_a_batch_is_of_the_version_that_both_speak() -> None:
     batch = Batch("owner-1", "capture-1", 7, (), (message(Heartbeat(Barrier(9))),), version=2)
     data = encode_batch(batch)
     assert decode_batch(data, ProtocolVersions(1, 2)) == batch
-    with pytest.raises(CodecError, match=r"^version: 2 is not spoken here, only 1$"):
+    with pytest.raises(CodecError, match=r"^version: 2 is not supported, only 1$"):
         decode_batch(data, ProtocolVersions(1, 1))
-    with pytest.raises(CodecError, match=r"^version: 2 is not spoken here, only 3 to 4$"):
+    with pytest.raises(CodecError, match=r"^version: 2 is not supported, only 3 to 4$"):
         decode_batch(data, ProtocolVersions(3, 4))
 
 

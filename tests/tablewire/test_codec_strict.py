@@ -30,7 +30,8 @@ from tablewire.model.progress import Barrier, TableBarrier
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import DispatchAction, LivenessState, TableState
 from tablewire.v1 import schedule_pb2 as pb
-from tablewire.wire.codec import MAX_MESSAGE_BYTES, decode_batch, decode_message, encode_batch, encode_message
+from tablewire.wire.codec import decode_batch, decode_message, encode_batch, encode_message
+from tablewire.wire.limits import MAX_MESSAGE_BYTES
 
 CHANGEFEED = ChangefeedID("default", "orders")
 
@@ -109,7 +110,7 @@ R = "heartbeat_response"
 D = "dispatch_table_request"
 H = "heartbeat"
 SPOILED: dict[str, tuple[str, Spoil, str]] = {
-    "version": (H, lambda e: setattr(e, "version", 2), r"^version: 2 is not spoken here"),
+    "version": (H, lambda e: setattr(e, "version", 2), r"^version: 2 is not supported"),
     "version missing": (H, lambda e: e.ClearField("version"), r"^version: 0"),
     "body missing": (H, lambda e: e.ClearField("heartbeat"), r"^body: missing"),
     "sender empty": (H, lambda e: setattr(e, "sender", ""), r"^sender: 0 bytes"),

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tablewire.errors import OperatingError
 from tablewire.runtime import http as runtime_http
-from tablewire.runtime.http import Check, HttpServer, fine
+from tablewire.runtime.http import Check, HttpServer, always_passes
 from tablewire.runtime.metrics import Metrics
 
 TIMEOUT_S = 10.0
@@ -26,7 +26,7 @@ def metrics() -> Metrics:
 def serve(metrics: Metrics) -> Iterator[Callable[..., HttpServer]]:
     servers: list[HttpServer] = []
 
-    def start(healthz: Check = fine, readyz: Check = fine) -> HttpServer:
+    def start(healthz: Check = always_passes, readyz: Check = always_passes) -> HttpServer:
         server = HttpServer("127.0.0.1", 0, metrics.registry, healthz=healthz, readyz=readyz)
         servers.append(server)
         server.start()

@@ -1,4 +1,4 @@
-"""A changefeed's run: what the term knows of the cluster reaches its scheduler."""
+"""A changefeed's run passes what the term knows of the cluster on to its scheduler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"],
 
 
 def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
-    """It is asked for before the first tick that knows the capture: the tick after that one has it."""
+    """A drain is requested before the first tick that knows the capture; the tick after that one has it."""
     worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
     worker._view = SourceView(start_ts=100, table_ids=np.array([1], np.int64))
     recorder = EventRecorder(INFO.changefeed, PlacementCounters(Metrics("owner", "1.0")))

@@ -1,0 +1,121 @@
+"""Manual jobs: the core owns them, their handles follow at the end of a tick, and each change is reported once."""
+
+from __future__ import annotations
+
+import pytest
+
+from owner.core.events import JobChanged, SpanMoved
+from owner.scheduling import scheduler as scheduler_module
+from tablewire.model.jobs import ENDED, JobView
+from tablewire.model.messages import DispatchTableRequest, Message
+from tablewire.model.spans import Span
+from tablewire.model.states import DispatchAction, QueryKind, QueryState
+from tablewire.testing import Deliver
+from tests.owner.world import World
+
+
+@pytest.fixture
+def world() -> World:
+    """Three captures and three tables, all replicating."""
+    world = World(tables=(1, 2, 3))
+    world.settle()
+    return world
+
+
+def changes(world: World) -> list[JobView]:
+    """The jobs that changed in the last tick."""
+    return [event.job for event in world.scheduler.events() if isinstance(event, JobChanged)]
+
+
+def others(world: World, table: int) -> list[str]:
+    return [capture for capture in "abc" if capture != world.primary(table)]
+
+
+def test_a_handle_shows_what_the_last_tick_reported(world: World) -> None:
+    """Each change of a job is one event, the last one when it has ended."""
+    query = world.scheduler.move_table(1, others(world, 1)[0], "alice")
+    assert (query.job.asked_by, query.reason) == ("alice", "not looked at yet")
+    seen = []
+    for _ in range(10):
+        world.step()
+        seen += [job for job in changes(world) if job.id == query.job.id]
+        assert not seen or seen[-1] == query.job
+    assert [job.state for job in seen] == [QueryState.ACCEPTED, QueryState.DONE]
+
+
+def test_a_job_that_is_refused_at_once_is_reported_by_the_next_tick(world: World) -> None:
+    """Its caller has the answer at once; the log and the metrics get it from the events."""
+    query = world.scheduler.cancel_drain("a")
+    assert (query.state, query.reason) == (QueryState.REFUSED, "capture a is not being drained")
+    world.step()
+    assert changes(world) == [query.job]
+    world.step()
+    assert not changes(world)
+
+
+def test_too_many_open_jobs_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move is refused while that many have not ended; a drain and its end are accepted all the same."""
+    monkeypatch.setattr(scheduler_module, "OPEN_JOBS_MAX", 2)
+    target = others(world, 1)[0]
+    world.executors[target].hang("prepare")
+    first, second, third = (world.scheduler.move_table(table, target) for table in (1, 1, 1))
+    assert (third.state, third.reason) == (QueryState.REFUSED, "2 jobs are waiting already")
+    assert world.scheduler.drain_capture(target) >= 1
+    assert world.scheduler.cancel_drain(target).state is QueryState.PENDING
+    world.step()
+    assert (first.state, second.state) == (QueryState.CANCELLED, QueryState.ACCEPTED)
+
+
+def test_a_drain_ends_by_its_handle(world: World) -> None:
+    """The capture is used again, and a drain that is asked for before the next tick is a new one."""
+    world.scheduler.drain_capture("a")
+    world.step()
+    drain = next(query for query in world.scheduler.queries() if query.kind is QueryKind.DRAIN)
+    drain.cancel()
+    drain.cancel()
+    assert world.scheduler.drain_capture("a") >= 1
+    world.step()
+    assert drain.state is QueryState.CANCELLED
+    drains = [query.state for query in world.scheduler.queries() if query.kind is QueryKind.DRAIN]
+    assert drains == [QueryState.CANCELLED, QueryState.ACCEPTED]
+    world.scheduler.cancel_drain("a")
+    world.step()
+    assert not any(view.draining for view in world.snapshot.captures)
+
+
+def test_the_dispatches_of_a_move_name_its_job(world: World) -> None:
+    """Prepare, stop and write carry the id, so that the logs of both processors can be joined with the owner's."""
+    found: list[tuple[str, int, int]] = []
+
+    def listen(_sender: str, receiver: str, message: Message) -> Deliver:
+        if isinstance(message.body, DispatchTableRequest):
+            jobs = message.body.jobs.tolist()
+            found.extend((receiver, action, job) for action, job in zip(message.body.actions.tolist(), jobs, strict=True))
+        return Deliver.DELIVER
+
+    world.network.hook = listen
+    source, target = world.primary(1), others(world, 1)[0]
+    query = world.scheduler.move_table(1, target)
+    world.until(lambda: query.state in ENDED)
+    assert found == [
+        (target, DispatchAction.ADD_PREPARE, query.job.id),
+        (source, DispatchAction.REMOVE, query.job.id),
+        (target, DispatchAction.ADD_WRITE, query.job.id),
+    ]
+
+
+def test_a_move_that_another_one_takes_over_belongs_to_the_newer_job(world: World) -> None:
+    """Both lead to the same capture: the older one is cancelled, what it has begun continues."""
+    target = others(world, 1)[0]
+    world.executors[target].hang("prepare")
+    older = world.scheduler.move_table(1, target)
+    world.run(2)
+    newer = world.scheduler.move_table(1, target)
+    world.run(2)
+    assert (older.state, newer.state) == (QueryState.CANCELLED, QueryState.ACCEPTED)
+    world.executors[target].let_go("prepare")
+    moved: list[SpanMoved] = []
+    for _ in range(10):
+        world.step()
+        moved += [event for event in world.scheduler.events() if isinstance(event, SpanMoved)]
+    assert [(event.span, event.target, event.job_id) for event in moved] == [(Span(1), target, newer.job.id)]

@@ -1,9 +1,10 @@
-"""The composition root of the processor: configuration -> logs -> service -> run."""
+"""The command `processor`: reads the configuration, sets up logs, and runs the service."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -16,43 +17,42 @@ from tablewire.runtime.shutdown import Shutdown
 from tablewire.runtime.version import software_version
 from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
+_FLAGS = (
+    ("--cluster", "cluster", "NAME", "Name of the cluster."),
+    ("--name", "name", "NAME", "Prefix of the ids of this processor."),
+    ("--etcd", "etcd.endpoints", "HOST:PORT,...", "The members of etcd."),
+    ("--host", "exchange.host", "HOST", "Address that the Exchange service listens on."),
+    ("--port", "exchange.port", "PORT", "Port of the Exchange service; 0 for any free port."),
+    ("--advertise", "exchange.advertise", "HOST:PORT", "Address at which owners reach it, if it differs."),
+    ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
+    ("--http-port", "http.port", "PORT", "Port of /metrics, /healthz and /readyz; 0 for any free port."),
+    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "Time after which etcd drops a process that is not heard from."),
+    ("--log-level", "log.level", click.Choice(["debug", "info", "warning", "error"]), "Least severe events to log."),
+    ("--log-format", "log.format", click.Choice(["auto", "json", "console"]), "Format of the log."),
+)
+"""(flag, key, metavar or choice, help) of the keys that are set most often."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+def _flag_options(command: Any) -> Any:
+    for flag, key, kind, text in reversed(_FLAGS):
+        how = {"metavar": kind} if isinstance(kind, str) else {"type": kind}
+        command = click.option(flag, key.replace(".", "__"), help=text, **how)(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(software_version(), prog_name="processor")
 def cli() -> None:
-    """Hosts the agents of a Tablewire cluster: does the per-table work that the owner assigns."""
+    """Run a processor of a Tablewire cluster: it replicates the tables that the owner assigns to it."""
 
 
 @cli.command()
 @click.option("--config", "files", multiple=True, metavar="FILE", help="A TOML file; later ones win. Also TABLEWIRE_CONFIG.")
-@click.option("--cluster", help="Name of the cluster.")
-@click.option("--name", help="How the capture ids of this processor begin.")
-@click.option("--etcd", metavar="HOST:PORT,...", help="The members of etcd.")
-@click.option("--host", help="Address that the Exchange service listens on.")
-@click.option("--port", help="Its port; 0 takes a free one.")
-@click.option("--advertise", metavar="HOST:PORT", help="Where owners reach it, when that differs.")
-@click.option("--http-host", help="Address of /metrics, /healthz and /readyz.")
-@click.option("--http-port", help="Their port; 0 takes a free one.")
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label that lists show; may be repeated.")
-@click.option("--lease-ttl-ms", help="How long etcd keeps a silent process.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-@click.option("--log-format", type=click.Choice(["auto", "json", "console"]))
+@_flag_options
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label that listings show; may be repeated.")
 def serve(files: tuple[str, ...], labels: tuple[str, ...], **flags: str | None) -> None:
-    """Run a processor until SIGTERM. Every key: docs/configuration.md."""
-    paths = {
-        "cluster": "cluster",
-        "name": "name",
-        "etcd": "etcd.endpoints",
-        "host": "exchange.host",
-        "port": "exchange.port",
-        "advertise": "exchange.advertise",
-        "http_host": "http.host",
-        "http_port": "http.port",
-        "lease_ttl_ms": "etcd.lease_ttl_ms",
-        "log_level": "log.level",
-        "log_format": "log.format",
-    }
-    given = {path: flags[name] for name, path in paths.items()}
+    """Run a processor until SIGTERM. See docs/configuration.md for all keys."""
+    given = {name.replace("__", "."): value for name, value in flags.items()}
     given["labels"] = ",".join(labels) if labels else None
     named = files or tuple(filter(None, [os.environ.get("TABLEWIRE_CONFIG")]))
     try:
@@ -64,7 +64,7 @@ def serve(files: tuple[str, ...], labels: tuple[str, ...], **flags: str | None) 
 
 
 def run(config: ProcessorConfig, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> int:
-    """The exit code."""
+    """Run the service and return the exit code."""
     logs.configure(config.log.format, config.log.level, service="processor")
     shutdown = Shutdown()
     shutdown.install()

@@ -44,7 +44,6 @@ BORDERS = {
     ("processor/agent/executor_driver.py", "ExecutorDriver._bulk_statuses"): "calls a user's executor",
     ("processor/agent/executor_driver.py", "ExecutorDriver.close"): "calls a user's executor",
     ("processor/agent/executor_driver.py", "ExecutorDriver.set_barrier"): "calls a user's executor",
-    ("processor/service/executor_plugins.py", "close_executor"): "calls a user's executor",
     ("processor/service/executor_plugins.py", "meter_of"): "calls a user's executor",
     ("processor/service/executor_plugins.py", "new_executor"): "calls a user's factory",
     ("tablewire/runtime/plugins.py", "_load"): "imports a user's module",

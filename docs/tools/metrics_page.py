@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from owner.owner_metrics import OwnerMetrics
-from processor.service.processor_metrics import ProcessorMetrics
+from processor.service.processor_metrics import ProcessorFigures, ProcessorMetrics
 
 HEAD = """# Metrics
 
@@ -35,13 +35,7 @@ Alert on: `tablewire_owner_checkpoint_lag_seconds` above what you guarantee;
 
 
 class _IdleService:
-    """An owner and a processor on which nothing runs: every metric exists, without samples."""
-
-    capture = None
-    restarts = 0
-
-    def ready(self) -> str:
-        return "not registered"
+    """An owner on which nothing runs: every metric exists, without samples."""
 
     def is_leading(self) -> bool:
         return False
@@ -56,7 +50,7 @@ class _IdleService:
 def families() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Yield (name, type, labels, help text) of each metric of Tablewire, in the order of the code."""
     service: Any = _IdleService()
-    for registry in (OwnerMetrics("1", service).registry, ProcessorMetrics("1", service).registry):
+    for registry in (OwnerMetrics("1", service).registry, ProcessorMetrics("1", ProcessorFigures).registry):
         for collector in list(registry._collector_to_names):
             for family in collector.collect():
                 labels: tuple[str, ...] = tuple(getattr(family, "_labelnames", ()) or getattr(collector, "_labelnames", ()))

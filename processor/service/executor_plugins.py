@@ -1,4 +1,4 @@
-"""Executors by entry points: the group `tablewire.executors`, named by the scheme of the source URI."""
+"""The executors of plug-ins: found by the entry point group `tablewire.executors`, named by the scheme of the source URI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import cast
 from tablewire.errors import OperatingError
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.executor import (
-    ClosableTableExecutor,
     ExecutorMeter,
     ExecutorRequest,
     MeteredTableExecutor,
@@ -28,7 +27,7 @@ def executor_request(
     may_write: Callable[[], bool],
     environ: Mapping[str, str] = os.environ,
 ) -> ExecutorRequest:
-    """The request for this changefeed's executor, its URIs with `${VAR}` expanded; ConfigError when a variable is not set."""
+    """Return the request for a changefeed's executor, with `${VAR}` in its URIs expanded. ConfigError when one is not set."""
     return ExecutorRequest(
         capture_id=capture_id,
         changefeed=info.changefeed,
@@ -45,9 +44,9 @@ def executor_request(
 
 
 def new_executor(request: ExecutorRequest) -> TableExecutor:
-    """The plug-in's executor for this request. May block (it may connect): never on the agents' thread.
+    """Return the plug-in's executor for this request. May block (it may connect): never on the agents' thread.
 
-    OperatingError when no plug-in serves the scheme or the plug-in's factory fails.
+    OperatingError if no plug-in serves the scheme or its factory fails.
     """
     factory = find_factory(EXECUTORS, request.source_uri)
     try:
@@ -59,23 +58,11 @@ def new_executor(request: ExecutorRequest) -> TableExecutor:
         raise OperatingError(f"the executor plug-in for {redact_uri(request.source_uri)} failed: {text}") from error
 
 
-def close_executor(executor: TableExecutor) -> str:
-    """Closes an executor that can be closed, and waits until no write can follow. May block: never on the agents' thread.
-    The text of what its close raised, empty when it did not."""
-    if not isinstance(executor, ClosableTableExecutor):
-        return ""
-    try:
-        executor.close()
-    except Exception as error:  # noqa: BLE001 - the border to a user's code
-        return redact_uri(f"{type(error).__name__}: {error}")
-    return ""
-
-
 def meter_of(executor: TableExecutor) -> ExecutorMeter | None:
-    """None: it has no figures, or cannot tell them now."""
+    """Return the figures of an executor; None if it has none, or fails to return them."""
     if not isinstance(executor, MeteredTableExecutor):
         return None
     try:
         return executor.meter()
-    except Exception:  # noqa: BLE001 - the border to a user's executor: what it cannot count is no reason to stop it
+    except Exception:  # noqa: BLE001 - the border to a user's code: missing figures are no reason to stop
         return None

@@ -1,10 +1,9 @@
-"""What a processor shows at /metrics: read from its last round when Prometheus asks, so that no tick pays for it."""
+"""What a processor exports at /metrics: read from its last round when Prometheus asks, so that no tick pays for it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,19 +11,27 @@ from prometheus_client.registry import Collector
 
 from processor.service.agents import SlotPhase, SlotView
 from processor.service.exchange_server import ExchangeStats
-from tablewire.etcd.lease import lease_clock
 from tablewire.model.states import TableState
 from tablewire.runtime.metrics import Metrics
 
-if TYPE_CHECKING:
-    from processor.service.processor_service import ProcessorService
+_OUTCOMES = ("received", "invalid", "refused", "overflowed", "unanswered")
+_STATES = [state for state in TableState if state is not TableState.ABSENT]
 
-_PREFIX = "tablewire_processor"
+
+@dataclass(frozen=True, slots=True)
+class ProcessorFigures:
+    """The figures of a processor at one moment. lease_margin_s: None while it has no lease."""
+
+    is_ready: bool = False
+    lease_losses: int = 0
+    lease_margin_s: float | None = None
+    views: Sequence[SlotView] = ()
+    exchanges: ExchangeStats = field(default_factory=ExchangeStats)
 
 
 class ProcessorMetrics(Collector):
-    def __init__(self, version: str, service: ProcessorService) -> None:
-        self._service = service
+    def __init__(self, version: str, read: Callable[[], ProcessorFigures]) -> None:
+        self._read = read
         self._metrics = Metrics("processor", version)
         self._metrics.registry.register(self)
 
@@ -33,74 +40,67 @@ class ProcessorMetrics(Collector):
         return self._metrics.registry
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the families depend on what runs."""
+        """Return nothing: the families depend on what runs."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        ready = GaugeMetricFamily(f"{_PREFIX}_ready", "1 while this processor is registered and can be assigned tables")
-        ready.add_metric([], 0 if self._service.ready() else 1)
-        restarts = CounterMetricFamily(f"{_PREFIX}_lease_losses", "How often the lease was lost and a new capture id was taken")
-        restarts.add_metric([], self._service.restarts)
-        margin = GaugeMetricFamily(
-            f"{_PREFIX}_lease_margin_seconds",
+        now = self._read()
+        yield _gauge("ready", "1 while this processor is registered and can be assigned tables", [((), now.is_ready)])
+        yield _counter("lease_losses", "How often the lease was lost and a new capture id was taken", [((), now.lease_losses)])
+        yield _gauge(
+            "lease_margin_seconds",
             "Time until this processor must stop writing unless its lease is renewed; negative: it has stopped",
+            [((), now.lease_margin_s)] if now.lease_margin_s is not None else [],
         )
-        capture = self._service.capture
-        margin_s = capture.registration.deadline() - lease_clock() if capture is not None else -math.inf
-        if math.isfinite(margin_s):
-            margin.add_metric([], margin_s)
-        yield from (ready, restarts, margin)
-        yield from _agents(capture.host.views() if capture is not None else ())
-        yield from _executors(capture.host.views() if capture is not None else ())
-        yield _exchanges(capture.server.stats if capture is not None else ExchangeStats())
+        by_name = [((str(view.changefeed),), view) for view in now.views]
+        spans = [((*name, state), view.spans.get(state, 0)) for name, view in by_name for state in _STATES]
+        yield _gauge("spans", "Spans held, by state", spans, ("changefeed", "state"))
+        running = [(name, view.phase is SlotPhase.RUNNING) for name, view in by_name]
+        yield _gauge("agent_running", "1 while the agent of a changefeed runs", running, ("changefeed",))
+        yield from _executors(now.views)
+        yield _counter(
+            "exchanges",
+            "Calls from owners: received, of these unanswered within exchange.wait_ms; invalid, refused, overflowed: no effect",
+            [((outcome,), getattr(now.exchanges, outcome)) for outcome in _OUTCOMES],
+            ("outcome",),
+        )
 
 
-def _agents(views: Sequence[SlotView]) -> Iterable[Metric]:
-    spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans held, by state", labels=["changefeed", "state"])
-    agents = GaugeMetricFamily(f"{_PREFIX}_agent_running", "1 while the agent of a changefeed runs", labels=["changefeed"])
-    for view in views:
-        for state in TableState:
-            if state is not TableState.ABSENT:
-                spans.add_metric([str(view.changefeed), state], view.spans.get(state, 0))
-        agents.add_metric([str(view.changefeed)], 1 if view.phase is SlotPhase.RUNNING else 0)
-    return (spans, agents)
+_Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 def _executors(views: Sequence[SlotView]) -> Iterable[Metric]:
-    """Of the changefeeds whose executor tells."""
-    labels = ["changefeed"]
-    read = GaugeMetricFamily(
-        f"{_PREFIX}_reader_position_ts",
-        "Position up to which the source has been read (PostgreSQL: in bytes of WAL, so its rate is bytes/s)",
-        labels=labels,
-    )
-    rows = CounterMetricFamily(f"{_PREFIX}_sink_rows", "Rows written to the sink since the agent started", labels=labels)
-    size = CounterMetricFamily(f"{_PREFIX}_sink_bytes", "Bytes of those rows, as received from the source", labels=labels)
-    queued = GaugeMetricFamily(f"{_PREFIX}_queue_bytes", "Size of the changes that were read but not yet written", labels=labels)
-    most = GaugeMetricFamily(
-        f"{_PREFIX}_queue_limit_bytes",
-        "Above it, a table's queue is discarded and the table is read again later",
-        labels=labels,
-    )
-    for view in views:
-        meter = view.meter
-        if meter is None:
-            continue
-        name = [str(view.changefeed)]
-        read.add_metric(name, meter.read_ts)
-        rows.add_metric(name, meter.rows_written)
-        size.add_metric(name, meter.bytes_written)
-        queued.add_metric(name, meter.queue_bytes)
-        most.add_metric(name, meter.queue_bytes_max)
-    return (read, rows, size, queued, most)
+    """Yield the figures of the changefeeds whose executor has some."""
+    meters = [((str(view.changefeed),), view.meter) for view in views if view.meter is not None]
+    for make, name, field_name, text in (
+        (
+            _gauge,
+            "reader_position_ts",
+            "read_ts",
+            "Position up to which the source has been read (PostgreSQL: in bytes of WAL, so its rate is bytes/s)",
+        ),
+        (_counter, "sink_rows", "rows_written", "Rows written to the sink since the agent started"),
+        (_counter, "sink_bytes", "bytes_written", "Bytes of those rows, as received from the source"),
+        (_gauge, "queue_bytes", "queue_bytes", "Size of the changes that were read but not yet written"),
+        (
+            _gauge,
+            "queue_limit_bytes",
+            "queue_bytes_max",
+            "Above it, a table's queue is discarded and the table is read again later",
+        ),
+    ):
+        yield make(name, text, [(labels, getattr(meter, field_name)) for labels, meter in meters], ("changefeed",))
 
 
-def _exchanges(stats: ExchangeStats) -> Metric:
-    exchanges = CounterMetricFamily(
-        f"{_PREFIX}_exchanges",
-        "Calls from owners: received, of these unanswered within exchange.wait_ms; invalid, refused, overflowed: no effect",
-        labels=["outcome"],
-    )
-    for outcome in ("received", "invalid", "refused", "overflowed", "unanswered"):
-        exchanges.add_metric([outcome], getattr(stats, outcome))
-    return exchanges
+def _gauge(name: str, text: str, samples: _Samples, labels: Sequence[str] = ()) -> Metric:
+    return _filled(GaugeMetricFamily(f"tablewire_processor_{name}", text, labels=labels), samples)
+
+
+def _counter(name: str, text: str, samples: _Samples, labels: Sequence[str] = ()) -> Metric:
+    return _filled(CounterMetricFamily(f"tablewire_processor_{name}", text, labels=labels), samples)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: _Samples) -> Metric:
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family

@@ -1,18 +1,18 @@
-"""The processor's life: register, serve, fence itself, come back under a new id, and leave when asked.
+"""The life of a processor: register, serve, fence itself, register again under a new id, and leave when asked.
 
-One `Capture` is one capture id: a registration under a lease, an Exchange server, and the agents' loop. When its lease cannot
-be relied on any more, `may_write` says no to every executor at that same moment, the agents are closed, and only when no write
-can follow any more the service registers anew, under another id. An executor that does not stop in time takes the process with
-it: then no write can follow either.
+A `RegisteredCapture` is one capture id: a registration under a lease, an Exchange server, and the agents' loop. When its lease is
+in doubt, `may_write` becomes False for every executor at that moment and the agents are closed. Only when no write can follow
+does the service register again, under another id. If an executor does not stop in time, the process ends, so that no write can
+follow either.
 
-Threads: main (this module), "agents" (host.py), "exchange" (gRPC's pool), "lease" and "watch capture" (registration), "open ..."
-and "close ..." (a changefeed's executor being made and closed), "http".
+Threads: main (this module), "agents" (agents.py), "exchange" (gRPC's pool), "lease" and "watch capture" (registration.py),
+"open ..." and "close ..." (a changefeed's executor being made and closed), "http".
 """
 
 from __future__ import annotations
 
+import math
 import os
-import random
 import re
 import secrets
 import socket
@@ -26,16 +26,18 @@ from processor.processor_config import ProcessorConfig
 from processor.service.agents import AgentHost, SlotPhase
 from processor.service.exchange_server import ExchangeServer
 from processor.service.executor_plugins import executor_request, new_executor
-from processor.service.processor_metrics import ProcessorMetrics
+from processor.service.processor_metrics import ProcessorFigures, ProcessorMetrics
 from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd import keys as etcd_keys
+from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, decode, now
 from tablewire.etcd.session import EtcdSession, open_session
 from tablewire.executor import TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.liveness import Liveness
 from tablewire.model.states import LivenessState
+from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
 from tablewire.runtime.tls import interceptors, server_credentials, warn_of_roles
@@ -48,26 +50,26 @@ EXIT_FENCED = 75
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 5.0
 POLL_S = 0.1
-PEERS_POLL_S = 1.0
+OTHERS_POLL_S = 1.0
 QUIET_EXCHANGES = 3
-"""How many turns of the owner must have found a leaving processor empty before it goes."""
+"""How many Exchanges must have found a leaving processor without spans before it goes."""
 SERVER_GRACE_S = 0.5
 HANGS_AFTER_S = 15.0
-"""Without a round of the agents' loop for this long /healthz says so."""
+"""Without a round of the agents' loop for this long /healthz fails."""
 HEALTH_INTERVAL_S = 1.0
-"""How often what gRPC's health service says is brought up to date."""
+"""How often the status of gRPC's health service is updated."""
 
 _log = structlog.get_logger("processor.service")
 
 
 def new_capture_id(name: str) -> CaptureID:
-    """The name (or the host's) and a random part: new at every registration."""
+    """Return the name (or the host's) with a random part: a new id for every registration."""
     prefix = re.sub(r"[^A-Za-z0-9._-]", "-", name or socket.gethostname())[:100].strip("._-") or "processor"
     return f"{prefix}-{secrets.token_hex(4)}"
 
 
 class RegisteredCapture:
-    """One capture id, from its registration to its end. `start` and `close` belong to the main thread."""
+    """One capture id, from its registration to its end. start, register and close: the main thread."""
 
     def __init__(
         self,
@@ -78,12 +80,10 @@ class RegisteredCapture:
         on_lost: Callable[[], None],
         protocols: ProtocolVersions = SUPPORTED_VERSIONS,
     ) -> None:
-        """Binds the port (OperatingError when it cannot be had); serves and registers nothing yet."""
+        """Bind the port (OperatingError when it cannot be had); nothing is served or registered yet."""
         self.id = new_capture_id(config.name)
         self.liveness = Liveness()
-        self._config = config
-        self._session = session
-        self._on_lost = on_lost
+        self._config, self._session, self._on_lost = config, session, on_lost
         self.server = ExchangeServer(
             self.id,
             config.exchange.host,
@@ -93,23 +93,18 @@ class RegisteredCapture:
             interceptors=interceptors(config.tls),
             versions=protocols,
         )
-        self.port = self.server.port
-        self.address = config.exchange.advertise or f"{config.exchange.host}:{self.port}"
+        self.address = config.exchange.advertise or f"{config.exchange.host}:{self.server.port}"
+        record = CaptureRecord(
+            id=self.id,
+            address=self.address,
+            version=version,
+            labels=dict(config.labels),
+            started_at=now(),
+            protocol_lowest=protocols.lowest,
+            protocol_highest=protocols.highest,
+        )
         self.registration = Registration(
-            session,
-            config.cluster,
-            CaptureRecord(
-                id=self.id,
-                address=self.address,
-                version=version,
-                labels=dict(config.labels),
-                started_at=now(),
-                protocol_lowest=protocols.lowest,
-                protocol_highest=protocols.highest,
-            ),
-            ttl_s=config.etcd.ttl_s,
-            margin_s=config.etcd.margin_s,
-            on_lost=self._lost,
+            session, config.cluster, record, ttl_s=config.etcd.ttl_s, margin_s=config.etcd.margin_s, on_lost=self._lost
         )
         self.host = AgentHost(
             capture_id=self.id,
@@ -122,21 +117,14 @@ class RegisteredCapture:
         )
         self._thread: threading.Thread | None = None
 
-    @property
-    def is_valid(self) -> bool:
-        return self.registration.is_valid()
-
     def start(self) -> None:
-        """Serves, then registers: whoever finds the key finds a server behind it. EtcdError: try `register` again."""
+        """Serve. An owner that finds the key of `register` finds a server behind it."""
         self._thread = run_thread("agents", self.host.run)
         self.server.start(is_ready=False)
 
-    def register(self) -> None:
-        self.registration.start()
-
     def close(self, timeout_s: float) -> bool:
-        """Ends the agents, then the registration, then the server. False: an executor has not stopped within timeout_s, so that
-        writes may still follow, and nothing else has been ended."""
+        """End the agents, then the registration, then the server. False: an executor has not stopped within timeout_s, so
+        writes may still follow, and nothing else was ended."""
         self.host.close()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -146,8 +134,8 @@ class RegisteredCapture:
         self.server.stop(SERVER_GRACE_S)
         return True
 
-    def _lost(self, reason: str) -> None:
-        """`may_write` is False from now on; what is under way at a sink is refused there by its epoch."""
+    def _lost(self, _reason: str) -> None:
+        """The lease is lost: `may_write` is False from now on, and a write under way is refused at the sink by its epoch."""
         self.server.wake()
         self._on_lost()
 
@@ -158,7 +146,7 @@ class RegisteredCapture:
             raise OperatingError(f"changefeed {changefeed} is not in etcd")
         info = decode(ChangefeedInfo, key, found.value)
         if info.epoch != epoch:
-            raise OperatingError(f"changefeed {changefeed} is at epoch {info.epoch} in etcd, the owner speaks of {epoch}")
+            raise OperatingError(f"changefeed {changefeed} has epoch {info.epoch} in etcd, and {epoch} in the owner's batch")
         request = executor_request(
             info, capture_id=self.id, wake=self.server.wake, may_write=self.registration.is_valid, environ=os.environ
         )
@@ -166,51 +154,50 @@ class RegisteredCapture:
 
 
 class ProcessorService:
-    """run: the main thread. ready, healthy: any thread, never block."""
+    """run: the main thread. ready, healthy, figures: any thread; they never block."""
 
     def __init__(
         self, config: ProcessorConfig, shutdown: Shutdown, *, version: str, protocols: ProtocolVersions = SUPPORTED_VERSIONS
     ) -> None:
         """version: of the software. protocols: of the wire."""
-        self._protocols = protocols
-        self._config = config
-        self._shutdown = shutdown
-        self._version = version
+        self._config, self._shutdown, self._version, self._protocols = config, shutdown, version, protocols
         self._wake = threading.Event()
         self._capture: RegisteredCapture | None = None
         self._registered = False
-        self._restarts = 0
+        self._lease_losses = 0
         shutdown.on_request(self._wake.set)
         self._session = open_session(config.etcd)
-        self._metrics = ProcessorMetrics(version, self)
+        metrics = ProcessorMetrics(version, self.figures)
         self._http: HttpServer | None = None
         if config.http.enabled:
-            self._http = HttpServer(
-                config.http.host, config.http.port, self._metrics.registry, healthz=self.healthy, readyz=self.ready
-            )
+            self._http = HttpServer(config.http.host, config.http.port, metrics.registry, healthz=self.healthy, readyz=self.ready)
 
-    # -- any thread ---------------------------------------------------------------------------------------------------
+    # Any thread ------------------------------------------------------------------------------------------------------
 
-    @property
-    def capture(self) -> RegisteredCapture | None:
-        return self._capture
-
-    @property
-    def restarts(self) -> int:
-        """How often this process has lost its lease and come back under a new id."""
-        return self._restarts
+    def figures(self) -> ProcessorFigures:
+        capture = self._capture
+        if capture is None:
+            return ProcessorFigures()
+        margin_s = capture.registration.deadline() - lease_clock()
+        return ProcessorFigures(
+            is_ready=not self.ready(),
+            lease_losses=self._lease_losses,
+            lease_margin_s=margin_s if math.isfinite(margin_s) else None,
+            views=capture.host.views(),
+            exchanges=capture.server.stats,
+        )
 
     def ready(self) -> str:
-        """Why this processor cannot be given tables; "" = it can."""
+        """Return why this processor cannot be assigned tables; "" if it can."""
         capture = self._capture
         if capture is None or not self._registered:
             return "not registered"
-        if not capture.is_valid:
+        if not capture.registration.is_valid():
             return f"capture {capture.id} has lost its lease: {capture.registration.lost_reason}"
         return "stopping" if capture.liveness.state is LivenessState.STOPPING else self.healthy()
 
     def healthy(self) -> str:
-        """Why this process should be looked at; "" = fine. Losing etcd is no reason: restarting would not mend it."""
+        """Return why this process needs attention; "" if it does not. A lost etcd is no reason: a restart would not help."""
         capture = self._capture
         if capture is None:
             return ""
@@ -220,39 +207,32 @@ class ProcessorService:
         stuck = [view for view in capture.host.views() if view.phase is SlotPhase.CLOSING and view.error]
         return "; ".join(f"changefeed {view.changefeed} {view.error}" for view in stuck)
 
-    # -- the main thread ----------------------------------------------------------------------------------------------
+    # The main thread -------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until asked to stop; the exit code."""
+        """Run until asked to stop, and return the exit code. OperatingError if etcd does not answer the first registration in
+        time, or the port is taken."""
         warn_of_roles(self._config.tls)
         if self._http is not None:
             self._http.start()
         port = self._config.exchange.port
         try:
-            while not self._shutdown.requested:
-                capture = self._start(port)
-                if capture is None:
-                    break
-                port = capture.port
+            while True:
+                self._wake.clear()
                 if self._shutdown.requested:
-                    self._leave(capture)
-                else:
-                    self._restart(capture)
+                    return EXIT_DONE
+                capture = self._capture = RegisteredCapture(
+                    self._config, self._session, self._version, port, self._wake.set, self._protocols
+                )
+                port = capture.server.port
+                self._run_capture(capture)
         finally:
             if self._http is not None:
                 self._http.close()
             self._session.close()
-        return EXIT_DONE
 
-    def _start(self, port: int) -> RegisteredCapture | None:
-        """A capture that has been registered, and has been asked to end or has lost its lease since; None when the shutdown came
-        before it was registered. OperatingError on the first start when etcd does not answer in time."""
-        self._wake.clear()
-        if self._shutdown.requested:
-            return None
-        capture = self._capture = RegisteredCapture(
-            self._config, self._session, self._version, port, self._wake.set, self._protocols
-        )
+    def _run_capture(self, capture: RegisteredCapture) -> None:
+        """Serve under one capture id until asked to stop or its lease is lost; then end it."""
         capture.start()
         try:
             registered = self._register(capture)
@@ -261,7 +241,7 @@ class ProcessorService:
             raise
         if not registered:
             self._close(capture)
-            return None
+            return
         self._registered = True
         _log.info(
             "processor_ready",
@@ -270,99 +250,99 @@ class ProcessorService:
             http=f"{self._http.host}:{self._http.port}" if self._http is not None else "",
             cluster=self._config.cluster,
         )
-        self._tell_health(capture)
-        while not self._wake.wait(HEALTH_INTERVAL_S):
-            self._tell_health(capture)
-        return capture
+        while True:
+            self._update_health(capture)
+            if self._wake.wait(HEALTH_INTERVAL_S):
+                break
+        if self._shutdown.requested:
+            self._leave(capture)
+            return
+        self._registered = False
+        self._lease_losses += 1
+        self._close(capture)
+        _log.warning("capture_ended", capture=capture.id, reason=capture.registration.lost_reason)
 
-    def _tell_health(self, capture: RegisteredCapture) -> None:
+    def _update_health(self, capture: RegisteredCapture) -> None:
         capture.server.health.set_serving(not self.ready())
 
     def _register(self, capture: RegisteredCapture) -> bool:
-        """False when asked to stop meanwhile."""
-        timeout_ms = self._config.etcd.start_timeout_ms if not self._restarts else 0
-        deadline = time.monotonic() + timeout_ms / 1000 if timeout_ms else None
-        failures = 0
+        """Register, and retry while etcd does not answer. False when asked to stop meanwhile."""
+        timeout_s = self._config.etcd.start_timeout_ms / 1000 if not self._lease_losses else 0.0
+        deadline = time.monotonic() + timeout_s if timeout_s else math.inf
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while not self._shutdown.requested:
             try:
-                capture.register()
+                capture.registration.start()
                 return True
             except EtcdError as error:
-                if deadline is not None and time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
-                if failures == 0:
+                if not backoff.failures:
                     _log.warning("cannot_register", capture=capture.id, reason=str(error))
-                pause_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
-                failures += 1
-                self._shutdown.wait(pause_s)
+                self._shutdown.wait(backoff.next_s())
         return False
-
-    def _restart(self, capture: RegisteredCapture) -> None:
-        """After the lease was lost: nothing of the former id may go on beside the new one."""
-        self._registered = False
-        self._restarts += 1
-        self._close(capture)
-        _log.warning("capture_ended", capture=capture.id, reason=capture.registration.lost_reason)
 
     def _close(self, capture: RegisteredCapture) -> None:
         if not capture.close(self._config.stop.close_timeout_ms / 1000):
             _log.critical("executors_do_not_stop", capture=capture.id, timeout_ms=self._config.stop.close_timeout_ms)
             end_process(EXIT_FENCED)
 
-    # -- leaving ------------------------------------------------------------------------------------------------------
+    # Leaving ---------------------------------------------------------------------------------------------------------
 
     def _leave(self, capture: RegisteredCapture) -> None:
-        """Reports stopping, waits until its tables have moved away, and goes."""
+        """Report stopping, wait until the tables have moved away, and go."""
         capture.liveness.stop()
-        self._tell_health(capture)
+        self._update_health(capture)
         _log.info("stopping", capture=capture.id, spans=capture.host.held_spans(), reason=self._shutdown.reason)
-        teller = run_thread("tell stopping", lambda: self._tell_stopping(capture))
-        left = self._wait_drained(capture)
-        if left:
-            _log.warning("leaves_undrained", capture=capture.id, spans=capture.host.held_spans(), reason=left)
+        reporter = run_thread("report stopping", lambda: self._report_stopping(capture))
+        reason = self._wait_drained(capture)
+        if reason:
+            _log.warning("leaves_undrained", capture=capture.id, spans=capture.host.held_spans(), reason=reason)
         self._close(capture)
-        teller.join(POLL_S)
+        reporter.join(POLL_S)
         _log.info("processor_left", capture=capture.id)
 
-    def _tell_stopping(self, capture: RegisteredCapture) -> None:
-        while capture.is_valid:
+    def _report_stopping(self, capture: RegisteredCapture) -> None:
+        """Write to etcd that this capture is stopping, and retry until that succeeds or the lease is over."""
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
+        while capture.registration.is_valid():
             try:
                 capture.registration.update_liveness(LivenessState.STOPPING)
                 return
             except ClosedError:
                 return
             except EtcdError:
-                time.sleep(RETRY_MIN_S)
+                time.sleep(backoff.next_s())
 
     def _wait_drained(self, capture: RegisteredCapture) -> str:
-        """Why it goes with tables that it still holds; "" = it holds none."""
+        """Wait until this capture holds no spans, and return "", or why it has to leave with some."""
         deadline = time.monotonic() + self._config.stop.drain_timeout_ms / 1000
         empty_since: int | None = None
-        look_at = 0.0
+        poll_others_at = 0.0
         while True:
-            if not capture.is_valid:
+            exchanges = capture.server.stats.received
+            if not capture.registration.is_valid():
                 return "its lease is lost"
             if not capture.host.views():
                 return ""
             if capture.host.held_spans():
                 empty_since = None
             elif empty_since is None:
-                empty_since = capture.server.stats.received
-            elif capture.server.stats.received - empty_since >= QUIET_EXCHANGES:
+                empty_since = exchanges
+            elif exchanges - empty_since >= QUIET_EXCHANGES:
                 return ""
             if time.monotonic() >= deadline:
                 return f"not drained within {self._config.stop.drain_timeout_ms} ms"
-            if time.monotonic() >= look_at:
-                look_at = time.monotonic() + PEERS_POLL_S
-                if not self._has_peers(capture):
+            if time.monotonic() >= poll_others_at:
+                poll_others_at = time.monotonic() + OTHERS_POLL_S
+                if not self._has_others(capture):
                     return "no other processor could take its tables"
             time.sleep(POLL_S)
 
-    def _has_peers(self, capture: RegisteredCapture) -> bool:
-        """Whether another processor is registered that is not stopping; True when etcd does not say."""
-        prefix = etcd_keys.captures_prefix(self._config.cluster)
+    def _has_others(self, capture: RegisteredCapture) -> bool:
+        """Return whether another processor is registered that is not stopping; True if etcd does not answer."""
         try:
-            items, _ = self._session.get_prefix(prefix)
+            items, _ = self._session.get_prefix(etcd_keys.captures_prefix(self._config.cluster))
         except EtcdError:
             return True
         for item in items:

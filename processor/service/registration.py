@@ -1,11 +1,10 @@
-"""This process as the cluster sees it: a key below a lease, and the word to stop before that lease can have expired.
+"""The registration of a processor in etcd: a key under a lease, and a callback before that lease can have expired.
 
     /tablewire/<cluster>/captures/<capture_id> = CaptureRecord
 
-While `is_valid()` holds, the owner cannot have given this capture up; once it does not, another processor may write the same
-tables. So everything that has an effect outside asks it immediately before (see `tablewire.etcd.lease`), and on_lost is the
-call to fence oneself, made before the lease can have expired at etcd. After a loss the capture id is spent: a new registration
-needs a new id, under which nothing of the former one goes on.
+While `is_valid()` is True, the owner cannot have given this capture up. Once it is False, another processor may write the same
+tables, so every effect outside the process asks it immediately before (see `tablewire.etcd.lease`). After a loss the capture id
+is spent: a new registration needs a new id, under which nothing of the former one continues.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ _log = structlog.get_logger("processor.registration")
 
 
 class Registration:
-    """One capture id, registered once. Any thread may call anything here.
+    """One capture id, registered once. All methods: any thread.
 
-    on_lost(reason) is called once, on the thread "lease" or "watch capture", when the lease cannot be relied on any more: not
-    later than margin_s before etcd can let it expire, or as soon as the key is seen deleted (the owner gave this capture up).
-    It must stop all effects before it returns, or make sure that they ask `is_valid` first. Never called after `deregister`.
+    on_lost(reason) is called once, on the thread "lease" or "watch capture", when the lease is in doubt: at least margin_s before
+    etcd can let it expire, or as soon as the key is seen deleted (the owner gave this capture up). It must stop all effects
+    before it returns, or make sure that they ask `is_valid` first. It is never called after `deregister`.
     """
 
     def __init__(
@@ -47,19 +46,15 @@ class Registration:
         on_lost: Callable[[str], None],
         margin_s: float | None = None,
     ) -> None:
-        self._session = session
-        self._record = record
-        self._ttl_s = ttl_s
-        self._margin_s = margin_s
-        self._on_lost = on_lost
+        self._session, self._record = session, record
+        self._ttl_s, self._margin_s, self._on_lost = ttl_s, margin_s, on_lost
         self._key = etcd_keys.capture_key(cluster, record.id)
         self._lock = threading.Lock()
         self._keeper: LeaseKeeper | None = None
-        self._revision = 0
-        self._mod_revision = 0
-        self._registered = False
         self._watch: PrefixWatch | None = None
         self._thread: threading.Thread | None = None
+        self._revision = self._mod_revision = 0
+        self._deregistered = False
 
     @property
     def capture_id(self) -> str:
@@ -76,16 +71,16 @@ class Registration:
         return self._keeper.lost_reason if self._keeper is not None else ""
 
     def deadline(self) -> float:
-        """The time of `tablewire.etcd.lease.lease_clock` until which effects are allowed; the past when they are not."""
+        """Return the time of `tablewire.etcd.lease.lease_clock` until which effects are allowed; the past if they are not."""
         return self._keeper.deadline() if self._keeper is not None else float("-inf")
 
     def is_valid(self) -> bool:
-        """Whether an effect is allowed at this moment. Cheap; ask immediately before each."""
+        """Return whether an effect is allowed at this moment. Cheap; ask immediately before each."""
         return self._keeper is not None and self._keeper.is_valid()
 
     def start(self) -> None:
-        """Registers. EtcdError: etcd did not answer, nothing is registered, try again on the same object. OperatingError:
-        the id is taken."""
+        """Register. EtcdError: etcd did not answer, nothing is registered, retry on the same object. OperatingError: the id is
+        taken."""
         if self._keeper is not None:
             raise ClosedError(f"capture {self.capture_id} was registered before: a new registration needs a new id")
         keeper = LeaseKeeper(self._session, ttl_s=self._ttl_s, margin_s=self._margin_s, on_lost=self._lost)
@@ -94,18 +89,17 @@ class Registration:
             if not result.applied:
                 raise OperatingError(f"capture {self.capture_id} is registered already ({self._key})")
         except OperatingError:
-            keeper.close()
-            self._revoke(keeper)
+            self._end(keeper)
             raise
         self._keeper = keeper
         self._revision = self._mod_revision = result.revision
-        self._registered = True
         self._watch = self._session.watch_prefix(self._key, self._key_changed, name="watch capture")
         self._thread = run_thread("lease", keeper.run)
         _log.info("registered", capture=self.capture_id, address=self._record.address, lease=f"{keeper.lease_id:016x}")
 
     def update_liveness(self, liveness: LivenessState) -> None:
-        """Tells the cluster. EtcdError: etcd did not answer, try again. ClosedError: this registration is lost or over."""
+        """Write the liveness into the record. EtcdError: etcd did not answer, retry. ClosedError: this registration is lost or
+        over."""
         with self._lock:
             keeper = self._keeper
             if keeper is None or not keeper.is_valid():
@@ -120,27 +114,27 @@ class Registration:
                 return
             found = result.found.get(self._key)
             if found is not None and found.create_revision == self._revision:
-                # An attempt of ours that we believed lost; whoever else writes this key breaks the contract.
+                # An earlier attempt that seemed to have failed; nothing else may write this key.
                 self._mod_revision = found.mod_revision
                 raise EtcdError(f"etcd: {self._key} was changed meanwhile: try again")
         keeper.lose("the capture key is gone")
         raise ClosedError(f"capture {self.capture_id} is not registered: {self.lost_reason}")
 
     def deregister(self) -> None:
-        """Takes the key away at once. Idempotent. Never raises: without etcd the lease expires by itself."""
+        """Delete the key at once. Idempotent, never raises: without etcd the lease expires by itself."""
         with self._lock:
-            keeper, registered = self._keeper, self._registered
-            self._registered = False
-        if keeper is None or not registered:
+            keeper, is_over = self._keeper, self._deregistered
+            self._deregistered = keeper is not None
+        if keeper is None or is_over:
             return
-        keeper.close()
-        self._revoke(keeper)
+        self._end(keeper)
         if self._watch is not None:
             self._watch.close()
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_TIMEOUT_S)
 
-    def _revoke(self, keeper: LeaseKeeper) -> None:
+    def _end(self, keeper: LeaseKeeper) -> None:
+        keeper.close()
         try:
             self._session.revoke(keeper.lease_id)
         except (EtcdError, ClosedError) as error:

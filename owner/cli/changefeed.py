@@ -153,20 +153,17 @@ def list_(session: Session) -> None:
         session.output.json(to_object(answer))
         return
     session.output.table(
-        ("CHANGEFEED", "STATE", "#TABLES", "#STALLED", "#CHECKPOINT", "#LAG", "#RETAINED", "ERROR"),
         (
-            (
-                row.changefeed,
-                row.state,
-                row.spans if row.running else None,
-                sum(row.stalls.values()) if row.running else None,
-                row.checkpoint_ts or None,
-                optional(row, "lag"),
-                size(optional(row, "retained_bytes")),
-                row.error,
-            )
-            for row in answer.changefeeds
+            ("CHANGEFEED", "changefeed"),
+            ("STATE", "state"),
+            ("#TABLES", lambda row: row.spans if row.running else None),
+            ("#STALLED", lambda row: sum(row.stalls.values()) if row.running else None),
+            ("#CHECKPOINT", lambda row: row.checkpoint_ts or None),
+            ("#LAG", "lag"),
+            ("#RETAINED", lambda row: size(optional(row, "retained_bytes"))),
+            ("ERROR", "error"),
         ),
+        answer.changefeeds,
     )
 
 

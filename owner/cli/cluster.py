@@ -58,8 +58,8 @@ def status(session: Session) -> None:
     session.output.pairs(pairs)
     session.output.line("")
     session.output.table(
-        ("OWNER", "ADDRESS", "VERSION", "LEADS"),
-        ((row.id, row.address, row.version, "yes" if row.leading else "") for row in answer.owners),
+        (("OWNER", "id"), ("ADDRESS", "address"), ("VERSION", "version"), ("LEADS", lambda row: "yes" if row.leading else "")),
+        answer.owners,
     )
 
 
@@ -92,19 +92,16 @@ def list_(session: Session) -> None:
         session.output.json(to_object(answer))
         return
     session.output.table(
-        ("PROCESSOR", "ADDRESS", "STATE", "#TABLES", "DRAINING", "VERSION", "LABELS"),
         (
-            (
-                row.id,
-                row.address,
-                row.state,
-                row.spans,
-                _draining(row),
-                row.version,
-                " ".join(f"{name}={value}" for name, value in sorted(row.labels.items())),
-            )
-            for row in answer.captures
+            ("PROCESSOR", "id"),
+            ("ADDRESS", "address"),
+            ("STATE", "state"),
+            ("#TABLES", "spans"),
+            ("DRAINING", _draining),
+            ("VERSION", "version"),
+            ("LABELS", lambda row: " ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))),
         ),
+        answer.captures,
     )
 
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 EVENTS_DEFAULT = 50
 RECONNECT_INTERVAL_S = 0.5
 
+_COLUMNS = (
+    *(("AT", "at"), ("EVENT", "kind"), ("CHANGEFEED", "changefeed"), ("SUBJECT", "subject")),
+    *(("WHAT", "text"), ("WHY", "why"), ("BY", "by"), ("JOB", "job")),
+)
+
 
 @click.command("events")
 @remote
@@ -54,10 +59,7 @@ def events(session: Session, follow: bool, limit: int) -> None:
     if session.output.is_json:
         session.output.json({"events": to_objects(found)})
         return
-    session.output.table(
-        ("AT", "EVENT", "CHANGEFEED", "SUBJECT", "WHAT", "WHY", "BY", "JOB"),
-        ((event.at, event.kind, event.changefeed, event.subject, event.text, event.why, event.by, event.job) for event in found),
-    )
+    session.output.table(_COLUMNS, found)
 
 
 def _end_with_reader() -> None:

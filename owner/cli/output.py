@@ -7,8 +7,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import click
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 WIDE = 10_000
 """The width of output that is not for a terminal, so that nothing is cut or wrapped."""
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+Column: TypeAlias = tuple[str, str | Callable[[Any], object]]
+"""The heading of a column, and the field of a record or a function of it; '#' before a heading: numbers, aligned right."""
 
 
 class Output:
@@ -59,9 +63,10 @@ class Output:
         """Write a line for people to stderr."""
         click.echo(printable(text), err=True)
 
-    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print `new_table`."""
-        self._print(new_table(headings, rows))
+    def table(self, columns: Sequence[Column], records: Iterable[Any]) -> None:
+        """Print records as a table."""
+        headings = [heading for heading, _ in columns]
+        self.print(new_table(headings, ([_read(record, value) for _, value in columns] for record in records)))
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
         """Print names and values in two columns."""
@@ -71,7 +76,7 @@ class Output:
         table = Table.grid(padding=(0, 2, 0, 0))
         for name, value in pairs:
             table.add_row(Text(name, style="bold"), cell(value))
-        self._print(table)
+        self.print(table)
 
     def line(self, text: str) -> None:
         self.raw(printable(text) + "\n")
@@ -84,7 +89,7 @@ class Output:
         """Return a console for a live view on stdout."""
         return new_console(self._stdout)
 
-    def _print(self, table: Table) -> None:
+    def print(self, table: Table) -> None:
         """Print as wide as the terminal; without a terminal cut and wrap nothing, and end no line in spaces."""
         if self.is_terminal:
             self.console().print(table)
@@ -95,7 +100,7 @@ class Output:
 
 
 def new_table(headings: Sequence[str], rows: Iterable[Sequence[object]], overflow: OverflowMethod = "fold") -> Table:
-    """Return a table. A heading that begins with '#' is of numbers, aligned right. overflow: of cells that do not fit."""
+    """Return a table; see Column for headings. overflow: of cells that do not fit the terminal."""
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
@@ -109,6 +114,12 @@ def new_table(headings: Sequence[str], rows: Iterable[Sequence[object]], overflo
     for row in rows:
         table.add_row(*map(cell, row))
     return table
+
+
+def _read(record: Any, value: str | Callable[[Any], object]) -> object:
+    if callable(value):
+        return value(record)
+    return optional(record, value) if record.DESCRIPTOR.fields_by_name[value].has_presence else getattr(record, value)
 
 
 def new_console(file: TextIO, width: int | None = None) -> Console:

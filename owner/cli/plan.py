@@ -30,8 +30,12 @@ def show_plan(session: Session, method: str, **fields: Any) -> None:
         session.output.line("")
     before, after = plan.load_before, plan.load_after
     session.output.table(
-        ("PROCESSOR", "#LOAD", "#AFTER"),
-        ((name, f"{before.get(name, 0.0):.1f}", f"{after.get(name, 0.0):.1f}") for name in sorted({*before, *after})),
+        (
+            ("PROCESSOR", str),
+            ("#LOAD", lambda name: f"{before.get(name, 0.0):.1f}"),
+            ("#AFTER", lambda name: f"{after.get(name, 0.0):.1f}"),
+        ),
+        sorted({*before, *after}),
     )
     if len(plan.moves) > MOVES_SHOWN_MAX:
         session.output.note(f"only the first {MOVES_SHOWN_MAX} of {len(plan.moves)} moves are shown; -o json shows all")
@@ -42,20 +46,16 @@ def show_plan(session: Session, method: str, **fields: Any) -> None:
 def _print_moves(session: Session, plan: pb.Plan) -> None:
     moves = plan.moves[:MOVES_SHOWN_MAX]
     split = any(move.start_key or move.end_key for move in moves)
-    several = len(plan.changefeeds) > 1
     session.output.table(
-        (*(("CHANGEFEED",) if several else ()), "TABLE", "#ID", *(("SPAN",) if split else ()), "FROM", "TO", "#WEIGHT", "WHY"),
         (
-            (
-                *((move.changefeed,) if several else ()),
-                move.table,
-                move.table_id,
-                *((keys(move),) if split else ()),
-                move.source,
-                move.target,
-                f"{move.weight:.1f}",
-                move.reason,
-            )
-            for move in moves
+            *((("CHANGEFEED", "changefeed"),) if len(plan.changefeeds) > 1 else ()),
+            ("TABLE", "table"),
+            ("#ID", "table_id"),
+            *((("SPAN", keys),) if split else ()),
+            ("FROM", "source"),
+            ("TO", "target"),
+            ("#WEIGHT", lambda move: f"{move.weight:.1f}"),
+            ("WHY", "reason"),
         ),
+        moves,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from owner.cli.options import Settings, local
-from owner.cli.output import Output
+from owner.cli.output import Output, new_table
 
 if TYPE_CHECKING:
     from owner.owner_config import OwnerConfig
@@ -103,10 +103,8 @@ def show(output: Output, settings: Settings, keys: dict[str, str]) -> None:
         output.json({"keys": [{"key": path, "value": value, "origin": origin} for path, value, origin in rows]})
         return
     docs = {row.path: row.doc for row in describe(OwnerConfig)}
-    output.table(
-        ("KEY", "VALUE", "FROM", "MEANING"),
-        ((path, _text(value), origin, docs.get(path, "")) for path, value, origin in rows),
-    )
+    table = [(path, _text(value), origin, docs.get(path, "")) for path, value, origin in rows]
+    output.print(new_table(("KEY", "VALUE", "FROM", "MEANING"), table))
 
 
 def _shown(value: Any) -> Any:

@@ -61,19 +61,16 @@ def _show(session: Session, total: pb.Changefeed, rows: list[pb.TableRow], limit
         return
     output.line("")
     output.table(
-        ("TABLE", "#ROWS/S", "#BYTES/S", "#LAG", "#CHECKPOINT", "PROCESSOR", "STALL"),
         (
-            (
-                row.table or row.table_id,
-                number(optional(row, "rows_per_s")),
-                size(optional(row, "bytes_per_s")),
-                _lag(row, total),
-                row.checkpoint_ts or None,
-                row.primary,
-                row.stall_reason,
-            )
-            for row in rows[: limit or None]
+            ("TABLE", lambda row: row.table or row.table_id),
+            ("#ROWS/S", lambda row: number(optional(row, "rows_per_s"))),
+            ("#BYTES/S", lambda row: size(optional(row, "bytes_per_s"))),
+            ("#LAG", lambda row: _lag(row, total)),
+            ("#CHECKPOINT", lambda row: row.checkpoint_ts or None),
+            ("PROCESSOR", "primary"),
+            ("STALL", "stall_reason"),
         ),
+        rows[: limit or None],
     )
     if limit and len(rows) > limit:
         output.note(f"only {limit} of {plural(len(rows), 'table')} are shown; --limit 0 shows all")

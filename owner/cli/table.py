@@ -94,24 +94,18 @@ def _print_table(session: Session, chunks: list[pb.ListTablesResponse]) -> None:
     split = any(row.start_key or row.end_key for row in rows)
     session.output.table(
         (
-            *("TABLE", "#ID", *(("SPAN",) if split else ()), "STATE", "PRIMARY", "SECONDARY"),
-            *("#CHECKPOINT", "#AGE", "STALL", "ERROR"),
+            ("TABLE", "table"),
+            ("#ID", "table_id"),
+            *((("SPAN", keys),) if split else ()),
+            ("STATE", "state"),
+            ("PRIMARY", "primary"),
+            ("SECONDARY", "secondary"),
+            ("#CHECKPOINT", lambda row: row.checkpoint_ts or None),
+            ("#AGE", lambda row: duration(row.state_age_ms)),
+            ("STALL", "stall_reason"),
+            ("ERROR", "error"),
         ),
-        (
-            (
-                row.table,
-                row.table_id,
-                *((keys(row),) if split else ()),
-                row.state,
-                row.primary,
-                row.secondary,
-                row.checkpoint_ts or None,
-                duration(row.state_age_ms),
-                row.stall_reason,
-                row.error,
-            )
-            for row in rows
-        ),
+        rows,
     )
     if any(chunk.truncated for chunk in chunks):
         session.output.note(f"only the first {len(rows)} rows are shown; --limit 0 shows all")

@@ -7,12 +7,11 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count as count_from
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -69,12 +68,12 @@ class View:
 @click.option("--once", is_flag=True, help="Print the view once as text: --plain --count 1.")
 def top(session: Session, interval_s: float, plain: bool, count: int, once: bool) -> None:
     """Watch processors, changefeeds, rates, lag, stalls and the last events. Press q or Ctrl-C to leave."""
-    views = islice(_views(session), 1 if once else count or None)
+    rounds: Iterable[int] = range(1 if once else count) if once or count else count_from()
+    show = _show_views
+    if plain or once or session.output.is_json or not session.output.is_terminal:
+        show = _print_views
     try:
-        if plain or once or session.output.is_json or not session.output.is_terminal:
-            _print_views(session.output, views, interval_s)
-        else:
-            _show_views(session.output, views, interval_s)
+        show(session.output, _views(session), rounds, interval_s)
     except KeyboardInterrupt:
         return
 
@@ -122,28 +121,20 @@ def _now() -> str:
 # As text, and as JSON
 
 
-def _print_views(output: Output, views: Iterator[View], interval_s: float) -> None:
-    for number_, view in enumerate(_paced(views, interval_s, time.sleep)):
+def _print_views(output: Output, views: Iterator[View], rounds: Iterable[int], interval_s: float) -> None:
+    for round_ in rounds:
+        if round_:
+            time.sleep(interval_s)
+        view = next(views)
         if output.is_json:
             output.json(_as_json(view))
             continue
-        if number_:
+        if round_:
             output.line("")
         output.line(f"{view.at}  {_headline(view)}")
         for headings, rows in _sections(view):
             output.line("")
-            output.table(headings, rows)
-
-
-def _paced(views: Iterator[View], interval_s: float, pause: Callable[[float], object]) -> Iterator[View]:
-    """Yield the views with a pause before each but the first, so that no pause follows the last."""
-    for number_ in count_from():
-        if number_:
-            pause(interval_s)
-        view = next(views, None)
-        if view is None:
-            return
-        yield view
+            output.print(new_table(headings, rows))
 
 
 def _as_json(view: View) -> dict[str, object]:
@@ -202,12 +193,12 @@ def _stalled_row(changefeed: str, row: pb.TableRow) -> Sequence[object]:
 # On a terminal
 
 
-def _show_views(output: Output, views: Iterator[View], interval_s: float) -> None:
+def _show_views(output: Output, views: Iterator[View], rounds: Iterable[int], interval_s: float) -> None:
     from rich.live import Live
 
     with _quit_key() as is_pressed, Live(console=output.console(), screen=True, auto_refresh=False) as live:
-        for view in views:
-            live.update(_render(view, live.console.height), refresh=True)
+        for _ in rounds:
+            live.update(_render(next(views), live.console.height), refresh=True)
             if is_pressed(interval_s):
                 return
 

@@ -77,8 +77,8 @@ def test_without_any_owner_it_fails_at_once(free_port: int) -> None:
 
 
 def test_once_is_one_look_as_text(view: AdminView) -> None:
-    """The same as --plain --count 1."""
-    result = CliRunner().invoke(cli, ("top", "--once"), prog_name="owner")
+    """The same as --plain --count 1, and no pause follows it."""
+    result = CliRunner().invoke(cli, ("top", "--once", "--interval-s", "3600"), prog_name="owner")
     assert result.exit_code == 0
     assert result.stdout.count("owner-1 leads") == 1
 

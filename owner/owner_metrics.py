@@ -119,7 +119,7 @@ def _placement(runs: Runs) -> Iterable[Metric]:
         if scheduler is None:
             continue
         snapshot = scheduler.snapshot()
-        brake.add_metric([name], 1 if snapshot.brake else 0)
+        brake.add_metric([name], 1 if snapshot.guard_active else 0)
         states, reasons = snapshot.states(), snapshot.stalls()
         for replication in ReplicationState:
             spans.add_metric([name, replication], states.get(replication, 0))

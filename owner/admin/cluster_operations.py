@@ -58,7 +58,7 @@ def cluster_status(owner: OwnerPort) -> pb.GetStatusResponse:
         owners=[_owner_row(record, leader) for record in election.candidates()],
         captures_by_state=captures,
         changefeeds_by_state=Counter(current_state(owner, info) for info in stored),
-        braked=[str(info.changefeed) for info, scheduler in schedulers_of(owner, stored) if scheduler.snapshot().brake],
+        braked=[str(info.changefeed) for info, scheduler in schedulers_of(owner, stored) if scheduler.snapshot().guard_active],
         problem=problem,
     )
 

@@ -24,15 +24,21 @@ class PlacementReason(StrEnum):
     BALANCE = "balance"
 
 
+class Event:
+    """Base class of the events of a tick."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class BootstrapDone:
+class BootstrapDone(Event):
     """Placement was rebuilt from the reports of the captures. spans: how many there are."""
 
     spans: int
 
 
 @dataclass(frozen=True, slots=True)
-class SpanMoved:
+class SpanMoved(Event):
     """A planned move ended: the span replicates at `target`. job_id: the job that asked for the move, 0 = none."""
 
     span: Span
@@ -44,14 +50,14 @@ class SpanMoved:
 
 
 @dataclass(frozen=True, slots=True)
-class SpansPlaced:
+class SpansPlaced(Event):
     """How many spans began to replicate where they were placed, those of SpanMoved included."""
 
     counts: Mapping[PlacementReason, int]
 
 
 @dataclass(frozen=True, slots=True)
-class SpanFailed:
+class SpanFailed(Event):
     """A span failed at a capture, with an error that is new for it. It is retried after a backoff."""
 
     span: Span
@@ -59,7 +65,7 @@ class SpanFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class TwoWriters:
+class TwoWriters(Event):
     """Two captures reported to write one span; the one with the newest permission stays."""
 
     span: Span
@@ -68,21 +74,21 @@ class TwoWriters:
 
 
 @dataclass(frozen=True, slots=True)
-class OrphansFound:
+class OrphansFound(Event):
     """Captures reported spans that were not assigned to them."""
 
     spans: int
 
 
 @dataclass(frozen=True, slots=True)
-class AuditFailed:
+class AuditFailed(Event):
     """A capture holds other spans than this owner expected."""
 
     capture: CaptureID
 
 
 @dataclass(frozen=True, slots=True)
-class FailoverBegan:
+class FailoverBegan(Event):
     """Captures that wrote spans are gone. spans: how many lost their writer."""
 
     captures: tuple[CaptureID, ...]
@@ -90,7 +96,7 @@ class FailoverBegan:
 
 
 @dataclass(frozen=True, slots=True)
-class FailoverDone:
+class FailoverDone(Event):
     """Every span has a writer again. spans: how many had lost theirs, took_ms: since the first of them."""
 
     spans: int
@@ -98,7 +104,7 @@ class FailoverDone:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardEngaged:
+class GuardEngaged(Event):
     """The mass-failure guard holds placement back."""
 
     spans_waiting: int
@@ -106,28 +112,12 @@ class GuardEngaged:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardReleased:
+class GuardReleased(Event):
     captures: int
 
 
 @dataclass(frozen=True, slots=True)
-class JobChanged:
+class JobChanged(Event):
     """The state or the reason of a job changed. Its handle is updated from this event."""
 
     job: JobView
-
-
-Event = (
-    BootstrapDone
-    | SpanMoved
-    | SpansPlaced
-    | SpanFailed
-    | TwoWriters
-    | OrphansFound
-    | AuditFailed
-    | FailoverBegan
-    | FailoverDone
-    | GuardEngaged
-    | GuardReleased
-    | JobChanged
-)

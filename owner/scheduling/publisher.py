@@ -104,7 +104,7 @@ class Publisher:
             balance_stop_percent=core.config.balance_stop_percent,
             may_hold_any_span=bool(core.replication.may_hold_any_span),
             unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
-            brake=core.mass_failure_guard.is_active,
+            guard_active=core.mass_failure_guard.is_active,
             drains={target: DrainView(job.id, job.spans_left) for target, job in core.drains.items()},
             errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.failures.items()},
             barrier=core.barrier,

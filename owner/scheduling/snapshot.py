@@ -92,7 +92,7 @@ class Snapshot:
     balance_stop_percent: int
     may_hold_any_span: bool
     unfenced: frozenset[CaptureID]  # captures that did not report that their sink refuses older permissions
-    brake: bool
+    guard_active: bool  # the mass-failure guard holds placement back
     drains: Mapping[CaptureID, DrainView]
     errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
     barrier: BarrierWithMinTs
@@ -281,7 +281,7 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
 
 
 def _why_absent(snapshot: Snapshot, position: int) -> StallReason:
-    if snapshot.brake:
+    if snapshot.guard_active:
         return StallReason.BRAKE
     error = snapshot.errors.get(int(snapshot.roles.rows[position]))
     if error is not None and error[1] > snapshot.now_ms:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
 from owner.core import events
 from owner.core.events import Event
 from tablewire.model.ids import ChangefeedID
-from tablewire.model.jobs import format_job_id
+from tablewire.model.jobs import JobView, format_job_id
 from tablewire.model.states import QueryState
 from tablewire.runtime.uris import redact_uri
 
@@ -44,11 +45,10 @@ class PlacementLog:
                 log.warning("brake_on", spans_waiting=waiting, captures_left=left)
             case events.GuardReleased(captures):
                 log.info("brake_off", captures=captures)
+            case events.JobChanged(job) if job.state is QueryState.REFUSED:
+                log.warning("job_ended", **_fields(job))
             case events.JobChanged(job):
-                write = log.warning if job.state is QueryState.REFUSED else log.info
-                what = {"kind": job.kind, "subject": job.subject, "target": job.target}
-                moves = {} if job.moves_done is None else {"moves": job.moves_done}
-                write("job_ended", **what, state=job.state, reason=job.reason, **_ids(job.id, job.asked_by), **moves)
+                log.info("job_ended", **_fields(job))
 
     def write_counts(self, placed: Mapping[str, int], trouble: Mapping[str, int], jobs_ended: int) -> None:
         if trouble:
@@ -57,6 +57,12 @@ class PlacementLog:
             self._log.info("more_jobs_ended", jobs=jobs_ended)
         if placed:
             self._log.info("spans_placed", **placed)
+
+
+def _fields(job: JobView) -> dict[str, Any]:
+    moves = {} if job.moves_done is None else {"moves": job.moves_done}
+    fields = {name: getattr(job, name) for name in ("kind", "subject", "target", "state", "reason")}
+    return fields | _ids(job.id, job.asked_by) | moves
 
 
 def _ids(job_id: int, asked_by: str) -> dict[str, str]:

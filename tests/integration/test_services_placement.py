@@ -74,7 +74,7 @@ def test_a_drain_of_the_only_capture_waits_for_another_one(new_world: NewWorld) 
     world.cluster.owner_json("capture", "drain", only)
     world.cluster.wait("the drain says why", lambda: capture_row(world, only)["reasons"] == {"no_capture": TABLES}, WAIT_S)
     said = world.cluster.owner_cli("capture", "drain", only).stdout
-    assert "no other capture is ready to take them: start a processor, or cancel the drain" in said
+    assert "no other processor is ready to take them: start a processor, or cancel the drain" in said
     assert f"{TABLES} left (no_capture {TABLES})" in world.cluster.owner_cli("capture", "list").stdout
     world.cluster.add_node("processor", 1)
     world.cluster.start_node("processor1")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,51 +54,40 @@ def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{text!r} is neither a number nor an LSN such as 0/16B3748", param=parameter) from None
 
 
-def _patterns(given: Sequence[str]) -> list[str]:
+def _patterns(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> list[str]:
     return [pattern.strip() for text in given for pattern in text.split(",") if pattern.strip()]
 
 
-def _merged(source_options: Mapping[str, str], sink_options: Mapping[str, str]) -> dict[str, str]:
-    if twice := sorted(source_options.keys() & sink_options.keys()):
-        raise click.UsageError(f"{twice[0]!r} is given both as --source-option and as --sink-option")
-    return {**source_options, **sink_options}
+_options_option = click.option(
+    *("--source-option", "--sink-option", "options"),
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME=VALUE",
+    help="An option of the source's plug-in, the executor or the sink; both spellings set the same options.",
+)
 
 
 @changefeed_group.command("create")
 @remote
 @click.option("--id", "changefeed", required=True, metavar="ID", help="Lower-case letters, digits, '_', '-'; or NAMESPACE/ID.")
 @click.option(
-    "--source",
+    *("--source", "source_uri"),
     required=True,
     metavar="URI",
     help="postgresql://USER:${PASSWORD}@HOST/DATABASE. ${NAME} is stored as written; owners and processors replace it by "
     "their environment variable NAME.",
 )
-@click.option("--sink", required=True, metavar="URI", help="postgresql://..., file:///folder or blackhole://")
+@click.option("--sink", "sink_uri", required=True, metavar="URI", help="postgresql://..., file:///folder or blackhole://")
 @click.option(
     "--tables",
     multiple=True,
     required=True,
+    callback=_patterns,
     metavar="PATTERN",
     help="schema.table with * and ?; '!pattern' excludes tables. May be repeated, or separated by commas.",
 )
-@click.option("--no-snapshot", is_flag=True, help="Replicate changes from now on, without the rows that exist.")
-@click.option(
-    "--source-option",
-    "source_options",
-    multiple=True,
-    callback=_pairs,
-    metavar="NAME=VALUE",
-    help="An option of the source's plug-in, the executor or the sink.",
-)
-@click.option(
-    "--sink-option",
-    "sink_options",
-    multiple=True,
-    callback=_pairs,
-    metavar="NAME=VALUE",
-    help="The same as --source-option: both set the same options.",
-)
+@click.option("--no-snapshot", "skip_snapshot", is_flag=True, help="Replicate changes from now on, without the rows that exist.")
+@_options_option
 @click.option(
     "--target-ts",
     callback=_ts,
@@ -107,19 +96,7 @@ def _merged(source_options: Mapping[str, str], sink_options: Mapping[str, str]) 
 )
 @click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
 @click.option("--wait", is_flag=True, help="Wait until all tables are copied and follow the source; --timeout-s, else 600 s.")
-def create(
-    session: Session,
-    changefeed: str,
-    source: str,
-    sink: str,
-    tables: Sequence[str],
-    no_snapshot: bool,
-    source_options: Mapping[str, str],
-    sink_options: Mapping[str, str],
-    target_ts: int,
-    dry_run: bool,
-    wait: bool,
-) -> None:
+def create(session: Session, changefeed: str, dry_run: bool, wait: bool, **fields: Any) -> None:
     """Create a changefeed and start it.
 
     All checks run first. If any fails, all failed checks are shown and nothing is stored.
@@ -130,13 +107,8 @@ def create(
         "CreateChangefeed",
         timeout_s=session.timeout_s(CHECKS_TIMEOUT_S),
         changefeed=changefeed,
-        source_uri=source,
-        sink_uri=sink,
-        tables=_patterns(tables),
-        skip_snapshot=no_snapshot,
-        options=_merged(source_options, sink_options),
         dry_run=dry_run,
-        target_ts=target_ts,
+        **fields,
     )
     if wait:
         answer = _wait_until_steady(session, answer)
@@ -207,34 +179,20 @@ def _print_state(session: Session, row: pb.Changefeed, more: str = "") -> None:
 @changefeed_group.command("update")
 @remote
 @required_changefeed_argument
-@click.option("--tables", multiple=True, metavar="PATTERN", help="The new filter, as in `create`; it replaces the old one.")
-@click.option("--source-option", "source_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A new value.")
-@click.option("--sink-option", "sink_options", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="The same.")
+@click.option(
+    "--tables", multiple=True, callback=_patterns, metavar="PATTERN", help="The new filter, as in `create`; replaces the old one."
+)
+@_options_option
 @click.option("--unset-option", "unset_options", multiple=True, metavar="NAME", help="Reset the option to its default.")
-def update(
-    session: Session,
-    changefeed: str,
-    tables: Sequence[str],
-    source_options: Mapping[str, str],
-    sink_options: Mapping[str, str],
-    unset_options: Sequence[str],
-) -> None:
+def update(session: Session, changefeed: str, **fields: Any) -> None:
     """Change the tables or options of a paused changefeed; `resume` applies them. All checks run first, as in `create`.
 
     A table that is added starts as with `create`; the rows of a table that is removed stay in the sink. Source, sink and
     target cannot be changed, because data and positions belong to them: create another changefeed instead.
     """
-    patterns, options = _patterns(tables), _merged(source_options, sink_options)
-    if not (patterns or options or unset_options):
+    if not any(fields.values()):
         raise click.UsageError("nothing to change: give --tables, --source-option, --sink-option or --unset-option")
-    answer = session.ask(
-        "UpdateChangefeed",
-        timeout_s=session.timeout_s(CHECKS_TIMEOUT_S),
-        changefeed=changefeed,
-        tables=patterns,
-        options=options,
-        unset_options=unset_options,
-    )
+    answer = session.ask("UpdateChangefeed", timeout_s=session.timeout_s(CHECKS_TIMEOUT_S), changefeed=changefeed, **fields)
     text = f"changefeed {answer.changefeed} was changed; `owner changefeed resume` starts it"
     session.output.result(to_object(answer), text)
 

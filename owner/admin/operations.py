@@ -174,10 +174,8 @@ def _check_source(owner: OwnerPort, info: ChangefeedInfo, done: str) -> None:
 
 def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
     runtime, scheduler = runtime_of(owner, info), scheduler_of(owner, info.changefeed)
-    snapshot = scheduler.snapshot() if scheduler is not None else None
-    summary = tables_view.summarize(snapshot)
     watermark, source_ts = runtime.watermark, runtime.source_ts
-    return pb.Changefeed(
+    row = pb.Changefeed(
         changefeed=str(info.changefeed),
         state=current_state(owner, info),
         error=redact_uri(runtime.error or info.error),
@@ -190,21 +188,17 @@ def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
         target_ts=info.target_ts,
         options={name: redact_uri(f"{name}={value}")[len(name) + 1 :] for name, value in info.options.items()},
         running=scheduler is not None,
-        initialized=snapshot is not None and snapshot.initialized,
         checkpoint_ts=watermark.checkpoint_ts,
         resolved_ts=watermark.resolved_ts,
         last_synced_ts=watermark.last_synced_ts,
         source_ts=source_ts,
         lag=max(0, source_ts - watermark.checkpoint_ts) if source_ts and watermark.checkpoint_ts else None,
         retained_bytes=runtime.retained_bytes,
-        spans=summary.spans,
-        spans_by_state=summary.by_state,
-        stalls=summary.stalls,
-        slowest=None if summary.slowest is None else tables_view.table_row(summary.slowest, runtime.table_names),
         jobs=[] if scheduler is None else open_jobs(info.changefeed, scheduler),
-        rows_per_s=summary.rows_per_s,
-        bytes_per_s=summary.bytes_per_s,
     )
+    if scheduler is not None:
+        tables_view.add_summary(row, scheduler.snapshot(), runtime.table_names)
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
-"""Reading a scheduler's snapshot: rows for people, and counts. Pure; any thread.
+"""The records of tables and their counts, from a scheduler's snapshot. Pure; any thread.
 
-A snapshot may hold a million spans, so selections and counts are masks over its columns, and a SpanView is made only of what is
-shown.
+A snapshot may hold a million spans, so spans are selected and counted by masks over its columns,
+and a SpanView is made only for a span that is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,37 +17,25 @@ from tablewire.v1 import admin_pb2 as pb
 
 ROW_ERROR_LENGTH_MAX = 1_000
 WAITING = "waiting"
-"""Counts what a drain still waits for without a stall reason."""
+"""Stands for a span that a drain waits for and that has no stall reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Counts over all spans. stalls: those that are not steady, by reason. slowest: the one that holds the checkpoint.
-    *_per_s: over all; None while no executor gave statistics."""
-
-    spans: int = 0
-    by_state: Mapping[str, int] = field(default_factory=dict)
-    stalls: Mapping[str, int] = field(default_factory=dict)
-    slowest: SpanView | None = None
-    rows_per_s: float | None = None
-    bytes_per_s: float | None = None
-
-
-def summarize(snapshot: Snapshot | None) -> Summary:
-    if snapshot is None:
-        return Summary()
-    count = len(snapshot.roles.rows)
-    states = {state.value: spans for state, spans in snapshot.states().items() if spans}
-    stalls = {reason.value: spans for reason, spans in snapshot.stalls().items()}
-    totals = None if snapshot.rates is None else snapshot.rates.sum(axis=1, dtype=np.float64).tolist()
-    return Summary(count, states, stalls, snapshot.slowest_span(), *(totals or (None, None)))
+def add_summary(row: pb.Changefeed, snapshot: Snapshot, names: Mapping[TableID, str]) -> None:
+    """Add the counts over all spans, and the slowest span, to the record of a changefeed."""
+    row.initialized = snapshot.initialized
+    row.spans = len(snapshot.roles.rows)
+    row.spans_by_state.update({state.value: spans for state, spans in snapshot.states().items() if spans})
+    row.stalls.update({reason.value: spans for reason, spans in snapshot.stalls().items()})
+    if (slowest := snapshot.slowest_span()) is not None:
+        row.slowest.CopyFrom(table_row(slowest, names))
+    if snapshot.rates is not None:
+        row.rows_per_s, row.bytes_per_s = snapshot.rates.sum(axis=1, dtype=np.float64).tolist()
 
 
 def select_positions(
     snapshot: Snapshot, *, capture: CaptureID = "", stalled: bool = False, table_id: TableID | None = None
 ) -> Iterator[tuple[int, SpanView]]:
-    """Yield the spans that meet all given conditions and their positions in the snapshot, by table and start key. Each view is
-    made when it is asked for."""
+    """Yield the spans that meet all given conditions, with their positions in the snapshot, in their order."""
     positions = snapshot.may_stall() if stalled else np.arange(len(snapshot.roles.rows))
     if table_id is not None:
         positions = positions[snapshot.roles.spans.table_ids[positions] == table_id]
@@ -61,14 +48,12 @@ def select_positions(
 
 
 def rates(snapshot: Snapshot, position: int) -> tuple[float, float] | None:
-    """rows/s and bytes/s of one span; None while no executor gave statistics."""
-    if snapshot.rates is None:
-        return None
-    return float(snapshot.rates[0, position]), float(snapshot.rates[1, position])
+    """Return rows/s and bytes/s of one span; None if no executor reports statistics."""
+    return None if snapshot.rates is None else tuple(snapshot.rates[:, position].tolist())
 
 
 def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
-    """Return why spans are still at a capture: counts by stall reason, WAITING where there is none."""
+    """Return the stall reasons of the spans in which a processor has a role: counts, WAITING for those that are steady."""
     positions = snapshot.touching(capture)
     reasons = {reason.value: count for reason, count in snapshot.stalls(positions).items()}
     waiting = len(positions) - sum(reasons.values())
@@ -76,6 +61,8 @@ def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
 
 
 def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, float] | None = None) -> pb.TableRow:
+    """Return the record of a span."""
+    rows_per_s, bytes_per_s = rates or (None, None)
     return pb.TableRow(
         table_id=view.span.table_id,
         table=names.get(view.span.table_id, ""),
@@ -89,6 +76,6 @@ def table_row(view: SpanView, names: Mapping[TableID, str], rates: tuple[float, 
         state_age_ms=max(0, view.state_age_ms),
         stall_reason="" if view.stall_reason is None else view.stall_reason.value,
         error=view.error[:ROW_ERROR_LENGTH_MAX],
-        rows_per_s=None if rates is None else rates[0],
-        bytes_per_s=None if rates is None else rates[1],
+        rows_per_s=rows_per_s,
+        bytes_per_s=bytes_per_s,
     )

@@ -101,6 +101,7 @@ def create(session: Session, changefeed: str, dry_run: bool, wait: bool, **field
 
     All checks run first. If any fails, all failed checks are shown and nothing is stored.
     """
+    # The parameters that are not named here have the names of the request's fields.
     exclude_each_other(dry_run=dry_run, wait=wait)
     session.pending = "" if dry_run else f"{changefeed} may have been created: see `owner changefeed list`"
     answer = session.ask(

@@ -52,26 +52,14 @@ def table_group() -> None:
 @click.option("--capture", default="", metavar="ID", shell_complete=complete_captures, help="Only tables on this processor.")
 @click.option("--stalled", is_flag=True, help="Only tables that are not steady.")
 @click.option(
-    "--table",
-    default="",
-    metavar="TABLE",
-    shell_complete=complete_tables,
-    help="Only this table (schema.table or its id).",
+    "--table", default="", metavar="TABLE", shell_complete=complete_tables, help="Only this table (schema.table or its id)."
 )
 @limit_option("rows")
-def list_(session: Session, changefeed: str, capture: str, stalled: bool, table: str, limit: int | None) -> None:
+def list_(session: Session, limit: int | None, **fields: Any) -> None:
     """Show where each table is, its progress, and why it waits. A split table has one row for each span."""
     if limit is None:
         limit = 0 if session.output.is_json else ROWS_SHOWN_MAX
-    chunks = session.client.stream(
-        "ListTables",
-        session.timeout_s(LIST_TIMEOUT_S),
-        changefeed=changefeed,
-        capture=capture,
-        stalled=stalled,
-        table=table,
-        limit=limit,
-    )
+    chunks = session.client.stream("ListTables", session.timeout_s(LIST_TIMEOUT_S), limit=limit, **fields)
     if session.output.is_json:
         _print_json(session, chunks)
     else:

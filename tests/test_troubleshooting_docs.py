@@ -79,7 +79,7 @@ def cli_codes() -> set[str]:
     found = set()
     for name, call in calls():
         called = ast.unparse(call.func)
-        at = {"session.failure": 1, "CommandError": 0, "CallError": 0}.get(called)
+        at = {"CommandError": 0}.get(called)
         if name.startswith("owner/cli/") and at is not None and len(call.args) > at and isinstance(call.args[at], ast.Constant):
             found.add(str(call.args[at].value))  # type: ignore[attr-defined]
     return found

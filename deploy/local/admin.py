@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import grpc
 
 from owner.cli.client import AdminClient
-from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
+from owner.cli.output import CommandError
 
 READ_TIMEOUT_S = 3.0
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
@@ -52,13 +52,13 @@ class Admin:
         try:
             chunks = self._client.stream("ListTables", self._timeout_s, changefeed=changefeed)
             return to_objects(row for chunk in chunks for row in chunk.tables)
-        except CallError as error:
+        except CommandError as error:
             self._client.close()
-            raise AdminError(error.text) from None
+            raise AdminError(error.message) from None
 
     def _call(self, method: str, **fields: Any) -> Any:
         try:
             return self._client.call(method, self._timeout_s, **fields)
-        except CallError as error:
+        except CommandError as error:
             self._client.close()  # the next call finds another owner: this one may hang
-            raise AdminError(error.text) from None
+            raise AdminError(error.message) from None

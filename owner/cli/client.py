@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message_factory import GetMessageClass
 
 from owner.admin.probe import RETRY_KEY, OpenChannel, probe, why_unreachable
-from owner.cli.errors import CallError
+from owner.cli.output import CommandError
 from tablewire.v1 import admin_pb2, admin_pb2_grpc
 
 CONNECT_TIMEOUT_S = 5.0
@@ -49,7 +49,7 @@ class AdminClient:
             channel.close()
 
     def call(self, method: str, timeout_s: float, **fields: Any) -> Any:
-        """Call a unary method with these fields of its request, and return the response; raise CallError if it fails."""
+        """Call a unary method with these fields of its request, and return the response; raise CommandError if it fails."""
 
         def start(stub: Any, left_s: float) -> Any:
             return getattr(stub, method)(_request(method, fields), timeout=left_s)
@@ -59,7 +59,7 @@ class AdminClient:
     def stream(self, method: str, timeout_s: float, **fields: Any) -> Iterator[Any]:
         """Call a streaming method and return its messages.
 
-        CallError is raised here if the call cannot be started, and by the iterator if it fails later.
+        CommandError is raised here if the call cannot be started, and by the iterator if it fails later.
         """
 
         def start(stub: Any, left_s: float) -> tuple[Any, Any]:
@@ -83,13 +83,13 @@ class AdminClient:
         deadline = self._clock() + timeout_s
         failed: set[str] = set()  # owners without a connection to the leader: tried last
         not_owners: set[str] = set()  # never tried again
-        last: CallError | None = None
+        last: CommandError | None = None
         while True:
             try:
                 channel = self._channel or self._connect(deadline, failed, not_owners)
-            except CallError as error:
+            except CommandError as error:
                 # The last response is the reason why the call was not done, whether or not an owner is found again.
-                raise error if last is None else CallError(last.code, f"{last.text}; then {error.text}") from None
+                raise error if last is None else CommandError(last.code, f"{last.message}; then {error.message}") from None
             self._channel = channel
             stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
             try:
@@ -107,13 +107,13 @@ class AdminClient:
             time.sleep(RETRY_INTERVAL_S)
 
     def _connect(self, deadline: float, failed: set[str], not_owners: set[str]) -> grpc.Channel:
-        """Return a channel to the first endpoint that is ready, those in `failed` last; raise CallError if none is."""
+        """Return a channel to the first endpoint that is ready, those in `failed` last; raise CommandError if none is."""
         endpoints = [endpoint for endpoint in self.endpoints if endpoint not in not_owners]
         others = [endpoint for endpoint in endpoints if endpoint not in failed]
         if failed and others:
             try:
                 return self._connect_to(others, min(deadline, self._clock() + OTHERS_TIMEOUT_S))
-            except CallError:
+            except CommandError:
                 pass
         failed.clear()
         return self._connect_to(endpoints, deadline)
@@ -138,9 +138,9 @@ class AdminClient:
                 if endpoint != self.endpoint:
                     channel.close()
         tried = ", ".join(f"{endpoint} ({why[endpoint]})" for endpoint in endpoints)
-        raise CallError("unavailable", f"no owner answers; tried {tried}")
+        raise CommandError("unavailable", f"no owner answers; tried {tried}")
 
-    def _error(self, error: grpc.RpcError, method: str, timeout_s: float) -> CallError:
+    def _error(self, error: grpc.RpcError, method: str, timeout_s: float) -> CommandError:
         code, text = error.code(), error.details() or ""
         reads = method.startswith(_READS)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -151,7 +151,7 @@ class AdminClient:
             text = f"{self.endpoint}{unknown}: {text}"
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             text = f"{self.endpoint} does not know this call: it is not an owner, or has another version ({text})"
-        return CallError(code.name.lower(), text or code.name.lower())
+        return CommandError(code.name.lower(), text or code.name.lower())
 
 
 def _request(method: str, fields: Mapping[str, Any]) -> Any:

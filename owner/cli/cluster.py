@@ -9,7 +9,7 @@ import click
 
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, Settings, local, remote
-from owner.cli.output import Output, counts
+from owner.cli.output import CommandError, Output, counts
 from owner.cli.parameters import complete_captures, dry_run_option, exclude_each_other
 from owner.cli.plan import show_plan
 from owner.cli.progress import ProgressBar
@@ -75,7 +75,7 @@ def resign(session: Session) -> None:
             session.output.result(found, f"{former} has resigned, {answer.leader.id} leads")
             return
     timeout_s = session.timeout_s(RESIGN_TIMEOUT_S)
-    raise session.failure(f"{former} has resigned, and no other owner leads after {timeout_s:g} s", "deadline_exceeded")
+    raise CommandError("deadline_exceeded", f"{former} has resigned, and no other owner leads after {timeout_s:g} s")
 
 
 @click.group("capture")
@@ -144,10 +144,10 @@ def _wait_until_empty(session: Session, answer: pb.DrainCaptureResponse) -> pb.D
                 return answer
             if not answer.draining:
                 text = f"the drain of {answer.capture} was cancelled with {plural(answer.remaining, 'table')} left"
-                raise session.failure(text, "cancelled", drain=to_object(answer))
+                raise CommandError("cancelled", text, drain=to_object(answer))
             bar.show(_text(answer), left=answer.remaining)
     text = f"{_text(answer)} after {session.timeout_s(DRAIN_TIMEOUT_S):g} s; the drain continues"
-    raise session.failure(text, "deadline_exceeded", drain=to_object(answer))
+    raise CommandError("deadline_exceeded", text, drain=to_object(answer))
 
 
 def _text(answer: pb.DrainCaptureResponse) -> str:

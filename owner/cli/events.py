@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import TIMEOUT_S_MAX, Session, remote
-from owner.cli.output import Output
+from owner.cli.output import CommandError, Output
 
 if TYPE_CHECKING:
     from tablewire.v1 import admin_pb2 as pb
@@ -100,10 +99,10 @@ def _until_broken(session: Session, limit: int, after: int) -> Iterator[pb.Event
     try:
         for chunk in session.client.stream("ListEvents", TIMEOUT_S_MAX, limit=limit, after=after, follow=True):
             yield from chunk.events
-    except CallError as error:
+    except CommandError as error:
         if error.code not in ("unavailable", "cancelled"):
             raise
-        session.output.note(f"reconnecting: {error.text}")
+        session.output.note(f"reconnecting: {error.message}")
         session.client.close()
 
 

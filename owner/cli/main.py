@@ -11,7 +11,6 @@ from owner.cli.cluster import capture_group, resign, status, version
 from owner.cli.events import events
 from owner.cli.options import shared_options
 from owner.cli.serve import config_group, serve
-from owner.cli.statistics import statistics
 from owner.cli.table import rebalance, table_group
 from owner.cli.top import top
 
@@ -31,7 +30,6 @@ def cli(**_options: Any) -> None:
     """
 
 
-changefeed_group.add_command(statistics)
 for command in (
     *(serve, status, capture_group, changefeed_group, table_group, rebalance),
     *(top, events, resign, config_group, version),

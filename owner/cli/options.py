@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from owner.cli.errors import CallError, CommandError
-from owner.cli.output import Output
+from owner.cli.output import CommandError, Output
 from tablewire.errors import OperatingError
 
 if TYPE_CHECKING:
@@ -70,10 +69,6 @@ class Session:
         while (left_s := deadline - time.monotonic()) > 0:
             yield left_s
             time.sleep(POLL_INTERVAL_S)
-
-    def failure(self, text: str, code: str, **details: Any) -> CommandError:
-        """Return an error to raise. details: objects to print beside the text with `-o json`."""
-        return CommandError(code, text, self.output, details)
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -133,7 +128,7 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(session, *args, **kwargs)
             except KeyboardInterrupt:
                 session.output.note("")
-                raise session.failure(f"interrupted{session.pending and f'; {session.pending}'}", "interrupted") from None
+                raise CommandError("interrupted", f"interrupted{session.pending and f'; {session.pending}'}") from None
 
     return run
 
@@ -148,7 +143,7 @@ def local(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
         settings = context.ensure_object(Settings)
         output = Output(settings.output == "json")
-        with _failures(output):
+        with _failures():
             return command(output, settings, *args, **kwargs)
 
     decorated: Callable[..., Any] = run
@@ -157,9 +152,9 @@ def local(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def open_session(settings: Settings) -> Iterator[Session]:
-    """Open a session with the owners that the settings name; failures become CommandErrors."""
+    """Open a session with the owners that the settings name."""
     output = Output(settings.output == "json")
-    with _failures(output):
+    with _failures():
         from owner.cli.configuration import open_client
 
         client = open_client(settings)
@@ -170,10 +165,8 @@ def open_session(settings: Settings) -> Iterator[Session]:
 
 
 @contextmanager
-def _failures(output: Output) -> Iterator[None]:
+def _failures() -> Iterator[None]:
     try:
         yield
-    except CallError as error:
-        raise CommandError(error.code, error.text, output) from None
     except OperatingError as error:
-        raise CommandError("config", str(error), output) from None
+        raise CommandError("config", str(error)) from None

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import click
 
-from owner.cli.errors import OutputError
-
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
     from rich.table import Table
@@ -22,6 +20,25 @@ if TYPE_CHECKING:
 WIDE = 10_000
 """The width of output that is not for a terminal, so that nothing is cut or wrapped."""
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+class CommandError(click.ClickException):
+    """A failed command: exit code 1, one line on stderr, and with `-o json` also an object on stdout.
+
+    code: the gRPC status in lower case, or a word of our own. details: objects to print beside the message with `-o json`.
+    """
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self._details = details
+        context = click.get_current_context(silent=True)
+        self._is_json = context is not None and getattr(context.obj, "output", "") == "json"
+
+    def show(self, file: Any = None) -> None:
+        click.echo(printable(f"Error: {self.message}"), err=True)
+        if self._is_json:
+            click.echo(to_json({"error": {"code": self.code, "message": self.message, **self._details}}))
 
 
 Column: TypeAlias = tuple[str, str | Callable[[Any], object]]
@@ -34,7 +51,7 @@ class Output:
     def __init__(self, is_json: bool) -> None:
         self.is_json = is_json
         if sys.stdout is None:  # `>&-`
-            raise OutputError("stdout is closed")
+            raise click.ClickException("stdout is closed")
         self._stdout = sys.stdout
 
     def json(self, result: Mapping[str, Any]) -> None:
@@ -56,7 +73,7 @@ class Output:
         except OSError as error:
             if error.errno != errno.EPIPE and self._stdout is sys.stdout:
                 _give_up_stdout()
-                raise OutputError(f"cannot write to stdout: {error.strerror or error}") from None
+                raise click.ClickException(f"cannot write to stdout: {error.strerror or error}") from None
             raise
 
     def note(self, text: str) -> None:

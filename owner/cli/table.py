@@ -10,7 +10,7 @@ import click
 
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import Session, remote
-from owner.cli.output import duration, keys, to_json
+from owner.cli.output import CommandError, duration, keys, to_json
 from owner.cli.parameters import (
     LIST_TIMEOUT_S,
     ROWS_SHOWN_MAX,
@@ -168,7 +168,7 @@ def _follow(session: Session, method: str, wait: bool, **fields: Any) -> list[pb
         text = "; ".join(_failure(job, goals[0], timeout_s) for job in failed) or "the owner reported no job"
         shown = to_objects(jobs.values())
         details = {"job": shown[0]} if method == "MoveTable" and shown else {"jobs": shown}
-        raise session.failure(text, _furthest_state(failed) or "unknown", **details)
+        raise CommandError(_furthest_state(failed) or "unknown", text, **details)
     if not session.output.is_json:
         for job in jobs.values():
             session.output.line(f"{_text(job)}{f' (job {job.id})' if job.id else ''}")

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from owner.cli.errors import CallError
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import Session, remote
-from owner.cli.output import Output, counts, duration, new_table, number, optional, printable, size
+from owner.cli.output import CommandError, Output, counts, duration, new_table, number, optional, printable, size
 from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
@@ -79,15 +78,15 @@ def top(session: Session, interval_s: float, plain: bool, count: int, once: bool
 
 
 def _views(session: Session) -> Iterator[View]:
-    """Yield views endlessly. If no owner answers, the first view is a CallError; later ones show the error."""
+    """Yield views endlessly. If no owner answers, the first view is a CommandError; later ones show the error."""
     view = _view(session)
     while True:
         yield view
         try:
             view = _view(session)
-        except CallError as error:
+        except CommandError as error:
             session.client.close()
-            view = replace(view, at=_now(), error=error.text)
+            view = replace(view, at=_now(), error=error.message)
 
 
 def _view(session: Session) -> View:
@@ -108,7 +107,7 @@ def _stalled(session: Session, changefeed: str, limit: int) -> Iterator[pb.Table
     try:
         for chunk in session.client.stream("ListTables", session.timeout_s(), changefeed=changefeed, stalled=True, limit=limit):
             yield from chunk.tables
-    except CallError as error:
+    except CommandError as error:
         if error.code not in ("failed_precondition", "not_found"):
             raise
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from deploy.local.process import wait_until
 from docs.tools.cli_page import command_paths
 from owner.cli.client import AdminClient
-from owner.cli.errors import CallError
 from owner.cli.main import cli
+from owner.cli.output import CommandError
 from tablewire.etcd.records import LeaderRecord
 from tablewire.model.progress import Stats
 from tablewire.model.spans import Span
@@ -171,10 +171,10 @@ def test_the_last_answer_is_told_when_nobody_answers_any_more(view: AdminView, f
     with (
         serving(view) as address,
         closing(AdminClient([address], open_channel)) as client,
-        pytest.raises(CallError) as caught,
+        pytest.raises(CommandError) as caught,
     ):
         client.call("ListCaptures", 30)
-    assert caught.value.text == (
+    assert caught.value.message == (
         "owner owner-1 does not lead, and no leader is known: an election is under way; "
         f"try again; then no owner answers; tried {address} (refused)"
     )

@@ -30,8 +30,9 @@ from deploy.local.identify import client_name
 from deploy.local.net import Subnet
 from deploy.local.node import OWNER, PROCESSOR, ROOT, TERMINATE_TIMEOUT_S, Node, service_environment
 from deploy.local.postgres import PostgresServer
-from deploy.local.process import ManagedProcess, Scoped, wait_until
+from deploy.local.process import Scoped, wait_until
 from deploy.local.proxy import Link, ProxyLoop, TcpProxy
+from deploy.local.server import Server
 from tablewire.runtime.addresses import parse_address
 
 CLI = "cli"
@@ -39,7 +40,7 @@ CLI_TIMEOUT_S = 120.0
 LEASE_TTL_MS = 3_000
 WAIT_TIMEOUT_S = 60.0
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_HOSTS = {"etcd": 1, OWNER: 21, PROCESSOR: 51}
+_FIRST_HOSTS = {"etcd": 1, OWNER: 21, PROCESSOR: 51}
 
 
 class CliError(Exception):
@@ -77,9 +78,8 @@ class Cluster(Scoped):
         self._postgres = dict(postgres)
         self._environment = dict(environment)
         self._configs = {OWNER: owner_config, PROCESSOR: processor_config}
-        self.etcd = EtcdCluster(
-            folder, etcd, [self._subnet.host(_HOSTS["etcd"] + i) for i in range(etcd)], settings=etcd_settings
-        )
+        hosts = [self._subnet.host(_FIRST_HOSTS["etcd"] + number) for number in range(etcd)]
+        self.etcd = EtcdCluster(folder, etcd, hosts, settings=etcd_settings)
         self._counts = {OWNER: owners, PROCESSOR: processors}
         self.nodes: dict[str, Node] = {}
         self._loop = ProxyLoop() if links else None
@@ -88,19 +88,14 @@ class Cluster(Scoped):
         self._links_lock = threading.Lock()  # the proxies' thread makes links too
         self._admin: Admin | None = None
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Life
-
     def start(self) -> None:
         """Start all nodes, and wait until they are ready, one owner leads and all processors are registered.
 
         Raises StartError when a node does not become ready.
         """
         self.etcd.start()
-        for member in self.etcd.members:
-            self._proxy(member.name, member.endpoint)
-        for server_name, server in self._postgres.items():
-            self._proxy(server_name, server.endpoint)
+        for name, server in self._servers().items():
+            self._proxy(name, server.endpoint)
         for kind in (OWNER, PROCESSOR):
             for number in range(self._counts[kind]):
                 self.add_node(kind, number)
@@ -115,7 +110,7 @@ class Cluster(Scoped):
     def add_node(self, kind: str, number: int) -> Node:
         """Add an owner or processor without starting it."""
         name = f"{kind}{number}"
-        host = self._subnet.host(_HOSTS[kind] + number)
+        host = self._subnet.host(_FIRST_HOSTS[kind] + number)
         node = Node(name, kind, self.folder, host, self._config(kind, name), self._environment)
         node.advertised = self._proxy(name, node.address)
         if name in self._proxies:
@@ -129,13 +124,10 @@ class Cluster(Scoped):
             self._admin.close()
             self._admin = None
         for node in self.nodes.values():
-            node.process.kill()
+            node.kill()
         self.etcd.kill()
         if self._loop is not None:
             self._loop.close()
-
-    # ------------------------------------------------------------------------------------------------------------------
-    # Nodes
 
     @property
     def owners(self) -> list[str]:
@@ -153,40 +145,34 @@ class Cluster(Scoped):
 
     def start_node(self, name: str, *, wait: bool = True) -> None:
         """Start a node or etcd member that has ended, as a new process at the same address."""
-        if name.startswith("etcd"):
-            self.etcd.member(name).start()
-            return
-        self.node(name).start()
-        if wait:
-            self.node(name).wait_ready()
+        server = self._server(name)
+        server.start()
+        if wait and isinstance(server, Node):
+            server.wait_ready()
 
     def kill(self, name: str) -> None:
         """Kill a node with SIGKILL and return when it is gone."""
-        self._process(name).kill()
+        self._server(name).kill()
 
     def pause(self, name: str) -> None:
         """Stop a node with SIGSTOP."""
-        self._process(name).pause()
+        self._server(name).pause()
 
     def resume(self, name: str) -> None:
         """Continue a node with SIGCONT."""
-        self._process(name).resume()
+        self._server(name).resume()
 
     def terminate(self, name: str, *, timeout_s: float = TERMINATE_TIMEOUT_S) -> int:
         """Send SIGTERM and return the exit code. Raises TimeoutError when the node does not end."""
-        process = self._process(name)
+        process = self._server(name).process
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout_s)
 
-    def _process(self, name: str) -> ManagedProcess:
-        if name.startswith("etcd"):
-            return self.etcd.member(name).process
-        if name in self._postgres:
-            return self._postgres[name].process
-        return self.node(name).process
+    def _servers(self) -> dict[str, Server]:
+        return {**{member.name: member for member in self.etcd.members}, **self.nodes, **self._postgres}
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Links
+    def _server(self, name: str) -> Server:
+        return self._servers().get(name) or self.node(name)
 
     def link(self, client: str, server: str) -> Link:
         """Return the link from `client` (a node, or "cli") to `server`. Rules may be set before its first connection."""
@@ -202,7 +188,7 @@ class Cluster(Scoped):
 
     def links_of(self, name: str) -> list[Link]:
         """Return every link of a node, as client or server. Cutting them all isolates the node."""
-        ends = [*self.etcd_names, *self.nodes, *self._postgres]
+        ends = self._servers()
         links = [self.link(name, other) for other in ends if other != name and other in self._proxies]
         if name in self._proxies:
             links += [self.link(other, name) for other in [*ends, CLI] if other != name]
@@ -231,9 +217,6 @@ class Cluster(Scoped):
 
     def _pids(self) -> dict[str, int]:
         return {name: node.process.pid for name, node in list(self.nodes.items()) if node.process.running}
-
-    # ------------------------------------------------------------------------------------------------------------------
-    # State
 
     @property
     def admin_endpoints(self) -> list[str]:
@@ -283,9 +266,8 @@ class Cluster(Scoped):
             leader = self.admin.status()["leader"]
         except AdminError:
             return None
-        if leader is None:
-            return None
-        return next((name for name in self.owners if self.nodes[name].advertised == leader["address"]), None)
+        names = {node.advertised: name for name, node in self.nodes.items() if node.kind == OWNER}
+        return names.get(leader["address"]) if leader is not None else None
 
     def captures(self) -> dict[str, str]:
         """Return processor node -> capture id; after a restart, the new id. Empty while no leader is reachable."""
@@ -293,12 +275,8 @@ class Cluster(Scoped):
             rows = self.admin.captures()
         except AdminError:
             return {}
-        found: dict[str, str] = {}
-        for row in sorted(rows, key=lambda row: row["state"] != "silent"):
-            node = row["labels"].get("node")
-            if node is not None:
-                found[node] = row["id"]
-        return found
+        rows.sort(key=lambda row: row["state"] != "silent")
+        return {row["labels"]["node"]: row["id"] for row in rows if "node" in row["labels"]}
 
     def wait(self, what: str, condition: Callable[[], object], timeout_s: float = WAIT_TIMEOUT_S) -> None:
         """Wait until condition() is true; an AdminError counts as false. Raises TimeoutError that names `what`."""
@@ -313,17 +291,10 @@ class Cluster(Scoped):
 
     def wait_for_leader(self, *, other_than: str | None = None, timeout_s: float = WAIT_TIMEOUT_S) -> str:
         """Wait until an owner leads, other than `other_than` if given, and return its name."""
-        found: list[str] = []
-
-        def led() -> bool:
-            leader = self.leader()
-            if leader is None or leader == other_than:
-                return False
-            found.append(leader)
-            return True
-
-        wait_until(f"an owner leads{f' other than {other_than}' if other_than else ''}", led, timeout_s)
-        return found[0]
+        what = f"an owner leads{f' other than {other_than}' if other_than else ''}"
+        leader = wait_until(what, lambda: None if (leader := self.leader()) == other_than else leader, timeout_s)
+        assert leader is not None
+        return leader
 
     def wait_replicating(self, changefeed: str = "", *, tables: int | None = None, timeout_s: float = WAIT_TIMEOUT_S) -> None:
         """Wait until at least `tables` spans, and all of the changefeed, replicate on live processors."""
@@ -348,10 +319,8 @@ class Cluster(Scoped):
     def collect(self, target: Path) -> Path:
         """Copy all logs and configurations to `target`, with the content of etcd and the answers of the admin API."""
         target.mkdir(parents=True, exist_ok=True)
-        files = {f"{name}.log": node.log for name, node in self.nodes.items()}
+        files = {f"{name}.log": server.log for name, server in self._servers().items()}
         files |= {f"{name}.toml": node.config_file for name, node in self.nodes.items()}
-        files |= {f"{name}.log": server.log for name, server in self._postgres.items()}
-        files |= {f"{member.name}.log": member.log for member in self.etcd.members}
         for name, path in files.items():
             if path.exists():
                 shutil.copy(path, target / name)
@@ -379,11 +348,7 @@ class Cluster(Scoped):
             "etcd": {"endpoints": self.etcd_endpoints, "lease_ttl_ms": self._lease_ttl_ms},
             "log": {"format": "json"},
         }
-        if kind == OWNER:
-            config["id"] = name
-        else:
-            config["name"] = name
-            config["labels"] = {"node": name}
+        config |= {"id": name} if kind == OWNER else {"name": name, "labels": {"node": name}}
         for key, value in self._configs[kind].items():
             config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
         return config

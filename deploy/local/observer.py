@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import psycopg
 
@@ -52,14 +53,14 @@ class Measures:
     longest_standstill_s: float = 0.0
     lag_s_max: float = 0.0
     lag_bytes_max: int = 0
-    lags_s: list[float] = field(default_factory=list)
+    lags_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     readings: int = 0
     went_back: int = 0
     """How often the checkpoint was below an earlier reading, which must never happen."""
 
     @property
     def lag_s_median(self) -> float:
-        return sorted(self.lags_s)[len(self.lags_s) // 2] if self.lags_s else 0.0
+        return median(self.lags_s) if self.lags_s else 0.0
 
 
 class Observer:
@@ -85,10 +86,11 @@ class Observer:
         self.error = ""
         """Why it has stopped by itself: the source is unreachable."""
         self._writers: dict[int, str] = {}
-        self._measuring_since = 0.0
+        self._measuring = False
         self._moved_at = 0.0
         self._checkpoint = 0
-        self._positions: tuple[list[int], list[float]] = ([], [])  # source_ts ascending, when it was first read
+        self._ahead: deque[tuple[int, float]] = deque(maxlen=SAMPLES_MAX)
+        """Positions of the source beyond the checkpoint: (source_ts, when it was first read)."""
 
     def start(self) -> None:
         self._thread.start()
@@ -101,13 +103,8 @@ class Observer:
 
     def measure(self, on: bool) -> None:
         """Begin or end the measurement of standstill and lag."""
-        now = time.monotonic()
-        if on:
-            self._moved_at = now
-            self._measuring_since = now
-        else:
-            self._note_standstill(now)
-            self._measuring_since = 0.0
+        self._moved_at = time.monotonic()
+        self._measuring = on
 
     def _run(self) -> None:
         admin = Admin(self._endpoints, timeout_s=TIMEOUT_S)
@@ -157,39 +154,24 @@ class Observer:
         )
 
     def _measure(self, view: View) -> None:
-        self._remember(view)
-        if not self._measuring_since or view.changefeed is None or not view.answered:
+        if not self._ahead or view.source_ts > self._ahead[-1][0]:
+            self._ahead.append((view.source_ts, view.at))
+        if view.changefeed is None or not view.answered:
             return
-        measures = self.measures
-        checkpoint = int(view.changefeed["checkpoint_ts"])
+        measures, checkpoint = self.measures, int(view.changefeed["checkpoint_ts"])
+        while self._ahead and self._ahead[0][0] <= checkpoint:
+            self._ahead.popleft()
+        if not self._measuring:
+            return
         measures.readings += 1
+        measures.longest_standstill_s = max(measures.longest_standstill_s, view.at - self._moved_at)
+        measures.went_back += 0 < checkpoint < self._checkpoint
         if checkpoint > self._checkpoint:
-            self._note_standstill(view.at)
-            self._moved_at = view.at
-            self._checkpoint = checkpoint
-        elif 0 < checkpoint < self._checkpoint:
-            measures.went_back += 1
-        measures.lag_bytes_max = max(measures.lag_bytes_max, view.source_ts - checkpoint if checkpoint else 0)
-        lag_s = self._lag_s(checkpoint, view.at)
+            self._moved_at, self._checkpoint = view.at, checkpoint
+        lag_s = view.at - self._ahead[0][1] if self._ahead else 0.0
+        measures.lags_s.append(lag_s)
         measures.lag_s_max = max(measures.lag_s_max, lag_s)
-        if len(measures.lags_s) < SAMPLES_MAX:
-            measures.lags_s.append(lag_s)
-
-    def _note_standstill(self, now: float) -> None:
-        if self._measuring_since:
-            self.measures.longest_standstill_s = max(self.measures.longest_standstill_s, now - self._moved_at)
-
-    def _remember(self, view: View) -> None:
-        positions, times = self._positions
-        if (not positions or view.source_ts > positions[-1]) and len(positions) < SAMPLES_MAX:
-            positions.append(view.source_ts)
-            times.append(view.at)
-
-    def _lag_s(self, checkpoint: int, now: float) -> float:
-        """Return how long ago the source passed the checkpoint: the age of the first position beyond it."""
-        positions, times = self._positions
-        index = bisect_right(positions, checkpoint)
-        return now - times[index] if index < len(times) else 0.0
+        measures.lag_bytes_max = max(measures.lag_bytes_max, view.source_ts - checkpoint if checkpoint else 0)
 
 
 def changes(before: View, after: View, writers: dict[int, str]) -> list[str]:

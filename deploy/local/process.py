@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LAUNCH = Path(__file__).with_name("launch.py")
 
+_T = TypeVar("_T")
 POLL_INTERVAL_S = 0.02
 FORK_TIMEOUT_S = 10.0
 TAIL_BYTES = 4_000
@@ -94,13 +95,14 @@ def launch_command(mode: str, folder: Path | None, argv: Sequence[str]) -> list[
     return [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), mode, where, "--", *argv]
 
 
-def wait_until(what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-    """Return as soon as condition() is true. Raises TimeoutError that names `what` after timeout_s."""
+def wait_until(what: str, condition: Callable[[], _T], timeout_s: float) -> _T:
+    """Wait until condition() is true, and return its value. Raises TimeoutError that names `what` after timeout_s."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() >= deadline:
             raise TimeoutError(f"not within {timeout_s:g} s: {what}")
         time.sleep(POLL_INTERVAL_S)
+    return value
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:

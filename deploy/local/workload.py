@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -38,7 +39,7 @@ class _Table:
 
     shape: Shape
     keys: list[tuple[Any, ...]] = field(default_factory=list)
-    next_number: int = 1
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def take(self, rng: Random) -> tuple[Any, ...] | None:
         """Remove a random key and return it; None when the table is empty."""
@@ -109,7 +110,7 @@ class Workload(Scoped):
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._counts: dict[str, Counter[str]] = {shape.name: Counter() for shape in shapes}
+        self._counts: Counter[tuple[str, str]] = Counter()  # (table, kind)
         self._transactions = 0
         self._errors = 0
         self.error = ""
@@ -119,8 +120,7 @@ class Workload(Scoped):
         with psycopg.connect(self._uri) as connection:
             for table in self._tables:
                 for begin in range(0, rows_per_table, 500):
-                    many = min(500, rows_per_table - begin)
-                    self._transaction(connection, [(table, INSERT)] * many)
+                    self._transaction(connection, [(table, INSERT)] * min(500, rows_per_table - begin))
 
     def start(self) -> None:
         self._stopping.clear()
@@ -142,8 +142,9 @@ class Workload(Scoped):
     @property
     def counts(self) -> LoadCounts:
         with self._lock:
-            by_table = {name: dict(counter) for name, counter in self._counts.items()}
-            by_kind = {kind: sum(counter[kind] for counter in self._counts.values()) for kind in _KINDS}
+            names = [table.shape.name for table in self._tables]
+            by_table = {name: {kind: n for kind in _KINDS if (n := self._counts[name, kind])} for name in names}
+            by_kind = {kind: sum(counts.get(kind, 0) for counts in by_table.values()) for kind in _KINDS}
             return LoadCounts(by_kind, by_table, self._transactions, self._errors)
 
     def _run(self) -> None:
@@ -170,30 +171,24 @@ class Workload(Scoped):
     def _choose(self) -> list[tuple[_Table, str]]:
         """Choose the changes of the next transaction."""
         tables = self._rng.sample(self._tables, k=min(len(self._tables), self._rng.randint(1, 3)))
-        work: list[tuple[_Table, str]] = []
-        for _ in range(self._rng.randint(1, ROWS_PER_TRANSACTION)):
-            table = self._rng.choice(tables)
-            weights = _WEIGHTS if len(table.keys) < self._cap else _FULL_WEIGHTS
-            work.append((table, self._rng.choices(_KINDS, weights)[0]))
-        return work
+        chosen = self._rng.choices(tables, k=self._rng.randint(1, ROWS_PER_TRANSACTION))
+        weights = [_WEIGHTS if len(table.keys) < self._cap else _FULL_WEIGHTS for table in chosen]
+        return [(table, self._rng.choices(_KINDS, weight)[0]) for table, weight in zip(chosen, weights, strict=True)]
 
     def _transaction(self, connection: psycopg.Connection[Any], work: Sequence[tuple[_Table, str]]) -> int:
         """Run and commit a transaction, and return how many rows changed. After an error the keys are as before it."""
-        done: list[tuple[str, str]] = []
-        before = {id(table): (table, list(table.keys)) for table, _ in work} if len(work) <= ROWS_PER_TRANSACTION else {}
+        before = [(table, list(table.keys)) for table in {id(table): table for table, _ in work}.values()]
         try:
             with connection.transaction(), connection.pipeline(), connection.cursor() as cursor:
-                for table, kind in work:
-                    done.append((table.shape.name, self._change(cursor, table, kind)))
+                done = Counter((table.shape.name, self._change(cursor, table, kind)) for table, kind in work)
         except psycopg.Error:
-            for table, keys in before.values():
+            for table, keys in before:
                 table.keys = keys
             raise
         with self._lock:
             self._transactions += 1
-            for name, kind in done:
-                self._counts[name][kind] += 1
-        return len(done)
+            self._counts.update(done)
+        return len(work)
 
     def _change(self, cursor: psycopg.Cursor[Any], table: _Table, kind: str) -> str:
         """Send one change and return its kind: an insert where there is no row to change."""
@@ -201,8 +196,7 @@ class Workload(Scoped):
         name = sql.Identifier(self._schema, shape.name)
         key = table.take(rng) if kind != INSERT else None
         if key is None:
-            row = shape.row(rng, table.next_number)
-            table.next_number += 1
+            row = shape.row(rng, next(table.numbers))
             columns = sql.SQL(", ").join(map(sql.Identifier, row))
             values = sql.SQL(", ").join(sql.Placeholder() * len(row))
             cursor.execute(sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(name, columns, values), list(row.values()))
@@ -212,8 +206,7 @@ class Workload(Scoped):
         if kind == DELETE:
             cursor.execute(sql.SQL("DELETE FROM {} WHERE {}").format(name, where), key)
             return DELETE
-        changed = shape.update(rng, table.next_number)
-        table.next_number += 1
+        changed = shape.update(rng, next(table.numbers))
         assignments = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in changed)
         cursor.execute(sql.SQL("UPDATE {} SET {} WHERE {}").format(name, assignments, where), [*changed.values(), *key])
         table.keys.append(tuple(changed.get(column, old) for column, old in zip(shape.key, key, strict=True)))

@@ -5,10 +5,12 @@
         cluster.link("owner0", "processor1").cut()
         cluster.kill("processor2")
 
-Nodes are named etcd0.., owner0.., processor0..; the caller names the PostgreSQL servers. With `links=True` every connection goes
-through a proxy, so that each link can be cut, delayed, stalled and reset by the names of its two ends: node -> etcd member,
-owner -> processor, owner -> owner, owner or processor -> PostgreSQL, and "cli" (any other process) -> server. A server advertises
-the address of its proxy. The link of a connection follows from the process that opened it (`identify.py`).
+Nodes are named etcd0.., owner0.., processor0..; the caller names the PostgreSQL servers. With
+`links=True` every connection goes through a proxy, so that each link can be cut, delayed, stalled
+and reset by the names of its two ends: node -> etcd member, owner -> processor, owner -> owner,
+owner or processor -> PostgreSQL, and "cli" (any other process) -> server. A server advertises the
+address of its proxy. The link of a connection follows from the process that opened it
+(`identify.py`).
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class CliError(Exception):
 
 
 class Cluster(Scoped):
-    """A cluster with all of its nodes. Methods may be called from one thread; rules of links may be set from any."""
+    """A cluster with all of its nodes. For one thread; rules of links may be set from any."""
 
     def __init__(
         self,
@@ -66,10 +68,11 @@ class Cluster(Scoped):
         environment: Mapping[str, str] = MappingProxyType({}),
         etcd_settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """postgres: running servers by their names in links; the caller closes them. lease_ttl_ms: of owners and processors.
+        """Describe the cluster. postgres: running servers by their names in links; the caller closes them.
 
-        links False: no proxies; nodes dial each other directly. owner_config, processor_config: more keys of the services, as
-        nested tables. environment: more variables of the services and the CLI.
+        lease_ttl_ms: of owners and processors. links False: no proxies; nodes dial each other directly.
+        owner_config, processor_config: more keys of the services, as nested tables. environment: more
+        variables of the services and the CLI.
         """
         self.folder = folder
         self.name = name
@@ -89,7 +92,8 @@ class Cluster(Scoped):
         self._admin: Admin | None = None
 
     def start(self) -> None:
-        """Start all nodes, and wait until they are ready, one owner leads and all processors are registered.
+        """Start all nodes, and wait until they are ready, one owner leads and all processors are
+        registered.
 
         Raises StartError when a node does not become ready.
         """
@@ -175,7 +179,7 @@ class Cluster(Scoped):
         return self._servers().get(name) or self.node(name)
 
     def link(self, client: str, server: str) -> Link:
-        """Return the link from `client` (a node, or "cli") to `server`. Rules may be set before its first connection."""
+        """Return the link from `client` (a node, or "cli") to `server`, which need not be connected yet."""
         if self._loop is None:
             raise RuntimeError("this cluster was made with links=False")
         if server not in self._proxies:
@@ -220,17 +224,17 @@ class Cluster(Scoped):
 
     @property
     def admin_endpoints(self) -> list[str]:
-        """The addresses of all owners as the CLI dials them, through the proxies."""
+        """Return the addresses of all owners as the CLI dials them, through the proxies."""
         return [self.nodes[name].advertised for name in self.owners]
 
     @property
     def etcd_endpoints(self) -> list[str]:
-        """The addresses of etcd as the nodes dial them."""
+        """Return the addresses of etcd as the nodes dial them."""
         return [self._proxy(member.name, member.endpoint) for member in self.etcd.members]
 
     @property
     def admin(self) -> Admin:
-        """A client that reads the admin API without going through the proxies."""
+        """Return a client that reads the admin API without going through the proxies."""
         if self._admin is None:
             self._admin = Admin([self.nodes[name].address for name in self.owners])
         return self._admin
@@ -241,7 +245,7 @@ class Cluster(Scoped):
         return postgres.uri(dbname, endpoint=self._proxy(server, postgres.endpoint))
 
     def owner_cli(self, *arguments: str, timeout_s: float = CLI_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        """Run `owner ARGUMENTS` against all owners, whatever its exit code. Raises TimeoutError when it does not end."""
+        """Run `owner ARGUMENTS`, whatever its exit code. Raises TimeoutError when it does not end."""
         environment = service_environment(self._environment)
         environment["TABLEWIRE_ENDPOINTS"] = ",".join(self.admin_endpoints)
         command = [sys.executable, "-m", "owner", *arguments]
@@ -253,7 +257,7 @@ class Cluster(Scoped):
             raise TimeoutError(f"owner {' '.join(arguments)}: did not end within {timeout_s:g} s") from None
 
     def owner_json(self, *arguments: str, timeout_s: float = CLI_TIMEOUT_S) -> Json:
-        """Return the JSON that `owner ARGUMENTS -o json` prints. Raises CliError when its exit code is not 0."""
+        """Return what `owner ARGUMENTS -o json` prints. Raises CliError for an exit code other than 0."""
         done = self.owner_cli(*arguments, "-o", "json", timeout_s=timeout_s)
         if done.returncode != 0:
             raise CliError(f"owner {' '.join(arguments)}: exit code {done.returncode}: {(done.stderr or done.stdout).strip()}")
@@ -270,7 +274,7 @@ class Cluster(Scoped):
         return names.get(leader["address"]) if leader is not None else None
 
     def captures(self) -> dict[str, str]:
-        """Return processor node -> capture id; after a restart, the new id. Empty while no leader is reachable."""
+        """Return processor node -> (newest) capture id, empty while no leader is reachable."""
         try:
             rows = self.admin.captures()
         except AdminError:
@@ -279,7 +283,7 @@ class Cluster(Scoped):
         return {row["labels"]["node"]: row["id"] for row in rows if "node" in row["labels"]}
 
     def wait(self, what: str, condition: Callable[[], object], timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Wait until condition() is true; an AdminError counts as false. Raises TimeoutError that names `what`."""
+        """Wait until condition() is true; AdminError counts as false. Raises TimeoutError."""
 
         def holds() -> bool:
             try:
@@ -297,7 +301,7 @@ class Cluster(Scoped):
         return leader
 
     def wait_replicating(self, changefeed: str = "", *, tables: int | None = None, timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Wait until at least `tables` spans, and all of the changefeed, replicate on live processors."""
+        """Wait until all spans, and at least `tables`, replicate on live processors."""
 
         def steady() -> bool:
             rows = self.admin.tables(changefeed)
@@ -317,7 +321,7 @@ class Cluster(Scoped):
         )
 
     def collect(self, target: Path) -> Path:
-        """Copy all logs and configurations to `target`, with the content of etcd and the answers of the admin API."""
+        """Write all logs and configurations, the content of etcd, and the admin API's answers to `target`."""
         target.mkdir(parents=True, exist_ok=True)
         files = {f"{name}.log": server.log for name, server in self._servers().items()}
         files |= {f"{name}.toml": node.config_file for name, node in self.nodes.items()}

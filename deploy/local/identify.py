@@ -1,7 +1,8 @@
-"""Find the process that opened a loopback connection, by the inode of its socket in /proc (Linux only).
+"""Find the process that opened a loopback connection, by the inode of its socket in /proc (Linux
+only).
 
-A proxy needs it to distinguish "owner0 -> processor1" from "owner1 -> processor1": both dial the address that processor1
-advertises, and a gRPC client cannot choose the address that it dials from.
+A proxy needs it to distinguish "owner0 -> processor1" from "owner1 -> processor1": both dial the
+address that processor1 advertises, and a gRPC client cannot choose the address that it dials from.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _inode_of(address: tuple[str, int]) -> str | None:
 
 
 def client_name(address: tuple[str, int], pids: Mapping[str, int]) -> str | None:
-    """Return the name of the process among `pids` (name -> pid) that has a socket at this address, None when none has."""
+    """Return the name of the process among `pids` (name -> pid) that has a socket at this address."""
     inode = _inode_of(address)
     if inode is None:
         return None

@@ -1,16 +1,18 @@
-"""Replace this process with a program that is killed when its parent ends, under a user that PostgreSQL accepts.
+"""Replace this process with a program that is killed when its parent ends, under a user that
+PostgreSQL accepts.
 
-Run as a script, never imported: `python -I -S launch.py PARENT_PID MODE WRITABLE_FOLDER -- PROGRAM [ARG...]`.
-It needs the standard library only and ends with `exec`, so that the pid that the parent has is that of
-the program. MODE is one of
+Run as a script, never imported: `python -I -S launch.py PARENT_PID MODE WRITABLE_FOLDER -- PROGRAM
+[ARG...]`. It needs the standard library only and ends with `exec`, so that the pid that the parent
+has is that of the program. MODE is one of
 
     plain            the user and namespaces of the parent
     isolate          a new user and IPC namespace with the same ids: shared memory segments vanish with the last process
     map:UID          the same, but with UID inside the namespace: root's files stay readable, and nothing inside sees uid 0
     user:UID:GID     become that user (requires root)
 
-WRITABLE_FOLDER must be writable in that mode ("-": not checked); callers use it to probe whether a mode works.
-Exit code 126: the mode or the folder does not work; 127: the program cannot be started; 125: the parent has ended.
+WRITABLE_FOLDER must be writable in that mode ("-": not checked); callers use it to probe whether a
+mode works. Exit code 126: the mode or the folder does not work; 127: the program cannot be started;
+125: the parent has ended.
 """
 
 import ctypes
@@ -29,7 +31,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _unshare(libc: ctypes.CDLL, uid: int, gid: int) -> None:
-    """Enter a new user and IPC namespace in which this process is uid:gid. Outside of it nothing changes."""
+    """Enter a new user and IPC namespace in which this process is uid:gid."""
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWIPC) != 0:
         raise OSError(ctypes.get_errno(), "user namespaces are not available: " + os.strerror(ctypes.get_errno()))

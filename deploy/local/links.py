@@ -1,4 +1,4 @@
-"""The links of TCP proxies: their rules and connections, and the thread that carries the bytes. See `proxy.py`."""
+"""The links of TCP proxies: rules, connections, and the thread that carries the bytes. See `proxy.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TypeAlias
 CHUNK_BYTES = 1 << 15
 CHUNKS_MAX = 32
 BUFFER_BYTES = CHUNK_BYTES * CHUNKS_MAX
-"""The most that a proxy holds for one direction of a connection, beside what asyncio and the kernel buffer."""
+"""The most that a proxy holds per direction of a connection, beside the buffers of asyncio and the kernel."""
 _Chunks: TypeAlias = "asyncio.Queue[tuple[float, int, bytes]]"
 """What was read: (when it is due, the number of heals before, bytes); b"" is the end of the stream."""
 APPLY_TIMEOUT_S = 10.0
@@ -31,7 +31,7 @@ class Direction(StrEnum):
 
 
 class ProxyLoop:
-    """A thread with an event loop that serves any number of proxies. `close` ends all of their connections."""
+    """A thread with an event loop that serves any number of proxies."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -42,7 +42,8 @@ class ProxyLoop:
         self._thread.start()
 
     def run(self, job: Callable[[], object]) -> None:
-        """Run `job` on the loop's thread, await its result if it is awaitable, and return when it has ended.
+        """Run `job` on the loop's thread, await its result if it is awaitable, and return when it
+        has ended.
 
         Any thread except the loop's own. Raises RuntimeError after `close`.
         """
@@ -79,8 +80,8 @@ class Link:
         self._loop = loop
         self._connections: set[asyncio.Task[None]] = set()
         self._cut = {Direction.TO_TARGET: False, Direction.FROM_TARGET: False}
-        self._delay_s = 0.0
-        self._refusing = False
+        self.delay_s = 0.0
+        self.refusing = False
         self._heals = 0
         self._changed = asyncio.Event()
         self.accepted = 0
@@ -89,7 +90,7 @@ class Link:
         """Bytes delivered so far, in both directions."""
 
     def cut(self, direction: Direction | str = Direction.BOTH) -> None:
-        """Let nothing pass in this direction until `heal`. While to_target is cut, new connections do not reach the target."""
+        """Let nothing pass in this direction until `heal`, including new connections to the target."""
         cut = list(self._cut) if direction == Direction.BOTH else [Direction(direction)]
         self._apply(lambda: self._cut.update(dict.fromkeys(cut, True)))
 
@@ -99,15 +100,15 @@ class Link:
 
     def refuse(self) -> None:
         """Reset all connections, and each new one at once, as if no process listened, until `heal`."""
-        self._apply(lambda: setattr(self, "_refusing", True))
+        self._apply(lambda: setattr(self, "refusing", True))
         self.reset()
 
     def delay_ms(self, milliseconds: float) -> None:
         """Delay what is read from now on by this much, in both directions; 0 ends the delay."""
-        self._apply(lambda: setattr(self, "_delay_s", milliseconds / 1000))
+        self._apply(lambda: setattr(self, "delay_s", milliseconds / 1000))
 
     def reset(self) -> None:
-        """End the present connections with an RST at both ends. Bytes that were held are lost. Rules stay as they are."""
+        """End the present connections with an RST at both ends. Bytes that were held are lost."""
 
         async def reset() -> None:
             for task in (tasks := list(self._connections)):
@@ -121,8 +122,8 @@ class Link:
         """Remove all rules. Bytes that were held are delivered now."""
 
         def heal() -> None:
-            self._refusing = False
-            self._delay_s = 0.0
+            self.refusing = False
+            self.delay_s = 0.0
             self._cut = dict.fromkeys(self._cut, False)
             self._heals += 1
 
@@ -133,9 +134,12 @@ class Link:
         """Return the number of open connections."""
         return len(self._connections)
 
+    def blocked(self, direction: Direction) -> bool:
+        return self._cut[direction]
+
     def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: tuple[str, int]) -> None:
-        """Carry an accepted connection to `address` until either end closes it, or refuse it. On the loop's thread."""
-        if self._refusing:
+        """Carry an accepted connection to `address`, or refuse it. On the loop's thread."""
+        if self.refusing:
             _close(writer, reset=True)
             return
         self.accepted += 1
@@ -153,7 +157,7 @@ class Link:
         self._loop.run(apply)
 
     async def _passes(self, direction: Direction, due: float = 0.0, heals: int = 0) -> None:
-        """Return when this direction is not cut, and `due` (time.monotonic()) or a heal after the first `heals` has come."""
+        """Return when this direction is not cut, and `due` (monotonic) or a further heal has come."""
         while self._cut[direction] or (heals == self._heals and due > time.monotonic()):
             ahead_s = None if self._cut[direction] else due - time.monotonic()
             with contextlib.suppress(TimeoutError):
@@ -190,7 +194,7 @@ class Link:
             except OSError:
                 await self._passes(direction)  # a cut link does not show a reset either
                 raise
-            await chunks.put((time.monotonic() + self._delay_s if self._delay_s else 0.0, self._heals, data))
+            await chunks.put((time.monotonic() + self.delay_s if self.delay_s else 0.0, self._heals, data))
 
     async def _write(self, direction: Direction, chunks: _Chunks, sink: asyncio.StreamWriter) -> None:
         sink.transport.set_write_buffer_limits(0)  # `drain` returns when the kernel has taken everything

@@ -1,7 +1,9 @@
-"""Loopback addresses and ports for local servers, and the start of a server that may lose its port to another process.
+"""Loopback addresses and ports for local servers, and the start of a server that may lose its port
+to another process.
 
-Ports are chosen below the kernel's range for outgoing connections, so that no client can occupy one, and at random, so that two
-clusters that start at once rarely collide. A port may still be taken before the server binds it; the start is then repeated.
+Ports are chosen below the kernel's range for outgoing connections, so that no client can occupy
+one, and at random, so that two clusters that start at once rarely collide. A port may still be
+taken before the server binds it; the start is then repeated.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class BindLostError(StartError):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that is free at `host` and was not returned recently (its server may not have bound it yet).
+    """Return a TCP port that is free at `host` and was not returned recently (its server may not
+    have bound it yet).
 
     Any thread. Raises OSError when none is found.
     """
@@ -56,8 +59,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 def wait_answering(process: ManagedProcess, answers: Callable[[], bool], timeout_s: float) -> None:
     """Wait until a server answers after its start.
 
-    Raises StartError with the end of its log when it ends first or does not answer in time, BindLostError when its log says that
-    it could not bind.
+    Raises StartError with the end of its log when it ends first or does not answer in time,
+    BindLostError when its log says that it could not bind.
     """
     try:
         wait_until(f"{process.name} is ready", lambda: not process.running or answers(), timeout_s)
@@ -70,7 +73,7 @@ def wait_answering(process: ManagedProcess, answers: Callable[[], bool], timeout
 
 
 def retry_bind(start: Callable[[], _T]) -> _T:
-    """Call `start`, which chooses new ports each time, until it does not raise BindLostError; at most BIND_TRIES times."""
+    """Call `start`, which chooses new ports each time, until it raises no BindLostError; BIND_TRIES times."""
     for _ in range(BIND_TRIES - 1):
         try:
             return start()
@@ -81,7 +84,7 @@ def retry_bind(start: Callable[[], _T]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """A /24 of the loopback, chosen at random, so that each node of a cluster has an address of its own."""
+    """A random /24 of the loopback, so that each node of a cluster has an address of its own."""
 
     prefix: str
 
@@ -90,7 +93,7 @@ class Subnet:
         return cls(f"127.{_chance.randint(16, 250)}.{_chance.randint(1, 250)}")
 
     def host(self, number: int) -> str:
-        """Return the address of node `number`, 1 to 254; where the loopback has a single address (macOS), that one."""
+        """Return the address of node `number` (1 to 254); on macOS the loopback has a single one."""
         if not 1 <= number <= 254:
             raise ValueError(f"a subnet has hosts 1 to 254, not {number}")
         return f"{self.prefix}.{number}" if sys.platform == "linux" else "127.0.0.1"

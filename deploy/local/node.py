@@ -26,11 +26,12 @@ _SERVICE_SECTION = {OWNER: "admin", PROCESSOR: "exchange"}
 
 
 class Node(Server):
-    """An owner or processor process. Each start writes its configuration from `config`, which may be changed in between.
+    """An owner or processor process. Each start writes its configuration from `config`, which may
+    be changed in between.
 
-    config: nested tables of the service's TOML. address: host:port that the service binds. It changes only if the very first
-    start loses the port to another process; `on_address` is then called with the new one. advertised: the address that others
-    dial; a proxy's, or the same.
+    config: nested tables of the service's TOML. address: host:port that the service binds. It
+    changes only if the very first start loses the port to another process; `on_address` is then
+    called with the new one. advertised: the address that others dial; a proxy's, or the same.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Node(Server):
         self.process.wait(timeout_s)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until /readyz answers 200. Raises StartError with the end of its log if it ends first or does not in time."""
+        """Wait until /readyz answers 200. Raises StartError with the end of its log when it does not."""
 
         def wait_once() -> None:
             try:
@@ -121,7 +122,8 @@ def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def service_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with the project importable, without PG* and without TABLEWIRE_*.
+    """Return this process's environment with the project importable, without PG* and without
+    TABLEWIRE_*.
 
     TABLEWIRE_* variables set keys of a service and would win over its configuration file.
     """
@@ -131,7 +133,7 @@ def service_environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """Return TOML of nested tables of strings, numbers, booleans and lists of those. JSON literals are valid TOML."""
+    """Return nested tables of strings, numbers, booleans and lists as TOML. JSON literals are valid TOML."""
     plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     text = "\n".join(plain) + "\n"
     for key, value in table.items():

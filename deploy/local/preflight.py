@@ -1,7 +1,9 @@
-"""Check the requirements before anything is installed or started, and print one line for each that is not met.
+"""Check the requirements before anything is installed or started, and print one line for each that
+is not met.
 
-Runs on any `python3`, so it uses the syntax of Python 3.6 and the standard library only. Exit code 0: all requirements are met;
-1: some are not, and stderr names them. `make demo`, `make cluster` and `make test` call it first.
+Runs on any `python3`, so it uses the syntax of Python 3.6 and the standard library only. Exit code
+0: all requirements are met; 1: some are not, and stderr names them. `make demo`, `make cluster` and
+`make test` call it first.
 """
 
 # ruff: noqa: UP031
@@ -34,7 +36,7 @@ def missing_modules(version, importable):  # type: (tuple[int, ...], object) -> 
 
 
 def wrong_platform(system, machine, glibc):  # type: (str, str, tuple[int, ...]) -> str
-    """Return "" when there are wheels of etcd and PostgreSQL for this platform. glibc: its version, () for another C library."""
+    """Return "" when the wheels of etcd and PostgreSQL run here. glibc: () for another C library."""
     if machine not in MACHINES.get(system, ()):
         supported = ", ".join("%s on %s" % (name, " or ".join(MACHINES[name])) for name in sorted(MACHINES))
         return "%s on %s is not supported: %s" % (system, machine or "an unknown machine", supported)

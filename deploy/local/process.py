@@ -1,12 +1,15 @@
-"""Processes of a local cluster: they die with this process, are signalled by pid, and write their output to a file.
+"""Processes of a local cluster: they die with this process, are signalled by pid, and write their
+output to a file.
 
-One thread that lives as long as this process forks all of them, because Linux sends the parent-death signal when the *thread*
-that forked ends. This process also adopts its orphans (children of a killed server) and reaps them, so that no zombie remains
-where the machine's init does not reap. Methods may be called from any thread. Only descendants are signalled.
+One thread that lives as long as this process forks all of them, because Linux sends the
+parent-death signal when the *thread* that forked ends. This process also adopts its orphans
+(children of a killed server) and reaps them, so that no zombie remains where the machine's init
+does not reap. Methods may be called from any thread. Only descendants are signalled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -34,7 +38,7 @@ class StartError(Exception):
 
 
 class Scoped(ABC):
-    """Started at the beginning of its `with` block, closed at the end; also closed when its start fails."""
+    """Started by its `with` block, closed at its end; also closed when its start fails."""
 
     @abstractmethod
     def start(self) -> None: ...
@@ -55,7 +59,7 @@ class Scoped(ABC):
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants that lose their own parent. Linux only; elsewhere nothing happens."""
+    """Make this process the parent of descendants that lose their own parent (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -83,10 +87,8 @@ def end_descendants() -> None:
     An interrupted helper such as initdb may have left processes that are not recorded anywhere.
     """
     while below := descendants(os.getpid()):
-        for pid in below:
-            _signal(pid, signal.SIGKILL)
-        for pid in below:
-            _reap(pid)
+        _signal(below, signal.SIGKILL)
+        _reap(below)
 
 
 def launch_command(mode: str, folder: Path | None, argv: Sequence[str]) -> list[str]:
@@ -96,7 +98,7 @@ def launch_command(mode: str, folder: Path | None, argv: Sequence[str]) -> list[
 
 
 def wait_until(what: str, condition: Callable[[], _T], timeout_s: float) -> _T:
-    """Wait until condition() is true, and return its value. Raises TimeoutError that names `what` after timeout_s."""
+    """Wait until condition() is true and return its value. Raises TimeoutError that names `what`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() >= deadline:
@@ -107,52 +109,33 @@ def wait_until(what: str, condition: Callable[[], _T], timeout_s: float) -> _T:
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
     """Return the last `size` bytes of a log as text, "" when the file does not exist."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
+    return path.read_bytes()[-size:].decode("utf-8", "replace") if path.exists() else ""
 
 
 def descendants(pid: int) -> list[int]:
     """Return the pids of all descendants of `pid`, parents first. Empty where there is no /proc."""
-    children: dict[int, list[int]] = {}
-    try:
-        entries = os.listdir("/proc")
-    except OSError:
-        return []
-    for entry in entries:
-        if not entry.isdigit():
-            continue
-        try:
-            stat = Path("/proc", entry, "stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            continue
-        parent = int(stat.rpartition(")")[2].split()[1])  # a process name may hold blanks and brackets
-        children.setdefault(parent, []).append(int(entry))
-    found: list[int] = []
-    level = [pid]
-    while level:
-        level = [child for parent in level for child in children.get(parent, [])]
-        found.extend(level)
-    return found
+    children = defaultdict[int, list[int]](list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # the process has just ended
+            words = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            children[int(words[1])].append(int(stat.parent.name))
+    found = [pid]
+    for parent in found:
+        found += children[parent]
+    return found[1:]
 
 
-def _reap(pid: int) -> None:
-    """Collect a killed orphan; do nothing when it is not a child of this process."""
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        return
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def _reap(pids: Sequence[int]) -> None:
+    """Collect killed orphans, as far as they are children of this process."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 class ManagedProcess:
@@ -168,7 +151,7 @@ class ManagedProcess:
         cwd: Path | None = None,
         mode: str = "plain",
     ) -> None:
-        """argv[0] is an absolute path. log: output is appended to it. env None: this process's. mode: see launch.py."""
+        """Describe a process: argv[0] is an absolute path, output is appended to `log`; mode: see launch.py."""
         self.name = name
         self.log = log
         self._argv = list(argv)
@@ -187,7 +170,7 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int:
-        """The pid of the program itself. Raises RuntimeError before the first start."""
+        """Return the pid of the program itself. Raises RuntimeError before the first start."""
         return self._started.pid
 
     @property
@@ -200,7 +183,7 @@ class ManagedProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """As in subprocess: negative = ended by that signal; None = running, or never started."""
+        """Return the exit code: negative = ended by that signal; None = running, or never started."""
         return self._process.poll() if self._process is not None else None
 
     def log_since_start(self) -> str:
@@ -208,7 +191,7 @@ class ManagedProcess:
         return self.log.read_bytes()[self._log_start :].decode("utf-8", "replace")
 
     def start(self, argv: Sequence[str] | None = None) -> None:
-        """Start it, with a new command line if given, and return at once. Raises RuntimeError while it runs."""
+        """Start it, with a new command line if given, and return at once. RuntimeError while it runs."""
         if self.running:
             raise RuntimeError(f"{self.name} is running already (pid {self.pid})")
         if argv is not None:
@@ -245,17 +228,15 @@ class ManagedProcess:
             raise TimeoutError(f"{self.name} (pid {self.pid}) did not end within {timeout_s:g} s") from None
 
     def kill(self) -> None:
-        """Kill it and everything that it forked with SIGKILL, and wait until it is gone; do nothing when it has ended."""
+        """Kill it and everything that it forked, and wait until it is gone; do nothing when it has ended."""
         if not self.running:
             return
         self.send_signal(signal.SIGSTOP)  # so that it does not fork while its descendants are listed
         below = descendants(self.pid)
         self._started.kill()
-        for pid in below:
-            _signal(pid, signal.SIGKILL)
+        _signal(below, signal.SIGKILL)
         self._started.wait()
-        for pid in below:
-            _reap(pid)
+        _reap(below)
         self._paused = False
 
     def pause(self) -> None:
@@ -263,20 +244,18 @@ class ManagedProcess:
         if not self.running:
             raise RuntimeError(f"{self.name} is not running")
         self.send_signal(signal.SIGSTOP)
-        for pid in descendants(self.pid):
-            _signal(pid, signal.SIGSTOP)
+        _signal(descendants(self.pid), signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
         """Continue it and everything that it forked with SIGCONT; do nothing when it is not paused."""
         if self.running:
-            for pid in descendants(self.pid):
-                _signal(pid, signal.SIGCONT)
+            _signal(descendants(self.pid), signal.SIGCONT)
             self.send_signal(signal.SIGCONT)
         self._paused = False
 
     def terminate(self, timeout_s: float, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send `number`, wait, and kill it after timeout_s. Returns its exit code (-9 when it had to be killed)."""
+        """Send `number`, wait, kill it after timeout_s, and return its exit code (-9 = killed)."""
         if self.running:
             self.resume()
             self.send_signal(number)

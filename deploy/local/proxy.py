@@ -1,12 +1,15 @@
-"""TCP proxies that inject faults: cut a link (also one way), delay it, stall it, reset it, refuse it.
+"""TCP proxies that inject faults: cut a link (also one way), delay it, stall it, reset it, refuse
+it.
 
-One thread carries all proxies of a `ProxyLoop`. A `Link` is the traffic from one client to one server. Its rules can be changed
-at any time from any thread, and a change has taken effect when the call returns. One proxy (one address) may serve several
-links: `classify` returns the link of an accepted connection, so that "owner0 -> processor1" can be cut while
-"owner1 -> processor1" stays up, although both dial the same address.
+One thread carries all proxies of a `ProxyLoop`. A `Link` is the traffic from one client to one
+server. Its rules can be changed at any time from any thread, and a change has taken effect when the
+call returns. One proxy (one address) may serve several links: `classify` returns the link of an
+accepted connection, so that "owner0 -> processor1" can be cut while "owner1 -> processor1" stays
+up, although both dial the same address.
 
-A cut behaves like a firewall that drops packets: nothing arrives, and neither end is notified. Bytes that were sent are held, as
-TCP holds what it has to send again, and arrive after `heal`, however late. With `reset` both ends receive an RST.
+A cut behaves like a firewall that drops packets: nothing arrives, and neither end is notified.
+Bytes that were sent are held, as TCP holds what it has to send again, and arrive after `heal`,
+however late. With `reset` both ends receive an RST.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ Classify = Callable[[tuple[str, int]], Link]
 
 
 class TcpProxy(Link):
-    """Listens on a free port of `listen_host` and carries every connection to `target` ("host:port").
+    """Listens on a free port of `listen_host` and carries every connection to `target`
+    ("host:port").
 
-    The address never changes; the target may (`retarget`). Without `classify` the proxy is itself the link of all of its
-    connections.
+    The address never changes; the target may (`retarget`). Without `classify` the proxy is itself
+    the link of all of its connections.
     """
 
     def __init__(
@@ -42,7 +46,8 @@ class TcpProxy(Link):
     ) -> None:
         """Start listening.
 
-        loop: shared with other proxies; None = a loop of its own, closed with the proxy. classify: client address -> its link.
+        loop: shared with other proxies; None = a loop of its own, closed with the proxy. classify:
+        client address -> its link.
         """
         super().__init__(loop if loop is not None else ProxyLoop(), name)
         self._own_loop = loop is None

@@ -1,4 +1,4 @@
-"""The outcome of a demo run: what was measured, whether everything announced has happened, the summary, and demo.json."""
+"""The outcome of a demo run: measurements, problems, the summary, and demo.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """seconds: until the new leader had scheduled all tables, or until other processors replicated them all."""
+    """A kill. seconds: until a new leader had scheduled all tables, or others replicated them all."""
 
     node: str
     role: str
@@ -63,19 +63,18 @@ class Report:
 
 
 def check(report: Report, rows_per_s: float) -> None:
-    """Add a problem to the report for everything that was announced and has not happened. rows_per_s: the announced load."""
-    problems = report.problems
-    if report.load is None or any(report.load.by_kind[kind] == 0 for kind in report.load.by_kind):
+    """Add a problem to the report for everything that was announced and has not happened."""
+    load, problems = report.load, report.problems
+    if load is None or 0 in load.by_kind.values():
         problems.append("the load did not insert, update and delete")
-    elif report.load.total < LOAD_SHARE_MIN * rows_per_s * report.seconds:
-        problems.append(f"the load changed {report.load.total} rows, less than half of what was announced")
-    elif report.load.errors:
-        problems.append(f"the load's transactions failed {report.load.errors} times")
+    elif load.total < LOAD_SHARE_MIN * rows_per_s * report.seconds:
+        problems.append(f"the load changed {load.total} rows, less than half of what was announced")
+    elif load.errors:
+        problems.append(f"the load's transactions failed {load.errors} times")
     if not report.moves:
         problems.append("no table was moved")
-    for role in (LEADER, PROCESSOR):
-        if not any(kill.role == role for kill in report.kills):
-            problems.append(f"no {role} was killed")
+    killed = {kill.role for kill in report.kills}
+    problems += [f"no {role} was killed" for role in (LEADER, PROCESSOR) if role not in killed]
     if report.measures.went_back:
         problems.append(f"the checkpoint went back {report.measures.went_back} times")
     if report.comparison is None:
@@ -87,7 +86,7 @@ def check(report: Report, rows_per_s: float) -> None:
 
 
 def summary(report: Report) -> list[str]:
-    """Return the lines of the result, which fit on a terminal of 80 columns and 24 lines when there is no problem."""
+    """Return the lines of the result. Without problems they fit on a terminal of 80 by 24."""
     measures, comparison, equal = report.measures, report.comparison, report.comparison is not None and report.comparison.equal
     written = report.load.by_kind if report.load is not None else {}
     lines = ["", "Summary"]

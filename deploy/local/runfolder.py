@@ -1,6 +1,8 @@
-"""The folder of one run below the project: created at the start, removed at the end or, after a kill, by the next run.
+"""The folder of one run below the project: created at the start, removed at the end or, after a
+kill, by the next run.
 
-A run holds a lock on its folder, so that the next run can distinguish a leftover from a folder in use.
+A run holds a lock on its folder, so that the next run can distinguish a leftover from a folder in
+use.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ REMOVE_PAUSE_S = 0.05
 
 
 class RunFolder:
-    """`with RunFolder(parent) as run:` creates run.path = parent/<pid>-<random>; the parent is removed with its last folder.
+    """`with RunFolder(parent) as run:` creates run.path = parent/<pid>-<random>; the parent is
+    removed with its last folder.
 
-    keep: the folder stays. After `keep_only(name)`, that entry of it stays (logs of a failure) until the next run.
+    keep: the folder stays. After `keep_only(name)`, that entry of it stays (logs of a failure)
+    until the next run.
     """
 
     def __init__(self, parent: Path, *, keep: bool = False) -> None:
@@ -60,7 +64,7 @@ class RunFolder:
             self._parent.rmdir()
 
     def _remove(self) -> None:
-        """Remove the content, in several tries: a process that was just killed may still be writing its last file."""
+        """Remove the content, in several tries: a process that was just killed may still be writing."""
         for _ in range(REMOVE_TRIES):
             left = [child for child in self.path.iterdir() if child.name not in (self._kept, LOCK_NAME)]
             if not left:

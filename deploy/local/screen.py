@@ -31,11 +31,11 @@ _COLUMNS = (
     ("checkpoint", 10, 5),
     ("waits for", 16, 3),
 )
-"""(heading, minimal width, rank): the columns with the highest ranks are left out on a narrow terminal."""
+"""(heading, minimal width, rank): on a narrow terminal the highest ranks are left out."""
 
 
 class Screen:
-    """The demo's output. Events come from any thread; the live view shows `view()` and `load()` at each refresh."""
+    """The demo's output. Events may come from any thread."""
 
     def __init__(self, *, plain: bool, console: Console | None = None) -> None:
         """Prepare the output. console: where the live view is drawn, None = the terminal."""

@@ -14,8 +14,8 @@ from deploy.local.process import ManagedProcess, Scoped, StartError
 def find_program(name: str, variable: str, wheels: Sequence[str], folders: Sequence[Path] = ()) -> Path:
     """Return the path of a server's program.
 
-    It is looked for in the folder that the environment variable names, otherwise in installed wheels (modules), in PATH
-    and in `folders`. Raises StartError that says how to provide it.
+    It is looked for in the folder that the environment variable names, otherwise in installed
+    wheels (modules), in PATH and in `folders`. Raises StartError that says how to provide it.
     """
     if named := os.environ.get(variable):
         found = [Path(named, name), Path(named)]
@@ -34,7 +34,7 @@ def find_program(name: str, variable: str, wheels: Sequence[str], folders: Seque
 
 
 class Server(Scoped):
-    """A server with a folder and a log of its own. Subclasses start it, and stop it in their own ways."""
+    """A server with a folder and a log of its own. Subclasses start and stop it."""
 
     def __init__(self, folder: Path, name: str, host: str, log: str) -> None:
         self.name = name

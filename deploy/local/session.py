@@ -1,4 +1,4 @@
-"""What `make demo` and `make cluster` share: a run that cleans up after itself, and the cluster that both of them start."""
+"""What `make demo` and `make cluster` share: a run that cleans up after itself, and the cluster."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def on_interrupt() -> None:
-    """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C, and SIGINT also where a shell ignores it (in the background)."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, and SIGINT also in the background, where shells ignore it."""
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
 
 
 def no_more_interrupts() -> None:
-    """Ignore these signals: from here on everything is being stopped, and a second Ctrl-C must not interrupt that."""
+    """Ignore these signals, because a second Ctrl-C must not interrupt the cleanup."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -42,8 +42,9 @@ def no_more_interrupts() -> None:
 def session(*, keep: bool) -> Iterator[tuple[RunFolder, ExitStack]]:
     """Run a program with a folder below .demo, and a stack for what has to be closed at its end.
 
-    At the end interrupts are ignored, the stack is closed, all remaining processes are killed, and the folder is removed unless
-    `keep`. The block ends with KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP.
+    At the end interrupts are ignored, the stack is closed, all remaining processes are killed, and
+    the folder is removed unless `keep`. The block ends with KeyboardInterrupt on SIGINT, SIGTERM
+    and SIGHUP.
     """
     on_interrupt()
     with ExitStack() as stack:
@@ -57,7 +58,7 @@ def session(*, keep: bool) -> Iterator[tuple[RunFolder, ExitStack]]:
 
 
 class Shop(Scoped):
-    """A cluster between two PostgreSQL servers: a source with twelve filled tables under load, and an empty sink."""
+    """A cluster between two PostgreSQL servers: a source with twelve tables, and an empty sink."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Shop(Scoped):
         processors: int = 3,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Describe the cluster; nothing runs before `start`. rows_per_s: 0 = no load. say: receives progress."""
+        """Describe the cluster. rows_per_s: 0 = no load. say: receives progress."""
         self._say = say
         self._loads = rows_per_s > 0
         self._rows_per_s = rows_per_s or 1.0
@@ -112,7 +113,7 @@ class Shop(Scoped):
 
     @property
     def create_arguments(self) -> list[str]:
-        """The arguments of the owner CLI that create the changefeed."""
+        """Return the arguments of the owner CLI that create the changefeed."""
         return ["changefeed", "create", "--id", CHANGEFEED, "--source", self.source, "--sink", self.sink, "--tables", "public.*"]
 
     def start_load(self) -> None:

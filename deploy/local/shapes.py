@@ -1,8 +1,10 @@
-"""The twelve tables of the workload: how rows are made from a seeded random generator and a number that is never reused.
+"""The twelve tables of the workload: how rows are made from a seeded random generator and a number
+that is never reused.
 
-Together they have: bigint, int, text, uuid, composite and no keys; text that needs quoting; numeric with NaN and with many
-digits; jsonb, json, bytea, timestamptz and related types; arrays that contain NULLs; NULLs everywhere; values large enough to be
-stored out of line (TOAST) that updates do not touch; updates that change the key; and a table without a primary key.
+Together they have: bigint, int, text, uuid, composite and no keys; text that needs quoting; numeric
+with NaN and with many digits; jsonb, json, bytea, timestamptz and related types; arrays that
+contain NULLs; NULLs everywhere; values large enough to be stored out of line (TOAST) that updates
+do not touch; updates that change the key; and a table without a primary key.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ _NULL_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A table: its columns as SQL, the columns that identify a row, and functions that make rows and updates.
+    """A table: its columns as SQL, the columns that identify a row, and functions that make rows
+    and updates.
 
-    row(rng, number): a new row. update(rng, number): the columns that an update sets; these may include key columns.
-    extra_sql: statements after CREATE TABLE, with {} for the name of the table.
+    row(rng, number): a new row. update(rng, number): the columns that an update sets; these may
+    include key columns. extra_sql: statements after CREATE TABLE, with {} for the name of the
+    table.
     """
 
     name: str
@@ -120,10 +124,11 @@ def _shape(
     update: Callable[[Random, int], Row] | None = None,
     primary: bool = True,
 ) -> Shape:
-    """Build a Shape of key columns (name -> type, how a value is made) and columns ("name type, ...").
+    """Build a Shape of key columns (name -> type, how a value is made) and columns ("name type,
+    ...").
 
-    Values follow from the type unless `makes` has the column, and are NULL at times unless it is NOT NULL. An update sets some
-    or all of the columns that are not in the key.
+    Values follow from the type unless `makes` has the column, and are NULL at times unless it is
+    NOT NULL. An update sets some or all of the columns that are not in the key.
     """
     kinds = dict(column.split(" ", 1) for column in columns.split(", "))
 

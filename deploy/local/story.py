@@ -1,6 +1,8 @@
-"""The acts of the demo on a running cluster: a planned move, a kill of the leader, a kill of a processor.
+"""The acts of the demo on a running cluster: a planned move, a kill of the leader, a kill of a
+processor.
 
-Each act checks its outcome by reading the cluster again, and raises StoryError when it is not as announced.
+Each act checks its outcome by reading the cluster again, and raises StoryError when it is not as
+announced.
 """
 
 from __future__ import annotations

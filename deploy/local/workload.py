@@ -1,7 +1,9 @@
-"""A steady load over twelve tables of different shapes: inserts, updates and deletes at a set rate, determined by a seed.
+"""A steady load over twelve tables of different shapes: inserts, updates and deletes at a set rate,
+determined by a seed.
 
-One thread, one connection, short transactions over one to three tables. Committed changes are counted by table and kind; failed
-transactions are not. A table that has reached its maximum of rows gets as many deletes as inserts.
+One thread, one connection, short transactions over one to three tables. Committed changes are
+counted by table and kind; failed transactions are not. A table that has reached its maximum of rows
+gets as many deletes as inserts.
 """
 
 from __future__ import annotations
@@ -85,10 +87,11 @@ def end_of_wal(connection: psycopg.Connection[Any]) -> int:
 
 
 class Workload(Scoped):
-    """The load on tables made by `create_tables`: `start` it, `stop` it, read `counts` at any time from any thread.
+    """The load on tables made by `create_tables`: `start` it, `stop` it, read `counts` at any time
+    from any thread.
 
-    A broken connection is opened again; `error` holds the last error. The same seed gives the same sequence of changes at any
-    rate.
+    A broken connection is opened again; `error` holds the last error. The same seed gives the same
+    sequence of changes at any rate.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Workload(Scoped):
         return [(table, self._rng.choices(_KINDS, weight)[0]) for table, weight in zip(chosen, weights, strict=True)]
 
     def _transaction(self, connection: psycopg.Connection[Any], work: Sequence[tuple[_Table, str]]) -> int:
-        """Run and commit a transaction, and return how many rows changed. After an error the keys are as before it."""
+        """Commit a transaction and return how many rows changed. After an error the keys are as before."""
         before = [(table, list(table.keys)) for table in {id(table): table for table, _ in work}.values()]
         try:
             with connection.transaction(), connection.pipeline(), connection.cursor() as cursor:

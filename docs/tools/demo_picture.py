@@ -27,7 +27,7 @@ from deploy.local.session import session
 COLUMNS, LINES = 96, 24
 INTERVAL_S = 0.2
 FRAME_S = 3.5
-ARGUMENTS = ["--seconds", "30"]
+SECONDS, RATE = 30.0, 400.0
 
 FRAME = """<g class="frame"{delay}>
 <style>
@@ -92,7 +92,7 @@ class Recorder(Screen):
 def main() -> int:
     report, recorder = Report(), Recorder()
     with session(keep=False) as (run, stack), recorder:
-        demo.perform(demo.parse(ARGUMENTS), run, stack, recorder, report)
+        demo.perform(run, stack, recorder, report, seconds=SECONDS, rate=RATE)
     if report.problems:
         print("\n".join(summary(report)), file=sys.stderr)
         return 1

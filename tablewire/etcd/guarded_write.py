@@ -1,4 +1,4 @@
-"""The type of a write that is guarded by leadership, for code that writes without knowing the election."""
+"""The type of a write that is guarded by leadership, for code that does not know the election."""
 
 from __future__ import annotations
 

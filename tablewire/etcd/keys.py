@@ -1,4 +1,4 @@
-"""Where things stand in etcd: one function a key, so that no other module spells a path.
+"""The keys of a cluster in etcd. No other module spells a path. Pure; any thread.
 
     /tablewire/<cluster>/owner/<lease>                 LeaderRecord, leased; the lowest create revision leads
     /tablewire/<cluster>/captures/<capture_id>         CaptureRecord, leased
@@ -8,8 +8,8 @@
     /tablewire/<cluster>/evicted/<capture_id>          EvictionRecord, until the capture must have stopped
     /tablewire/<cluster>/events/<sequence>             EventRecord, a bounded number
 
-A name (cluster, namespace, changefeed, capture) is one path element: `check_name` says which are allowed, and every function
-here calls it, so that a name from a command line can never reach into another key. Pure; any thread.
+A `..._key` function checks the names that it is given, so that a name from a command line cannot reach another key. A
+`..._of` function returns what a key belongs to, None for a key of another kind.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ChangefeedKey(StrEnum):
 
 
 def check_name(what: str, name: str) -> str:
-    """The name itself; OperatingError naming `what` when it cannot be one element of a key."""
+    """Return the name; raise OperatingError, naming `what`, if it cannot be one element of a key."""
     if not _NAME.fullmatch(name) or len(name) > NAME_LENGTH_MAX:
         raise OperatingError(
             f"{what} {name!r} is not a valid name: letters, digits, '.', '_' and '-', starting with a letter or digit, "
@@ -53,7 +53,7 @@ def owner_prefix(cluster: str) -> str:
 
 
 def owner_key(cluster: str, lease_id: int) -> str:
-    """A candidate's key: one a lease, so that a candidate with a new lease is a new candidate."""
+    """Return the key of a candidate. It contains the lease, so that a candidate with a new lease is a new candidate."""
     return f"{owner_prefix(cluster)}{lease_id:016x}"
 
 
@@ -66,7 +66,6 @@ def capture_key(cluster: str, capture_id: CaptureID) -> str:
 
 
 def capture_of(cluster: str, key: str) -> CaptureID | None:
-    """The capture whose registration this key is, None for any other key."""
     return _last_element(captures_prefix(cluster), key)
 
 
@@ -75,7 +74,7 @@ def changefeeds_prefix(cluster: str) -> str:
 
 
 def changefeed_prefix(cluster: str, changefeed: ChangefeedID) -> str:
-    """Both keys of one changefeed, and nothing else."""
+    """Return the prefix of both keys of one changefeed."""
     namespace = check_name("namespace", changefeed.namespace)
     return f"{changefeeds_prefix(cluster)}{namespace}/{check_name('changefeed', changefeed.id)}/"
 
@@ -89,12 +88,9 @@ def changefeed_status_key(cluster: str, changefeed: ChangefeedID) -> str:
 
 
 def changefeed_of(cluster: str, key: str) -> tuple[ChangefeedID, ChangefeedKey] | None:
-    """Which changefeed's info or status this key is, None for any other key."""
     prefix = changefeeds_prefix(cluster)
-    if not key.startswith(prefix):
-        return None
-    parts = key[len(prefix) :].split("/")
-    if len(parts) != 3 or parts[2] not in tuple(ChangefeedKey):
+    parts = key.removeprefix(prefix).split("/")
+    if not key.startswith(prefix) or len(parts) != 3 or parts[2] not in tuple(ChangefeedKey):
         return None
     return ChangefeedID(parts[0], parts[1]), ChangefeedKey(parts[2])
 
@@ -108,7 +104,6 @@ def drain_key(cluster: str, capture_id: CaptureID) -> str:
 
 
 def drain_of(cluster: str, key: str) -> CaptureID | None:
-    """The capture whose drain this key is, None for any other key."""
     return _last_element(drains_prefix(cluster), key)
 
 
@@ -121,7 +116,6 @@ def evicted_key(cluster: str, capture_id: CaptureID) -> str:
 
 
 def evicted_of(cluster: str, key: str) -> CaptureID | None:
-    """The capture whose eviction this key is, None for any other key."""
     return _last_element(evicted_prefix(cluster), key)
 
 
@@ -130,18 +124,15 @@ def events_prefix(cluster: str) -> str:
 
 
 def event_key(cluster: str, sequence: int) -> str:
-    """Keys in the order of their sequence (zero-padded, so that text order is number order)."""
+    """Return the key of an event, with leading zeros, so that keys are in the order of their numbers."""
     return f"{events_prefix(cluster)}{sequence:0{EVENT_SEQUENCE_DIGITS}d}"
 
 
 def event_sequence_of(cluster: str, key: str) -> int | None:
-    """The sequence of an event's key, None for any other key."""
-    element = _last_element(events_prefix(cluster), key)
-    return int(element) if element is not None and element.isascii() and element.isdigit() else None
+    element = _last_element(events_prefix(cluster), key) or ""
+    return int(element) if element.isascii() and element.isdigit() else None
 
 
 def _last_element(prefix: str, key: str) -> str | None:
-    if not key.startswith(prefix):
-        return None
-    element = key[len(prefix) :]
-    return element if element and "/" not in element else None
+    element = key.removeprefix(prefix)
+    return element if key.startswith(prefix) and element and "/" not in element else None

@@ -1,9 +1,8 @@
-"""What stands in etcd, as frozen records in versioned JSON.
+"""The records in etcd: frozen structs as versioned JSON, converted by `encode` and `decode`.
 
-`encode` and `decode` are the only way in and out. A record that is older (fields missing) gets their defaults; one that is
-newer (fields unknown here) is read, and **keeps** those fields in `unknown`, so that a service of the former version that
-changes a record during a rolling upgrade writes back what it did not understand. A record whose `format` is higher than ours
-is refused: its writer said that it cannot be read by us. What cannot be read is an OperatingError that names the key.
+Missing fields of an older version get their defaults. Unknown fields of a newer version are **kept** in `unknown`, so that a
+service of the previous version that changes a record during a rolling upgrade writes them back. A record with a higher `format`
+is refused: its writer declares that older versions cannot read it.
 
 A URI is stored as written: `${VAR}` is not expanded (see `tablewire.runtime.uris`).
 """
@@ -22,14 +21,14 @@ from tablewire.model.states import LivenessState
 from tablewire.wire.versions import ProtocolVersions
 
 FORMAT = 1
-"""Raised only by a change that a former version must not read as if it understood it."""
+"""Raised only by a change that previous versions would misunderstand."""
 
 Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ChangefeedState(StrEnum):
-    """normal; warning (running, an error is being retried); failed; stopped (paused); finished (target reached); removed."""
+    """WARNING: running, an error is retried. STOPPED: paused. FINISHED: the target is reached."""
 
     NORMAL = "normal"
     WARNING = "warning"
@@ -40,12 +39,12 @@ class ChangefeedState(StrEnum):
 
     @property
     def runs(self) -> bool:
-        """Whether the owner schedules a changefeed in this state."""
+        """Return whether the owner schedules a changefeed in this state."""
         return self in (ChangefeedState.NORMAL, ChangefeedState.WARNING)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records. `unknown` holds the fields of a newer version, and never appears as a field itself."""
+    """Base of all records. unknown: the fields of a newer version; it is not a field in JSON itself."""
 
     ts_fields: ClassVar[tuple[str, ...]] = ()
 
@@ -60,8 +59,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CaptureRecord(Record, frozen=True, kw_only=True):
-    """A processor process. address: host:port of its gRPC server; version: of its software.
-    protocol_lowest, protocol_highest: the versions of the wire that it speaks."""
+    """A processor process. address: host:port of its gRPC server. protocol_lowest, protocol_highest: see ProtocolVersions."""
 
     id: str
     address: str
@@ -82,7 +80,7 @@ class CaptureRecord(Record, frozen=True, kw_only=True):
 
 
 class LeaderRecord(Record, frozen=True, kw_only=True):
-    """A candidate, and the leader when its key has the lowest create revision. address: host:port of its admin gRPC server."""
+    """A candidate; the leader if its key has the lowest create revision. address: host:port of its admin gRPC server."""
 
     id: str
     address: str
@@ -90,12 +88,12 @@ class LeaderRecord(Record, frozen=True, kw_only=True):
 
 
 class ChangefeedInfo(Record, frozen=True, kw_only=True):
-    """One replication job. version: of the software that created it.
+    """One replication job.
 
-    tables: the filter, see `tablewire.source.SourceRequest`. epoch: higher at every (re)start, also over a removal and a new
-    creation under the same id (`next_epoch`). start_ts: 0 until the source has been started. target_ts: 0 = no end.
-    error: what stopped or disturbs it, empty when nothing does. asked_by: who asked for its last change, empty when nobody did
-    (it failed, or reached its target).
+    version: of the software that created it. tables: the filter, see `tablewire.source.SourceRequest`. epoch: grows with
+    every (re)start, see `next_epoch`. start_ts: 0 until the source has been started. target_ts: 0 for no end. error: what
+    stopped or disturbs it, empty if nothing does. asked_by: the caller who requested its last change, empty if the owner
+    made it (the changefeed failed, or reached its target).
     """
 
     ts_fields: ClassVar[tuple[str, ...]] = ("start_ts", "target_ts")
@@ -122,7 +120,7 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
 
 
 class ChangefeedStatus(Record, frozen=True, kw_only=True):
-    """How far a changefeed was known to be when this was written."""
+    """The progress of a changefeed when this was written."""
 
     ts_fields: ClassVar[tuple[str, ...]] = ("checkpoint_ts", "resolved_ts")
 
@@ -131,7 +129,7 @@ class ChangefeedStatus(Record, frozen=True, kw_only=True):
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):
-    """A capture that is to hold nothing. requested_by: who asked, as in EventRecord."""
+    """A capture that is being drained. requested_by: as `by` in EventRecord."""
 
     capture_id: str
     requested_at: Timestamp
@@ -139,8 +137,10 @@ class DrainRecord(Record, frozen=True, kw_only=True):
 
 
 class EvictionRecord(Record, frozen=True, kw_only=True):
-    """A capture whose key was taken away while its lease lived, and that may not have stopped yet. id to labels: as it was
-    registered. lease: of its key, to be revoked; 0: it had none. fenced: its sinks are known to refuse what it writes."""
+    """A capture whose key was removed before its lease expired, and which may not have stopped yet.
+
+    id to labels: as registered. lease: of its key, to be revoked; 0 if it had none. fenced: its sinks refuse what it writes.
+    """
 
     id: str
     address: str
@@ -156,10 +156,11 @@ class EvictionRecord(Record, frozen=True, kw_only=True):
 
 
 class EventRecord(Record, frozen=True, kw_only=True):
-    """One thing that happened in the cluster, for people. kind: a snake_case word. owner: the leader that saw or did it.
+    """One event of the cluster, for people; it contains no secrets.
 
-    subject: a capture, a table, an owner, what it is about; changefeed: empty when it is about the whole cluster. by: who asked
-    for it (`owner.admin.caller_identity`), empty when nobody did. job: the id of the job that it belongs to. No secrets.
+    kind: a snake_case word. owner: the leader that recorded it. changefeed: empty if it concerns the whole cluster. subject:
+    the capture, table or owner that it concerns. by: the caller who requested it (`owner.admin.caller_identity`), empty if
+    there is none. job: the id of its job.
     """
 
     at: Timestamp
@@ -178,26 +179,28 @@ _R = TypeVar("_R", bound=Record)
 
 
 def now() -> datetime:
-    """The wall clock in UTC, for the timestamps of records (shown to people, never compared)."""
+    """Return the wall clock in UTC, for timestamps that are shown to people and never compared."""
     return datetime.now(UTC)
 
 
 def next_epoch(previous: int, revision: int) -> int:
-    """The epoch of a changefeed's next start: above its previous one (0: none), and not below an etcd revision read just
-    now. Revisions only grow, so a changefeed that is removed and created again starts above all its former epochs, which
-    a sink may still remember."""
+    """Return the epoch of a changefeed's next start. previous: 0 for a new changefeed. revision: of etcd, read just now.
+
+    It is above the previous epoch and not below the revision. Revisions only grow, so a changefeed that is removed and created
+    again starts above all its former epochs, which a sink may still hold.
+    """
     return max(previous + 1, revision)
 
 
 def encode(record: Record) -> bytes:
-    """The record as JSON, with what was unknown when it was read."""
+    """Return the record as JSON, with the fields that were unknown when it was read."""
     fields = msgspec.to_builtins(record)
     unknown = fields.pop("unknown")
     return msgspec.json.encode({**unknown, **fields})
 
 
 def decode(kind: type[_R], key: str, value: bytes) -> _R:
-    """The record that stands at `key`. OperatingError (naming the key, never the value) when it cannot be read."""
+    """Return the record at `key`; raise OperatingError, which names the key but never the value, if it cannot be read."""
     try:
         fields = msgspec.json.decode(value)
         if not isinstance(fields, dict):

@@ -16,22 +16,22 @@ _UNENCODED = re.compile(
     r"(?!\d{1,5}(?:$|[\s\"'<>(),;/#]|\?[^@\s]*=))"  # a port
     r"(?P<password>[^\n@]{0,512}(?:@[^\s@]{0,512}(?=@)){0,9})@"
 )
-"""A password with characters that a URI cannot have (a space, a quote, a question mark): it ends at the next '@' all the same.
-The bounds keep the time linear, whatever the text."""
+"""A password with characters that a URI cannot contain (a space, a quote, a question mark): it extends to the next '@'.
+The bounds keep the time linear for any text."""
 _SECRET_NAME = r"(?P<name>\b\w{0,64}?(?:password|passwd|secret|token)\w{0,64}[\"']?\s*[=:]\s*)"
 _SECRET_PARAMETER = re.compile(rf"(?<=[?&]){_SECRET_NAME}(?P<value>[^\s&]+)", re.IGNORECASE)
 _SECRET_FIELD = re.compile(
     rf"(?<![?&]){_SECRET_NAME}(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?:\\.|\S)+)", re.IGNORECASE
 )
 _AROUND = "\"'<>(),.;:"
-"""What may stand round a URI in a text."""
+"""Punctuation around a URI in a text."""
 
 
 def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
-    """The text with every `${VAR}` replaced by the variable's value; ConfigError when one is not set.
+    """Replace every `${VAR}` by the value of the variable; raise ConfigError if one is not set.
 
-    A value within a URI's user part or query is percent-encoded, so that any password works as it is; elsewhere (the whole
-    URI, a host, a path) it is taken literally. Values are not expanded again.
+    In the user part and the query of a URI the value is percent-encoded, so that any password works unchanged; elsewhere (the
+    whole URI, a host, a path) it is inserted literally. Values are not expanded again.
     """
     authority = text.find("://")
     path = _first(text, "/", authority + 3)
@@ -49,16 +49,18 @@ def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
 
 
 def redact_uri(text: str) -> str:
-    """The text with every password in it hidden: in URIs anywhere in it, and in `password=…` fields. A password that is
-    written as `${VAR}` is no secret and stays."""
+    """Replace every password in the text, in URIs and in `password=…` fields. A password written as `${VAR}` is kept."""
     if "://" in text:
         text = _UNENCODED.sub(_hide_unencoded, _AUTHORITY.sub(_hide_user, text))
     return _SECRET_FIELD.sub(_hide_field, _SECRET_PARAMETER.sub(_hide_field, text))
 
 
 def _hide_user(match: re.Match[str]) -> str:
-    """Hides what stands between the user's colon and the last '@'. A raw '/' or '@' in a password is a mistake in a URI, and
-    just then its text must not leak: so the last '@' of all counts, even where that hides a host and a path."""
+    """Hide everything between the colon after the user and the last '@'.
+
+    A '/' or '@' in a password should be percent-encoded; if it is not, the text must not leak either. Therefore the last '@' of
+    all counts, even if that hides a host and a path.
+    """
     scheme, rest = match.group("scheme"), match.group("rest")
     user, colon, tail = rest.partition(":")
     password, at, host = tail.rpartition("@")

@@ -1,14 +1,7 @@
-"""A test kit for schedulers, agents and executors: a network in one thread, and an executor that follows a script."""
+"""A test kit for schedulers, agents and executors: a network in one thread, a scripted executor, a sink that counts writers."""
 
 from tablewire.testing.fake_executor import FakeCall, FakeTableExecutor, UnfencedFakeTableExecutor
 from tablewire.testing.fake_sink import FakeSink
 from tablewire.testing.loopback import Deliver, LoopbackNetwork
 
-__all__ = [
-    "Deliver",
-    "FakeCall",
-    "FakeSink",
-    "FakeTableExecutor",
-    "LoopbackNetwork",
-    "UnfencedFakeTableExecutor",
-]
+__all__ = ["Deliver", "FakeCall", "FakeSink", "FakeTableExecutor", "LoopbackNetwork", "UnfencedFakeTableExecutor"]

@@ -1,4 +1,4 @@
-"""The sink that `tablewire.testing` offers. Import it from there."""
+"""The sink of `tablewire.testing`; import it from there."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ MAX_RECORDED_VIOLATIONS = 1_000
 class _SinkRow:
     fence: tuple[int, int] = (0, 0)
     position: Ts = 0
-    writers: dict[str, tuple[int, int] | None] = field(default_factory=dict)  # who may write, and under what (None: unfenced)
+    writers: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """The fence of each writer by name, None for an unfenced one."""
 
 
 class FakeSink:
-    """A sink that several FakeTableExecutors share: it fences like a real one, keeps positions, and counts writers.
+    """A sink that several FakeTableExecutors share: it fences like a real one, stores positions, and counts writers.
 
-    A fenced writer takes a span over under (changefeed_epoch, assignment_epoch): an older pair than the stored one is refused,
-    a newer one shuts the former writer out. An unfenced writer is never refused. Whoever can still change the sink is an
-    effective writer; two at once are a violation.
+    A fenced writer takes over a span with (changefeed_epoch, assignment_epoch). A pair older than the stored one is refused; a
+    newer one excludes the previous writer. An unfenced writer is never refused. A writer whose next write would be accepted is
+    effective; two effective writers of a span are a violation.
     """
 
     def __init__(self) -> None:
         self._rows: dict[Span, _SinkRow] = {}
         self.max_writers = 0
-        """The most effective writers that any span has had at once."""
+        """The highest number of effective writers that a span has had at once."""
         self.refused_writes: Counter[Span] = Counter()
-        """Writes, by span, that were refused for their epoch."""
+        """How many writes were refused for their epoch, by span."""
         self.violations: deque[str] = deque(maxlen=MAX_RECORDED_VIOLATIONS)
-        """Each time a span got a second effective writer, and each permission that was given twice."""
+        """Each time that a span got a second effective writer, or was written without a takeover."""
 
     def writers(self, span: Span) -> tuple[str, ...]:
-        """Who may effectively write the span now, by name."""
+        """Return the names of the effective writers of the span."""
         row = self._rows.get(span)
         if row is None:
             return ()
         return tuple(sorted(name for name, fence in row.writers.items() if fence is None or fence == row.fence))
 
     def position(self, span: Span) -> Ts:
-        """Up to where the span was written, by anybody."""
+        """Return how far the span has been written."""
         row = self._rows.get(span)
         return 0 if row is None else row.position
 
     def fence(self, span: Span) -> tuple[int, int]:
-        """The (changefeed_epoch, assignment_epoch) that is stored; (0, 0) before any."""
+        """Return the stored (changefeed_epoch, assignment_epoch), (0, 0) if there is none."""
         row = self._rows.get(span)
         return (0, 0) if row is None else row.fence
 
     def take_over(self, span: Span, writer: str, fence: tuple[int, int] | None, granted: Ts) -> Ts:
-        """The writer may write from here on; the position to start from, max(granted, stored). EpochRefusedError: too old."""
+        """Add a writer; return where it starts, max(granted, stored). Raise EpochRefusedError if its fence is too old."""
         row = self._rows.setdefault(span, _SinkRow())
         if fence is not None:
             if fence < row.fence:
@@ -72,10 +73,10 @@ class FakeSink:
         return row.position
 
     def write(self, span: Span, writer: str, checkpoint_ts: Ts) -> None:
-        """One write up to checkpoint_ts. EpochRefusedError: another one has taken over."""
+        """Write up to checkpoint_ts. Raise EpochRefusedError if another writer has taken over."""
         row = self._rows.setdefault(span, _SinkRow())
         if writer not in row.writers:
-            self.violations.append(f"span {span}: {writer} wrote without a permission")
+            self.violations.append(f"span {span}: {writer} wrote without a takeover")
             return
         fence = row.writers[writer]
         if fence is not None and fence != row.fence:
@@ -86,7 +87,7 @@ class FakeSink:
         row.position = max(row.position, checkpoint_ts)
 
     def leave(self, span: Span, writer: str) -> None:
-        """The writer has stopped for good."""
+        """Remove a writer that has stopped."""
         row = self._rows.get(span)
         if row is not None:
             row.writers.pop(writer, None)

@@ -1,4 +1,4 @@
-"""For tests, ours and others': a network in one thread, and an executor that does as it is told.
+"""A network in one thread, for tests of schedulers and agents.
 
     network = LoopbackNetwork(seed=7)
     scheduler = new_scheduler(owner_id="owner", transport=network.transport("owner"), …)
@@ -6,7 +6,7 @@
     agent = new_agent(capture_id="a", transport=network.transport("a"), executor=executor, …)
     network.hook = lambda sender, receiver, message: Deliver.DROP if receiver == "a" else Deliver.DELIVER
 
-Nothing here starts a thread, reads a clock or draws a random number that the seed does not determine.
+It starts no thread and reads no clock, and the seed determines all of its random numbers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tablewire.model.messages import Message, Transport
 from tablewire.wire.codec import decode_message, encode_message
 
 MAX_INBOX_MESSAGES = 100_000
-"""Of one node, and of what is held. What does not fit is lost, as it may be on any Transport."""
+"""Of one inbox, and of held messages. More are lost, as on any Transport."""
 
 
 class Deliver(Enum):
-    """What becomes of a message."""
+    """The fate of a message."""
 
     DELIVER = "deliver"
     DROP = "drop"
@@ -37,15 +37,14 @@ def _deliver(_sender: str, _receiver: str, _message: Message) -> Deliver:
 
 
 class LoopbackNetwork:
-    """Joins one Scheduler and many Agents in one thread.
+    """Connects a Scheduler and Agents. Not thread-safe.
 
-    What is sent is in the receiver's next `recv`; a message to an id without a transport is lost. Each message passes through
-    the wire format (encoded, then decoded) unless `codec` is False, so that what arrives is what would have arrived.
-    Not thread-safe.
+    A sent message is in the receiver's next `recv`; a message to an id without a transport is lost. Unless `codec` is False,
+    each message is encoded and decoded on the way.
     """
 
     hook: Callable[[str, str, Message], Deliver]
-    """(sender, receiver, message) -> what becomes of it; called once a message, when it is sent. Delivers everything at first."""
+    """(sender, receiver, message) -> its fate; called when a message is sent. By default everything is delivered."""
 
     def __init__(self, seed: int = 0, *, codec: bool = True) -> None:
         self.hook = _deliver
@@ -55,14 +54,14 @@ class LoopbackNetwork:
         self._held: list[Message] = []
 
     def transport(self, node_id: str) -> Transport:
-        """The transport of one node. A second call with a known id is a restart: the inbox is new and empty, and the former
-        transport receives nothing any more."""
+        """Return the transport of a node. A second call for the same id is a restart: the inbox is new, and the previous
+        transport no longer receives anything."""
         inbox: deque[Message] = deque(maxlen=MAX_INBOX_MESSAGES)
         self._inboxes[node_id] = inbox
         return _LoopbackTransport(self, node_id, inbox)
 
     def release(self) -> None:
-        """What was held arrives, in an order that the seed determines. The hook is not asked again."""
+        """Deliver the held messages, in an order that the seed determines, without asking the hook again."""
         held, self._held = self._held, []
         self._random.shuffle(held)
         for message in held:
@@ -92,7 +91,7 @@ class LoopbackNetwork:
 
 
 class _LoopbackTransport:
-    """One node's end. After close it sends and receives nothing."""
+    """The transport of one node. After close it sends and receives nothing."""
 
     def __init__(self, network: LoopbackNetwork, node_id: str, inbox: deque[Message]) -> None:
         self._network = network

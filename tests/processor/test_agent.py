@@ -526,7 +526,7 @@ def test_a_grant_before_the_prepared_point_is_fine_where_the_sink_is_further(wor
     """The sink has the rows in between already."""
     world.owner.prepare(SPAN, ts=200)
     world.step()
-    world.fake._checkpoint_ts[:] = 250  # what the executor read from its sink
+    world.fake._ts[1:, 0] = 250  # what the executor read from its sink
     world.owner.write(SPAN, ts=150)
     world.step()
     world.beat()

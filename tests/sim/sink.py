@@ -62,7 +62,7 @@ class _BadManners:
     prepared_from: dict[Span, Ts]
 
     def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
-        is_new = span not in self._row_of  # type: ignore[attr-defined]
+        is_new = span not in self._held  # type: ignore[attr-defined]
         taken: bool = super().add_table_span(span, checkpoint, is_prepare)  # type: ignore[misc]
         if is_prepare and is_new and taken:
             self.prepared_from[span] = checkpoint.checkpoint_ts

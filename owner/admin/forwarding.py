@@ -17,11 +17,10 @@ import grpc
 
 from owner.admin.caller_identity import CALLER_KEY, caller_of
 from owner.admin.ports import OwnerPort
-from owner.admin.probe import NO_RESPONSE, RETRY_KEY, OpenChannel, probe, why_unreachable
+from owner.admin.probe import NO_RESPONSE, RETRY_KEY, SERVICE, OpenChannel, probe, why_unreachable
 from owner.admin.resolve import leads
 from tablewire.etcd.records import LeaderRecord
 
-SERVICE = "tablewire.v1.Admin"
 ANSWERED_BY_ANY = f"/{SERVICE}/GetStatus"
 FORWARDED_KEY = "tablewire-forwarded"
 CONNECT_TIMEOUT_S = 1.0
@@ -73,21 +72,16 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         return f"{text}{'' if is_forwarded else ', and no leader is known: an election is under way'}; try again"
 
     def _unary(self, method: str, leader: LeaderRecord, request: bytes, context: Any) -> bytes:
-        channel = self._connect(leader, context)
-        call = channel.unary_unary(method).future(request, **self._call_options(context, UNARY_TIMEOUT_S))
-        if not context.add_callback(call.cancel):
-            call.cancel()
-        try:
-            response: bytes = call.result()
-        except grpc.FutureCancelledError:
-            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
-        except grpc.RpcError as error:
-            _abort_as(error, leader, context)
+        (response,) = self._stream(method, leader, request, context, UNARY_TIMEOUT_S)  # on the wire a stream of one message
         return response
 
-    def _stream(self, method: str, leader: LeaderRecord, request: bytes, context: Any) -> Iterator[bytes]:
+    def _stream(
+        self, method: str, leader: LeaderRecord, request: bytes, context: Any, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> Iterator[bytes]:
         channel = self._connect(leader, context)
-        call = channel.unary_stream(method)(request, **self._call_options(context, STREAM_TIMEOUT_S))
+        timeout_s = min(context.time_remaining() or timeout_s, timeout_s)
+        metadata = ((FORWARDED_KEY, self._owner.owner_id), (CALLER_KEY, quote(caller_of(context))))
+        call = channel.unary_stream(method)(request, timeout=timeout_s, metadata=metadata)
         if not context.add_callback(call.cancel):
             call.cancel()
         try:
@@ -96,10 +90,6 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             _abort_as(error, leader, context)
         finally:
             call.cancel()
-
-    def _call_options(self, context: Any, timeout_s: float) -> dict[str, Any]:
-        metadata = ((FORWARDED_KEY, self._owner.owner_id), (CALLER_KEY, quote(caller_of(context))))
-        return {"timeout": min(context.time_remaining() or timeout_s, timeout_s), "metadata": metadata}
 
     def _connect(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
         """Return a channel that is connected to the leader; otherwise end the call here, before anything is done."""

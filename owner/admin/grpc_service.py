@@ -19,10 +19,10 @@ import grpc
 from owner.admin import cluster_operations, operations, plans
 from owner.admin.caller_identity import caller_of
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, UnknownTableError
-from owner.admin.forwarding import SERVICE, ForwardToLeader, abort_for_retry
+from owner.admin.forwarding import ForwardToLeader, abort_for_retry
 from owner.admin.jobs import FollowedJob, follow
 from owner.admin.ports import OwnerPort
-from owner.admin.probe import OpenChannel
+from owner.admin.probe import SERVICE, OpenChannel
 from tablewire.errors import (
     ClosedError,
     ConflictError,

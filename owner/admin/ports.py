@@ -39,13 +39,13 @@ class ElectionPort(Protocol):
 class TermPort(Protocol):
     """A term of leadership of this process. `by` is the caller that asked (`owner.admin.caller_identity`)."""
 
+    revision: int
+    history: History
+
     @property
     def leads(self) -> bool:
         """Whether the term has read the state in etcd and has not ended."""
         ...
-
-    @property
-    def revision(self) -> int: ...
 
     @property
     def captures(self) -> Mapping[CaptureID, CaptureInfo]: ...
@@ -57,9 +57,6 @@ class TermPort(Protocol):
 
     @property
     def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]: ...
-
-    @property
-    def history(self) -> History: ...
 
     def drain(self, capture: CaptureID, by: str = "") -> None:
         """Store the drain in etcd, so that it outlives this owner, and start it."""
@@ -75,17 +72,12 @@ class TermPort(Protocol):
 class OwnerPort(Protocol):
     """An owner process."""
 
-    @property
-    def cluster(self) -> str: ...
-
-    @property
-    def owner_id(self) -> str: ...
+    cluster: str
+    owner_id: str
+    changefeeds: EtcdChangefeeds
 
     @property
     def election(self) -> ElectionPort: ...
-
-    @property
-    def changefeeds(self) -> EtcdChangefeeds: ...
 
     @property
     def term(self) -> TermPort | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
+SERVICE = "tablewire.v1.Admin"
 RETRY_KEY = "tablewire-retry"
 """Trailing metadata of a refusal before anything was done, for want of a leader: the client may repeat the call."""
 NO_RESPONSE = "no response"

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from owner.admin.probe import RETRY_KEY, OpenChannel, probe, why_unreachable
+from owner.admin.probe import RETRY_KEY, SERVICE, OpenChannel, probe, why_unreachable
 from owner.cli.output import CommandError
-from tablewire.v1 import admin_pb2, admin_pb2_grpc
+from tablewire.v1 import admin_pb2
 
 CONNECT_TIMEOUT_S = 5.0
 OTHERS_TIMEOUT_S = 1.0
@@ -49,25 +49,25 @@ class AdminClient:
             channel.close()
 
     def call(self, method: str, timeout_s: float, **fields: Any) -> Any:
-        """Call a unary method with these fields of its request, and return the response; raise CommandError if it fails."""
-
-        def start(stub: Any, left_s: float) -> Any:
-            return getattr(stub, method)(_request(method, fields), timeout=left_s)
-
-        return self._ask(start, method, timeout_s)
+        """Call a unary method with these fields of its request, and return the response."""
+        (response,) = self.stream(method, timeout_s, **fields)  # on the wire a stream of one message
+        return response
 
     def stream(self, method: str, timeout_s: float, **fields: Any) -> Iterator[Any]:
         """Call a streaming method and return its messages.
 
         CommandError is raised here if the call cannot be started, and by the iterator if it fails later.
         """
+        request = GetMessageClass(_METHODS[method].input_type)(**fields)
+        response_type = GetMessageClass(_METHODS[method].output_type)
 
-        def start(stub: Any, left_s: float) -> tuple[Any, Any]:
-            call = getattr(stub, method)(_request(method, fields), timeout=left_s)
-            return call, next(call, None)
+        def start(channel: grpc.Channel, left_s: float) -> tuple[Any, Any]:
+            call = channel.unary_stream(f"/{SERVICE}/{method}", type(request).SerializeToString, response_type.FromString)
+            messages = call(request, timeout=left_s)
+            return messages, next(messages, None)
 
-        call, first = self._ask(start, method, timeout_s)
-        return self._messages(call, first, method, timeout_s)
+        messages, first = self._ask(start, method, timeout_s)
+        return self._messages(messages, first, method, timeout_s)
 
     def _messages(self, call: Any, first: Any, method: str, timeout_s: float) -> Iterator[Any]:
         try:
@@ -79,7 +79,7 @@ class AdminClient:
         finally:
             call.cancel()
 
-    def _ask(self, start: Callable[[Any, float], _T], method: str, timeout_s: float) -> _T:
+    def _ask(self, start: Callable[[grpc.Channel, float], _T], method: str, timeout_s: float) -> _T:
         deadline = self._clock() + timeout_s
         failed: set[str] = set()  # owners without a connection to the leader: tried last
         not_owners: set[str] = set()  # never tried again
@@ -91,9 +91,8 @@ class AdminClient:
                 # The last response is the reason why the call was not done, whether or not an owner is found again.
                 raise error if last is None else CommandError(last.code, f"{last.message}; then {error.message}") from None
             self._channel = channel
-            stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
             try:
-                return start(stub, max(deadline - self._clock(), 0.001))
+                return start(channel, max(deadline - self._clock(), 0.001))
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                     not_owners.add(self.endpoint)
@@ -152,10 +151,6 @@ class AdminClient:
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             text = f"{self.endpoint} does not know this call: it is not an owner, or has another version ({text})"
         return CommandError(code.name.lower(), text or code.name.lower())
-
-
-def _request(method: str, fields: Mapping[str, Any]) -> Any:
-    return GetMessageClass(_METHODS[method].input_type)(**fields)
 
 
 def _is_undone(error: grpc.RpcError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from owner.cli.output import Output, new_console, printable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 24
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """Use as a context manager, and call `show` as often as needed. The bar disappears at the end; lines stay."""
 
     def __init__(self, output: Output) -> None:
@@ -38,13 +38,9 @@ class ProgressBar:
                 transient=True,
                 expand=True,
             )
-
-    def __enter__(self) -> ProgressBar:
-        if self._bar is not None:
             self._bar.start()
-        return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

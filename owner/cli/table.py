@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -153,8 +153,7 @@ def _follow(session: Session, method: str, wait: bool, **fields: Any) -> list[pb
     timeout_s = session.timeout_s(DONE_TIMEOUT_S if wait else DECISION_TIMEOUT_S)
     fields |= {"wait_done": wait, "wait_ms": max(1, round(timeout_s * 1000))}
     jobs: dict[str, pb.Job] = {}
-    with ExitStack() as stack:
-        bar = stack.enter_context(ProgressBar(session.output)) if wait else None
+    with ProgressBar(session.output) if wait else nullcontext() as bar:
         for job in session.client.stream(method, timeout_s + ANSWER_MARGIN_S, **fields):
             jobs[job.changefeed] = job
             session.pending = f"the owner continues {', '.join(job.id for job in jobs.values() if job.state not in ENDED)}"

@@ -26,6 +26,7 @@ PARTS = {
     "steady_tick": "tests.bench.bench_tick",
     "postgres": "tests.bench.bench_postgres",
     "move_gap": "tests.bench.bench_move",
+    "idle": "tests.bench.bench_idle",
 }
 
 

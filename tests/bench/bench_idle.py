@@ -1,7 +1,8 @@
 """The cost of a quiet cluster: CPU time of the owner and the processor while no row is written.
 
-A real cluster (one etcd, one owner, one processor, one PostgreSQL for both sides) with one changefeed. Once its tables
-replicate and nothing has been written for SETTLE_S, the CPU time of both processes is read from /proc twice, QUIET_S apart.
+A real cluster (one etcd, one owner, one processor, PostgreSQL as the source and another one as the sink) with one changefeed.
+Once its tables replicate and nothing has been written for SETTLE_S, the CPU time of both services is read from /proc twice,
+QUIET_S apart. Two servers, because the owner's notes at a sink in the same server are changes of the source's WAL.
 """
 
 from __future__ import annotations
@@ -29,12 +30,19 @@ def run(quiet_s: float = QUIET_S) -> dict[str, Any]:
     """Measure CPU seconds of each service over `quiet_s` seconds."""
     with (
         tempfile.TemporaryDirectory(prefix="tablewire-bench-") as folder,
-        PostgresServer(Path(folder)) as server,
+        PostgresServer(Path(folder), name="source") as source_server,
+        PostgresServer(Path(folder), name="sink") as sink_server,
         Cluster(
-            Path(folder), etcd=1, owners=1, processors=1, postgres={"db": server}, lease_ttl_ms=LEASE_TTL_MS, links=False
+            Path(folder),
+            etcd=1,
+            owners=1,
+            processors=1,
+            postgres={"source": source_server, "sink": sink_server},
+            lease_ttl_ms=LEASE_TTL_MS,
+            links=False,
         ) as cluster,
     ):
-        source, sink = server.create_database("source"), server.create_database("sink")
+        source, sink = source_server.create_database("source"), sink_server.create_database("sink")
         with psycopg.connect(source, autocommit=True) as connection:
             for number in range(TABLES):
                 connection.execute(f"CREATE TABLE public.quiet{number} (id bigserial PRIMARY KEY, text text)")

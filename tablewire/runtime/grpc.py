@@ -33,6 +33,7 @@ _SIZES: Final[GrpcOptions] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_GRPC_METADATA_BYTES),
+    ("grpc.http2.bdp_probe", 0),
 ]
 
 

@@ -6,6 +6,7 @@ fails, "" if it passes; it must not block.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import sys
@@ -24,7 +25,6 @@ from tablewire.runtime.shutdown import run_thread
 REQUESTS_MAX = 8
 """Requests at the same time; the connections of more are closed."""
 REQUEST_TIMEOUT_S = 5.0
-POLL_INTERVAL_S = 0.1
 
 Check = Callable[[], str]
 
@@ -55,17 +55,25 @@ class HttpServer:
         self.host = host
         self.port = int(self._server.server_address[1])
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def start(self) -> None:
-        self._thread = run_thread("http", lambda: self._server.serve_forever(POLL_INTERVAL_S))
+        self._thread = run_thread("http", self._serve)
 
     def close(self) -> None:
         """Stop serving. Idempotent."""
+        self._closed = True
         if self._thread is not None:
-            self._server.shutdown()
+            with contextlib.suppress(OSError):
+                socket.create_connection((self.host, self.port), REQUEST_TIMEOUT_S).close()  # wakes the thread
             self._thread.join(REQUEST_TIMEOUT_S)
             self._thread = None
         self._server.server_close()
+
+    def _serve(self) -> None:
+        """Accept connections until closed; unlike serve_forever, this does not poll."""
+        while not self._closed:
+            self._server.handle_request()
 
 
 class _Server(socketserver.ThreadingTCPServer):

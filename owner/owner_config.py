@@ -25,6 +25,10 @@ class OwnerHttpSection(HttpSection, frozen=True, kw_only=True):
 
 class OwnerTickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The maximum time between two ticks of a changefeed", ge=10, le=10_000)] = 100
+    idle_interval_ms: Annotated[
+        int,
+        key("The same while nothing moves in any changefeed; at most a third of scheduler.capture_silent_ms", ge=10, le=10_000),
+    ] = 1_000
     status_interval_ms: Annotated[int, key("How often an advanced checkpoint is stored in etcd", ge=50, le=600_000)] = 200
 
 
@@ -32,7 +36,7 @@ class OwnerExchangeSection(Section, frozen=True, kw_only=True):
     """The Exchange calls to the processors."""
 
     timeout_ms: Annotated[int, key("Timeout of one Exchange with a processor", ge=100, le=60_000)] = 5_000
-    idle_ms: Annotated[int, key("How often a processor is called when there is nothing to send to it", ge=10, le=10_000)] = 500
+    idle_ms: Annotated[int, key("How often a processor is called when there is nothing to send to it", ge=10, le=10_000)] = 2_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class ProcessorHttpSection(HttpSection, frozen=True, kw_only=True):
 
 
 class ProcessorTickSection(Section, frozen=True, kw_only=True):
-    interval_ms: Annotated[int, key("The maximum time between two ticks of an agent", ge=5, le=10_000)] = 50
+    interval_ms: Annotated[int, key("The maximum time between two ticks of an agent", ge=5, le=10_000)] = 2_000
     unsettled_interval_ms: Annotated[
         int, key("The maximum time between two ticks of an agent while a span is being prepared or stopped", ge=1, le=10_000)
     ] = 10

@@ -22,6 +22,7 @@ from tablewire.errors import UnknownCaptureError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState
 from tablewire.model.columns import I64
 from tablewire.model.ids import TS_MAX, CaptureID, CaptureInfo, ChangefeedID, TableID, Ts
+from tablewire.model.jobs import ENDED
 from tablewire.model.messages import ActiveChangefeed, Transport
 from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
 from tablewire.model.spans import SpanBlock
@@ -97,6 +98,8 @@ class ChangefeedRun:
         self._owner_revision = owner_revision
         self._listed = _ListedSpans()
         self._drains: frozenset[CaptureID] = frozenset()
+        self.is_quiet = False
+        """Whether its last tick found that nothing moves: no checkpoint, no span, no job, no position of the source."""
         self.load: Loads = {}
         """What it brings, or will bring, to each capture, as its last tick left it."""
         self._elsewhere: Loads = {}
@@ -161,6 +164,7 @@ class ChangefeedRun:
         """One tick, once it is known where it starts and which tables there are. cluster: None while it is alone."""
         view = self.worker.view
         self._lag.note(view.source_ts, self.stored_watermark.checkpoint_ts, time.monotonic())
+        self.is_quiet = self.active is None or view.table_ids is None
         if self.active is None or view.table_ids is None:
             return
         self._listed.spans = view.spans
@@ -185,6 +189,7 @@ class ChangefeedRun:
             bound = min(bound, view.source_ts)
         checkpoint_ts = max(self.start_ts, self.watermark.checkpoint_ts)
         watermark = scheduler.tick(checkpoint_ts, view.table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
+        self.is_quiet = watermark == self.watermark and view.source_ts <= watermark.checkpoint_ts and _is_settled(scheduler)
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
         self._recorder.record(scheduler.events())
@@ -236,3 +241,7 @@ class ChangefeedRun:
             return ""
         text, _ = next(iter(errors.values()))
         return text if len(errors) == 1 else f"{len(errors)} spans, among them: {text}"
+
+
+def _is_settled(scheduler: SchedulerAndInfo) -> bool:
+    return scheduler.snapshot().is_steady and all(query.state in ENDED for query in scheduler.queries())

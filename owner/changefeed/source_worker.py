@@ -229,7 +229,9 @@ class ChangefeedWorker:
     def _publish(self, **changes: object) -> None:
         before = self._view
         self._view = replace(before, **changes)  # type: ignore[arg-type]
-        if any(getattr(before, name) is not value for name, value in changes.items() if name != "source_ts"):
+        replaced = {name for name, value in changes.items() if getattr(before, name) is not value}
+        # retained_bytes is for operators alone.
+        if replaced - {"source_ts", "retained_bytes"} or before.source_ts != self._view.source_ts:
             self._host.changed()
 
     def _pause(self, seconds: float) -> None:

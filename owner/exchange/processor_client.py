@@ -38,7 +38,7 @@ class ExchangeConfig:
     so that it learns the active changefeeds and can report. failure_pause_ms: least time between a failed call and the next."""
 
     exchange_timeout_ms: int = 5_000
-    idle_exchange_ms: int = 500
+    idle_exchange_ms: int = 2_000
     failure_pause_ms: int = 100
 
     def __post_init__(self) -> None:

@@ -46,6 +46,8 @@ from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 LOAD_TIMEOUT_S = 5.0
 LOAD_RETRY_S = 0.2
+QUIET_AFTER_S = 1.0
+"""When nothing has moved for this long, ticks, heartbeats and writes to etcd become as rare as tick.idle_interval_ms allows."""
 
 _R = TypeVar("_R", bound=Record)
 
@@ -98,7 +100,10 @@ class Term:
         """Of what the watches say: `_captures`, `_stored`, `_statuses`, `_drains` and the revisions they stand at."""
         self._revisions: dict[str, int] = {}
         self._loaded = False
-        self._tick_at = time.monotonic()
+        self._tick_at = self._moved_at = time.monotonic()
+        self._is_active = threading.Event()
+        """Whether something has moved within QUIET_AFTER_S."""
+        self._idle_interval_s = min(config.tick.idle_interval_ms, config.scheduler.capture_silent_ms / 3) / 1000
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._stop_reason = ""
@@ -172,7 +177,6 @@ class Term:
             self._hub.set_term(self.revision)
             self.history.add("owner_leads", subject=self._owner_id, text=f"revision {self.revision}")
             run_thread("store", self._store)
-            interval_s = self._config.tick.interval_ms / 1000
             while not (reason := self._doubt()):
                 started = self._tick_at = time.monotonic()
                 self._wake.clear()
@@ -184,16 +188,26 @@ class Term:
                     run.tick(captures, self._drains, cluster, self._hub.transport, self._scheduler_config)
                 took_s = time.monotonic() - started
                 self._observe_tick(took_s)
-                self._wake.wait(max(0.0, interval_s - took_s))
+                self._wake.wait(max(0.0, self._pace_s(started) - took_s))
             return reason
         finally:
             self._hub.stop_sending()
             self._ended.set()
+            self._is_active.set()
             for run in self._runs.values():
                 run.close()
             self._counters.keep_only(())  # the next leader counts
             if self._stop_reason:
                 self.history.flush_last()
+
+    def _pace_s(self, started: float) -> float:
+        """Return the longest time until the next round: nothing is due soon once nothing has moved for a while."""
+        if not all(run.is_quiet for run in self._runs.values()):
+            self._moved_at = started
+            self._is_active.set()
+        elif started - self._moved_at >= QUIET_AFTER_S:
+            self._is_active.clear()
+        return self._idle_interval_s if not self._is_active.is_set() else self._config.tick.interval_ms / 1000
 
     def close(self) -> None:
         """After `run`: what may take a moment."""
@@ -366,6 +380,7 @@ class Term:
                 return
             except (EtcdError, ConflictError) as error:
                 _log.warning("cannot_store", reason=str(error))
+            self._is_active.wait(self._idle_interval_s)
 
     def _store_run(self, run: ChangefeedRun) -> None:
         watermark, info = run.watermark, run.stored.info

@@ -27,7 +27,7 @@ from tablewire.model.columns import I64, U8, U64
 from tablewire.model.ids import TS_MAX, CaptureID
 from tablewire.model.progress import BarrierWithMinTs, CaptureView, Checkpoint, SpanView, TaskStatus, Watermark
 from tablewire.model.spans import Span, SpanBlock
-from tablewire.model.states import ReplicationState, StallReason, TableState
+from tablewire.model.states import CaptureState, ReplicationState, StallReason, TableState
 
 PLANNED_MAX = 100_000
 """A dry run names at most so many moves."""
@@ -126,6 +126,17 @@ class Snapshot:
         if barrier_ts < TS_MAX:
             mask |= self.progress.checkpoint_ts[roles.rows] >= np.uint64(barrier_ts)
         return np.flatnonzero(mask)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether every span replicates without an error and every processor answers."""
+        roles = self.roles
+        return (
+            self.initialized
+            and not self.errors
+            and bool(roles.steady.all() and not roles.in_snapshot.any())
+            and all(view.state is CaptureState.READY for view in self.captures)
+        )
 
     def states(self) -> dict[ReplicationState, int]:
         """Return how many spans are in each state."""

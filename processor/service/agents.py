@@ -113,7 +113,7 @@ class AgentHost:
         open_executor: OpenExecutor,
         may_act: Callable[[], bool],
         liveness: Liveness,
-        interval_ms: int = 50,
+        interval_ms: int = 2_000,
         unsettled_interval_ms: int = 10,
         agent_config: AgentConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -162,7 +162,7 @@ class AgentHost:
     def run(self) -> None:
         """Return once `close` was called and no agent of this capture can write."""
         while not self._closing or self._slots:
-            self._server.wait(self._interval_s if self._is_settled else self._unsettled_interval_s)
+            self._server.wait(self._pause_s())
             self._round_at = self._clock()
             arrived = self._server.take()
             for pending in arrived:
@@ -178,6 +178,13 @@ class AgentHost:
             self._is_settled = all(one.agent.is_settled for one in serving)
             self._answer(arrived)
             self._publish()
+
+    def _pause_s(self) -> float:
+        """Return the longest time until the next round. What settled agents have to do is announced by a wake-up."""
+        if not self._is_settled:
+            return self._unsettled_interval_s
+        retries = [slot.retry_at for slot in self._slots.values() if slot.phase is SlotPhase.IDLE and slot.wanted]
+        return max(self._unsettled_interval_s, min([self._interval_s, *(at - self._clock() for at in retries)]))
 
     def _receive(self, pending: PendingExchange) -> None:
         """Note which changefeeds the owner wants, and hand its messages to the agents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,3 +181,26 @@ def copied(server: PostgresServer) -> int:
     if server.execute("SELECT to_regclass('public.b')", "sink") == [(None,)]:
         return 0
     return int(str(server.execute("SELECT count(*) FROM b", "sink")[0][0]))
+
+
+def test_a_quiet_changefeed_is_asked_rarely_and_a_change_is_noticed(line: Line, tmp_path: Path) -> None:
+    """While nothing moves there is about one Exchange a second instead of ten, and a commit ends that within a second or two."""
+    line.create(sink=f"file://{tmp_path}/sink")
+    line.cluster.wait_replicating("one", tables=1)
+    line.cluster.wait_checkpoint(line.position(), "one", WAIT_S)
+
+    def exchanges() -> float:
+        return float(
+            re.findall(r"^tablewire_owner_exchange_seconds_count\S* (\S+)$", line.cluster.node("owner0").metrics(), re.M)[0]
+        )
+
+    def is_quiet() -> bool:
+        before, began = exchanges(), time.monotonic()
+        time.sleep(3.0)
+        return (exchanges() - before) / (time.monotonic() - began) < 2.5
+
+    line.wait("it is quiet", is_quiet)
+    line.run("INSERT INTO a VALUES (101)")
+    committed, began = line.position(), time.monotonic()
+    line.cluster.wait_checkpoint(committed, "one", WAIT_S)
+    assert time.monotonic() - began < 5.0

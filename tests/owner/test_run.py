@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 
 from owner.changefeed.run import ChangefeedRun, StoredChangefeed
@@ -10,24 +13,32 @@ from owner.core.scheduler_config import SchedulerConfig
 from owner.events.placement_counters import PlacementCounters
 from owner.events.recorder import EventRecorder
 from owner.owner_config import SourceSection
+from processor.agent.agent import new_agent
 from tablewire.etcd import records as registry
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.ids import CaptureInfo
+from tablewire.model.liveness import Liveness
 from tablewire.model.progress import Watermark
+from tablewire.model.states import QueryState
 from tablewire.runtime.metrics import Metrics
-from tablewire.testing import LoopbackNetwork
+from tablewire.testing import FakeTableExecutor, LoopbackNetwork
 
 INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"], created_at=registry.now(), epoch=3, start_ts=100)
 
 
-def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
-    """A drain is requested before the first tick that knows the capture; the tick after that one has it."""
+def new_run(view: SourceView) -> ChangefeedRun:
+    """Return a run with this view of its source; no thread is started."""
     worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
-    worker._view = SourceView(start_ts=100, table_ids=np.array([1], np.int64))
+    worker._view = view
     recorder = EventRecorder(INFO.changefeed, PlacementCounters(Metrics("owner", "1.0")))
-    run = ChangefeedRun(
+    return ChangefeedRun(
         StoredChangefeed(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, recorder=recorder
     )
+
+
+def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
+    """A drain is requested before the first tick that knows the capture; the tick after that one has it."""
+    run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64)))
     network, captures = LoopbackNetwork(), {"a": CaptureInfo("a", "a:1")}
 
     def tick(drains: frozenset[str]) -> None:
@@ -39,4 +50,46 @@ def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
     tick(frozenset({"b"}))
     assert run.scheduler is not None
     assert [query.target for query in run.scheduler.queries()] == ["b"]
+    run.close()
+
+
+def test_a_run_is_quiet_while_nothing_moves() -> None:
+    """A moving checkpoint, a source ahead of it and a stopping processor end the quiet; a job that has ended does not."""
+    run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64), source_ts=100))
+    network, executor, liveness = LoopbackNetwork(), FakeTableExecutor(), Liveness()
+    agent = new_agent(
+        capture_id="a",
+        changefeed_id=INFO.changefeed,
+        changefeed_epoch=INFO.epoch,
+        transport=network.transport("a"),
+        executor=executor,
+        liveness=liveness,
+    )
+    config = SchedulerConfig(heartbeat_interval_ms=1)
+
+    def tick() -> bool:
+        time.sleep(0.002)  # longer than the heartbeat interval
+        run.tick({"a": CaptureInfo("a", "a:1")}, set(), None, lambda _changefeed, _epoch: network.transport("owner"), config)
+        agent.tick()
+        return run.is_quiet
+
+    def wait_until(expected: bool) -> None:
+        assert any(tick() is expected for _ in range(20))
+
+    assert not tick()
+    wait_until(True)
+    executor.advance(200)
+    wait_until(False)
+    wait_until(True)
+    run.worker._view = replace(run.worker.view, source_ts=300)
+    assert not any(tick() for _ in range(5))
+    executor.advance(300)
+    wait_until(True)
+    assert run.scheduler is not None
+    job = run.scheduler.rebalance()
+    wait_until(True)
+    assert job.state is QueryState.DONE
+    liveness.stop()
+    wait_until(False)
+    assert not any(tick() for _ in range(5))
     run.close()

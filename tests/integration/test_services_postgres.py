@@ -194,10 +194,14 @@ def test_a_quiet_changefeed_is_asked_rarely_and_a_change_is_noticed(line: Line, 
             re.findall(r"^tablewire_owner_exchange_seconds_count\S* (\S+)$", line.cluster.node("owner0").metrics(), re.M)[0]
         )
 
+    samples = [(time.monotonic(), exchanges())]
+
     def is_quiet() -> bool:
-        before, began = exchanges(), time.monotonic()
-        time.sleep(3.0)
-        return (exchanges() - before) / (time.monotonic() - began) < 2.5
+        """Whether there were few Exchanges in the last three seconds."""
+        samples.append((time.monotonic(), exchanges()))
+        ended, last = samples[-1]
+        earlier = [(at, count) for at, count in samples if at <= ended - 3.0]
+        return bool(earlier) and (last - earlier[-1][1]) / (ended - earlier[-1][0]) < 2.5
 
     line.wait("it is quiet", is_quiet)
     line.run("INSERT INTO a VALUES (101)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
 
+from deploy.local.process import wait_until
 from owner.changefeed.run import ChangefeedRun, StoredChangefeed
 from owner.changefeed.source_worker import ChangefeedWorker, Duty, SourceView
 from owner.core.scheduler_config import SchedulerConfig
@@ -68,28 +68,27 @@ def test_a_run_is_quiet_while_nothing_moves() -> None:
     config = SchedulerConfig(heartbeat_interval_ms=1)
 
     def tick() -> bool:
-        time.sleep(0.002)  # longer than the heartbeat interval
         run.tick({"a": CaptureInfo("a", "a:1")}, set(), None, lambda _changefeed, _epoch: network.transport("owner"), config)
         agent.tick()
         return run.is_quiet
 
-    def wait_until(expected: bool) -> None:
-        assert any(tick() is expected for _ in range(20))
+    def wait_for(expected: bool) -> None:
+        wait_until(f"is_quiet is {expected}", lambda: tick() is expected, 10.0)
 
     assert not tick()
-    wait_until(True)
+    wait_for(True)
     executor.advance(200)
-    wait_until(False)
-    wait_until(True)
+    wait_for(False)
+    wait_for(True)
     run.worker._view = replace(run.worker.view, source_ts=300)
     assert not any(tick() for _ in range(5))
     executor.advance(300)
-    wait_until(True)
+    wait_for(True)
     assert run.scheduler is not None
     job = run.scheduler.rebalance()
-    wait_until(True)
+    wait_for(True)
     assert job.state is QueryState.DONE
     liveness.stop()
-    wait_until(False)
+    wait_for(False)
     assert not any(tick() for _ in range(5))
     run.close()

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.ports import OwnerPort
@@ -24,35 +21,28 @@ from owner.admin.resolve import (
     table_names,
 )
 from owner.changefeed.cluster_load import ClusterLoad, Loads
-from owner.core.jobs import PlannedMove
+from owner.core.jobs import JobReason, Reason
+from owner.scheduling import dry_run
+from owner.scheduling.dry_run import PlannedMove
+from owner.scheduling.snapshot import Snapshot
 from tablewire.model.ids import CaptureID, ChangefeedID
-from tablewire.model.states import CaptureState
 from tablewire.v1 import admin_pb2 as pb
-
-if TYPE_CHECKING:
-    from owner.scheduling.snapshot import Snapshot
 
 MOVES_MAX = 100_000
 """A plan names at most so many; the loads after it are those after these moves."""
-
-_WHY_NOT = {
-    CaptureState.UNINITIALIZED: "has not answered yet",
-    CaptureState.SILENT: "is silent",
-    CaptureState.STOPPING: "is stopping",
-}
 
 
 def plan_rebalance(owner: OwnerPort, text: str) -> pb.Plan:
     """As `operations.rebalance` would do it."""
     chosen = {info.changefeed for info, _ in rebalanced(owner, text)}
-    return _plan(owner, chosen, lambda snapshot: snapshot.plan_rebalance(), _why_no_rebalance)
+    return _plan(owner, chosen, dry_run.plan_rebalance, _why_no_rebalance)
 
 
 def plan_drain(owner: OwnerPort, capture: CaptureID) -> pb.Plan:
     """Where everything on this capture would go."""
     check_capture(owner, capture)
     chosen = {info.changefeed for info, _ in schedulers_of(owner, owner.changefeeds.list())}
-    return _plan(owner, chosen, lambda snapshot: snapshot.plan_drain(capture), lambda rows: _why_no_drain(rows, capture))
+    return _plan(owner, chosen, lambda snapshot: dry_run.plan_drain(snapshot, capture), lambda rows: _why_no_drain(rows, capture))
 
 
 def plan_move(owner: OwnerPort, text: str, table: str, target: CaptureID) -> pb.Plan:
@@ -62,11 +52,14 @@ def plan_move(owner: OwnerPort, text: str, table: str, target: CaptureID) -> pb.
     table_id = table_id_of(info, table_names(owner, info.changefeed), table)
     check_capture(owner, target)
 
-    def moves(snapshot: Snapshot) -> Sequence[PlannedMove]:
-        _check_target(snapshot, target)
-        return _moves_of_table(snapshot, table_id, target)
+    def plan(snapshot: Snapshot) -> Sequence[PlannedMove]:
+        planned = dry_run.plan_move(snapshot, table_id, target)
+        if isinstance(planned, Reason):
+            error = UnknownTableError if planned.code is JobReason.SPAN_UNKNOWN else RefusedError
+            raise error(planned.text)
+        return planned
 
-    return _plan(owner, {info.changefeed}, moves, lambda _: "")
+    return _plan(owner, {info.changefeed}, plan, lambda _: "")
 
 
 def _plan(
@@ -143,34 +136,3 @@ def _why_no_rebalance(snapshots: Sequence[Snapshot]) -> str:
 def _why_no_drain(snapshots: Sequence[Snapshot], capture: CaptureID) -> str:
     ready = {snapshot.capture_ids[index] for snapshot in snapshots for index in snapshot.ready}
     return "" if not snapshots or ready - {capture} else "no other capture is ready to take anything: start a processor first"
-
-
-def _check_target(snapshot: Snapshot, target: CaptureID) -> None:
-    found = next((capture for capture in snapshot.captures if capture.id == target), None)
-    if found is None:
-        raise RefusedError(f"target capture {target} is unknown")
-    if found.state in _WHY_NOT:
-        raise RefusedError(f"target capture {target} {_WHY_NOT[found.state]}")
-    if found.draining:
-        raise RefusedError(f"target capture {target} is being drained")
-
-
-def _moves_of_table(snapshot: Snapshot, table_id: int, target: CaptureID) -> Sequence[PlannedMove]:
-    roles = snapshot.roles
-    positions = np.flatnonzero((roles.spans.table_ids == table_id) & roles.wanted).tolist()
-    if not positions:
-        raise UnknownTableError(f"table {table_id} is unknown")
-    at = next(index for index, name in snapshot.capture_ids.items() if name == target)
-    away = [position for position in positions if roles.primary[position] != at]
-    if not away:
-        raise RefusedError(f"capture {target} is already the primary")
-    return [
-        PlannedMove(
-            roles.spans[position],
-            snapshot.capture_ids.get(int(roles.primary[position]), ""),
-            target,
-            float(snapshot.weight[position]),
-            "asked for" if roles.steady[position] else f"asked for; it waits until {roles.spans[position]} is steady",
-        )
-        for position in away
-    ]

@@ -236,11 +236,11 @@ class ChangefeedRun:
 
     def _span_error(self) -> str:
         scheduler = self.scheduler
-        errors = scheduler.snapshot().errors if scheduler is not None else {}
-        if not errors:
+        failures = scheduler.snapshot().failures if scheduler is not None else {}
+        if not failures:
             return ""
-        text, _ = next(iter(errors.values()))
-        return text if len(errors) == 1 else f"{len(errors)} spans, among them: {text}"
+        text = next(iter(failures.values())).error
+        return text if len(failures) == 1 else f"{len(failures)} spans, among them: {text}"
 
 
 def _is_settled(scheduler: SchedulerAndInfo) -> bool:

@@ -1,33 +1,80 @@
-"""What rebalance and balance remember between two ticks."""
+"""What load balancing remembers between two ticks."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from owner.core.jobs import RebalanceJob
 from owner.core.tables import Tables
 
 
+class QueuedMove(NamedTuple):
+    """A move that has not begun. number: of the row, to notice that the row is another span's by now."""
+
+    place: int  # in the plan
+    row: int
+    number: int
+    source: int
+    target: int
+    weight: float
+
+
+class MoveQueue:
+    """The moves of a plan that have not begun. Moves between the same two captures begin in the order of the plan; moves between
+    others do not wait for them."""
+
+    def __init__(self) -> None:
+        self.load_change: defaultdict[int, float] = defaultdict(float)  # what the moves will add to each capture, by index
+        self._queues: dict[tuple[int, int], deque[QueuedMove]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def add(self, moves: Iterable[QueuedMove]) -> None:
+        for move in moves:
+            self._queues.setdefault((move.source, move.target), deque()).append(move)
+            self._count(move, 1)
+
+    def pop(self, may_begin: Callable[[int, int], bool]) -> QueuedMove | None:
+        """Remove and return the first move between two captures for which may_begin(source, target) holds."""
+        heads = [queue[0] for pair, queue in self._queues.items() if may_begin(*pair)]
+        if not heads:
+            return None
+        move = min(heads)
+        queue = self._queues[move.source, move.target]
+        queue.popleft()
+        if not queue:
+            del self._queues[move.source, move.target]
+        self._count(move, -1)
+        return move
+
+    def _count(self, move: QueuedMove, sign: int) -> None:
+        self.load_change[move.source] -= sign * move.weight
+        self.load_change[move.target] += sign * move.weight
+
+
 @dataclass(slots=True)
 class Balancer:
-    """At most one job; is_balancing: loads are being evened out without being asked."""
+    """At most one job. is_balancing: loads are being evened out without a job."""
 
     job: RebalanceJob | None = None
     is_balancing: bool = False
     quiet_since_ms: int | None = None
-    planned: deque[tuple[int, int, int]] = field(default_factory=deque)  # (row, its number, target)
+    planned: MoveQueue = field(default_factory=MoveQueue)
     begun: dict[int, tuple[int, int]] = field(default_factory=dict)  # row -> (its number, target) of moves that have not ended
-    failed: Counter[int] = field(default_factory=Counter)  # target -> how many moves to it failed, one after the other
+    failed: Counter[int] = field(default_factory=Counter)  # target -> number of consecutive failed moves to it
 
     def clear(self) -> None:
-        """What was planned and tried is forgotten; moves that are under way end by themselves."""
-        self.planned.clear()
+        """Forget what was planned and tried. Moves that are in progress end by themselves."""
+        self.planned = MoveQueue()
         self.begun.clear()
         self.failed.clear()
 
     def settle(self, tables: Tables) -> None:
-        """Takes note of the moves that have ended, well or not."""
+        """Take note of the moves that have ended, successfully or not."""
         for row, (number, target) in list(self.begun.items()):
             if tables.number[row] == number and int(tables.secondary[row]) == target:
                 continue
@@ -38,14 +85,3 @@ class Balancer:
                 self.failed.pop(target, None)
             else:
                 self.failed[target] += 1
-
-    def shift(self, tables: Tables) -> dict[int, float]:
-        """What the planned moves will add to each capture (index -> weight, negative: take away)."""
-        added: dict[int, float] = {}
-        for row, number, target in self.planned:
-            source = int(tables.primary[row])
-            if tables.live[row] and tables.number[row] == number and source >= 0:
-                weight = float(tables.weight[row])
-                added[source] = added.get(source, 0.0) - weight
-                added[target] = added.get(target, 0.0) + weight
-        return added

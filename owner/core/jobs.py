@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar, overload
+from typing import ClassVar
 
 from tablewire.model.ids import CaptureID, TableID
 from tablewire.model.jobs import ENDED, JobView
@@ -145,35 +144,3 @@ class CancelRequest:
 
 
 JobRequest = Job | CancelRequest
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedMove:
-    """What a dry run would do with one span, and why. source, target: captures by id; weight: the span's."""
-
-    span: Span
-    source: CaptureID
-    target: CaptureID
-    weight: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RebalancePlan(Sequence[PlannedMove]):
-    """The moves of a dry run, and the load of each capture before and after them."""
-
-    moves: tuple[PlannedMove, ...] = ()
-    load_before: Mapping[CaptureID, float] = field(default_factory=dict)
-    load_after: Mapping[CaptureID, float] = field(default_factory=dict)
-
-    @overload
-    def __getitem__(self, index: int) -> PlannedMove: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[PlannedMove]: ...
-
-    def __getitem__(self, index: int | slice) -> PlannedMove | Sequence[PlannedMove]:
-        return self.moves[index]
-
-    def __len__(self) -> int:
-        return len(self.moves)

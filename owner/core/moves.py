@@ -42,7 +42,7 @@ class MoveSlots:
     @classmethod
     def of(cls, core: Core) -> MoveSlots:
         tables = core.tables
-        rows = under_way(core, PLANNED)
+        rows = in_progress(core, PLANNED)
         used: dict[int, int] = {}
         for role in (tables.primary[rows], tables.secondary[rows]):
             for capture, count in zip(*np.unique(role[role != NO_CAPTURE], return_counts=True), strict=True):
@@ -50,11 +50,9 @@ class MoveSlots:
         config = core.config
         return cls(config.max_task_concurrency - len(rows), config.max_task_concurrency_per_capture, used, why_blocked(core))
 
-    def free_from(self, capture: int) -> bool:
-        return self.blocked is None and self.free > 0 and self.used.get(capture, 0) < self.limit
-
-    def full(self) -> set[int]:
-        return {capture for capture, used in self.used.items() if used >= self.limit}
+    def allow(self, *captures: int) -> bool:
+        """Return whether a move that touches these captures may start."""
+        return self.blocked is None and self.free > 0 and all(self.used.get(capture, 0) < self.limit for capture in captures)
 
     def take(self, source: int, target: int) -> None:
         self.free -= 1
@@ -63,8 +61,8 @@ class MoveSlots:
                 self.used[capture] = self.used.get(capture, 0) + 1
 
 
-def under_way(core: Core, tasks: tuple[int, ...]) -> Rows:
-    """The spans that moves of these kinds have prepared somewhere and not brought there yet."""
+def in_progress(core: Core, tasks: tuple[int, ...]) -> Rows:
+    """Return the rows of the moves of these kinds that have begun and not ended."""
     tables = core.tables
     rows = tables.unsteady_rows()
     return rows[np.isin(tables.task[rows], tasks) & np.isin(tables.state[rows], (PREPARE, COMMIT))]

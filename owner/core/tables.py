@@ -88,7 +88,7 @@ class Holder:
     dispatch: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SpanFailure:
     """An executor's error of one row, or a prepare that took too long: not again before retry_at_ms, and elsewhere first."""
 
@@ -317,6 +317,11 @@ class Tables:
         self._index = None
         self.version += 1
 
+    def is_in_backoff(self, row: int, now_ms: int) -> bool:
+        """Return whether the span failed and is not to be tried again yet."""
+        failure = self.failures.get(row)
+        return failure is not None and failure.retry_at_ms > now_ms
+
     # -- roles --------------------------------------------------------------------------------------------------------
 
     def add_undetermined(self, rows: Iterable[int], capture: int, reported: int, dispatches: Sequence[int] | int = 0) -> None:
@@ -387,15 +392,6 @@ class Tables:
         changed = rows[self.state[rows] != state]
         self.state[changed] = state
         self.state_since_ms[changed] = now_ms
-
-    def loads(self, captures: int) -> F64:
-        """The weight that each capture has or gets: a span counts where it is, and where it is going to; shape (captures,)."""
-        size = self.size
-        load = np.zeros(captures, np.float64)
-        for role in (self.primary[:size], self.secondary[:size]):
-            held = role >= 0
-            load += np.bincount(role[held], weights=self.weight[:size][held], minlength=captures)
-        return load
 
     def check(self) -> list[str]:
         """What of the row invariant does not hold, one text each; empty when all is well."""

@@ -100,13 +100,13 @@ class Publisher:
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
             ready=frozenset(capture.index for capture in core.ready_captures()),
             cluster_load=core.cluster_load,
-            planned=core.balancer.shift(core.tables),
+            planned=dict(core.balancer.planned.load_change),
             balance_stop_percent=core.config.balance_stop_percent,
             may_hold_any_span=bool(core.replication.may_hold_any_span),
             unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
             guard_active=core.mass_failure_guard.is_active,
             drains={target: DrainView(job.id, job.spans_left) for target, job in core.drains.items()},
-            errors={row: (trouble.error, trouble.retry_at_ms) for row, trouble in core.tables.failures.items()},
+            failures=dict(core.tables.failures),
             barrier=core.barrier,
         )
 

@@ -16,10 +16,11 @@ from typing import Protocol
 import numpy as np
 
 from owner.core.events import Event, JobChanged
-from owner.core.jobs import CancelJob, CancelRequest, DrainJob, Job, JobReason, JobRequest, MoveJob, RebalanceJob, RebalancePlan
+from owner.core.jobs import CancelJob, CancelRequest, DrainJob, Job, JobReason, JobRequest, MoveJob, RebalanceJob
 from owner.core.scheduler_config import SchedulerConfig
 from owner.core.state import Core, Identity
 from owner.core.tick import TickInput, tick
+from owner.scheduling.dry_run import MovePlan, plan_rebalance
 from owner.scheduling.publisher import Publisher
 from owner.scheduling.snapshot import Snapshot, task_statuses
 from tablewire.errors import ClosedError, ConcurrentTickError, InvariantError, UnknownCaptureError
@@ -201,9 +202,9 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         with self._lock:
             return self._request(RebalanceJob(id=self._new_id(), asked_by=asked_by))
 
-    def plan_rebalance(self) -> RebalancePlan:
+    def plan_rebalance(self) -> MovePlan:
         """Return what a rebalance would move now, and the loads before and after it; changes nothing."""
-        return self.snapshot().plan_rebalance()
+        return plan_rebalance(self.snapshot())
 
     def drain_capture(self, target: CaptureID) -> int:
         with self._lock:

@@ -11,8 +11,6 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from owner.core.jobs import PlannedMove, RebalancePlan
-from owner.core.policies.load_balancing import level
 from owner.core.tables import (
     ABSENT,
     COMMIT,
@@ -22,15 +20,13 @@ from owner.core.tables import (
     REMOVING,
     CaptureIndexes,
     Mask,
+    SpanFailure,
 )
 from tablewire.model.columns import I64, U8, U64
 from tablewire.model.ids import TS_MAX, CaptureID
 from tablewire.model.progress import BarrierWithMinTs, CaptureView, Checkpoint, SpanView, TaskStatus, Watermark
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import CaptureState, ReplicationState, StallReason, TableState
-
-PLANNED_MAX = 100_000
-"""A dry run names at most so many moves."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Snapshot:
     unfenced: frozenset[CaptureID]  # captures that did not report that their sink refuses older permissions
     guard_active: bool  # the mass-failure guard holds placement back
     drains: Mapping[CaptureID, DrainView]
-    errors: Mapping[int, tuple[str, int]]  # row -> (text, retry_at_ms)
+    failures: Mapping[int, SpanFailure]  # by row
     barrier: BarrierWithMinTs
 
     @property
@@ -157,54 +153,6 @@ class Snapshot:
         loads = np.bincount(where[held], weights=self.weight[held], minlength=max(self.capture_ids, default=-1) + 1)
         return {id: float(loads[index]) + self.planned.get(index, 0.0) for index, id in self.capture_ids.items()}
 
-    def plan_rebalance(self) -> RebalancePlan:
-        """What a rebalance would do now: the moves, and the loads before and after them. Any thread; changes nothing."""
-        roles = self.roles
-        found = level(
-            np.where(roles.secondary != NO_CAPTURE, roles.secondary, roles.primary),
-            self.weight,
-            roles.steady & roles.wanted,
-            sorted(self.ready),
-            {index: self.cluster_load.get(self.capture_ids[index], 0.0) for index in self.ready},
-            self.balance_stop_percent,
-            PLANNED_MAX,
-        )
-        return RebalancePlan(
-            tuple(
-                PlannedMove(
-                    roles.spans[move.position],
-                    self.capture_ids[move.source],
-                    self.capture_ids[move.target],
-                    move.weight,
-                    f"{self.capture_ids[move.source]} carries more than {self.capture_ids[move.target]}",
-                )
-                for move in found.moves
-            ),
-            {self.capture_ids[index]: load for index, load in found.before.items()},
-            {self.capture_ids[index]: load for index, load in found.after.items()},
-        )
-
-    def plan_drain(self, target: CaptureID) -> RebalancePlan:
-        """Where the spans of a capture would go if it were drained now; empty for an unknown one. Any thread; changes nothing."""
-        index = next((index for index, id in self.capture_ids.items() if id == target), None)
-        others = sorted(self.ready - {index})
-        before = self.loads()
-        if index is None or not others:
-            return RebalancePlan((), before, before)
-        load = {other: before[self.capture_ids[other]] + self.cluster_load.get(self.capture_ids[other], 0.0) for other in others}
-        moves = []
-        for position in np.flatnonzero(self.roles.primary == index)[:PLANNED_MAX].tolist():
-            best = min(others, key=lambda other: load[other])
-            weight = float(self.weight[position])
-            load[best] += weight
-            span, to = self.roles.spans[position], self.capture_ids[best]
-            moves.append(PlannedMove(span, target, to, weight, f"{target} is drained; {to} carries least"))
-        after = dict(before)
-        for move in moves:
-            after[move.source] -= move.weight
-            after[move.target] += move.weight
-        return RebalancePlan(tuple(moves), before, after)
-
     def touching(self, capture: CaptureID) -> I64:
         """Return the positions of the spans that have this capture as Primary or Secondary."""
         indexes = [index for index, capture_id in self.capture_ids.items() if capture_id == capture]
@@ -253,7 +201,7 @@ def span_view(snapshot: Snapshot, position: int) -> SpanView:
         checkpoint=progress.of(row),
         state_age_ms=snapshot.now_ms - int(roles.state_since_ms[position]),
         stall_reason=stall_reason(snapshot, position),
-        error=snapshot.errors.get(row, ("", 0))[0],
+        error=failure.error if (failure := snapshot.failures.get(row)) is not None else "",
     )
 
 
@@ -277,7 +225,7 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
                 return StallReason.SILENT_CAPTURE
             if roles.undetermined[position]:
                 return StallReason.UNDETERMINED
-        return StallReason.EXECUTOR_ERROR if int(roles.rows[position]) in snapshot.errors else StallReason.PREPARING
+        return StallReason.EXECUTOR_ERROR if int(roles.rows[position]) in snapshot.failures else StallReason.PREPARING
     if primary in snapshot.silent:
         return StallReason.SILENT_CAPTURE
     if state == COMMIT:
@@ -294,12 +242,12 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
 def _why_absent(snapshot: Snapshot, position: int) -> StallReason:
     if snapshot.guard_active:
         return StallReason.BRAKE
-    error = snapshot.errors.get(int(snapshot.roles.rows[position]))
-    if error is not None and error[1] > snapshot.now_ms:
+    failure = snapshot.failures.get(int(snapshot.roles.rows[position]))
+    if failure is not None and failure.retry_at_ms > snapshot.now_ms:
         return StallReason.BACKOFF
     if not snapshot.ready:
         return StallReason.NO_CAPTURE
-    if error is not None:
+    if failure is not None:
         return StallReason.EXECUTOR_ERROR
     return StallReason.UNDETERMINED if snapshot.roles.undetermined[position] else StallReason.CONCURRENCY
 

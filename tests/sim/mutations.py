@@ -135,7 +135,7 @@ DEMANDED = (
     ),
     Bug(
         "promotion beside an Undetermined: the Primary has stopped",
-        seed=21,
+        seed=357,
         rules=_first(Rule((S.COMMIT,), Role.PRIMARY, GONE, WITH_SECONDARY, GRANT_AFTER, "planted")),
     ),
     Bug(
@@ -184,15 +184,12 @@ DEMANDED = (
     Bug(
         "the limit is compared with ==",
         seed=82,
-        edits=_edit(f"{MOVES}:MoveSlots.free_from", "self.free > 0", "self.free != 0"),
+        edits=_edit(f"{MOVES}:MoveSlots.allow", "self.free > 0", "self.free != 0"),
     ),
     Bug(
         "the limit of a capture is compared with ==",
         seed=27,
-        edits=(
-            Edit(f"{MOVES}:MoveSlots.free_from", "< self.limit", "!= self.limit"),
-            Edit(f"{MOVES}:MoveSlots.full", ">= self.limit", "== self.limit"),
-        ),
+        edits=_edit(f"{MOVES}:MoveSlots.allow", "< self.limit", "!= self.limit"),
     ),
     Bug(
         "bootstrap is not waited for",
@@ -276,7 +273,7 @@ MORE = (
     ),
     Bug(
         "a Primary is told to stop although nobody could follow",
-        seed=3,
+        seed=28,
         rules=_instead(
             lambda rule: rule.states == (S.PREPARE,) and rule.reports == (T.PREPARED,) and rule.when == BESIDE_ANOTHER,
             Outcome(S.COMMIT, dispatch=Dispatch.REMOVE_PRIMARY),
@@ -292,9 +289,7 @@ MORE = (
     Bug(
         "a span is added where somebody may still hold it",
         seed=1,
-        edits=_edit(
-            "owner.core.policies.add_and_remove:add_missing", "never=set(tables.undetermined.get(row, ())),", "never=set(),"
-        ),
+        edits=_edit("owner.core.policies.add_and_remove:add_missing", "exclude=tables.undetermined.get(row, ())", "exclude=()"),
     ),
     Bug(
         "a report is applied on a base that was never applied",
@@ -313,7 +308,7 @@ MORE = (
     ),
     Bug(
         "a capture that came back is believed by number",
-        seed=3,
+        seed=7,
         edits=_edit(
             "owner.core.captures:Captures.update",
             "capture.acked, capture.must_report_names, capture.heartbeat_ms = 0, True, None",
@@ -322,7 +317,7 @@ MORE = (
     ),
     Bug(
         "who is Stopping at the start of a term is forgotten",
-        seed=8,
+        seed=3,
         edits=_edit(
             "owner.core.bootstrap:_note_stopping",
             "core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)",
@@ -338,9 +333,9 @@ MORE = (
         "a move is done when its target is prepared",
         seed=1,
         edits=_edit(
-            "owner.core.policies.move:_at_target",
-            "core.tables.primary[row] == target and core.tables.state[row] == REPLICATING",
-            "target in (core.tables.primary[row], core.tables.secondary[row])",
+            "owner.core.policies.planner:plan_move",
+            "inputs.primary[row] != target or inputs.state[row] != REPLICATING",
+            "target not in (inputs.primary[row], inputs.secondary[row])",
         ),
     ),
     Bug(
@@ -388,7 +383,11 @@ HARMLESS = (
     ),
     Bug(
         "a drain waits for a prepare towards its target",
-        edits=_edit("owner.core.policies.drain:_turn_inbound_away", "undo_prepare(core, with_writer)", "return"),
+        edits=_edit(
+            "owner.core.policies.drain:_cancel_inbound",
+            "rows if elsewhere else rows[tables.primary[rows] != NO_CAPTURE]",
+            "rows[tables.primary[rows] == NO_CAPTURE] if elsewhere else rows[:0]",
+        ),
     ),
     Bug(
         "the agent takes acknowledgements that were meant for its predecessor",

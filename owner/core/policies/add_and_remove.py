@@ -7,7 +7,7 @@ import numpy as np
 from owner.core.captures import Capture
 from owner.core.coverage import overlaps, uncovered_tables
 from owner.core.moves import prepare
-from owner.core.policies.placement import Placement
+from owner.core.policies.planner import LeastLoaded, PlanInput, heaviest_first
 from owner.core.replication import raise_progress
 from owner.core.state import Core
 from owner.core.tables import (
@@ -81,35 +81,27 @@ def remove_unwanted(core: Core) -> None:
 
 
 def add_missing(core: Core, captures: list[Capture]) -> None:
-    """Prepares the spans that nobody has on the least loaded captures."""
-    if not captures:
-        return
+    """Prepare the spans that no capture has on the least loaded captures, the heaviest spans first."""
     tables, size = core.tables, core.tables.size
-    mask = tables.wanted[:size] & (tables.state[:size] == ABSENT)
-    if not mask.any():
+    absent = tables.wanted[:size] & (tables.state[:size] == ABSENT)
+    if not captures or not absent.any():
         return
-    rows = np.flatnonzero(mask)
-    if tables.failures:
-        waiting = [row for row, trouble in tables.failures.items() if trouble.retry_at_ms > core.now_ms]
-        rows = np.setdiff1d(rows, np.array(waiting, np.int64))
-    rows = _without_overlaps(core, rows)
-    placement = Placement.of(core, captures)
-    special = tables.undetermined_count[rows] > 0
-    if tables.failures:
-        special |= np.isin(rows, np.fromiter(tables.failures, np.int64, len(tables.failures)))
-    plain = rows[~special][: core.config.add_batch_spans]
-    targets = placement.spread(len(plain))
-    prepare(core, plain, targets, TASK_ADD)
+    rows = heaviest_first(_without_overlaps(core, np.flatnonzero(absent)), tables.weight)
+    waiting = [row for row in tables.failures if tables.is_in_backoff(row, core.now_ms)]
+    rows = rows[~np.isin(rows, waiting)]
+    restricted = (tables.undetermined_count[rows] > 0) | np.isin(rows, list(tables.failures))
+    inputs = PlanInput.of(core, captures)
+    least_loaded = LeastLoaded(inputs.captures, inputs.loads())
+    plain = rows[~restricted][: core.config.add_batch_spans]
+    prepare(core, plain, least_loaded.take_all(tables.weight[plain]), TASK_ADD)
     room = core.config.add_batch_spans - len(plain)
-    for row in rows[special].tolist():
+    for row in rows[restricted].tolist():
         if not room:
             return
-        trouble = tables.failures.get(row)
-        target = placement.least(
-            never=set(tables.undetermined.get(row, ())),
-            rather_not=set() if trouble is None else {trouble.capture},
-        )
-        if target != NO_CAPTURE:  # what fits nowhere takes no place of those that do
+        failure = tables.failures.get(row)
+        avoid = () if failure is None else (failure.capture,)
+        target = least_loaded.take(float(tables.weight[row]), exclude=tables.undetermined.get(row, ()), avoid=avoid)
+        if target != NO_CAPTURE:  # a span that no capture can take leaves its room to others
             prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_ADD)
             room -= 1
 

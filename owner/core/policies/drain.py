@@ -1,59 +1,57 @@
-"""Drain: everything away from captures that are drained or stopping, a bounded number of spans at a time."""
+"""Drain: move every span away from captures that are drained or stopping, a bounded number at a time."""
 
 from __future__ import annotations
+
+from itertools import islice
 
 import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.jobs import JobReason
 from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare, why_blocked
-from owner.core.policies.placement import Placement
+from owner.core.policies.planner import Move, PlanInput, plan_drain
 from owner.core.state import Core
 from owner.core.tables import NO_CAPTURE, PREPARE, TASK_DRAIN
 from tablewire.model.states import QueryState
 
+MOVES_EXAMINED_MAX = 1_024
+"""A tick looks for moves that can begin among so many of the plan."""
+
 
 def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
-    """Proposes moves away from every leaving capture; works on the spans that are ready and waits for none."""
+    """Begin the first moves of the plan that empties every leaving capture. A span that cannot be moved now delays no other."""
     leaving = core.leaving_captures()
-    if not leaving:
-        return
-    placement = Placement.of(core, ready)
     for capture in leaving:
-        _turn_inbound_away(core, capture, bool(ready))
-        if ready and can_be_stopped(core, capture.index):
-            _move_away(core, capture, placement, slots)
+        _cancel_inbound(core, capture, bool(ready))
+    sources = {capture.index: capture for capture in leaving if can_be_stopped(core, capture.index)}
+    able = [index for index in sources if slots.allow(index)]
+    if not able or not ready:
+        return
+    tables, size = core.tables, core.tables.size
+    movable = tables.steady[:size] & tables.wanted[:size]
+    for move in islice(plan_drain(PlanInput.of(core, ready), able, movable), MOVES_EXAMINED_MAX):
+        if not any(slots.allow(index) for index in able):
+            return
+        if not slots.allow(move.source, move.target) or _must_wait(core, move):
+            continue
+        job = core.drains.get(sources[move.source].id)
+        prepare(core, np.array([move.row], np.int64), np.array([move.target], np.int16), TASK_DRAIN, job)
+        slots.take(move.source, move.target)
 
 
-def _turn_inbound_away(core: Core, capture: Capture, elsewhere: bool) -> None:
-    """What is being prepared there is undone: a move stays where it was, an add is placed again."""
+def _must_wait(core: Core, move: Move) -> bool:
+    """Return whether the span is in backoff. After its first failure it may move at once, to another capture."""
+    failure = core.tables.failures.get(move.row)
+    if failure is None or failure.retry_at_ms <= core.now_ms:
+        return False
+    return failure.attempts > 1 or failure.capture == move.target
+
+
+def _cancel_inbound(core: Core, capture: Capture, elsewhere: bool) -> None:
+    """Undo what the capture is preparing: a moving span stays where it was, a new one is placed again if it can be."""
     tables, size = core.tables, core.tables.size
     rows = np.flatnonzero((tables.secondary[:size] == capture.index) & (tables.state[:size] == PREPARE))
-    with_writer = rows[tables.primary[rows] != NO_CAPTURE]
-    undo_prepare(core, with_writer)
-    if elsewhere:
-        undo_prepare(core, rows[tables.primary[rows] == NO_CAPTURE])
-
-
-def _move_away(core: Core, capture: Capture, placement: Placement, slots: MoveSlots) -> None:
-    tables, size = core.tables, core.tables.size
-    rows = np.flatnonzero((tables.primary[:size] == capture.index) & tables.steady[:size] & tables.wanted[:size])
-    for row in rows.tolist():
-        if not slots.free_from(capture.index):
-            return
-        never = {capture.index} | slots.full()
-        trouble = tables.failures.get(row)
-        if trouble is not None and trouble.retry_at_ms > core.now_ms:
-            if trouble.attempts > 1:
-                continue
-            never.add(trouble.capture)  # elsewhere at once, there later
-        target = placement.least(never, rather_not=set() if trouble is None else {trouble.capture})
-        if target == NO_CAPTURE and trouble is not None:
-            continue
-        if target == NO_CAPTURE:
-            return
-        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_DRAIN, core.drains.get(capture.id))
-        slots.take(capture.index, target)
+    undo_prepare(core, rows if elsewhere else rows[tables.primary[rows] != NO_CAPTURE])
 
 
 def update_drains(core: Core) -> None:

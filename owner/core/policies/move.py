@@ -7,17 +7,12 @@ import numpy as np
 from owner.core.captures import Capture
 from owner.core.jobs import JobReason, MoveJob, Reason
 from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare
+from owner.core.policies.planner import PlanInput, plan_move, refuse_target
 from owner.core.state import Core
-from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, REPLICATING, TASK_MOVE
+from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, TASK_MOVE
 from tablewire.model.jobs import ENDED
 from tablewire.model.spans import Span
-from tablewire.model.states import CaptureState, QueryState
-
-_NOT_READY = {
-    CaptureState.UNINITIALIZED: JobReason.TARGET_UNINITIALIZED,
-    CaptureState.SILENT: JobReason.TARGET_SILENT,
-    CaptureState.STOPPING: JobReason.TARGET_STOPPING,
-}
+from tablewire.model.states import QueryState
 
 
 def move(core: Core, slots: MoveSlots) -> None:
@@ -35,14 +30,14 @@ def move(core: Core, slots: MoveSlots) -> None:
 
 
 def _target(core: Core, job: MoveJob) -> Capture | Reason:
-    """Return the target if it may take spans, else why not."""
+    """Return the target if it may take spans, otherwise the reason why not."""
     capture = core.captures.get(job.target)
-    if capture is None:
-        return JobReason.TARGET_UNKNOWN.of(target=job.target)
-    if job.target in core.drains:
-        return JobReason.TARGET_DRAINED.of(target=job.target)
-    not_ready = _NOT_READY.get(core.capture_state(capture))
-    return capture if not_ready is None else not_ready.of(target=job.target)
+    state = core.capture_state(capture) if capture is not None else None
+    refused = refuse_target(job.target, state, job.target in core.drains)
+    if refused is not None:
+        return refused
+    assert capture is not None
+    return capture
 
 
 def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
@@ -58,7 +53,7 @@ def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
         job.set(QueryState.REFUSED, target)
     elif leaving:
         job.set(QueryState.PENDING, JobReason.STILL_REMOVED.of(span=tables.span(leaving[0])))
-    elif all(_at_target(core, row, target.index) for row in rows):
+    elif not plan_move(PlanInput.of(core, ()), rows, target.index):
         job.set(QueryState.REFUSED, JobReason.ALREADY_PRIMARY.of(target=job.target))
     else:
         job.rows, job.numbers = rows, tables.number[rows].tolist()
@@ -102,10 +97,6 @@ def _undo(core: Core, job: MoveJob) -> None:
     undo_prepare(core, rows[mine & (tables.primary[rows] >= 0)])
 
 
-def _at_target(core: Core, row: int, target: int) -> bool:
-    return bool(core.tables.primary[row] == target and core.tables.state[row] == REPLICATING)
-
-
 def _go_on(core: Core, job: MoveJob, slots: MoveSlots) -> None:
     tables = core.tables
     assert job.rows is not None
@@ -130,7 +121,7 @@ def _go_on(core: Core, job: MoveJob, slots: MoveSlots) -> None:
         attempts = core.config.move_attempts
         job.set(QueryState.REFUSED, JobReason.PREPARE_FAILED.of(span=span, target=job.target, attempts=attempts, error=error))
         return
-    waiting = [_start(core, job, row, target.index, slots) for row in rows if not _at_target(core, row, target.index)]
+    waiting = [_start(core, job, move.row, target.index, slots) for move in plan_move(PlanInput.of(core, ()), rows, target.index)]
     reasons = [reason for reason in waiting if reason is not None]
     if reasons:
         job.set(QueryState.PENDING, reasons[0])
@@ -158,7 +149,7 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) ->
         return slots.blocked
     if not can_be_stopped(core, source):
         return JobReason.SOURCE_SILENT.of(source=core.captures[source].id)
-    if not slots.free_from(source) or target in slots.full():
+    if not slots.allow(source, target):
         return JobReason.LIMIT_REACHED.of(limit=core.config.max_task_concurrency)
     prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE, job)
     job.attempts[row] = job.attempts.get(row, 0) + 1

@@ -29,10 +29,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from owner.core.tables import NO_CAPTURE, CaptureIndexes, Mask, Rows
-from tablewire.model.columns import F64
+from owner.core.captures import Capture
+from owner.core.jobs import JobReason, Reason
+from owner.core.state import Core
+from owner.core.tables import NO_CAPTURE, REPLICATING, CaptureIndexes, Mask, Rows
+from tablewire.model.columns import F64, U8
+from tablewire.model.ids import CaptureID
+from tablewire.model.states import CaptureState
 
 F32 = npt.NDArray[np.float32]
+
+_TARGET_NOT_READY = {
+    CaptureState.UNINITIALIZED: JobReason.TARGET_UNINITIALIZED,
+    CaptureState.SILENT: JobReason.TARGET_SILENT,
+    CaptureState.STOPPING: JobReason.TARGET_STOPPING,
+}
 
 PLANNED_MAX = 100_000
 """A rebalance plans at most so many moves at a time."""
@@ -45,9 +56,9 @@ ONE_BY_ONE_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A planned move. position: of the span in the columns of the input; source, target: capture indexes."""
+    """A planned move. source, target: capture indexes; source is NO_CAPTURE if the span has no Primary."""
 
-    position: int
+    row: int
     source: int
     target: int
     weight: float
@@ -55,14 +66,29 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class PlanInput:
-    """What plans are made from. Columns of shape (n,), one element a span, in the order of rows."""
+    """What plans are made from. The columns have shape (n_rows,)."""
 
     primary: CaptureIndexes
     secondary: CaptureIndexes
+    state: U8
     weight: F32
-    captures: Sequence[int]  # the captures that may be given spans, by id
-    cluster_load: Mapping[int, float]  # what captures carry for other changefeeds
-    failed_at: Mapping[int, int] = field(default_factory=dict)  # span -> the capture where it failed last: others are preferred
+    captures: Sequence[int]  # indexes of the captures that may be given spans, in the order of their ids
+    cluster_load: Mapping[int, float]  # by capture index: its load by other changefeeds
+    failed_at: Mapping[int, int] = field(default_factory=dict)  # row -> the capture where the span failed last
+
+    @classmethod
+    def of(cls, core: Core, ready: Sequence[Capture]) -> PlanInput:
+        """Return the input of a plan for the live rows; ready: by id."""
+        tables, size = core.tables, core.tables.size
+        return cls(
+            tables.primary[:size],
+            tables.secondary[:size],
+            tables.state[:size],
+            tables.weight[:size],
+            [capture.index for capture in ready],
+            {capture.index: core.cluster_load.get(capture.id, 0.0) for capture in ready},
+            {row: failure.capture for row, failure in tables.failures.items()},
+        )
 
     def location(self) -> CaptureIndexes:
         """Return the capture that each span is at or is moving to; NO_CAPTURE if there is none."""
@@ -144,45 +170,54 @@ def heaviest_first(rows: Rows, weight: F32) -> Rows:
     return rows if not len(rows) or weights.min() == weights.max() else rows[np.argsort(-weights, kind="stable")]
 
 
+def refuse_target(target: CaptureID, state: CaptureState | None, is_drained: bool) -> Reason | None:
+    """Return why a move to the target is refused, None if it is not. state: None if there is no such capture."""
+    if state is None:
+        return JobReason.TARGET_UNKNOWN.of(target=target)
+    reason = JobReason.TARGET_DRAINED if is_drained else _TARGET_NOT_READY.get(state)
+    return reason.of(target=target) if reason is not None else None
+
+
+def plan_move(inputs: PlanInput, rows: Sequence[int], target: int) -> list[Move]:
+    """Return the moves that bring these rows to the target; empty if it is the Primary of each."""
+    return [
+        Move(row, int(inputs.primary[row]), target, float(inputs.weight[row]))
+        for row in rows
+        if inputs.primary[row] != target or inputs.state[row] != REPLICATING
+    ]
+
+
 def plan_drain(inputs: PlanInput, leaving: Collection[int], movable: Mask) -> Iterator[Move]:
     """Yield a move for each movable span of the leaving captures, in the order in which the moves should begin.
 
-    leaving: capture indexes; none of them is a target. movable: the spans to plan for, of those that stay at a leaving capture.
+    leaving: capture indexes; none of them is a target. movable: a span that is moving already is left alone all the same.
     """
     targets = [capture for capture in inputs.captures if capture not in leaving]
     if not targets:
         return
     least_loaded = LeastLoaded(targets, inputs.loads())
     staying = np.flatnonzero(movable & (inputs.secondary == NO_CAPTURE) & np.isin(inputs.primary, list(leaving)))
-    for position in heaviest_first(staying, inputs.weight).tolist():
-        weight = float(inputs.weight[position])
-        failed_at = inputs.failed_at.get(position)
+    for row in heaviest_first(staying, inputs.weight).tolist():
+        weight, failed_at = float(inputs.weight[row]), inputs.failed_at.get(row)
         target = least_loaded.take(weight, avoid=() if failed_at is None else (failed_at,))
-        yield Move(position, int(inputs.primary[position]), target, weight)
+        yield Move(row, int(inputs.primary[row]), target, weight)
 
 
-@dataclass(frozen=True, slots=True)
-class RebalanceMoves:
-    """Moves in the order in which they should begin, and the load of each capture before and after them."""
+def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int) -> list[Move]:
+    """Return the fewest moves that even the loads out, in the order in which they should begin.
 
-    moves: list[Move]
-    before: dict[int, float]
-    after: dict[int, float]
-
-
-def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int, moves_max: int = PLANNED_MAX) -> RebalanceMoves:
-    """Plan the fewest moves that even the loads out: one span at a time from the most to the least loaded capture, until both are
-    within stop_percent of the mean load or no move would help."""
+    Each takes one span from the most to the least loaded capture, until both are within stop_percent of the mean load or no move
+    would help.
+    """
     loads = inputs.loads()
     load = {capture: float(loads[capture]) for capture in inputs.captures}
-    before = dict(load)
     mean = sum(load.values()) / max(1, len(load))
     enough = mean * stop_percent / 100
     location = inputs.location()
     spans = {capture: _MovableSpans((location == capture) & movable, inputs.weight) for capture in load}
     sources = list(load)
     moves: dict[int, Move] = {}
-    while sources and len(moves) < moves_max:
+    while sources and len(moves) < PLANNED_MAX:
         source = max(sources, key=load.__getitem__)
         target = min(load, key=load.__getitem__)
         if load[source] <= mean or (load[source] - mean <= enough and mean - load[target] <= enough):
@@ -191,15 +226,14 @@ def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int, moves_ma
         if taken is None:
             sources.remove(source)  # none of its moves would help, and the gap does not grow again
             continue
-        position, weight = taken
-        spans[target].add(position, weight)
+        row, weight = taken
+        spans[target].add(row, weight)
         load[source] -= weight
         load[target] += weight
-        # A span may be passed on; all that counts is where it ends.
-        first = moves.pop(position, None)
+        first = moves.pop(row, None)  # a span that is passed on moves once: from where it is to where it ends
         if first is None or first.source != target:
-            moves[position] = Move(position, first.source if first is not None else source, target, weight)
-    return RebalanceMoves(list(moves.values()), before, load)
+            moves[row] = Move(row, first.source if first is not None else source, target, weight)
+    return list(moves.values())
 
 
 class _MovableSpans:
@@ -208,19 +242,19 @@ class _MovableSpans:
     def __init__(self, mask: Mask, weight: F32) -> None:
         self._columns = (mask, weight)
         self._weights: list[float] | None = None  # distinct and sorted
-        self._positions: dict[float, list[int]] = {}
+        self._rows: dict[float, list[int]] = {}  # by weight
         self._added: list[tuple[int, float]] = []  # before they were sorted
 
-    def add(self, position: int, weight: float) -> None:
+    def add(self, row: int, weight: float) -> None:
         if self._weights is None:
-            self._added.append((position, weight))
+            self._added.append((row, weight))
             return
-        if weight not in self._positions:
+        if weight not in self._rows:
             self._weights.insert(bisect_left(self._weights, weight), weight)
-        self._positions.setdefault(weight, []).append(position)
+        self._rows.setdefault(weight, []).append(row)
 
     def take(self, gap: float) -> tuple[int, float] | None:
-        """Remove and return the span, (position, weight), whose move over this gap of loads leaves the smallest one; None if no
+        """Remove and return the span, (row, weight), whose move over this gap of loads leaves the smallest one; None if no
         move would help."""
         weights = self._sorted()
         half = bisect_left(weights, gap / 2)
@@ -228,22 +262,22 @@ class _MovableSpans:
         if not useful:
             return None
         weight = min(useful, key=lambda weight: abs(gap - 2 * weight))
-        positions = self._positions[weight]
-        position = positions.pop()
-        if not positions:
-            del self._positions[weight]
+        rows = self._rows[weight]
+        row = rows.pop()
+        if not rows:
+            del self._rows[weight]
             del weights[bisect_left(weights, weight)]
-        return position, weight
+        return row, weight
 
     def _sorted(self) -> list[float]:
         if self._weights is None:
             mask, column = self._columns
-            positions = np.flatnonzero(mask)
-            positions = positions[np.argsort(column[positions], kind="stable")]
-            distinct, starts = np.unique(column[positions], return_index=True)
+            rows = np.flatnonzero(mask)
+            rows = rows[np.argsort(column[rows], kind="stable")]
+            distinct, starts, counts = np.unique(column[rows], return_index=True, return_counts=True)
             self._weights = distinct.astype(np.float64).tolist()
-            for weight, start, end in zip(self._weights, starts, [*starts[1:], len(positions)], strict=True):
-                self._positions[weight] = positions[start:end].tolist()
-            for position, weight in self._added:
-                self.add(position, weight)
+            for weight, start, end in zip(self._weights, starts, starts + counts, strict=True):
+                self._rows[weight] = rows[start:end].tolist()
+            for row, weight in self._added:
+                self.add(row, weight)
         return self._weights

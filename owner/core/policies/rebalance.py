@@ -1,27 +1,26 @@
-"""Rebalance, when an operator asks, and balance, when loads have drifted apart: planned moves towards even loads by weight.
+"""Load balancing by planned moves: when an operator asks for a rebalance, and when loads have drifted apart.
 
-Balance is careful: only after a quiet time, only when the difference is large (hysteresis), never a span that was moved lately or
-that an operator placed. Rebalance asks for all of it, and releases what operators had placed.
+Without a job it starts only after a quiet time and only when the difference is large (hysteresis), and it leaves spans alone that
+were moved lately or that an operator placed. A rebalance considers every span and releases those that operators placed.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from owner.core.balancer import Balancer
+from owner.core.balancer import Balancer, QueuedMove
 from owner.core.captures import Capture
 from owner.core.jobs import JobReason, Reason
-from owner.core.moves import MoveSlots, prepare, under_way
-from owner.core.policies.load_balancing import Leveling, level
+from owner.core.moves import MoveSlots, in_progress, prepare
+from owner.core.policies.planner import Move, PlanInput, plan_rebalance
 from owner.core.state import Core
-from owner.core.tables import NO_CAPTURE, TASK_BALANCE, Mask
+from owner.core.tables import TASK_BALANCE
 from tablewire.model.states import QueryState
-
-MOVES_PLANNED_MAX = 1_024
 
 
 def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool) -> None:
-    """Works on the job if there is one, else looks whether loads have drifted. disturbed: captures came or went in this tick."""
+    """Work on the job if there is one, otherwise check whether loads have drifted. disturbed: captures came or went in this
+    tick."""
     balancer = core.balancer
     job = balancer.job
     if job is not None and job.cancel_requested:
@@ -38,56 +37,52 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
         balancer.is_balancing = True
         balancer.clear()
     balancer.settle(core.tables)
-    if not balancer.planned:
-        _plan_more(core, balancer, ready)
-    if slots.blocked is None:
-        _go_on(core, balancer, ready, slots)
+    if not balancer.planned and not len(in_progress(core, (TASK_BALANCE,))):
+        _plan_or_end(core, balancer, ready)
+    _begin_moves(core, balancer, ready, slots)
     if balancer.job is not None:
         balancer.job.set(QueryState.ACCEPTED, slots.blocked)
 
 
-def _go_on(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlots) -> None:
-    tables, taking_part = core.tables, {capture.index for capture in ready}
-    for _ in range(len(balancer.planned)):
-        if slots.free <= 0:
-            return
-        row, number, target = balancer.planned.popleft()
-        source = int(tables.primary[row])
-        stale = not tables.live[row] or tables.number[row] != number or not tables.steady[row]
-        if stale or source == target or not {source, target} <= taking_part:
-            continue
-        if not slots.free_from(source) or target in slots.full():
-            balancer.planned.append((row, number, target))  # others, of other captures, need not wait for it
+def _begin_moves(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlots) -> None:
+    tables, limit = core.tables, core.config.move_attempts
+    able = {capture.index for capture in ready if balancer.failed[capture.index] < limit}
+    while (move := balancer.planned.pop(slots.allow)) is not None:
+        row, source, target = move.row, move.source, move.target
+        is_stale = tables.number[row] != move.number or tables.primary[row] != source or not tables.steady[row]
+        if is_stale or not {source, target} <= able:
             continue
         prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE, balancer.job)
         slots.take(source, target)
-        balancer.begun[row] = (number, target)
+        balancer.begun[row] = (move.number, target)
 
 
-def _plan_more(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
-    """Plans the next moves, or ends: when the loads are even, or as even as they get without those that get nothing ready."""
-    for_operator, limit = balancer.job is not None, core.config.move_attempts
+def _plan_or_end(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
+    """Plan the next moves. End if the loads are even, or as even as they can be without the captures that failed to prepare."""
+    tables, limit = core.tables, core.config.move_attempts
     able = [capture for capture in ready if balancer.failed[capture.index] < limit]
-    moves = plan(core, able, for_operator).moves
-    numbers = core.tables.number
-    waiting = _in_backoff(core, [move.position for move in moves])
-    balancer.planned.extend(
-        (move.position, int(numbers[move.position]), move.target) for move in moves if move.position not in waiting
+    moves = _plan(core, able)
+    balancer.planned.add(
+        QueuedMove(place, move.row, int(tables.number[move.row]), move.source, move.target, move.weight)
+        for place, move in enumerate(moves)
+        if not tables.is_in_backoff(move.row, core.now_ms)
     )
-    if moves or len(under_way(core, (TASK_BALANCE,))):
+    if moves:
         return
     unable = [capture.id for capture in ready if capture not in able]
-    if unable and plan(core, ready, for_operator).moves:
+    if unable and _plan(core, ready):
         _end(balancer, QueryState.REFUSED, JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=limit))
     else:
         _end(balancer, QueryState.DONE)
     balancer.quiet_since_ms = core.now_ms
 
 
-def _in_backoff(core: Core, rows: list[int]) -> set[int]:
-    """Those that failed lately: not again before their time."""
-    trouble = core.tables.failures
-    return {row for row in rows if row in trouble and trouble[row].retry_at_ms > core.now_ms}
+def _plan(core: Core, captures: list[Capture]) -> list[Move]:
+    tables, size = core.tables, core.tables.size
+    movable = tables.steady[:size] & tables.wanted[:size]
+    if core.balancer.job is None:
+        movable[list(tables.moved_ms)] = False
+    return plan_rebalance(PlanInput.of(core, captures), movable, core.config.balance_stop_percent)
 
 
 def _end(balancer: Balancer, state: QueryState, reason: Reason | None = None) -> None:
@@ -99,45 +94,23 @@ def _end(balancer: Balancer, state: QueryState, reason: Reason | None = None) ->
 
 
 def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbed: bool) -> bool:
+    """Return whether loads have drifted apart; looked at once after each quiet time."""
     config, tables, size = core.config, core.tables, core.tables.size
-    busy = disturbed or core.mass_failure_guard.is_active or bool(core.leaving_captures())
-    if balancer.quiet_since_ms is None:
-        balancer.quiet_since_ms = core.now_ms
-    if busy or not config.balance_interval_ms or len(ready) < 2:
-        balancer.quiet_since_ms = core.now_ms
+    disturbed |= core.mass_failure_guard.is_active or bool(core.leaving_captures())
+    disturbed |= not config.balance_interval_ms or len(ready) < 2
+    since_ms = balancer.quiet_since_ms
+    if not disturbed and since_ms is not None and core.now_ms - since_ms < config.balance_interval_ms:
         return False
-    if core.now_ms - balancer.quiet_since_ms < config.balance_interval_ms:
-        return False
-    if bool((tables.wanted[:size] & ~tables.steady[:size]).any()):
-        balancer.quiet_since_ms = core.now_ms
-        return False
-    load = [tables.loads(len(core.captures))[capture.index] + core.cluster_load.get(capture.id, 0.0) for capture in ready]
-    mean = sum(load) / len(load)
     balancer.quiet_since_ms = core.now_ms
-    return bool(max(load) - mean > mean * config.balance_start_percent / 100)
-
-
-def plan(core: Core, ready: list[Capture], for_operator: bool) -> Leveling:
-    """The moves that would even the loads out now. Positions are rows."""
-    tables, size = core.tables, core.tables.size
-    location = np.where(tables.secondary[:size] != NO_CAPTURE, tables.secondary[:size], tables.primary[:size])
-    movable: Mask = tables.steady[:size] & tables.wanted[:size]
-    if not for_operator:
-        settled = [row for row in tables.moved_ms if row < size]
-        movable[settled] = False
-    return level(
-        location,
-        tables.weight[:size],
-        movable,
-        [capture.index for capture in ready],
-        {capture.index: core.cluster_load.get(capture.id, 0.0) for capture in ready},
-        core.config.balance_stop_percent,
-        MOVES_PLANNED_MAX,
-    )
+    if disturbed or since_ms is None or bool((tables.wanted[:size] & ~tables.steady[:size]).any()):
+        return False
+    inputs = PlanInput.of(core, ready)
+    load = inputs.loads()[inputs.captures]
+    return bool(load.max() - load.mean() > load.mean() * config.balance_start_percent / 100)
 
 
 def forget_moves(core: Core) -> None:
-    """Spans whose cooldown is over may be balanced again, those that an operator placed too."""
+    """Let spans be balanced again once their cooldown is over, including those that an operator placed."""
     limit = core.now_ms - core.config.move_cooldown_ms
     for row in [row for row, at in core.tables.moved_ms.items() if at < limit]:
         del core.tables.moved_ms[row]

@@ -129,7 +129,7 @@ class Snapshot:
         roles = self.roles
         return (
             self.initialized
-            and not self.errors
+            and not self.failures
             and bool(roles.steady.all() and not roles.in_snapshot.any())
             and all(view.state is CaptureState.READY for view in self.captures)
         )

@@ -1,6 +1,7 @@
-"""docs/cli.md, written from the program itself: `python -m docs.tools.cli_page` prints it, `--write FILE` writes it.
+"""Write docs/cli.md from the program: `python -m docs.tools.cli_page` prints it, `--write FILE` writes it.
 
-So is its picture of a changefeed's life: from `owner.changefeed.store.TRANSITIONS`, which is what the owner does.
+The help texts are the program's own. The tables of JSON fields are the records of admin.proto, with
+the comments on their fields. The life of a changefeed is `owner.changefeed.store.TRANSITIONS`.
 """
 
 from __future__ import annotations
@@ -51,76 +52,87 @@ HEAD = """# The owner CLI
 
 <!-- Written by `python -m docs.tools.cli_page --write docs/cli.md`; change the program, not this page. -->
 
-`owner` runs an owner (`owner serve`) and asks those that run. Any owner may be asked: one that does not lead passes the call
-on to the leader, by one hop.
+`owner` runs an owner (`owner serve`) and sends commands to running owners. Any owner can be asked:
+an owner that does not lead forwards the call to the leader, once.
 
-- **Which owner**: `--endpoint HOST:PORT`, several times; else `TABLEWIRE_ENDPOINTS=a:7440,b:7440`; else the admin address of
-  the configuration (`--config FILE`, `TABLEWIRE_CONFIG`, `TABLEWIRE_ADMIN__PORT` ...). All are tried at once, and a dead one
-  costs nothing. While an election is under way a command waits for the next leader, as long as `--timeout-s` allows.
-- **Which changefeed**: `id` in the namespace `default`, or `namespace/id`. It may be left out while there is exactly one
-  (but not when it is removed).
-- **Which table**: `schema.table` as the source names it, or its number.
-- **Passwords** need not stand on a command line: what stands as `${NAME}` in a URI is stored as it was written and taken
-  from the environment of the owners and processors. Other passwords are hidden wherever a URI is shown.
-- **TLS**: `--tls-ca-file`, with `--tls-cert-file` and `--tls-key-file` where owners ask for a client's certificate; else the
-  section `[tls]` of the configuration.
-- **Exit codes**: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usage. Nothing is answered as accepted that
-  was not: `table move` returns when the owner has decided, with `--wait` when it is done, and a job that is neither within
-  `--timeout-s` is exit code 1 with how it stands (the owner goes on with it).
+- **Which owner**: `--endpoint HOST:PORT`, which may be repeated; else `TABLEWIRE_ENDPOINTS=a:7440,b:7440`;
+  else the admin address in the configuration (`--config FILE`, `TABLEWIRE_CONFIG`,
+  `TABLEWIRE_ADMIN__PORT` ...). All endpoints are tried at once, so a dead one costs no time. During an
+  election a command waits for the next leader, up to `--timeout-s`.
+- **Which changefeed**: `id` in the namespace `default`, or `namespace/id`. The name is optional if
+  there is only one changefeed (except for `remove`).
+- **Which table**: `schema.table` as in the source, or the table's id. A table that is split has
+  several spans; each span counts as one table in lists and counts.
+- **Which processor**: its id. The commands call a processor a `capture`.
+- **Passwords** need not be on the command line: `${NAME}` in a URI is stored as written, and owners
+  and processors replace it by the value of their environment variable NAME. Other passwords are
+  hidden wherever a URI is shown.
+- **TLS**: `--tls-ca-file`, with `--tls-cert-file` and `--tls-key-file` if owners require a client
+  certificate; else the section `[tls]` of the configuration.
+- **Exit codes**: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usage. `table move`
+  and `rebalance` return when the owner has accepted or refused the job, with `--wait` when the job
+  is done. If that does not happen within `--timeout-s`, the exit code is 1 and the state of the job
+  is shown; the owner continues the job.
 - **Completion**: `eval "$(_OWNER_COMPLETE=bash_source owner)"` in bash (zsh: `zsh_source`), in fish
-  `_OWNER_COMPLETE=fish_source owner | source`: commands, options, and the names of changefeeds, captures and tables.
-- **Ctrl-C** ends a command that waits (exit code 1), never what it asked for; it says what goes on. `top` and `events -f` are
-  left by it with 0.
+  `_OWNER_COMPLETE=fish_source owner | source`: commands, options, and the names of changefeeds,
+  processors and tables.
+- **Ctrl-C** ends a command that waits (exit code 1), but not what it started; the command says what
+  continues. For `top` and `events -f` the exit code is 0.
 
 ## Events
 
-`owner events` shows what the leader keeps in etcd, at most `history.events_max` events; passwords are hidden in them.
-`by` is the common name of the caller's certificate (without TLS: the caller's address); "alice via owner-2": another owner passed
-the call on and says that it came from alice. `job` is the id of a job: `table move` and `rebalance` answer it, and it stands in
-the logs of the owner and of the processors that the job touches.
+`owner events` shows the events that the leader keeps in etcd, at most `history.events_max`;
+passwords are hidden. `by` is the common name of the caller's certificate (without TLS: the caller's
+address); "alice via owner-2" means that owner-2 forwarded a call from alice. `job` is the id of a
+job, which `table move` and `rebalance` print; it is also in the logs of the owner and of the
+processors that the job touches.
 
 | event | what happened |
 |---|---|
-| `owner_leads`, `owner_stops_leading` | an election was won; leadership was given up as asked (not after a crash) |
-| `capture_joined`, `capture_evicted` | a processor registered; it was given up while silent |
-| `capture_gone` | a processor is gone; why: it had said that it was leaving (nothing: it was lost) |
-| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | its record changed; why: its error; by: who asked |
-| `changefeed_finished`, `_removing`, `_removed` | it reached its target; is being removed; nothing is left of it |
-| `changefeed_bootstrapped` | a new leader knows where every table is |
-| `move_requested`, `rebalance_requested` | an operator asked for it; by: who |
-| `span_moved` | a move by hand has ended |
-| `job_ended`, `jobs_ended` | another job (drain, rebalance), or a move that was refused or cancelled, has ended |
-| `spans_placed` | how many spans came to a place, by why: `add` (new, or after a failure), `drain`, `balance`, `move` |
-| `failover_began`, `failover_done` | captures that wrote spans are gone; all spans have a writer again |
-| `brake_on`, `brake_off` | many captures vanished at once, so nothing is placed anew for a while |
-| `span_failed` | the executor of a span failed; why: its error. It is tried again after a pause, at another capture first |
-| `two_writers`, `placement_trouble` | a span was reported to be written twice; counts of trouble that has no line of its own |
-| `drain_requested`, `drain_cancelled` | an operator asked for it; by: who (a processor that is stopping needs no drain) |
-| `events_dropped` | etcd did not take events in time |
+| `owner_leads`, `owner_stops_leading` | an owner won an election; a leader gave up leadership on request (not after a crash) |
+| `capture_joined`, `capture_evicted` | a processor registered; a processor that did not answer was evicted |
+| `capture_gone` | a processor has left; why: it was stopping (empty: it was lost) |
+| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | a changefeed was changed; why: its error; by: the caller |
+| `changefeed_finished`, `_removing`, `_removed` | a changefeed reached its target; is being removed; is gone |
+| `changefeed_bootstrapped` | a new leader knows where each table is |
+| `move_requested`, `rebalance_requested` | an operator started a job; by: the caller |
+| `span_moved` | a manual move has ended |
+| `job_ended`, `jobs_ended` | another job (drain, rebalance) has ended, or a move was refused or cancelled |
+| `spans_placed` | number of spans that were placed, by reason: `add` (new, or after a failure), `drain`, `balance`, `move` |
+| `failover_began`, `failover_done` | processors that wrote spans were lost; all spans have a writer again |
+| `brake_on`, `brake_off` | many processors vanished at once, so placement is suspended for a while; it was resumed |
+| `span_failed` | the executor of a span failed; why: its error. It is retried after a pause, on another processor first |
+| `two_writers`, `placement_trouble` | a span was reported to have two writers; counts of other anomalies |
+| `drain_requested`, `drain_cancelled` | an operator started or cancelled a drain; by: the caller |
+| `events_dropped` | etcd did not accept events in time |
 
 ## The life of a changefeed
 
-`pause`, `resume` and `remove` are an operator's; *error* and *recovered* say that something is being retried or is well again,
-*fatal* that no retry can mend it, *target reached* that all is written up to `--target-ts`. A resume is a new start: it goes on
-from the checkpoint, and nothing that is still under way of the former run counts any more.
+`pause`, `resume` and `remove` are commands. *error* and *recovered*: a failed operation is being
+retried, or has succeeded. *fatal*: retrying cannot succeed. *target reached*: everything up to
+`--target-ts` is written. A resume starts a new run from the checkpoint; nothing that the former run
+still does has an effect.
 
 %s
-What fails is retried: a source after `source.retry_min_ms`, each time twice as long up to `source.retry_max_ms`, and always a
-random part earlier; a table after `scheduler.error_backoff_initial_ms` up to `error_backoff_max_ms`, while the others go on.
+Failures are retried: a source after `source.retry_min_ms`, doubling up to `source.retry_max_ms`, with
+jitter; a table after `scheduler.error_backoff_initial_ms`, up to `error_backoff_max_ms`, while other
+tables continue.
 
-Of a paused changefeed the tables and the options may be changed (`update`), nothing else. `remove` ends when what it made at the
-source is gone; until then it is `removed` with the reason as its error, and is tried again.
+Only the tables and the options of a paused changefeed can be changed (`update`). `remove` is complete
+when everything that it created at the source is gone; until then the state is `removed`, the error
+gives the reason, and the removal is retried.
 
 ## JSON
 
-`-o json`, before or behind the command's name, prints exactly one object on one line on stdout; whatever else there is to
-say goes to stderr. A failure (exit code 1) prints `{"error": {"code": ..., "message": ...}}`, with the `job`, the `jobs`, the
-`drain` or the `changefeed` that failed; codes are the lower-case names of gRPC's status codes, the state of a job that did not
-get where it should (`refused`, `pending`, `accepted`, `cancelled`) or of a changefeed (`failed`, `stopped`, `removed`),
-`interrupted` (Ctrl-C) or `config`.
+`-o json`, before or after the command's name, prints exactly one object on one line to stdout; all
+other output goes to stderr. A failure (exit code 1) prints
+`{"error": {"code": ..., "message": ...}}`, with the `job`, the `jobs`, the `drain` or the
+`changefeed` that failed. The code is the lower-case name of a gRPC status, the state of a job that
+did not reach its goal (`refused`, `pending`, `accepted`, `cancelled`), the state of a changefeed
+(`failed`, `stopped`, `removed`), `interrupted` (Ctrl-C) or `config`.
 
-Fields are never removed and never change their meaning; new ones may come at any time. Ts (`*_ts`) are unsigned 64-bit
-numbers: read them with a parser that keeps whole numbers whole.
+Fields are never removed and never change their meaning; new ones may be added. Ts (`*_ts`) are
+unsigned 64-bit numbers: use a parser that keeps integers exact. null: empty, absent or unknown.
 
 | command | object |
 |---|---|
@@ -130,36 +142,33 @@ numbers: read them with a parser that keeps whole numbers whole.
 | `capture drain` | drain |
 | `changefeed list` | `changefeeds`: list of changefeed |
 | `changefeed create`, `query`, `pause`, `resume`, `update` | changefeed |
-| `changefeed statistics` | fields of changefeed, and `tables`: fields of table, the busiest first, each with `lag`: int or null |
-| `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (only `--wait` waits for it) |
+| `changefeed statistics` | fields of changefeed, and `tables`: fields of table, busiest first, each with `lag`: int or null |
+| `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (true only with `--wait`) |
 | `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |
 | `table move` | job |
-| `rebalance` | `jobs`: list of job, one for each changefeed; `state`: of the one that is furthest from done |
+| `rebalance` | `jobs`: list of job, one for each changefeed; `state`: of the job that is furthest from done |
 | `table move`, `capture drain` and `rebalance` with `--dry-run` | plan |
 | `events` | `events`: list of event, oldest first; with `--follow` one event a line instead |
-| `top` | one object a line for each look: `at`, `error` (why there is no answer, or null), `status`, `captures`, |
+| `top` | one object a line for each refresh: `at`, `error` (why no owner answered, or null), `status`, `captures`, |
 | | `changefeeds`, `stalled` (tables, each with its `changefeed`), `events` |
 | `version` | `version`, `python` |
-| `config check` | `ok`: true, `given`: number of keys that are not defaults |
+| `config check` | `ok`: true, `given`: number of keys that are set |
 | `config show` | `keys`: list of `key`, `value`, `origin` |
 """
 
 
-def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command and group below the program, by name."""
-    for name, command in sorted(group.commands.items()):
-        yield (*path, name), command
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-
-
-def command_paths() -> list[tuple[str, ...]]:
-    """The words behind `owner` that lead to each command, the program itself first."""
-    return [(), *(path for path, _ in commands())]
+def contexts(command: click.Command = cli, name: str = PROGRAM, parent: click.Context | None = None) -> Iterator[click.Context]:
+    """Yield the program and its commands, each followed by the commands below it."""
+    settings = {**cli.context_settings, "terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    yield context
+    if isinstance(command, click.Group):
+        for below in sorted(command.commands):
+            yield from contexts(command.commands[below], below, context)
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the page."""
     parts = [HEAD % _life()]
     meanings = comments()
     for record, title in RECORDS.items():
@@ -169,9 +178,9 @@ def render() -> str:
             for field in pb.DESCRIPTOR.message_types_by_name[record].fields
         ]
     parts.append("\n## Commands\n")
-    for path in command_paths():
-        name = " ".join((PROGRAM, *path))
-        parts.append(f"\n### {name}\n\n```\n{_help(path)}\n```\n")
+    for context in contexts():
+        shown = "\n".join(line.rstrip() for line in context.get_help().splitlines())
+        parts.append(f"\n### {context.command_path}\n\n```\n{shown}\n```\n")
     return "".join(parts)
 
 
@@ -200,7 +209,7 @@ def comments() -> dict[str, str]:
 
 
 def _life() -> str:
-    """The transitions of a changefeed as a picture, and what is refused in which state."""
+    """Return the transitions of a changefeed as a diagram, and a table of what is refused in which state."""
     arrows: dict[tuple[ChangefeedState, ChangefeedState], list[str]] = {}
     refused = []
     for (state, event), outcome in TRANSITIONS.items():
@@ -212,21 +221,6 @@ def _life() -> str:
     lines += [f"    {state} --> {after}: {', '.join(events)}" for (state, after), events in arrows.items()]
     lines += ["    removed --> [*]: all is gone from the source", "```", "", "| state | refused | because |", "|---|---|---|"]
     return "\n".join(lines) + "\n" + "".join(refused)
-
-
-def _help(path: tuple[str, ...]) -> str:
-    context = _context(cli, PROGRAM, None)
-    command: click.Command = cli
-    for word in path:
-        assert isinstance(command, click.Group)
-        command = command.commands[word]
-        context = _context(command, word, context)
-    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
-
-
-def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
-    settings = {**cli.context_settings, "terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
-    return click.Context(command, info_name=name, parent=parent, **settings)
 
 
 def main(arguments: list[str]) -> None:

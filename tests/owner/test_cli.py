@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deploy.local.process import wait_until
-from docs.tools.cli_page import command_paths
+from docs.tools.cli_page import contexts
 from owner.cli.client import AdminClient
 from owner.cli.main import cli
 from owner.cli.output import CommandError
@@ -503,8 +503,8 @@ def test_config_check_of_a_right_one(tmp_path: Any) -> None:
 
 def test_every_command_has_help() -> None:
     """And none of it fails."""
-    for path in command_paths():
-        result = run(*path, "--help")
+    for context in contexts():
+        result = run(*context.command_path.split()[1:], "--help")
         assert result.exit_code == 0
         assert "Usage: owner" in result.stdout
 

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the program: `python -m docs.tools.cli_page` prints it, `--write FILE` writes it.
+"""Print docs/cli.md, or write it with `python -m docs.tools.cli_page --write docs/cli.md`.
 
 The help texts are the program's own. The tables of JSON fields are the records of admin.proto, with
 the comments on their fields. The life of a changefeed is `owner.changefeed.store.TRANSITIONS`.

@@ -1,8 +1,9 @@
 """The name of the caller that events and logs show for a call on the admin API.
 
-With TLS it is the common name of the caller's certificate, otherwise the address that the call came from. For a forwarded call it
-is the name that the forwarding owner saw, with that owner behind it ("alice via owner-2"): the name that a caller claims is never
-shown without the name that was checked here.
+With TLS it is the common name of the caller's certificate, otherwise the address that the call came
+from. For a forwarded call it is the name that the forwarding owner saw, with that owner behind it
+("alice via owner-2"): the name that a caller claims is never shown without the name that was
+checked here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operations on the cluster and its processors; see `owner.admin.operations` for what holds for all operations."""
+"""The operations on the cluster and its processors. `owner.admin.operations` says what holds for all operations."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def cancel_drain(owner: OwnerPort, capture: CaptureID, by: str = "") -> pb.Drain
 
 
 def drain_progress(owner: OwnerPort, capture: CaptureID) -> pb.DrainCaptureResponse:
-    """Return the progress of a drain. A processor that has left is no error, so that a client that waits sees the end."""
+    """Return the progress of a drain. It is no error if the processor has left: a client waits for that."""
     return _drain_progress(owner, capture, owner.changefeeds.list())
 
 
@@ -161,7 +161,7 @@ def _drain_progress(owner: OwnerPort, capture: CaptureID, stored: Sequence[Chang
 
 
 def _remaining(scheduler: SchedulerAndInfo, capture: CaptureID, draining: bool) -> tuple[int, dict[str, int]]:
-    """Return the number of spans of a changefeed in which the processor has a role, and their stall reasons.
+    """Count the spans of a changefeed in which the processor has a role, also by stall reason.
 
     During a drain, moves to the processor and undetermined spans count too, and the number is at
     least 1 until a tick has seen the drain.

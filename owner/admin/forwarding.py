@@ -1,4 +1,4 @@
-"""Forwarding of admin calls from an owner that does not lead to the leader, as bytes, whatever the call is.
+"""An owner that does not lead forwards admin calls to the leader, as bytes, whatever the call is.
 
 A forwarded call carries the metadata key FORWARDED_KEY, and an owner that receives one without
 leading refuses it: one hop, so that two owners with different views of the election cannot forward
@@ -92,7 +92,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             call.cancel()
 
     def _connect(self, leader: LeaderRecord, context: Any) -> grpc.Channel:
-        """Return a channel that is connected to the leader; otherwise end the call here, before anything is done."""
+        """Return a channel that is connected to the leader, or end the call, since nothing is done yet."""
         channel = self._channel_to(leader)
         why_not = why_unreachable(probe(channel, CONNECT_TIMEOUT_S))
         if why_not:
@@ -102,7 +102,7 @@ class ForwardToLeader(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         return channel
 
     def _channel_to(self, leader: LeaderRecord) -> grpc.Channel:
-        """Return the one channel, to this leader. Closing the channel to the former leader ends the calls on it."""
+        """Return the channel to this leader. Closing the one to a former leader ends the calls on it."""
         with self._lock:
             if self._channel is None or self._address != leader.address:
                 if self._channel is not None:

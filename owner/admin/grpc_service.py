@@ -1,4 +1,4 @@
-"""The admin gRPC service: serves `owner.admin.operations` in gRPC's thread pool. Nothing here waits for a tick.
+"""The admin gRPC service, which serves the operations in gRPC's thread pool and waits for no tick.
 
 `new_admin_server` makes a server that answers on the leader and forwards calls elsewhere
 (`owner.admin.forwarding`). A call that waits (for the decision on a move, for the checks of
@@ -83,7 +83,7 @@ class AdminServer:
 def new_admin_server(
     owner: OwnerPort, open_channel: OpenChannel = open_channel, interceptors: Sequence[grpc.ServerInterceptor] = ()
 ) -> AdminServer:
-    """Return a server of the admin API. open_channel: to other owners. interceptors: decide which clients may call."""
+    """Return a server of the admin API. open_channel: to other owners. interceptors: which clients may call."""
     forwarder = ForwardToLeader(owner, open_channel)
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="admin"),
@@ -222,7 +222,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
 @contextmanager
 def _errors(context: Any) -> Iterator[None]:
-    """End the call with the status and the text of an OperatingError; any other error is a bug, which gRPC reports."""
+    """End the call with the status and text of an OperatingError. Other errors are bugs, which gRPC reports."""
     try:
         yield
     except (NotLeaderError, ClosedError) as error:

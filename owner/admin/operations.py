@@ -91,7 +91,7 @@ def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by:
 
 
 def pause_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
-    """Pause a changefeed. The answer has the retained bytes as last known, even if the paused run does not know them yet."""
+    """Pause a changefeed. The answer has the retained bytes as last known, even before the paused run knows them."""
     retained_bytes = runtime_of(owner, find_changefeed(owner, text)).retained_bytes
     row = _change(owner, text, lambda changefeeds, changefeed: changefeeds.pause(changefeed, by))
     if not row.HasField("retained_bytes") and retained_bytes is not None:
@@ -123,7 +123,7 @@ def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by:
 
 
 def remove_changefeed(owner: OwnerPort, text: str, by: str = "") -> str:
-    """Mark a changefeed as removed and return its name. The leader stops it, cleans up the source and then deletes it."""
+    """Mark a changefeed as removed and return its name. The leader cleans up its source and deletes it."""
     if not text:
         raise InvalidRequestError("a removal must name its changefeed")
     changefeed = find_changefeed(owner, text).changefeed
@@ -206,7 +206,7 @@ def _changefeed_row(owner: OwnerPort, info: ChangefeedInfo) -> pb.Changefeed:
 
 
 def list_tables(owner: OwnerPort, wanted: pb.ListTablesRequest) -> tuple[str, Iterator[pb.TableRow]]:
-    """Return the name of the changefeed and an iterator of its spans, in their order. The caller applies the limit."""
+    """Return the name of the changefeed and an iterator of its spans. The caller applies the limit."""
     info = find_changefeed(owner, wanted.changefeed)
     snapshot, names = running(owner, info).snapshot(), table_names(owner, info.changefeed)
     table_id = table_id_of(info, names, wanted.table) if wanted.table else None
@@ -231,7 +231,7 @@ def move_table(owner: OwnerPort, text: str, table: str, target: CaptureID, by: s
 
 
 def rebalance(owner: OwnerPort, text: str, by: str = "") -> Sequence[FollowedJob]:
-    """Start one job for each changefeed that `text` names, or for all that run. They see each other's loads and plans."""
+    """Start a job for the named changefeed, or for each that runs. They see each other's loads and plans."""
     jobs = []
     for info, scheduler in rebalanced(owner, text):
         jobs.append(FollowedJob(owner, info.changefeed, scheduler, scheduler.rebalance(by), str(info.changefeed)))

@@ -1,4 +1,4 @@
-"""What a forwarding owner and the CLI both need to find an owner: whether a server is there, and whether to ask again."""
+"""What a forwarding owner and the CLI need to find an owner that answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import grpc
 
 SERVICE = "tablewire.v1.Admin"
 RETRY_KEY = "tablewire-retry"
-"""Trailing metadata of a refusal before anything was done, for want of a leader: the client may repeat the call."""
+"""Trailing metadata of a refusal before anything was done, since there is no leader: the call may be repeated."""
 NO_RESPONSE = "no response"
 REASON_LENGTH_MAX = 200
 

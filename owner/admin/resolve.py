@@ -49,7 +49,7 @@ def check_capture(owner: OwnerPort, capture: CaptureID) -> None:
 
 
 def parse_changefeed(text: str) -> ChangefeedID:
-    """Return the changefeed that `id` or `namespace/id` names; raise InvalidRequestError if the text cannot be a name."""
+    """Return the changefeed that `id` or `namespace/id` names; raise InvalidRequestError for other texts."""
     namespace, slash, name = text.rpartition("/")
     if not slash:
         namespace = DEFAULT_NAMESPACE
@@ -114,7 +114,7 @@ def schedulers_of(owner: OwnerPort, stored: Iterable[ChangefeedInfo]) -> Iterato
 
 
 def running(owner: OwnerPort, info: ChangefeedInfo) -> SchedulerAndInfo:
-    """Return the scheduler of a changefeed; raise RefusedError with the reason if the changefeed does not run."""
+    """Return the scheduler of a changefeed; raise RefusedError with the reason if there is none."""
     scheduler = scheduler_of(owner, info.changefeed)
     if scheduler is None:
         why = f"is {current_state(owner, info)}{', but does not run yet' if info.state.runs else ''}"

@@ -53,7 +53,7 @@ def rates(snapshot: Snapshot, position: int) -> tuple[float, float] | None:
 
 
 def reasons_at(snapshot: Snapshot, capture: CaptureID) -> Mapping[str, int]:
-    """Return the stall reasons of the spans in which a processor has a role: counts, WAITING for those that are steady."""
+    """Count the spans in which a processor has a role by stall reason, WAITING for those that are steady."""
     positions = snapshot.touching(capture)
     reasons = {reason.value: count for reason, count in snapshot.stalls(positions).items()}
     waiting = len(positions) - sum(reasons.values())

@@ -165,7 +165,7 @@ def query(session: Session, changefeed: str) -> None:
 @remote
 @changefeed_argument
 def pause(session: Session, changefeed: str) -> None:
-    """Stop replicating and keep the position: the source retains all changes from there on (`query` shows how much)."""
+    """Stop replicating and keep the position. The source retains all later changes; `query` shows how much."""
     answer = session.ask("PauseChangefeed", changefeed=changefeed)
     retained = size(optional(answer, "retained_bytes"))
     _print_state(session, answer, f"; the source retains {retained} for it, and more with each change" if retained else "")
@@ -192,10 +192,11 @@ def _print_state(session: Session, row: pb.Changefeed, more: str = "") -> None:
 @_options_option
 @click.option("--unset-option", "unset_options", multiple=True, metavar="NAME", help="Reset the option to its default.")
 def update(session: Session, changefeed: str, **fields: Any) -> None:
-    """Change the tables or options of a paused changefeed; `resume` applies them. All checks run first, as in `create`.
+    """Change the tables or options of a paused changefeed.
 
-    A table that is added starts as with `create`; the rows of a table that is removed stay in the sink. Source, sink and
-    target cannot be changed, because data and positions belong to them: create another changefeed instead.
+    All checks run first, as in `create`; `resume` applies the changes. A table that is added starts
+    as with `create`; the rows of a table that is removed stay in the sink. Source, sink and target
+    cannot be changed, because data and positions belong to them: create another changefeed instead.
     """
     if not any(fields.values()):
         raise click.UsageError("nothing to change: give --tables, --source-option, --sink-option or --unset-option")
@@ -236,9 +237,10 @@ def _wait_until_gone(session: Session, name: str) -> None:
 
 
 def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
-    """Wait until every table follows the source or the target is reached; fail if the changefeed fails, is paused or removed.
+    """Wait until every table follows the source or the target is reached.
 
-    The checkpoint of a table stays at its start during its copy, so a checkpoint past the start means that all are copied.
+    Fail if the changefeed fails, is paused or removed. The checkpoint of a table stays at its start
+    during its copy, so a checkpoint past the start means that all are copied.
     """
     name, text = row.changefeed, ""
     session.pending = f"changefeed {name} was created and continues"
@@ -313,9 +315,9 @@ _TABLE = ("table_id", "table", "start_key", "end_key", "primary", "rows_per_s", 
 def statistics(session: Session, changefeed: str, limit: int | None) -> None:
     """Show the write rate and the lag of each table, busiest first, and of the whole changefeed.
 
-    Rates are as last reported by the executors (about once in scheduler.stats_interval_ms). A lag is the distance from the
-    source's position to the checkpoint (PostgreSQL: bytes of WAL). The stall reason `snapshot` marks an initial copy; its
-    progress is not known.
+    Rates are as last reported by the executors (about once in scheduler.stats_interval_ms). A lag
+    is the distance from the source's position to the checkpoint (PostgreSQL: bytes of WAL). The
+    stall reason `snapshot` marks an initial copy; its progress is not known.
     """
     total = session.ask("QueryChangefeed", changefeed=changefeed)
     rows: list[pb.TableRow] = []

@@ -1,9 +1,10 @@
 """A client of the admin API that finds an owner that answers.
 
-All endpoints are tried at once and the first that is ready is asked, so a dead endpoint costs no time. A server that is not an
-owner (a proxy, a processor) is left out. An owner that knows no leader refuses before anything is done (RETRY_KEY); the call is
-then repeated until its time has passed. A call whose connection broke is repeated only if it reads, since a write may have
-been done.
+All endpoints are tried at once and the first that is ready is asked, so a dead endpoint costs no
+time. A server that is not an owner (a proxy, a processor) is left out. An owner that knows no
+leader refuses before anything is done (RETRY_KEY); the call is then repeated until its time has
+passed. A call whose connection broke is repeated only if it reads, since a write may have been
+done.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class AdminClient:
     def stream(self, method: str, timeout_s: float, **fields: Any) -> Iterator[Any]:
         """Call a streaming method and return its messages.
 
-        CommandError is raised here if the call cannot be started, and by the iterator if it fails later.
+        CommandError is raised here if the call cannot be started, and by the iterator if it fails
+        later.
         """
         request = GetMessageClass(_METHODS[method].input_type)(**fields)
         response_type = GetMessageClass(_METHODS[method].output_type)
@@ -106,7 +108,7 @@ class AdminClient:
             time.sleep(RETRY_INTERVAL_S)
 
     def _connect(self, deadline: float, failed: set[str], not_owners: set[str]) -> grpc.Channel:
-        """Return a channel to the first endpoint that is ready, those in `failed` last; raise CommandError if none is."""
+        """Return a channel to the first endpoint that is ready; those in `failed` are tried last."""
         endpoints = [endpoint for endpoint in self.endpoints if endpoint not in not_owners]
         others = [endpoint for endpoint in endpoints if endpoint not in failed]
         if failed and others:

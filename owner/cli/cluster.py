@@ -120,10 +120,11 @@ def _draining(row: pb.Capture) -> str:
 @click.option("--cancel", is_flag=True, help="Cancel the drain; what has moved stays where it is.")
 @dry_run_option
 def drain(session: Session, capture: str, wait: bool, cancel: bool, dry_run: bool) -> None:
-    """Move everything away from a processor, and place nothing on it until it has left or the drain is cancelled.
+    """Move all tables away from a processor, and place none on it.
 
-    A drain outlives the owner that started it. Repeating the command shows the progress. While no other processor is
-    ready, nothing moves: the drain stays in effect, and the command says so.
+    The drain ends when the processor leaves or the drain is cancelled. A drain outlives the owner
+    that started it. Repeating the command shows the progress. While no other processor is ready,
+    nothing moves: the drain stays in effect, and the command says so.
     """
     exclude_each_other(wait=wait, cancel=cancel, dry_run=dry_run)
     if dry_run:

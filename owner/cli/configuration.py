@@ -1,8 +1,9 @@
 """The owner's configuration as the CLI reads it, and how a command connects to an owner.
 
-Endpoints come from --endpoint, else TABLEWIRE_ENDPOINTS, else the admin address in the configuration; TLS from the --tls options,
-else the section [tls]. A client reads the configuration file, if one is named, and the variables of the sections [admin] and
-[tls]; it ignores other variables, which may be for a processor on the same machine.
+Endpoints come from --endpoint, else TABLEWIRE_ENDPOINTS, else the admin address in the
+configuration; TLS from the --tls options, else the section [tls]. A client reads the configuration
+file, if one is named, and the variables of the sections [admin] and [tls]; it ignores other
+variables, which may be for a processor on the same machine.
 """
 
 from __future__ import annotations

@@ -43,9 +43,11 @@ _COLUMNS = (
     help="Only the newest N events; 0 for all.",
 )
 def events(session: Session, follow: bool, limit: int) -> None:
-    """Show events, oldest first: elections, processors that joined and left, changefeeds, moves, failovers.
+    """Show events, oldest first.
 
-    The leader keeps a limited number in etcd. What happens to many tables at once is one event with a count.
+    Among them: elections, processors that joined and left, changes of changefeeds, moves,
+    failovers. The leader keeps a limited number in etcd. What happens to many tables at once is one
+    event with a count.
     """
     if follow:
         _end_with_reader()
@@ -62,7 +64,7 @@ def events(session: Session, follow: bool, limit: int) -> None:
 
 
 def _end_with_reader() -> None:
-    """Interrupt this command as Ctrl-C does when the reader of a pipe closes it, as `head` does in `... | head`.
+    """Interrupt this command as Ctrl-C does when the reader of its pipe ends, as in `... | head`.
 
     Otherwise the command would end with the next event, which may be hours away.
     """
@@ -85,7 +87,7 @@ def _end_with_reader() -> None:
 
 
 def _follow(session: Session, limit: int) -> None:
-    """Print events until interrupted. A new leader continues after the last event; having no leader for --timeout-s ends it."""
+    """Print events until interrupted, or until there is no leader for --timeout-s."""
     after = 0
     while True:
         for event in _until_broken(session, limit, after):

@@ -1,7 +1,8 @@
-"""The JSON objects that `-o json` prints: the records of admin.proto, field by field, in their order.
+"""The JSON objects that `-o json` prints: the records of admin.proto, with their fields in order.
 
-A field is never removed and never changes its meaning; new ones may be added at any time. An absent field is null, and so is an
-empty one that NULL_IF_EMPTY names; keys are hexadecimal; Ts and counts are whole numbers (unsigned, up to 64 bits).
+A field is never removed and never changes its meaning; new ones may be added at any time. An absent
+field is null, and so is an empty one that NULL_IF_EMPTY names; keys are hexadecimal; Ts and counts
+are whole numbers (unsigned, up to 64 bits).
 """
 
 from __future__ import annotations

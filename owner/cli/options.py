@@ -1,9 +1,10 @@
-"""What all commands share: the options that select an owner and the output format, and the session with the cluster.
+"""What all commands share: the options that select an owner and the output format, and the session.
 
-    @remote                       adds --endpoint, --config, --timeout-s, --output and TLS, and passes a Session first
+    @remote                       # adds --endpoint, --config, --timeout-s, --output and TLS options
     def command(session, ...):
 
-The options may also precede the command's name (`owner -o json status`); the one closer to the command wins.
+The options may also precede the command's name (`owner -o json status`); the one closer to the
+command wins.
 
 Modules of this package import what is slow to load (grpc, rich, numpy, msgspec) only where it is
 used: a shell starts the program at each press of TAB. The exceptions are client.py and
@@ -64,7 +65,7 @@ class Session:
         return self.client.call(method, timeout_s or self.timeout_s(), **fields)
 
     def polls(self, timeout_s: float) -> Iterator[float]:
-        """Yield the remaining seconds at each POLL_INTERVAL_S until the timeout (--timeout-s, else this one) has passed."""
+        """Yield the remaining seconds at each POLL_INTERVAL_S until --timeout-s, or this default, has passed."""
         deadline = time.monotonic() + self.timeout_s(timeout_s)
         while (left_s := deadline - time.monotonic()) > 0:
             yield left_s
@@ -117,7 +118,7 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def remote(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command that calls an owner: add the shared options, and pass a Session as the first argument."""
+    """Make a command that calls an owner: add the shared options, and pass a Session first."""
 
     @shared_options
     @click.pass_context
@@ -134,7 +135,7 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def local(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command that calls no owner: add --output and --config, and pass an Output and the Settings first."""
+    """Make a command that calls no owner: add --output and --config, and pass Output and Settings first."""
 
     @config_option
     @output_option

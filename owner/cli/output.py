@@ -1,4 +1,4 @@
-"""What the CLI prints: results on stdout (tables, or one JSON object on one line), everything else on stderr."""
+"""What the CLI prints: results on stdout (tables, or one line of JSON), everything else on stderr."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 class CommandError(click.ClickException):
-    """A failed command: exit code 1, one line on stderr, and with `-o json` also an object on stdout.
+    """A failed command: exit code 1, a line on stderr, and with `-o json` also an object on stdout.
 
-    code: the gRPC status in lower case, or a word of our own. details: objects to print beside the message with `-o json`.
+    code: the gRPC status in lower case, or another word of docs/troubleshooting.md. details:
+    objects to print beside the message with `-o json`.
     """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
@@ -42,7 +43,7 @@ class CommandError(click.ClickException):
 
 
 Column: TypeAlias = tuple[str, str | Callable[[Any], object]]
-"""The heading of a column, and the field of a record or a function of it; '#' before a heading: numbers, aligned right."""
+"""The heading of a column, '#' before it for numbers (aligned right), and a field or function of a record."""
 
 
 class Output:
@@ -107,7 +108,7 @@ class Output:
         return new_console(self._stdout)
 
     def print(self, table: Table) -> None:
-        """Print as wide as the terminal; without a terminal cut and wrap nothing, and end no line in spaces."""
+        """Print as wide as the terminal; without one, cut and wrap nothing and end no line in spaces."""
         if self.is_terminal:
             self.console().print(table)
             return
@@ -147,14 +148,14 @@ def new_console(file: TextIO, width: int | None = None) -> Console:
 
 
 def _give_up_stdout() -> None:
-    """Redirect stdout to nowhere: writing what is still buffered would fail again, noisily, when the interpreter ends."""
+    """Redirect stdout to nowhere: what is still buffered would fail again, noisily, at the end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def to_json(value: Any) -> str:
-    """Return JSON on one line, in ASCII: valid in every encoding, and no character of a name can break the line."""
+    """Return JSON on one line, in ASCII: valid in every encoding, and no name can break the line."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -166,7 +167,7 @@ def cell(value: object) -> Text:
 
 
 def printable(text: str) -> str:
-    """Return the text without control characters, since a remote text (an error, a name) must not control the terminal."""
+    """Return the text without control characters: a remote text must not control the terminal."""
     return "".join(character if character.isprintable() or character == "\n" else UNPRINTABLE for character in text)
 
 

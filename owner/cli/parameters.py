@@ -1,6 +1,7 @@
-"""The arguments and options that several commands share, and the names that a shell completes for them.
+"""The arguments and options that several commands share, and the names that a shell completes.
 
-A shell waits for the names at each press of TAB, so the cluster has COMPLETION_TIMEOUT_S to answer; otherwise nothing is offered.
+A shell waits for the names at each press of TAB, so the cluster has COMPLETION_TIMEOUT_S to answer;
+otherwise nothing is offered.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ BAR_WIDTH = 24
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
-    """Use as a context manager, and call `show` as often as needed. The bar disappears at the end; lines stay."""
+    """A context manager; call `show` as often as needed. The bar disappears at the end, lines stay."""
 
     def __init__(self, output: Output) -> None:
         self._output = output

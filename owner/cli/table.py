@@ -67,7 +67,7 @@ def list_(session: Session, limit: int | None, **fields: Any) -> None:
 
 
 def _print_json(session: Session, chunks: Iterator[pb.ListTablesResponse]) -> None:
-    """Print one object once all rows have arrived; until then each row is kept as text, which takes less memory."""
+    """Print one object once all rows have arrived; keep them as text, which takes less memory."""
     changefeed, truncated, rows = "", False, []
     for chunk in chunks:
         changefeed = changefeed or chunk.changefeed
@@ -111,8 +111,8 @@ def _print_table(session: Session, chunks: list[pb.ListTablesResponse]) -> None:
 def move(session: Session, table: str, target: str, changefeed: str, wait: bool, dry_run: bool) -> None:
     """Move TABLE (schema.table or its id) to another processor, without downtime.
 
-    Returns once the owner has accepted or refused the move, with --wait once it is done. A move that is not done in time
-    is not cancelled.
+    Returns once the owner has accepted or refused the move, with --wait once it is done. A move
+    that is not done in time is not cancelled.
     """
     exclude_each_other(dry_run=dry_run, wait=wait)
     if dry_run:
@@ -133,8 +133,8 @@ def move(session: Session, table: str, target: str, changefeed: str, wait: bool,
 def rebalance(session: Session, changefeed: str, wait: bool, dry_run: bool) -> None:
     """Even out the load of the processors with as few moves as possible.
 
-    The load is the weight of all tables of all changefeeds: 1 for each table, and more for tables with many rows/s or
-    bytes/s. Tables that were moved by hand may move again.
+    The load is the weight of all tables of all changefeeds: 1 for each table, and more for tables
+    with many rows/s or bytes/s. Tables that were moved by hand may move again.
     """
     exclude_each_other(dry_run=dry_run, wait=wait)
     if dry_run:
@@ -146,9 +146,10 @@ def rebalance(session: Session, changefeed: str, wait: bool, dry_run: bool) -> N
 
 
 def _follow(session: Session, method: str, wait: bool, **fields: Any) -> list[pb.Job]:
-    """Start jobs, show each change on stderr and the end on stdout (as text), and return them, one for each changefeed.
+    """Start jobs, one for each changefeed, and return them once they are accepted or done.
 
-    Raise a failure if a job is not accepted (with --wait: not done) in time.
+    Each change is shown on stderr, the end on stdout (as text). Raise CommandError if a job is not
+    accepted (with --wait: not done) in time.
     """
     timeout_s = session.timeout_s(DONE_TIMEOUT_S if wait else DECISION_TIMEOUT_S)
     fields |= {"wait_done": wait, "wait_ms": max(1, round(timeout_s * 1000))}

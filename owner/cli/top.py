@@ -41,7 +41,7 @@ Section = tuple[Sequence[str], list[Sequence[object]]]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The cluster at one time. error: why no owner answered; the other fields then hold what was last seen."""
+    """The cluster at one time. error: why no owner answered; the rest is then what was last seen."""
 
     at: str
     status: pb.GetStatusResponse
@@ -78,7 +78,7 @@ def top(session: Session, interval_s: float, plain: bool, count: int, once: bool
 
 
 def _views(session: Session) -> Iterator[View]:
-    """Yield views endlessly. If no owner answers, the first view is a CommandError; later ones show the error."""
+    """Yield views endlessly. The first raises CommandError if no owner answers; later ones show it."""
     view = _view(session)
     while True:
         yield view
@@ -158,7 +158,7 @@ def _headline(view: View) -> str:
 
 
 def _sections(view: View, rows_max: int | None = None) -> Iterator[Section]:
-    """Yield the headings and rows of each part, the rows that need attention first. rows_max: for each part."""
+    """Yield headings and rows of each part, those that need attention first. rows_max: of each part."""
     captures = sorted(view.captures, key=lambda row: (row.state in ("ready", "idle"), row.id))[:rows_max]
     yield _CAPTURES, [(row.id, row.state, row.spans, "yes" if row.draining else "", row.address) for row in captures]
     feeds = sorted(view.changefeeds, key=lambda row: (row.state == "normal" and not row.stalls, row.changefeed))[:rows_max]

@@ -1,7 +1,8 @@
-"""The multi-node harness: clusters of real processes, a load on them, and what is kept when a test fails.
+"""The multi-node harness: clusters of real processes under load. The logs of failed tests are kept.
 
-`cluster(etcd=3, owners=2, processors=3)` starts one; everything that `deploy.local.cluster.Cluster` takes may be said. After a
-failure the logs of all nodes and what etcd holds lie in `.runs/<test>-<pid>`, which the report names.
+`cluster(etcd=3, owners=2, processors=3)` starts one, with any option of `deploy.local.cluster.Cluster`.
+After a failure the logs of all nodes and the content of etcd are in `.runs/<test>-<pid>`, which the
+report names.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LEDGER = Shape(
     lambda rng, _number: {"text": str(rng.random())},
     ("ALTER TABLE {} REPLICA IDENTITY FULL",),
 )
-"""No key at the sink either: a row that is written twice is there twice, and the comparison finds it."""
+"""Without a key at the sink too: the comparison finds a row that was written twice."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,7 +58,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer) -> Iterator[StartCluster]:
-    """Starts a cluster; its servers "source" and "sink" are the session's PostgreSQL unless `postgres=` says otherwise."""
+    """Return a function that starts a cluster; its servers are the session's PostgreSQL unless `postgres=` is given."""
     clusters = request.node.stash.setdefault(_CLUSTERS, [])
 
     def start(**options: object) -> Cluster:
@@ -90,11 +91,11 @@ class Replication:
         wait_until(f"{count} more rows are changed", lambda: self.load.counts.total >= before + count, LOAD_TIMEOUT_S)
 
     def primaries(self) -> dict[str, str]:
-        """Table -> the capture that replicates it."""
+        """Return table -> the capture that replicates it."""
         return {row["table"]: row["primary"] for row in self.cluster.admin.tables(self.changefeed) if row["primary"]}
 
     def busiest(self) -> str:
-        """The processor node that replicates most tables."""
+        """Return the processor node that replicates most tables."""
         held = list(self.primaries().values())
         captures = self.cluster.captures()
         return max(captures, key=lambda node: (held.count(captures[node]), node))
@@ -103,7 +104,7 @@ class Replication:
         self.cluster.wait_replicating(self.changefeed, tables=len(self.tables))
 
     def wait_replicating_without(self, capture: str) -> None:
-        """Until all tables are replicated, none of them by this capture."""
+        """Wait until all tables are replicated, none of them by this capture."""
         self.cluster.wait(
             f"all tables are replicated by others than {capture}",
             lambda: len(held := self.primaries()) >= len(self.tables) and capture not in held.values(),
@@ -111,7 +112,7 @@ class Replication:
         self.wait_replicating()
 
     def finish(self) -> LoadCounts:
-        """Stop the load, wait until the checkpoint has passed its end, and compare row for row."""
+        """Stop the load, wait until the checkpoint has passed its end, and compare row by row."""
         counts = self.load.stop()
         assert counts.errors == 0, self.load.error
         with psycopg.connect(self.source, autocommit=True) as connection:
@@ -125,7 +126,7 @@ class Replication:
 
 @pytest.fixture
 def replication(cluster: StartCluster, source_db: str, sink_db: str) -> Iterator[Callable[..., Replication]]:
-    """Starts a cluster with a changefeed over 13 tables, which are all replicating under load when it returns."""
+    """Return a function that starts a cluster with a changefeed over 13 tables that replicate under load."""
     running: list[Workload] = []
 
     def start(*, rows_per_s: float = 500.0, **options: object) -> Replication:

@@ -1,4 +1,4 @@
-"""Nodes are killed and stopped in the middle of a load; every row is exactly once at the postgres sink."""
+"""Nodes are killed and stopped under load; every row is exactly once at the postgres sink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEASE_TTL_MS = 2_000
 
 
 def test_nothing_happens(replication: Start) -> None:
-    """The plain case: what the load has changed is at the sink."""
+    """Without faults, everything that the load has changed is at the sink."""
     world = replication(etcd=1, owners=1, processors=1)
     world.more_rows(1_000)
     counts = world.finish()
@@ -22,7 +22,7 @@ def test_nothing_happens(replication: Start) -> None:
 
 
 def test_processor_killed_in_the_middle_of_a_load(replication: Start) -> None:
-    """SIGKILL of the processor with most tables: they go on elsewhere, and no row is lost or doubled."""
+    """SIGKILL of the processor with most tables: other processors continue them, and no row is lost or duplicated."""
     world = replication(etcd=3, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]
@@ -35,7 +35,7 @@ def test_processor_killed_in_the_middle_of_a_load(replication: Start) -> None:
 
 
 def test_processor_killed_when_the_sink_is_further_than_the_owner_knows(replication: Start) -> None:
-    """Its last reports are lost, so its tables are granted from an old checkpoint: the successor continues where the sink is."""
+    """Its last reports are lost: the successor starts from an old checkpoint and continues at the sink's position."""
     world = replication(etcd=1, owners=1, processors=3, lease_ttl_ms=LEASE_TTL_MS)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]
@@ -48,7 +48,7 @@ def test_processor_killed_when_the_sink_is_further_than_the_owner_knows(replicat
 
 
 def test_leader_killed_in_the_middle_of_a_load(replication: Start) -> None:
-    """SIGKILL of the leading owner: the other one leads under a newer election, and no row is lost or doubled."""
+    """SIGKILL of the leading owner: the other one leads under a newer election, and no row is lost or duplicated."""
     world = replication(etcd=3, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS)
     leader = world.cluster.wait_for_leader()
     revision = world.cluster.admin.status()["leader_revision"]
@@ -65,8 +65,10 @@ def test_leader_killed_in_the_middle_of_a_load(replication: Start) -> None:
 
 def test_scenario_12_processor_stopped_past_its_lease(replication: Start) -> None:
     """A processor is stopped (SIGSTOP) for longer than its lease: its tables continue elsewhere.
-    When it is resumed (SIGCONT) what it still holds is not written, and it comes back as a new
-    capture."""
+
+    When it is resumed (SIGCONT), the changes that it still holds are not written, and it returns as a new
+    capture.
+    """
     world = replication(etcd=3, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS, rows_per_s=1_000)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]

@@ -1,4 +1,4 @@
-"""Links are cut, reset and stalled in the middle of a load; every row is exactly once at the postgres sink."""
+"""Links are cut, reset and stalled under load; every row is exactly once at the postgres sink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEASE_TTL_MS = 2_000
 
 
 def test_scenario_13_processor_cut_off_from_etcd_but_not_from_the_sink(replication: Start) -> None:
-    """It must stop by itself before its lease has expired; its tables go on elsewhere; it comes back when the link heals."""
+    """It stops before its lease has expired, others continue its tables, and it returns when the link heals."""
     world = replication(etcd=1, owners=2, processors=3, lease_ttl_ms=LEASE_TTL_MS)
     victim = world.busiest()
     capture = world.cluster.captures()[victim]
@@ -28,7 +28,7 @@ def test_scenario_13_processor_cut_off_from_etcd_but_not_from_the_sink(replicati
 
 
 def test_scenario_13_leader_cut_off_from_etcd_but_not_from_the_processors(replication: Start) -> None:
-    """It must step down: the other owner leads under a newer election, and no processor obeys the old one."""
+    """It steps down: the other owner leads under a newer election, and no processor obeys the old one."""
     world = replication(etcd=1, owners=2, processors=2, lease_ttl_ms=LEASE_TTL_MS)
     leader = world.cluster.wait_for_leader()
     world.cluster.link(leader, "etcd0").cut()
@@ -43,7 +43,7 @@ def test_scenario_13_leader_cut_off_from_etcd_but_not_from_the_processors(replic
 
 @pytest.mark.parametrize("direction", ["to_target", "from_target"])
 def test_leader_and_processor_cannot_talk(replication: Start, direction: str) -> None:
-    """One way is cut: the processor writes on under what it was granted, and after heal both agree again."""
+    """One direction is cut: the processor continues its assignments, and after heal both agree again."""
     world = replication(etcd=1, owners=1, processors=2, lease_ttl_ms=LEASE_TTL_MS)
     link = world.cluster.link("owner0", world.busiest())
     assert link.accepted > 0
@@ -56,7 +56,7 @@ def test_leader_and_processor_cannot_talk(replication: Start, direction: str) ->
 
 @pytest.mark.parametrize("server", ["source", "sink"])
 def test_connections_to_postgres_are_reset(replication: Start, server: str) -> None:
-    """Broken connections in the middle of transactions: they are made again, and nothing is lost or doubled."""
+    """Connections that break within transactions are opened again, and nothing is lost or duplicated."""
     world = replication(etcd=1, owners=1, processors=2, lease_ttl_ms=LEASE_TTL_MS, rows_per_s=1_000)
     for _ in range(5):
         for node in world.cluster.processors:
@@ -67,7 +67,7 @@ def test_connections_to_postgres_are_reset(replication: Start, server: str) -> N
 
 
 def test_sink_does_not_answer_for_a_while(replication: Start) -> None:
-    """A stalled link to the sink holds the changes back, within bounds; after heal everything arrives."""
+    """A stalled link to the sink holds changes back, within bounds; after heal all of them arrive."""
     world = replication(etcd=1, owners=1, processors=2, lease_ttl_ms=LEASE_TTL_MS, rows_per_s=1_000)
     links = [world.cluster.link(node, "sink") for node in world.cluster.processors]
     for link in links:
@@ -80,7 +80,7 @@ def test_sink_does_not_answer_for_a_while(replication: Start) -> None:
 
 
 def test_etcd_member_killed_under_load(replication: Start) -> None:
-    """One of three members dies and comes back: leadership and leases survive, and rows flow on."""
+    """One of three members dies and returns: leadership and leases survive, and replication continues."""
     world = replication(etcd=3, owners=2, processors=2, lease_ttl_ms=5_000)
     world.cluster.kill("etcd0")
     world.more_rows(500)
@@ -91,8 +91,10 @@ def test_etcd_member_killed_under_load(replication: Start) -> None:
 
 
 def test_etcd_in_trouble_under_load(replication: Start) -> None:
-    """Its leading member is slow (pulses of SIGSTOP stand for a slow disk), then killed, then all three are restarted: leases and
-    leadership outlive it, no table moves, and rows flow on all the time."""
+    """Each member is slow (pulses of SIGSTOP imitate a slow disk), then killed, then all are restarted.
+
+    Leases and leadership survive, no table moves, and replication continues all the time.
+    """
     world = replication(etcd=3, owners=2, processors=2, lease_ttl_ms=10_000)
     before, leader = world.primaries(), world.cluster.wait_for_leader()
     for member in world.cluster.etcd.members:

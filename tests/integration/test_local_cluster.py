@@ -1,4 +1,4 @@
-"""The parts of the local cluster that need no service of ours: folders of runs, who dialled, configuration files."""
+"""The local cluster: folders of runs, the processes behind connections, ports, configuration files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_client_is_known_by_its_process() -> None:
-    """The name that belongs to the pid which holds the socket, and no name when it is another process's."""
+    """The name of the pid that holds the socket is found; a socket of another process has no name."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         peer, address = server.accept()
         with peer:
@@ -31,7 +31,7 @@ def test_a_client_is_known_by_its_process() -> None:
 
 
 def test_toml_is_read_back() -> None:
-    """What a node's configuration says is what the service will read."""
+    """A service reads the configuration that a node was given."""
     config = {
         "id": 'a "quoted" \\ name',
         "etcd": {"endpoints": ["127.0.0.1:1"], "ttl": 3, "tls": {"on": True}},
@@ -41,7 +41,7 @@ def test_toml_is_read_back() -> None:
 
 
 def test_links_to_etcd_are_apart(tmp_path: Path) -> None:
-    """A cluster of etcd alone: its members answer through the proxies, and the link of one client can be cut."""
+    """The members of a cluster of etcd alone answer through the proxies, and each client has a link of its own."""
     with Cluster(tmp_path, etcd=1, owners=0, processors=0) as cluster:
         host, port = cluster.etcd_endpoints[0].split(":")
         assert cluster.etcd_endpoints[0] != cluster.etcd.endpoints[0]
@@ -56,7 +56,7 @@ def test_links_to_etcd_are_apart(tmp_path: Path) -> None:
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """The end of its log is in the error, and nothing is left running."""
+    """The error holds the end of its log, and no process remains."""
     cluster = Cluster(tmp_path, etcd=1, owners=1, processors=0, owner_config={"no_such_key": 1})
     with pytest.raises(StartError, match="no_such_key"), cluster:
         pass
@@ -66,7 +66,7 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["address", "http_address"])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_port_lost_before_the_first_start_costs_nothing(tmp_path: Path, which: str, links: bool) -> None:
-    """The node starts on another one, and clients find it there."""
+    """The node starts on another port, and clients find it there."""
     with Cluster(tmp_path, etcd=1, owners=0, processors=0, links=links) as cluster:
         node = cluster.add_node(OWNER, 0)
         lost = getattr(node, which)
@@ -81,7 +81,7 @@ def test_a_port_lost_before_the_first_start_costs_nothing(tmp_path: Path, which:
 
 
 def test_a_port_lost_later_is_an_error(tmp_path: Path) -> None:
-    """A node that others know by its address cannot come back at another one."""
+    """A node whose address is known to others does not return at another one."""
     with Cluster(tmp_path, etcd=1, owners=1, processors=0) as cluster:
         cluster.kill("owner0")
         host, port = cluster.node("owner0").address.split(":")
@@ -90,7 +90,7 @@ def test_a_port_lost_later_is_an_error(tmp_path: Path) -> None:
 
 
 def test_no_port_is_given_twice_in_a_row() -> None:
-    """Somebody who was given one may not have bound it yet."""
+    """A server that was given a port may not have bound it yet."""
     given = [free_port() for _ in range(500)]
     assert len(set(given)) == len(given)
 
@@ -104,7 +104,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_removes_its_folder(tmp_path: Path) -> None:
-    """Two runs at once have folders of their own; the last one takes the parent with it."""
+    """Two simultaneous runs have separate folders; the last one removes the parent."""
     parent = tmp_path / ".demo"
     with RunFolder(parent) as one:
         (one.path / "data").mkdir()
@@ -115,8 +115,8 @@ def test_a_run_removes_its_folder(tmp_path: Path) -> None:
     assert not parent.exists()
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
-    """A folder whose run was killed goes with the next run; one that is in use stays."""
+def test_the_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    """The next run removes the folder of a killed run; one in use stays."""
     script = f"""
 import sys, os
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -138,7 +138,7 @@ with RunFolder(Path(sys.argv[1])) as run:
 
 
 def test_logs_of_a_failure_stay(tmp_path: Path) -> None:
-    """What is to be kept stays, and nothing else."""
+    """The entry to keep stays, and nothing else."""
     with RunFolder(tmp_path / ".demo") as run:
         for name in ("logs", "data"):
             (run.path / name).mkdir()

@@ -1,4 +1,4 @@
-"""The preflight names what is missing in one line, before anything is started, on old Pythons too."""
+"""The preflight names each unmet requirement in one line, before anything starts, also on old Pythons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ preflight: Any = importlib.import_module("deploy.local.preflight")
 
 
 def test_this_machine_will_do() -> None:
-    """Where the tests run the preflight is silent and content."""
+    """On the machine of the tests the preflight succeeds without output."""
     done = subprocess.run([sys.executable, preflight.__file__], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -33,7 +33,7 @@ def test_missing_venv_names_the_package() -> None:
 
 
 def test_unsupported_platform_is_named() -> None:
-    """Systems and machines without wheels, and C libraries that are too old, are named with what would do."""
+    """Systems and machines without wheels, and C libraries that are too old, are named with the supported ones."""
     assert "Windows on AMD64 is not supported" in preflight.wrong_platform("Windows", "AMD64", ())
     assert "riscv64" in preflight.wrong_platform("Linux", "riscv64", (2, 36))
     assert "glibc 2.31 is too old" in preflight.wrong_platform("Linux", "x86_64", (2, 31))
@@ -43,5 +43,5 @@ def test_unsupported_platform_is_named() -> None:
 
 
 def test_syntax_is_old() -> None:
-    """Python 3.6 can read it, so that it can say that it is too old."""
+    """Python 3.6 can parse it, so that it can report that Python is too old."""
     ast.parse(Path(preflight.__file__).read_text(), feature_version=(3, 6))

@@ -1,4 +1,4 @@
-"""Processes of ours are known from the moment of their fork, and end with the program that started them."""
+"""Managed processes are recorded from their fork on, and end with the program that started them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 
 
 class InterruptError(Exception):
-    """What the handler of the test raises, as Ctrl-C raises KeyboardInterrupt."""
+    """Raised by the signal handler of the test, as Ctrl-C raises KeyboardInterrupt."""
 
 
 def _is_forking() -> bool:
-    """Whether the spawner is at work: it opens the log, which has no reader yet."""
+    """Return whether the spawner is forking: it opens the log, which has no reader yet."""
     spawners = [thread.ident for thread in threading.enumerate() if thread.name.startswith("spawner")]
     frames = sys._current_frames()
     for ident in spawners:
@@ -37,7 +37,7 @@ def _is_forking() -> bool:
 
 
 def test_an_interrupt_during_the_fork_leaves_no_unknown_process(tmp_path: Path) -> None:
-    """The process that came of it can be killed by who started it."""
+    """The process is recorded, so that its owner can kill it."""
     log = tmp_path / "log"
     os.mkfifo(log)
     process = ManagedProcess("sleeper", SLEEPER, log=log)
@@ -94,7 +94,7 @@ print(orphan, child.pid)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
 def test_nothing_is_left_below_a_program_that_ends() -> None:
-    """Neither a child that was never stopped, nor the child of one that is gone."""
+    """No child remains, nor the child of a child that has ended."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The TCP proxy does what its links are set to, at once, and to those connections alone."""
+"""The TCP proxy applies the rules of its links at once, and to the connections of that link only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUIET_S = 0.2
 
 
 class Echo:
-    """A server that sends back what it gets, a thread a connection."""
+    """A server that sends back what it receives, with one thread per connection."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ def dial(proxy: TcpProxy) -> socket.socket:
 
 
 def exchange(proxy: TcpProxy) -> None:
-    """One byte there and back on a connection of its own."""
+    """Send one byte and receive it on a new connection."""
     with dial(proxy) as client:
         client.sendall(b"a")
         assert receive(client, 1) == b"a"
@@ -81,7 +81,7 @@ def receive(client: socket.socket, size: int) -> bytes:
 
 
 def quiet(client: socket.socket) -> bool:
-    """True when nothing arrives for a moment."""
+    """Return whether nothing arrives for a moment."""
     client.settimeout(QUIET_S)
     try:
         return client.recv(1) == b"never"
@@ -92,7 +92,7 @@ def quiet(client: socket.socket) -> bool:
 
 
 def test_bytes_pass_both_ways_and_the_end_too(proxy: TcpProxy) -> None:
-    """Much more than a buffer passes unchanged, and a half-closed connection is half-closed behind the proxy."""
+    """More than the buffers hold passes unchanged, and a half-close is passed on."""
     data = bytes(range(256)) * (16 * BUFFER_BYTES // 256)
     with dial(proxy) as client:
         sender = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
@@ -103,7 +103,7 @@ def test_bytes_pass_both_ways_and_the_end_too(proxy: TcpProxy) -> None:
 
 
 def test_cut_holds_and_heal_delivers(proxy: TcpProxy) -> None:
-    """After a cut nothing arrives; what was sent meanwhile arrives after heal."""
+    """During a cut nothing arrives; bytes sent meanwhile arrive after heal."""
     with dial(proxy) as client:
         client.sendall(b"a")
         assert receive(client, 1) == b"a"
@@ -139,7 +139,7 @@ def test_new_connections_do_not_reach_the_target_while_cut(proxy: TcpProxy) -> N
 
 
 def test_stalled_sender_is_held_back(proxy: TcpProxy) -> None:
-    """A stalled link takes in no more than its buffers: the sender's window fills up."""
+    """A stalled link accepts no more than its buffers hold: the sender's window fills up."""
     with dial(proxy) as client:
         proxy.stall()
         client.settimeout(QUIET_S)
@@ -148,7 +148,7 @@ def test_stalled_sender_is_held_back(proxy: TcpProxy) -> None:
 
 
 def test_delay_keeps_the_order(proxy: TcpProxy) -> None:
-    """Every byte arrives a delay later each way, in order, and at once again after heal."""
+    """Every byte arrives one delay later in each direction, in order; after heal without a delay."""
     with dial(proxy) as client:
         proxy.delay_ms(500)
         begin = time.monotonic()
@@ -195,7 +195,7 @@ def test_dead_target_is_told_to_the_client(echo: Echo) -> None:
 
 
 def test_links_of_one_proxy_are_cut_apart(echo: Echo) -> None:
-    """Two clients dial one address; cutting the link of the one leaves the other alone."""
+    """Two clients dial one address; a cut of one link does not affect the other."""
     loop = ProxyLoop()
     links = {"first": Link(loop, "first"), "second": Link(loop, "second")}
     names = iter(links)
@@ -214,7 +214,7 @@ def test_links_of_one_proxy_are_cut_apart(echo: Echo) -> None:
 
 
 def test_many_proxies_share_one_thread(echo: Echo) -> None:
-    """A hundred proxies cost one thread."""
+    """A hundred proxies need one thread."""
     loop = ProxyLoop()
     before = threading.active_count()
     proxies = [TcpProxy("127.0.0.1", echo.endpoint, loop=loop) for _ in range(100)]
@@ -229,7 +229,7 @@ def test_many_proxies_share_one_thread(echo: Echo) -> None:
 
 
 def test_connections_that_end_in_one_round_do_not_end_the_proxies(proxy: TcpProxy) -> None:
-    """Many ends reset at once: what was closed by the first event of a round is not touched by the next."""
+    """Many connections that are reset at once do not end the proxy."""
     for _ in range(20):
         clients = [dial(proxy) for _ in range(20)]
         for client in clients:

@@ -1,4 +1,4 @@
-"""The embedded servers: they start, answer, survive what is done to them, and die with their parent."""
+"""The embedded servers start, answer, survive faults, and die with their parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 def alive(pid: int) -> bool:
-    """True while the process is neither gone nor a zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def test_etcd_member_answers_and_keeps_its_data(new_etcd: Callable[..., EtcdServ
 
 
 def test_etcd_cluster_survives_the_loss_of_a_member(tmp_path: Path) -> None:
-    """Three members form a cluster; two of them stay healthy without the third, which may come back."""
+    """Three members form a cluster; two of them stay healthy without the third, which may return."""
     with EtcdCluster(tmp_path, 3, ["127.31.7.1", "127.31.7.2", "127.31.7.3"]) as cluster:
         lost = cluster.member("etcd0")
         lost.kill()
@@ -57,7 +57,7 @@ def test_postgres_is_ready_for_logical_replication(source_db: str, sink_db: str)
 
 
 def test_databases_are_dropped_with_their_slots(postgres_server: PostgresServer) -> None:
-    """A database goes away although a slot and an open connection hold it."""
+    """A database is dropped although a slot and an open connection hold it."""
     uri = postgres_server.create_database("held")
     with psycopg.connect(uri, autocommit=True) as connection:
         connection.execute("SELECT pg_create_logical_replication_slot('holds', 'pgoutput')")
@@ -115,7 +115,7 @@ def test_folder_that_nobody_else_may_enter(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_root_without_user_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where user namespaces are barred, a copy of the binaries runs as another user and is removed at the end."""
+    """Without user namespaces, a copy of the binaries runs as another user and is removed at the end."""
     from deploy.local import postgres as module
 
     real_probe = module._probe

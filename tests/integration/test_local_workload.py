@@ -1,4 +1,4 @@
-"""The workload makes what it says, and the comparison finds every kind of difference."""
+"""The workload changes what it reports, and the comparison finds every kind of difference."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_load_goes_on_after_a_broken_connection(source_db: str) -> None:
 
 
 def test_equal_databases_compare_equal(source_db: str, sink_db: str) -> None:
-    """Two databases that got the same changes are the same, and every row was looked at."""
+    """Two databases with the same changes are equal, and every row was compared."""
     tables = create_tables(source_db)
     create_tables(sink_db)
     for uri in (source_db, sink_db):
@@ -90,7 +90,7 @@ def test_equal_databases_compare_equal(source_db: str, sink_db: str) -> None:
     ],
 )
 def test_every_difference_is_found(source_db: str, sink_db: str, statement: str, what: str) -> None:
-    """One row too many, too few or different is found and named, also where counts are the same."""
+    """A missing, extra or different row is found and named, also when counts are equal."""
     tables = create_tables(source_db)
     create_tables(sink_db)
     for uri in (source_db, sink_db):

@@ -98,7 +98,7 @@ def _play(shop: Shop, screen: Screen, report: Report, stack: ExitStack, seconds:
     screen.show(lambda: observer.view, lambda: rows_text(shop.load.counts.by_kind))
     screen.say("owner " + " ".join(shop.create_arguments))
     cluster.owner_json(*shop.create_arguments)
-    shop.start_load()
+    shop.load.start()
     screen.say(f"the load runs: {rate:g} rows per second over {tables} tables")
     begin = time.monotonic()
     cluster.wait_replicating(CHANGEFEED, tables=tables, timeout_s=REPLICATING_TIMEOUT_S)

@@ -31,11 +31,12 @@ def main(etcd: int, owners: int, processors: int, rate: float, no_changefeed: bo
     try:
         with session(keep=keep) as (run, stack):
             nodes = {"etcd": etcd, "owners": owners, "processors": processors}
-            shop = Shop(run.path, rows_per_s=rate, say=lambda text: print(text, flush=True), **nodes)
+            shop = Shop(run.path, rows_per_s=max(1.0, rate), say=lambda text: print(text, flush=True), **nodes)
             stack.callback(shop.close)
             try:
                 shop.start()
-                shop.start_load()
+                if rate:
+                    shop.load.start()
                 if not no_changefeed:
                     shop.cluster.owner_json(*shop.create_arguments)
                     shop.cluster.wait_replicating(CHANGEFEED, tables=len(shop.tables))

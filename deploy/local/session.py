@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from deploy.local.cluster import Cluster
 from deploy.local.node import ROOT
@@ -61,38 +62,22 @@ class Shop(Scoped):
     """A cluster between two PostgreSQL servers: a source with twelve tables, and an empty sink."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        rows_per_s: float,
-        seed: int = 1,
-        etcd: int = 1,
-        owners: int = 2,
-        processors: int = 3,
-        say: Callable[[str], None] = lambda _text: None,
+        self, folder: Path, *, rows_per_s: float, seed: int = 1, say: Callable[[str], None] = lambda _text: None, **nodes: int
     ) -> None:
-        """Describe the cluster. rows_per_s: 0 = no load. say: receives progress."""
+        """Describe the cluster. say: receives progress. nodes: numbers of `etcd`, `owners`, `processors`."""
         self._say = say
-        self._loads = rows_per_s > 0
-        self._rows_per_s = rows_per_s or 1.0
+        self._rows_per_s = rows_per_s
         self._seed = seed
         self._stack = ExitStack()
         self.servers = {name: PostgresServer(folder, name=name) for name in ("source", "sink")}
-        self.cluster = Cluster(
-            folder,
-            etcd=etcd,
-            owners=owners,
-            processors=processors,
-            postgres=self.servers,
-            lease_ttl_ms=LEASE_TTL_MS,
-            links=False,
-        )
+        counts: dict[str, Any] = {"etcd": 1, "owners": 2, "processors": 3, **nodes}
+        self.cluster = Cluster(folder, postgres=self.servers, lease_ttl_ms=LEASE_TTL_MS, links=False, **counts)
         self.source = self.sink = ""
         self.tables: list[str] = []
         self.load: Workload
 
     def start(self) -> None:
-        """Start the servers and the cluster, and fill the source. `start_load` starts the load."""
+        """Start the servers and the cluster, and fill the source. The load is started by the caller."""
         self._say("starting two PostgreSQL servers")
         for server in self.servers.values():
             self._stack.callback(server.close)
@@ -115,7 +100,3 @@ class Shop(Scoped):
     def create_arguments(self) -> list[str]:
         """Return the arguments of the owner CLI that create the changefeed."""
         return ["changefeed", "create", "--id", CHANGEFEED, "--source", self.source, "--sink", self.sink, "--tables", "public.*"]
-
-    def start_load(self) -> None:
-        if self._loads:
-            self.load.start()

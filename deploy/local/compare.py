@@ -66,17 +66,6 @@ class Comparison:
         return f"{self.different} of {self.rows} rows in {self.tables} tables differ: " + "; ".join(map(str, self.examples))
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    columns: tuple[tuple[str, str], ...]  # (name, type)
-    key: tuple[str, ...]  # empty: no primary key
-
-    @property
-    def ordered(self) -> list[str]:
-        """Return the names of the columns, those of the key first."""
-        return [*self.key, *(name for name, _ in self.columns if name not in self.key)]
-
-
 def compare(source_uri: str, sink_uri: str, tables: Sequence[str]) -> Comparison:
     """Compare these tables ("schema.table"), each side in one snapshot. Raises psycopg.Error."""
     with _session(source_uri) as source, _session(sink_uri) as sink:
@@ -94,10 +83,10 @@ def _session(uri: str) -> psycopg.Connection[Any]:
     return connection
 
 
-def _layout(connection: psycopg.Connection[Any], table: str) -> _Layout | None:
-    """Return None when the table does not exist."""
+def _columns(connection: psycopg.Connection[Any], table: str) -> list[tuple[str, str, int]]:
+    """Return (name, type, position in the primary key or -1) of each column; empty when there is no such table."""
     schema, _, name = table.partition(".")
-    columns = connection.execute(
+    return connection.execute(
         "SELECT a.attname, format_type(a.atttypid, a.atttypmod),"
         " coalesce(array_position(i.indkey::int2[], a.attnum), -1)"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
@@ -105,22 +94,20 @@ def _layout(connection: psycopg.Connection[Any], table: str) -> _Layout | None:
         " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
         (schema, name),
     ).fetchall()
-    if not columns:
-        return None
-    key = sorted((position, column) for column, _, position in columns if position >= 0)
-    return _Layout(tuple((column, kind) for column, kind, _ in columns), tuple(column for _, column in key))
 
 
 def _compare_table(source: psycopg.Connection[Any], sink: psycopg.Connection[Any], table: str) -> Comparison:
-    layout, other = _layout(source, table), _layout(sink, table)
-    if layout is None or other is None:
-        reason = f"it does not exist in the {'source' if layout is None else 'sink'}"
+    columns, others = _columns(source, table), _columns(sink, table)
+    kinds, other_kinds = ([(name, kind) for name, kind, _ in side] for side in (columns, others))
+    if kinds != other_kinds or not kinds:
+        missing = [side for side, has in (("source", kinds), ("sink", other_kinds)) if not has]
+        reason = (
+            f"it does not exist in the {missing[0]}" if missing else f"columns {kinds} in the source, {other_kinds} in the sink"
+        )
         return Comparison(1, 0, 1, (Difference(table, "table", reason),))
-    if layout.columns != other.columns:
-        reason = f"columns {layout.columns} in the source, {other.columns} in the sink"
-        return Comparison(1, 0, 1, (Difference(table, "table", reason),))
-    names = layout.ordered
-    keys = len(layout.key) or len(names)
+    key = [name for position, name in sorted((position, name) for name, _, position in columns) if position >= 0]
+    names = [*key, *(name for name, _ in kinds if name not in key)]
+    keys = len(key) or len(names)
     rows, different, examples = 0, 0, list[Difference]()
     for mine, theirs in _by_key(_rows(source, table, names, keys), _rows(sink, table, names, keys), keys):
         rows += len(mine)

@@ -21,7 +21,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -106,49 +106,33 @@ def _named_uid() -> int:
     return next((entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0), _NOBODY)
 
 
-def _homes(folder: Path, bin_folder: Path) -> Iterator[_Home]:
-    """Yield the ways to run the server that may work, best first. The last one copies the binaries."""
-    named = _named_uid()
-    if os.geteuid() != 0:
-        # The user of a container often has no name.
-        for mode in ("isolate", "plain") if _has_name(os.geteuid()) else (f"map:{named}",):
-            yield _Home(mode, bin_folder, folder)
-        return
-    yield _Home(f"map:{named}", bin_folder, folder)
-    owner = folder.stat()
-    uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
-    _sweep_external()
-    external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
-    used = False
-    try:
-        os.chown(external, uid, gid)
-        for binaries in (bin_folder, external / "install" / bin_folder.name):
-            if binaries != bin_folder:
-                shutil.copytree(bin_folder.parent, external / "install", symlinks=True)
-            used = True
-            yield _Home(f"user:{uid}:{gid}", binaries, external, external)
-            used = False
-    finally:
-        if not used:
-            _remove(external)
-
-
 def _find_home(folder: Path, bin_folder: Path) -> _Home:
     """Return the first way to run the server that works. Raises StartError with all reasons."""
+    named, is_root = _named_uid(), os.geteuid() == 0
+    # The user of a container often has no name.
+    modes = [f"map:{named}"] if is_root or not _has_name(os.geteuid()) else ["isolate", "plain"]
     reasons: list[str] = []
-    try:
-        for home in _homes(folder, bin_folder):
-            try:
-                reason = _probe(home.mode, home.base, home.bin_folder)
-            except BaseException:  # a Ctrl-C
-                _remove(home.external)
-                raise
-            if not reason:
-                return home
-            reasons.append(reason)
-    except OSError as error:
-        reasons.append(str(error))
-    raise StartError(f"PostgreSQL cannot run here{' as root' if os.geteuid() == 0 else ''}: " + "; ".join(reasons))
+    for mode in modes:
+        if not (reason := _probe(mode, folder, bin_folder)):
+            return _Home(mode, bin_folder, folder)
+        reasons.append(reason)
+    if is_root:
+        owner = folder.stat()
+        uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
+        _sweep_external()
+        with contextlib.ExitStack() as stack:
+            external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
+            stack.callback(_remove, external)
+            os.chown(external, uid, gid)
+            for copied in (False, True):
+                if copied:
+                    shutil.copytree(bin_folder.parent, external / "install", symlinks=True)
+                    bin_folder = external / "install" / bin_folder.name
+                if not (reason := _probe(f"user:{uid}:{gid}", external, bin_folder)):
+                    stack.pop_all()
+                    return _Home(f"user:{uid}:{gid}", bin_folder, external, external)
+                reasons.append(reason)
+    raise StartError(f"PostgreSQL cannot run here{' as root' if is_root else ''}: " + "; ".join(reasons))
 
 
 def _sweep_external() -> None:

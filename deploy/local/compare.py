@@ -100,10 +100,9 @@ def _compare_table(source: psycopg.Connection[Any], sink: psycopg.Connection[Any
     columns, others = _columns(source, table), _columns(sink, table)
     kinds, other_kinds = ([(name, kind) for name, kind, _ in side] for side in (columns, others))
     if kinds != other_kinds or not kinds:
-        missing = [side for side, has in (("source", kinds), ("sink", other_kinds)) if not has]
-        reason = (
-            f"it does not exist in the {missing[0]}" if missing else f"columns {kinds} in the source, {other_kinds} in the sink"
-        )
+        reason = f"columns {kinds} in the source, {other_kinds} in the sink"
+        if not kinds or not other_kinds:
+            reason = f"it does not exist in the {'sink' if kinds else 'source'}"
         return Comparison(1, 0, 1, (Difference(table, "table", reason),))
     key = [name for position, name in sorted((position, name) for name, _, position in columns) if position >= 0]
     names = [*key, *(name for name, _ in kinds if name not in key)]

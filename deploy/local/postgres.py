@@ -116,23 +116,31 @@ def _find_home(folder: Path, bin_folder: Path) -> _Home:
         if not (reason := _probe(mode, folder, bin_folder)):
             return _Home(mode, bin_folder, folder)
         reasons.append(reason)
-    if is_root:
-        owner = folder.stat()
-        uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
-        _sweep_external()
-        with contextlib.ExitStack() as stack:
-            external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
-            stack.callback(_remove, external)
-            os.chown(external, uid, gid)
-            for copied in (False, True):
-                if copied:
-                    shutil.copytree(bin_folder.parent, external / "install", symlinks=True)
-                    bin_folder = external / "install" / bin_folder.name
-                if not (reason := _probe(f"user:{uid}:{gid}", external, bin_folder)):
-                    stack.pop_all()
-                    return _Home(f"user:{uid}:{gid}", bin_folder, external, external)
-                reasons.append(reason)
+    try:
+        if is_root and (home := _find_external_home(folder, bin_folder, named, reasons)) is not None:
+            return home
+    except OSError as error:
+        reasons.append(str(error))
     raise StartError(f"PostgreSQL cannot run here{' as root' if is_root else ''}: " + "; ".join(reasons))
+
+
+def _find_external_home(folder: Path, bin_folder: Path, named: int, reasons: list[str]) -> _Home | None:
+    """Return a way to run the server as another user, below a temporary folder of that user."""
+    owner = folder.stat()
+    uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid != 0 and _has_name(owner.st_uid) else (named, named)
+    _sweep_external()
+    with contextlib.ExitStack() as stack:
+        external = Path(tempfile.mkdtemp(prefix=f"{_EXTERNAL_PREFIX}{os.getpid()}-"))
+        stack.callback(_remove, external)
+        os.chown(external, uid, gid)
+        for binaries in (bin_folder, external / "install" / bin_folder.name):
+            if binaries != bin_folder:
+                shutil.copytree(bin_folder.parent, external / "install", symlinks=True)
+            if not (reason := _probe(f"user:{uid}:{gid}", external, binaries)):
+                stack.pop_all()
+                return _Home(f"user:{uid}:{gid}", binaries, external, external)
+            reasons.append(reason)
+    return None
 
 
 def _sweep_external() -> None:

@@ -225,7 +225,7 @@ class Evictions:
     def _write(self, puts: Sequence[Put], deletes: Sequence[str], pins: Sequence[Compare] = ()) -> None:
         """As `Election.guarded_write`, in this term alone."""
         guard = self._guard()
-        if guard.operand != self._owner_revision:
+        if guard.revision != self._owner_revision:
             raise NotLeaderError("another term has begun")
         self._guarded_write(puts, deletes, [*pins, guard])
 

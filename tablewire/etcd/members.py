@@ -83,8 +83,8 @@ class Member:
         self.auth = rpc.AuthStub(self.channel)
 
 
-Attempt: TypeAlias = Callable[[Member, float, Metadata], _T]
-"""One attempt at a request: (member, timeout in seconds, metadata) -> response."""
+Method: TypeAlias = Callable[[Member], Callable[[Any, float, Metadata], _T]]
+"""Picks the method of a member: (request, timeout in seconds, metadata) -> response."""
 
 
 class Members:
@@ -109,11 +109,11 @@ class Members:
         self._current = 0
         self._is_closed = False
 
-    def repeat(self, what: str, attempt: Attempt[_T]) -> _T:
+    def repeat(self, what: str, method: Method[_T], request: Any) -> _T:
         """Send a request that may be applied twice, and return its response. what: for the text of an error."""
-        return self.call(what, attempt, self.attempts)[0]
+        return self.call(what, method, request, self.attempts)[0]
 
-    def call(self, what: str, attempt: Attempt[_T], attempts: int, timeout_s: float | None = None) -> tuple[_T, int]:
+    def call(self, what: str, method: Method[_T], request: Any, attempts: int, timeout_s: float | None = None) -> tuple[_T, int]:
         """Return the response, and the number of the attempt that got it.
 
         timeout_s: of one attempt; all attempts together take at most twice as long.
@@ -132,7 +132,7 @@ class Members:
                 continue
             member = self.pick()
             try:
-                return attempt(member, min(timeout_s, max(0.001, deadline - time.monotonic())), metadata), made
+                return method(member)(request, min(timeout_s, max(0.001, deadline - time.monotonic())), metadata), made
             except (grpc.RpcError, ValueError) as error:
                 failure = self.explain(what, member, error)
                 if self.forget_token(metadata, str(failure)) and not has_logged_in:

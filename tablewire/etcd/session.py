@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +25,6 @@ from tablewire.etcd.members import REQUIRE_LEADER, Member, Members
 from tablewire.etcd.values import (
     CompactedError,
     Compare,
-    CompareTarget,
     EtcdUnavailableError,
     KeyValue,
     LeaseLostError,
@@ -50,7 +50,6 @@ from tablewire.runtime.tls import PemFiles, PemTexts
 __all__ = [
     "CompactedError",
     "Compare",
-    "CompareTarget",
     "EtcdSession",
     "EtcdUnavailableError",
     "KeyValue",
@@ -108,10 +107,7 @@ class EtcdSession:
 
     def get(self, key: str) -> KeyValue | None:
         """Read one key, linearizably; return None if it does not exist."""
-        request = rpc.RangeRequest(key=to_bytes(key))
-        response = self.members.repeat(
-            f"get {key}", lambda member, timeout, metadata: member.kv.Range(request, timeout, metadata)
-        )
+        response = self.members.repeat(f"get {key}", lambda member: member.kv.Range, rpc.RangeRequest(key=to_bytes(key)))
         return key_value(response.kvs[0]) if response.kvs else None
 
     def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
@@ -141,9 +137,7 @@ class EtcdSession:
         )
         what = f"write {', '.join(written[:SHOWN_KEYS_MAX])}{' ...' if len(written) > SHOWN_KEYS_MAX else ''}"
         attempts = self.members.attempts if is_repeatable(compares, written) else 1
-        response, attempt = self.members.call(
-            what, lambda member, timeout, metadata: member.kv.Txn(request, timeout, metadata), attempts
-        )
+        response, attempt = self.members.call(what, lambda member: member.kv.Txn, request, attempts)
         revision = response.header.revision
         if response.succeeded:
             return TransactionResult(True, revision)
@@ -173,9 +167,7 @@ class EtcdSession:
         This may be repeated: a lease whose response was lost holds no key and expires.
         """
         request = rpc.LeaseGrantRequest(TTL=ttl_s)
-        response = self.members.repeat(
-            "grant a lease", lambda member, timeout, metadata: member.lease.LeaseGrant(request, timeout, metadata)
-        )
+        response = self.members.repeat("grant a lease", lambda member: member.lease.LeaseGrant, request)
         if response.error:
             raise EtcdError(f"etcd did not grant a lease: {response.error}")
         return response.ID, response.TTL
@@ -185,19 +177,9 @@ class EtcdSession:
 
         This is one attempt, on one member, of at most timeout_s; after a failure the next call uses another member.
         """
-        request = rpc.LeaseKeepAliveRequest(ID=lease_id)
-
-        def keep_alive(member: Member, timeout: float, metadata: Metadata) -> Any:
-            call = member.lease.LeaseKeepAlive(iter((request,)), timeout, (REQUIRE_LEADER, *metadata))
-            try:
-                return next(call, None)
-            finally:
-                call.cancel()
-
-        most_s = self.members.request_timeout_s
-        response, _ = self.members.call(
-            "keep a lease alive", keep_alive, 1, most_s if timeout_s is None else min(timeout_s, most_s)
-        )
+        request, most_s = rpc.LeaseKeepAliveRequest(ID=lease_id), self.members.request_timeout_s
+        timeout_s = most_s if timeout_s is None else min(timeout_s, most_s)
+        response, _ = self.members.call("keep a lease alive", lambda member: partial(_keep_alive, member), request, 1, timeout_s)
         if response is None:
             raise EtcdUnavailableError("etcd: keep a lease alive: the member closed the stream without an answer")
         if response.TTL <= 0:
@@ -208,9 +190,7 @@ class EtcdSession:
         """End the lease and delete its keys. Do nothing if it no longer exists."""
         request = rpc.LeaseRevokeRequest(ID=lease_id)
         try:
-            self.members.repeat(
-                "revoke a lease", lambda member, timeout, metadata: member.lease.LeaseRevoke(request, timeout, metadata)
-            )
+            self.members.repeat("revoke a lease", lambda member: member.lease.LeaseRevoke, request)
         except LeaseLostError:
             return
 
@@ -233,3 +213,12 @@ class EtcdSession:
             watches = list(self._watches)
         for watch in watches:
             watch.close()
+
+
+def _keep_alive(member: Member, request: Any, timeout_s: float, metadata: Metadata) -> Any:
+    """Return the first response of the stream, None if there is none."""
+    call = member.lease.LeaseKeepAlive(iter((request,)), timeout_s, (REQUIRE_LEADER, *metadata))
+    try:
+        return next(call, None)
+    finally:
+        call.cancel()

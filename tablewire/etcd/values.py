@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import etcd3.etcdrpc as rpc
 
@@ -39,36 +38,27 @@ class KeyValue:
     lease: int = 0
 
 
-class CompareTarget(Enum):
-    """The attribute of a key that is compared. Revisions and version of a missing key are 0."""
-
-    CREATE_REVISION = "create_revision"
-    MOD_REVISION = "mod_revision"
-    VERSION = "version"
-    VALUE = "value"
-
-
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """The condition that `target` of `key` equals `operand` (bytes for VALUE, otherwise a number)."""
+    """The condition that a revision of a key has this value; the revisions of a key that does not exist are 0."""
 
     key: str
-    target: CompareTarget
-    operand: int | bytes
+    attribute: Literal["create_revision", "mod_revision"]
+    revision: int
 
 
 def is_absent(key: str) -> Compare:
-    return Compare(key, CompareTarget.CREATE_REVISION, 0)
+    return Compare(key, "create_revision", 0)
 
 
 def is_created_at(key: str, revision: int) -> Compare:
     """Require that the key has existed since this revision, whatever its value is."""
-    return Compare(key, CompareTarget.CREATE_REVISION, revision)
+    return Compare(key, "create_revision", revision)
 
 
 def is_unchanged(key: str, mod_revision: int) -> Compare:
     """Require that the key was last written at this revision (0: that it does not exist)."""
-    return Compare(key, CompareTarget.MOD_REVISION, mod_revision)
+    return Compare(key, "mod_revision", mod_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +117,9 @@ def key_value(found: Any) -> KeyValue:
 
 
 def compare_message(compare: Compare) -> Any:
-    target = {
-        CompareTarget.CREATE_REVISION: rpc.Compare.CREATE,
-        CompareTarget.MOD_REVISION: rpc.Compare.MOD,
-        CompareTarget.VERSION: rpc.Compare.VERSION,
-        CompareTarget.VALUE: rpc.Compare.VALUE,
-    }[compare.target]
-    operand = {compare.target.value: compare.operand}
-    return rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=to_bytes(compare.key), **operand)
+    target = {"create_revision": rpc.Compare.CREATE, "mod_revision": rpc.Compare.MOD}[compare.attribute]
+    revision = {compare.attribute: compare.revision}
+    return rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=to_bytes(compare.key), **revision)
 
 
 def put_message(put: Put) -> Any:
@@ -151,12 +136,7 @@ def get_message(key: str) -> Any:
 
 def is_repeatable(compares: Sequence[Compare], written: Sequence[str]) -> bool:
     """Return whether a transaction cannot be applied twice: each key that it writes is compared with its previous state."""
-    pinned = {
-        compare.key
-        for compare in compares
-        if compare.target in (CompareTarget.MOD_REVISION, CompareTarget.VERSION)
-        or (compare.target is CompareTarget.CREATE_REVISION and compare.operand == 0)
-    }
+    pinned = {compare.key for compare in compares if compare.attribute == "mod_revision" or compare.revision == 0}
     return pinned.issuperset(written)
 
 
@@ -164,8 +144,6 @@ def revision_if_applied(found: Mapping[str, KeyValue], puts: Sequence[Put], dele
     """Return the revision at which exactly this write was made, 0 if etcd holds something else."""
     if not puts or any(key in found for key in deletes):
         return 0
-    now = [found.get(put.key) for put in puts]
-    if any(item is None or (item.value, item.lease) != (put.value, put.lease) for item, put in zip(now, puts, strict=True)):
-        return 0
-    revisions = {item.mod_revision for item in now if item is not None}
+    stored = {key: (item.value, item.lease) for key, item in found.items()}
+    revisions = {found[put.key].mod_revision if stored.get(put.key) == (put.value, put.lease) else 0 for put in puts}
     return revisions.pop() if len(revisions) == 1 else 0

@@ -54,7 +54,7 @@ _log = structlog.get_logger("tablewire.etcd")
 def read_prefix(members: Members, prefix: str) -> PrefixState:
     """Read all keys that start with the prefix, linearizably."""
     request = rpc.RangeRequest(key=to_bytes(prefix), range_end=prefix_end(prefix))
-    response = members.repeat(f"get {prefix}*", lambda member, timeout, metadata: member.kv.Range(request, timeout, metadata))
+    response = members.repeat(f"get {prefix}*", lambda member: member.kv.Range, request)
     items = map(key_value, response.kvs)
     return PrefixState(response.header.revision, MappingProxyType({item.key: item for item in items}))
 

@@ -23,7 +23,7 @@ import difflib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -47,6 +47,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 _S = TypeVar("_S")
+_Values: TypeAlias = Iterator[tuple[str, tuple[Any, str]]]
+"""Pairs of a path and (the value, where it was given)."""
 
 
 def key(doc: str, **bounds: Any) -> msgspec.Meta:
@@ -99,15 +101,6 @@ class ConfigKey:
         return next((item for item in get_args(self.hint)[1:] if isinstance(item, msgspec.Meta)), msgspec.Meta())
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Given:
-    """A value and where it was given. is_text: from the environment or a flag, where every value is text."""
-
-    value: Any
-    origin: str
-    is_text: bool
-
-
 def load(
     kind: type[_S],
     *,
@@ -128,13 +121,13 @@ def load_with_origins(
 ) -> tuple[_S, dict[str, str]]:
     """Do the same as `load`, and return the origin of each key that was given ("file ...", "flag ...") by its path."""
     keys = {one.path: one for one in describe(kind)}
-    given: dict[str, _Given] = {}
+    given: dict[str, tuple[Any, str]] = {}
     for file in files:
         given.update(_from_table(_read_toml(file), keys, f"file {file}", ""))
-    given.update(_from_environ(environ or {}, keys))
-    given.update(_from_flags(flags or {}, keys))
-    values = {path: _convert(keys[path], found) for path, found in given.items()}
-    origins = {path: found.origin for path, found in given.items()}
+    texts = dict(_from_environ(environ or {}, keys)) | dict(_from_flags(flags or {}, keys))
+    given |= {path: (_parse_text(keys[path], value, origin), origin) for path, (value, origin) in texts.items()}
+    values = {path: _convert(keys[path], *found, is_text=path in texts) for path, found in given.items()}
+    origins = {path: origin for path, (_value, origin) in given.items()}
     return _build(kind, values, origins, ""), origins
 
 
@@ -203,36 +196,36 @@ def _build(kind: type[_S], values: Mapping[str, Any], origins: Mapping[str, str]
         raise ConfigError(f"{', '.join(involved)}: {prefix.rstrip('.') or 'configuration'}: {error}") from error
 
 
-def _convert(one: ConfigKey, given: _Given) -> Any:
-    value = _parse_text(one, given) if given.is_text and isinstance(given.value, str) else given.value
+def _convert(one: ConfigKey, value: Any, origin: str, is_text: bool) -> Any:
+    """Return the value as the type of the key. is_text: "5" may become a number."""
     try:
-        return msgspec.convert(value, one.hint, strict=not given.is_text)
+        return msgspec.convert(value, one.hint, strict=not is_text)
     except msgspec.ValidationError as error:
         reason, _, inner = str(error).partition(" - at `$")
-        shown = redact_uri(str(given.value))
+        shown = redact_uri(str(value))
         shown = shown if len(shown) <= _SHOWN_CHARACTERS_MAX else shown[:_SHOWN_CHARACTERS_MAX] + "..."
         choices = f" (one of {one.choices})" if one.choices else ""
-        raise ConfigError(f"{given.origin}: {one.path}{inner.rstrip('`')}: {reason}{choices}: {shown!r}") from error
+        raise ConfigError(f"{origin}: {one.path}{inner.rstrip('`')}: {reason}{choices}: {shown!r}") from error
 
 
-def _parse_text(one: ConfigKey, given: _Given) -> Any:
-    """Parse the text of a list or a map: JSON, or the short form a,b and name=value,name=value."""
+def _parse_text(one: ConfigKey, value: Any, origin: str) -> Any:
+    """Parse the text of a list or a map: JSON, or the short form a,b and name=value,name=value. Return any other value."""
     container = get_origin(one.bare)
-    text = given.value.strip()
-    if container not in (list, tuple, dict):
-        return given.value
+    if container not in (list, tuple, dict) or not isinstance(value, str):
+        return value
+    text = value.strip()
     if text[:1] in ("[", "{"):
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError as error:
-            raise ConfigError(f"{given.origin}: {one.path}: not valid JSON: {error}") from error
+            raise ConfigError(f"{origin}: {one.path}: not valid JSON: {error}") from error
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if container is not dict:
         return parts
     pairs = [part.partition("=") for part in parts]
     if not all(name and equals for name, equals, _ in pairs):
-        raise ConfigError(f"{given.origin}: {one.path}: expected name=value,name=value, got {redact_uri(text)!r}")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+        raise ConfigError(f"{origin}: {one.path}: expected name=value,name=value, got {redact_uri(text)!r}")
+    return {name.strip(): item.strip() for name, _, item in pairs}
 
 
 def _read_toml(file: Path | str) -> dict[str, Any]:
@@ -242,13 +235,11 @@ def _read_toml(file: Path | str) -> dict[str, Any]:
         raise ConfigError(f"file {file}: not valid TOML: {error}") from error
 
 
-def _from_table(
-    table: Mapping[str, Any], keys: Mapping[str, ConfigKey], origin: str, prefix: str
-) -> Iterator[tuple[str, _Given]]:
+def _from_table(table: Mapping[str, Any], keys: Mapping[str, ConfigKey], origin: str, prefix: str) -> _Values:
     for name, value in table.items():
         path = f"{prefix}{name}"
         if path in keys:
-            yield path, _Given(value, origin, is_text=False)
+            yield path, (value, origin)
         elif not any(known.startswith(f"{path}.") for known in keys):
             raise ConfigError(f"{origin}: unknown key {path}{_suggestion(path, keys)}")
         elif not isinstance(value, Mapping):
@@ -257,23 +248,22 @@ def _from_table(
             yield from _from_table(value, keys, origin, f"{path}.")
 
 
-def _from_environ(environ: Mapping[str, str], keys: Mapping[str, ConfigKey]) -> Iterator[tuple[str, _Given]]:
+def _from_environ(environ: Mapping[str, str], keys: Mapping[str, ConfigKey]) -> _Values:
     paths = {one.environment: path for path, one in keys.items()}
     for name, value in environ.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in OTHER_VARIABLES:
             continue
         if name not in paths:
             raise ConfigError(f"environment variable {name}: no such key{_suggestion(name, paths)}")
-        yield paths[name], _Given(value, f"environment variable {name}", is_text=True)
+        yield paths[name], (value, f"environment variable {name}")
 
 
-def _from_flags(flags: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> Iterator[tuple[str, _Given]]:
+def _from_flags(flags: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> _Values:
     for path, value in flags.items():
-        if value is None:
-            continue
-        if path not in keys:
+        if path not in keys and value is not None:
             raise ConfigError(f"flag {path}: no such key{_suggestion(path, keys)}")
-        yield path, _Given(value, f"flag {path}", is_text=True)
+        if value is not None:
+            yield path, (value, f"flag {path}")
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from google.protobuf.internal import api_implementation
@@ -13,7 +13,6 @@ from deploy.local.proxy import Direction, TcpProxy
 from tablewire.errors import ClosedError, EtcdError
 from tablewire.etcd.session import (
     Compare,
-    CompareTarget,
     EtcdSession,
     EtcdUnavailableError,
     KeyValue,
@@ -91,17 +90,12 @@ def test_a_transaction_is_all_or_nothing(session: EtcdSession, etcd_prefix: str)
     assert found.mod_revision == done.revision
 
 
-@pytest.mark.parametrize(
-    ("target", "right", "wrong"),
-    [(CompareTarget.VALUE, b"v", b"w"), (CompareTarget.VERSION, 1, 2), (CompareTarget.CREATE_REVISION, None, 1)],
-)
-def test_every_compare_target_compares(
-    session: EtcdSession, etcd_prefix: str, target: CompareTarget, right: int | bytes | None, wrong: int | bytes
-) -> None:
+@pytest.mark.parametrize("compare", [is_created_at, is_unchanged])
+def test_every_compare_target_compares(session: EtcdSession, etcd_prefix: str, compare: Callable[[str, int], Compare]) -> None:
     """A compare holds for what is so and fails for what is not."""
     revision = session.put(etcd_prefix, b"v")
-    assert session.put_if(Compare(etcd_prefix, target, revision if right is None else right), f"{etcd_prefix}/x", b"")
-    assert not session.put_if(Compare(etcd_prefix, target, wrong), f"{etcd_prefix}/x", b"")
+    assert session.put_if(compare(etcd_prefix, revision), f"{etcd_prefix}/x", b"")
+    assert not session.put_if(compare(etcd_prefix, 1), f"{etcd_prefix}/x", b"")
 
 
 def test_a_lease_takes_its_keys_along(session: EtcdSession, etcd_prefix: str) -> None:

@@ -109,7 +109,7 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
     session.put(f"{etcd_prefix}/a", b"2")
     session.delete(f"{etcd_prefix}/b")
     compaction = rpc.CompactionRequest(revision=session.put(f"{etcd_prefix}/c", b"3"))
-    session.members.repeat("compact", lambda member, timeout, metadata: member.kv.Compact(compaction, timeout, metadata))
+    session.members.repeat("compact", lambda member: member.kv.Compact, compaction)
     proxy.heal()
     expect(watch, {"a": b"2", "c": b"3"})
     session.put(f"{etcd_prefix}/a", b"4")

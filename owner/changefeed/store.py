@@ -21,7 +21,8 @@ from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.keys import ChangefeedKey
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, ChangefeedStatus, decode, encode, next_epoch
-from tablewire.etcd.session import EtcdSession, KeyValue, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import KeyValue, Put, is_absent, is_unchanged
 from tablewire.model.ids import ChangefeedID, Ts
 
 CONFLICT_ATTEMPTS = 5

@@ -21,7 +21,8 @@ from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderErr
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import EventRecord, decode, encode, now
-from tablewire.etcd.session import EtcdSession, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Put, is_absent, is_unchanged
 from tablewire.runtime.text import plural
 from tablewire.runtime.uris import redact_uri
 

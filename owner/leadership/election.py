@@ -25,7 +25,9 @@ from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderErr
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.lease import LeaseKeeper, lease_clock
 from tablewire.etcd.records import LeaderRecord, decode, encode
-from tablewire.etcd.session import Compare, EtcdSession, KeyValue, PrefixState, PrefixWatch, Put, is_absent, is_created_at
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Compare, KeyValue, PrefixState, Put, is_absent, is_created_at
+from tablewire.etcd.watch import PrefixWatch
 from tablewire.runtime.shutdown import run_thread
 
 RETRY_MIN_S = 0.1

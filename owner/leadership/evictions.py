@@ -35,7 +35,8 @@ from tablewire.errors import ConflictError, EtcdError, NotLeaderError, Operating
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import EvictionRecord, decode, encode, now
-from tablewire.etcd.session import Compare, EtcdSession, KeyValue, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Compare, KeyValue, Put, is_absent, is_unchanged
 from tablewire.model.ids import CaptureID, CaptureInfo
 from tablewire.model.states import CaptureState
 

@@ -37,7 +37,9 @@ from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderErr
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.keys import ChangefeedKey
 from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, ChangefeedStatus, DrainRecord, Record, decode, encode, now
-from tablewire.etcd.session import EtcdSession, KeyValue, PrefixState, PrefixWatch, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import KeyValue, PrefixState, Put
+from tablewire.etcd.watch import PrefixWatch
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, Ts
 from tablewire.model.progress import Watermark
 from tablewire.runtime.shutdown import run_thread

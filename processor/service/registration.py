@@ -19,7 +19,9 @@ from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.lease import LeaseKeeper
 from tablewire.etcd.records import CaptureRecord, encode
-from tablewire.etcd.session import EtcdSession, PrefixState, PrefixWatch, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import PrefixState, Put, is_absent, is_unchanged
+from tablewire.etcd.watch import PrefixWatch
 from tablewire.model.states import LivenessState
 from tablewire.runtime.shutdown import run_thread
 

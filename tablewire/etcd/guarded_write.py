@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tablewire.etcd.session import Compare, Put
+from tablewire.etcd.values import Compare, Put
 
 
 class GuardedWrite(Protocol):

@@ -19,7 +19,8 @@ from collections.abc import Callable
 import structlog
 
 from tablewire.errors import ClosedError, EtcdError
-from tablewire.etcd.session import EtcdSession, LeaseLostError
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import LeaseLostError
 from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.sections import default_margin_s
 

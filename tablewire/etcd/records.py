@@ -58,13 +58,28 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} = {value} is not an unsigned 64-bit number")
 
 
-class CaptureRecord(Record, frozen=True, kw_only=True):
-    """A processor process. address: host:port of its gRPC server. protocol_lowest, protocol_highest: see ProtocolVersions."""
+class LeaderRecord(Record, frozen=True, kw_only=True):
+    """A candidate; the leader if its key has the lowest create revision. address: host:port of its admin gRPC server."""
 
     id: str
     address: str
     version: str = ""
+
+
+class _RegisteredCapture(Record, frozen=True, kw_only=True):
+    id: str
+    address: str
+    version: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def info(self) -> CaptureInfo:
+        return CaptureInfo(self.id, self.address, self.version, dict(self.labels))
+
+
+class CaptureRecord(_RegisteredCapture, frozen=True, kw_only=True):
+    """A processor process. address: host:port of its gRPC server. protocol_lowest, protocol_highest: see ProtocolVersions."""
+
     started_at: Timestamp
     liveness: LivenessState = LivenessState.ALIVE
     protocol_lowest: Count = 1
@@ -73,18 +88,6 @@ class CaptureRecord(Record, frozen=True, kw_only=True):
     @property
     def protocols(self) -> ProtocolVersions:
         return ProtocolVersions(self.protocol_lowest, self.protocol_highest)
-
-    @property
-    def info(self) -> CaptureInfo:
-        return CaptureInfo(self.id, self.address, self.version, dict(self.labels))
-
-
-class LeaderRecord(Record, frozen=True, kw_only=True):
-    """A candidate; the leader if its key has the lowest create revision. address: host:port of its admin gRPC server."""
-
-    id: str
-    address: str
-    version: str = ""
 
 
 class ChangefeedInfo(Record, frozen=True, kw_only=True):
@@ -136,23 +139,15 @@ class DrainRecord(Record, frozen=True, kw_only=True):
     requested_by: str = ""
 
 
-class EvictionRecord(Record, frozen=True, kw_only=True):
+class EvictionRecord(_RegisteredCapture, frozen=True, kw_only=True):
     """A capture whose key was removed before its lease expired, and which may not have stopped yet.
 
-    id to labels: as registered. lease: of its key, to be revoked; 0 if it had none. fenced: its sinks refuse what it writes.
+    lease: of its key, to be revoked; 0 if it had none. fenced: its sinks refuse what it writes.
     """
 
-    id: str
-    address: str
-    version: str = ""
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
     lease: Count = 0
     fenced: bool = False
     requested_at: Timestamp
-
-    @property
-    def info(self) -> CaptureInfo:
-        return CaptureInfo(self.id, self.address, self.version, dict(self.labels))
 
 
 class EventRecord(Record, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ from tablewire.errors import EtcdError
 from tablewire.etcd.login import Login, Metadata, etcd_login
 from tablewire.etcd.members import REQUIRE_LEADER, Member, Members
 from tablewire.etcd.values import (
-    CompactedError,
     Compare,
     EtcdUnavailableError,
     KeyValue,
@@ -34,10 +33,7 @@ from tablewire.etcd.values import (
     compare_message,
     delete_message,
     get_message,
-    is_absent,
-    is_created_at,
     is_repeatable,
-    is_unchanged,
     key_value,
     put_message,
     revision_if_applied,
@@ -46,24 +42,6 @@ from tablewire.etcd.values import (
 from tablewire.etcd.watch import PrefixWatch, read_prefix
 from tablewire.runtime.sections import ClientTlsSection, EtcdSection
 from tablewire.runtime.tls import PemFiles, PemTexts
-
-__all__ = [
-    "CompactedError",
-    "Compare",
-    "EtcdSession",
-    "EtcdUnavailableError",
-    "KeyValue",
-    "LeaseLostError",
-    "PrefixState",
-    "PrefixWatch",
-    "Put",
-    "TransactionResult",
-    "etcd_credentials",
-    "is_absent",
-    "is_created_at",
-    "is_unchanged",
-    "open_session",
-]
 
 REQUEST_TIMEOUT_MS = 2_000
 SHOWN_KEYS_MAX = 3

@@ -1,7 +1,4 @@
-"""Values and errors of an etcd session, and their conversion from and to etcd's messages. Pure.
-
-Other packages import them from `tablewire.etcd.session`.
-"""
+"""Values and errors of an etcd session, and their conversion from and to etcd's messages. Pure."""
 
 from __future__ import annotations
 

@@ -125,27 +125,27 @@ def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCr
     return int(bound)
 
 
-class ServerHealth:
-    """grpc.health.v1 of a server: of the server as a whole ("") and of each of its services, always the same for all."""
+class ServerHealth(health.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1 of a server as a whole ("") and of each of its services, always the same for all."""
 
-    def __init__(self, servicer: health.HealthServicer, services: Sequence[str]) -> None:
-        self._servicer = servicer
+    def __init__(self, services: Sequence[str]) -> None:
+        super().__init__()
         self._services = ("", *services)
         self.set_serving(False)
 
     def set_serving(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in self._services:
-            self._servicer.set(service, status)
+            self.set(service, status)
 
     def leave(self) -> None:
         """Report NOT_SERVING from now on, whatever `set_serving` says."""
-        self._servicer.enter_graceful_shutdown()
+        self.enter_graceful_shutdown()
 
 
 def add_health_and_reflection(server: grpc.Server, services: Sequence[str]) -> ServerHealth:
     """Add both to a server that has not started. services: their full names. It reports NOT_SERVING at first."""
-    servicer = health.HealthServicer()
+    servicer = ServerHealth(services)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return ServerHealth(servicer, services)
+    return servicer

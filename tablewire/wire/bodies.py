@@ -7,7 +7,7 @@ the lengths and types of its columns have been checked.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -31,7 +31,7 @@ from tablewire.model.spans import SpanBlock
 from tablewire.model.states import DispatchAction, LivenessState, TableState
 from tablewire.v1 import schedule_pb2 as pb
 from tablewire.wire.columns import check_array, pack, require_ascending, unpack
-from tablewire.wire.limits import MAX_ERROR_CHARS
+from tablewire.wire.limits import MAX_ERROR_CHARS, MAX_ROWS_PER_MESSAGE
 
 _Columns: TypeAlias = Mapping[str, type[np.generic]]
 _REPORT_COLUMNS: Final[_Columns] = {
@@ -46,7 +46,7 @@ _RATE: Final = np.dtype("<f8")
 
 
 class Rows:
-    """The rows that may still be decoded or encoded. They are counted before memory is allocated for them."""
+    """The rows that may still be decoded. They are counted before memory is allocated for them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -62,15 +62,21 @@ class Rows:
 
 def rows_of(message: Message) -> int:
     """Return how many rows a message has for the limits of the wire."""
-    return sum(rows for _, rows in _row_counts(message.body))
+    match message.body:
+        case Heartbeat(barrier=barrier, spans=spans):
+            return len(barrier.table_barriers) + len(spans)
+        case DispatchTableRequest(spans=spans):
+            return len(spans)
+        case HeartbeatResponse(reports=reports) | DispatchTableResponse(reports=reports):
+            return len(reports) + len(reports.spans) + len(reports.stats.rows)
 
 
-def write_body(envelope: pb.Envelope, body: MessageBody, rows: Rows) -> None:
+def write_body(envelope: pb.Envelope, message: Message) -> None:
+    body = message.body
     if type(body) not in _KINDS:
         raise CodecError(f"body: {type(body).__name__} is no message")
-    for path, count in _row_counts(body):
-        rows.take(count, path)
     kind, write = _KINDS[type(body)]
+    Rows(MAX_ROWS_PER_MESSAGE).take(rows_of(message), kind)
     target = getattr(envelope, kind)
     target.SetInParent()
     write(target, body, kind)
@@ -92,16 +98,6 @@ def fits(value: int, bits: int, path: str) -> int:
     if not 0 <= number < 1 << bits:
         raise CodecError(f"{path}: {number} does not fit {bits} bits")
     return number
-
-
-def _row_counts(body: MessageBody) -> Iterator[tuple[str, int]]:
-    match body:
-        case Heartbeat():
-            yield from (("barrier", len(body.barrier.table_barriers)), ("spans", len(body.spans)))
-        case DispatchTableRequest():
-            yield "spans", len(body.spans)
-        case HeartbeatResponse(reports=reports) | DispatchTableResponse(reports=reports):
-            yield from (("reports", len(reports)), ("spans", len(reports.spans)), ("stats", len(reports.stats.rows)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def encode_message(message: Message, version: int | None = None) -> bytes:
         number=fits(message.number, 64, "number"),
         echo=fits(message.echo, 64, "echo"),
     )
-    write_body(envelope, message.body, Rows(MAX_ROWS_PER_MESSAGE))
+    write_body(envelope, message)
     return _serialized(envelope, "message")
 
 

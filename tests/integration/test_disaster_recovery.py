@@ -15,7 +15,8 @@ from deploy.local.compare import compare
 from deploy.local.process import wait_until
 from deploy.local.shapes import SHAPES
 from deploy.local.workload import Workload, create_tables
-from tablewire.etcd.session import EtcdSession, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Put
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,9 @@ from deploy.local.etcd import EtcdCluster
 from deploy.local.process import wait_until
 from tablewire.errors import EtcdError
 from tablewire.etcd.lease import LeaseKeeper
-from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, PrefixWatch
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import EtcdUnavailableError
+from tablewire.etcd.watch import PrefixWatch
 from tablewire.runtime.shutdown import run_thread
 
 pytestmark = pytest.mark.integration

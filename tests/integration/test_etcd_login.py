@@ -17,7 +17,8 @@ from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
 from tablewire.errors import ConfigError, EtcdError
 from tablewire.etcd.login import Login, etcd_login
-from tablewire.etcd.session import EtcdSession, PrefixState
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import PrefixState
 from tablewire.runtime.sections import EtcdSection
 from tests.integration.etcd_faults import gateway
 

@@ -9,7 +9,8 @@ import pytest
 
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
-from tablewire.etcd.session import EtcdSession, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Put
 
 pytestmark = pytest.mark.integration
 

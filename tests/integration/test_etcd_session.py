@@ -11,9 +11,9 @@ from google.protobuf.internal import api_implementation
 from deploy.local.etcd import EtcdServer
 from deploy.local.proxy import Direction, TcpProxy
 from tablewire.errors import ClosedError, EtcdError
-from tablewire.etcd.session import (
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import (
     Compare,
-    EtcdSession,
     EtcdUnavailableError,
     KeyValue,
     LeaseLostError,

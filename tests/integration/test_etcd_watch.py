@@ -12,7 +12,9 @@ from deploy.local.process import wait_until
 from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
 from tablewire.etcd import watch as etcd_watch
-from tablewire.etcd.session import EtcdSession, PrefixState, PrefixWatch, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import PrefixState, Put
+from tablewire.etcd.watch import PrefixWatch
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,8 @@ from owner.leadership.election import Election
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.records import LeaderRecord
-from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, Put, is_absent, is_unchanged
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import EtcdUnavailableError, Put, is_absent, is_unchanged
 
 pytestmark = pytest.mark.integration
 

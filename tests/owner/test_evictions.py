@@ -18,7 +18,8 @@ from tablewire.errors import EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
 from tablewire.etcd.records import CaptureRecord, EvictionRecord, decode, encode, now
-from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, KeyValue, LeaseLostError, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Compare, EtcdUnavailableError, KeyValue, LeaseLostError, Put
 from tablewire.model.ids import CaptureInfo
 from tablewire.runtime.sections import EtcdSection
 from tablewire.testing.fake_executor import UnfencedFakeTableExecutor

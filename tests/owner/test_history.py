@@ -17,7 +17,8 @@ from owner.events.placement_history import PlacementHistory
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.records import ChangefeedState, EventRecord, encode
-from tablewire.etcd.session import Compare, EtcdSession, EtcdUnavailableError, Put
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import Compare, EtcdUnavailableError, Put
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.jobs import JobView
 from tablewire.model.spans import Span

@@ -20,7 +20,8 @@ from tablewire.errors import ClosedError, EtcdError, OperatingError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import CaptureRecord, decode, now
-from tablewire.etcd.session import EtcdSession, EtcdUnavailableError
+from tablewire.etcd.session import EtcdSession
+from tablewire.etcd.values import EtcdUnavailableError
 from tablewire.model.states import LivenessState
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,8 @@ from deploy.local.etcd import etcd_binary
 from deploy.local.net import free_port
 from deploy.local.process import ManagedProcess, wait_until
 from tablewire.errors import ConfigError, EtcdError
-from tablewire.etcd.session import EtcdSession, EtcdUnavailableError, etcd_credentials
+from tablewire.etcd.session import EtcdSession, etcd_credentials
+from tablewire.etcd.values import EtcdUnavailableError
 from tablewire.runtime import tls
 from tablewire.runtime.grpc import RenewedChannel, add_health_and_reflection, listen, new_server, open_channel
 from tablewire.runtime.sections import ClientTlsSection, PeerTlsSection

@@ -44,7 +44,7 @@ class Scheduler(Protocol):
     def tick(
         self,
         checkpoint_ts: Ts,
-        current_tables: Sequence[TableID] | I64,
+        current_tables: Sequence[TableID],
         alive_captures: Mapping[CaptureID, CaptureInfo],
         barrier: BarrierWithMinTs,
     ) -> Watermark:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +83,7 @@ class Snapshot:
     silent: frozenset[int]
     ready: frozenset[int]  # captures that may be given work
     cluster_load: Mapping[CaptureID, float]
-    planned: Mapping[int, float]  # what moves that are planned and have not begun will add to each capture
+    planned: Mapping[int, float]  # the load that planned moves will add to each capture
     balance_stop_percent: int
     may_hold_any_span: bool
     unfenced: frozenset[CaptureID]  # captures that did not report that their sink refuses older permissions
@@ -146,7 +145,7 @@ class Snapshot:
         return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
 
     def loads_to_come(self) -> dict[CaptureID, float]:
-        """The weight that each living capture carries once the moves that are under way and planned have ended."""
+        """Return the weight that each living capture will carry once the moves in progress and planned have ended."""
         roles = self.roles
         where = np.where(roles.secondary != NO_CAPTURE, roles.secondary, roles.primary)
         held = where >= 0
@@ -173,21 +172,11 @@ class _Spans(Sequence[SpanView]):
     def __len__(self) -> int:
         return len(self._snapshot.roles.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> SpanView: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SpanView]: ...
-
-    def __getitem__(self, index: int | slice) -> SpanView | Sequence[SpanView]:
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        positions = range(len(self))[index]  # raises IndexError as a list does
         if isinstance(index, slice):
-            return [span_view(self._snapshot, position) for position in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return span_view(self._snapshot, index % len(self))
-
-    def __iter__(self) -> Iterator[SpanView]:
-        return (span_view(self._snapshot, position) for position in range(len(self)))
+            return [span_view(self._snapshot, position) for position in positions]
+        return span_view(self._snapshot, positions)
 
 
 def span_view(snapshot: Snapshot, position: int) -> SpanView:
@@ -218,9 +207,7 @@ def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
     if state == PREPARE:
         if secondary in snapshot.silent or primary in snapshot.silent:
             return StallReason.SILENT_CAPTURE
-        if (
-            int(roles.secondary_reported[position]) == TableState.PREPARED.code
-        ):  # it waits until no other capture may hold the span
+        if int(roles.secondary_reported[position]) == TableState.PREPARED.code:  # it waits for other holders of the span
             if snapshot.may_hold_any_span:
                 return StallReason.SILENT_CAPTURE
             if roles.undetermined[position]:
@@ -256,12 +243,11 @@ def _why_steady_waits(snapshot: Snapshot, position: int) -> StallReason | None:
     roles, progress = snapshot.roles, snapshot.progress
     if roles.in_snapshot[position]:
         return StallReason.SNAPSHOT
-    row = int(roles.rows[position])
     bound = snapshot.table_barriers.get(int(roles.spans.table_ids[position]), TS_MAX)
     bound = min(bound, snapshot.barrier.barrier.global_barrier_ts)
     if bound == TS_MAX:
         return None
-    checkpoint = progress.of(row)
+    checkpoint = progress.of(int(roles.rows[position]))
     return StallReason.BARRIER if checkpoint.checkpoint_ts >= bound and checkpoint.resolved_ts > bound else None
 
 

@@ -218,6 +218,7 @@ class ChangefeedRun:
     def close(self) -> None:
         """Ends scheduling at once, and the worker after the call that it is in."""
         self.worker.stop()
+        self._recorder.close()
         scheduler, self.scheduler = self.scheduler, None
         if scheduler is not None:
             scheduler.close()

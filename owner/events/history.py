@@ -1,16 +1,14 @@
 """The history of events in etcd: a bounded number, of which the oldest are deleted.
 
 Any thread of a term may add an event without waiting. The thread "store" writes them in batches, each in one transaction
-guarded by leadership. Readers see the events that etcd holds, and can wait for more. Spans that are placed in bulk are counted
-and stored as one event, so that the number of events does not grow with the tables.
+guarded by leadership. Readers see the events that etcd holds, and can wait for more.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -31,10 +29,6 @@ BATCH_MAX = 30
 """etcd allows 128 operations in a transaction; a batch takes up to four for each event: put, delete and their compares."""
 STORE_ATTEMPTS = 3
 TEXT_LENGTH_MAX = 500
-QUIET_S = 2.0
-"""Counts are stored when nothing was added for this long ..."""
-COUNTING_S_MAX = 30.0
-"""... and at the latest after this long."""
 
 _log = structlog.get_logger("owner.history")
 
@@ -48,15 +42,6 @@ class StoredEvent:
     record: EventRecord | None
 
 
-@dataclass(slots=True)
-class _SpanCounts:
-    """The spans that are being counted for one changefeed, by why they were placed."""
-
-    first_s: float
-    last_s: float
-    counts: Counter[str]
-
-
 class History:
     """The events as one term sees them. `flush` may block on etcd; any thread may call everything else."""
 
@@ -68,7 +53,6 @@ class History:
         owner_id: str,
         owner_revision: int,
         events_max: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._cluster = cluster
@@ -76,13 +60,11 @@ class History:
         self._owner_id = owner_id
         self._owner_revision = owner_revision
         self._events_max = events_max
-        self._clock = clock
         self._flushing = threading.Lock()
         self._is_loaded = False  # guarded by _flushing
         self._changed = threading.Condition()  # guards the fields below
         self._pending: deque[EventRecord] = deque()
         self._dropped = 0
-        self._span_counts: dict[str, _SpanCounts] = {}
         self._events: tuple[StoredEvent, ...] | None = None
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -102,14 +84,6 @@ class History:
         """Add an event that has no other line in the log."""
         _log.info(kind, **{name: _clean(value) for name, value in fields.items() if value})
         self.add(kind, **fields)
-
-    def count_spans(self, changefeed: str, counts: Mapping[str, int]) -> None:
-        """Count spans that were placed, by why; they become one event when no more come."""
-        now_s = self._clock()
-        with self._changed:
-            counted = self._span_counts.setdefault(changefeed, _SpanCounts(now_s, now_s, Counter()))
-            counted.last_s = now_s
-            counted.counts.update(counts)
 
     def events_after(self, sequence: int) -> Sequence[StoredEvent] | None:
         """Return the stored events with a higher sequence, oldest first; None before the first `flush`."""
@@ -133,7 +107,6 @@ class History:
         with self._flushing:
             if not self._is_loaded:
                 self._load()
-            self._add_span_counts()
             for _ in range(3 + PENDING_MAX // BATCH_MAX):
                 with self._changed:
                     batch = list(islice(self._pending, BATCH_MAX))
@@ -195,22 +168,6 @@ class History:
         with self._changed:
             self._events = tuple(events)
             self._changed.notify_all()
-
-    def _add_span_counts(self) -> None:
-        """Add an event for each changefeed whose counting is over."""
-        now_s = self._clock()
-        with self._changed:
-            over = {
-                changefeed: counted.counts
-                for changefeed, counted in self._span_counts.items()
-                if now_s - counted.last_s >= QUIET_S or now_s - counted.first_s >= COUNTING_S_MAX
-            }
-            for changefeed in over:
-                del self._span_counts[changefeed]
-        for changefeed, counts in over.items():
-            text = f"{plural(counts.total(), 'span')} began to replicate where they were placed"
-            why = ", ".join(f"{why} {count}" for why, count in counts.most_common())
-            self.add("spans_placed", changefeed=changefeed, text=text, why=why)
 
     def _add_dropped(self) -> bool:
         with self._changed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from owner.core import events
 from owner.core.events import Event, PlacementReason
@@ -14,17 +17,28 @@ from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind, QueryState
 from tablewire.runtime.text import plural
 
+QUIET_S: Final = 2.0
+COUNTING_S_MAX: Final = 30.0
+
 
 class PlacementHistory:
-    """The history of one changefeed's placement. Moves by hand are named; spans that were placed otherwise are counted."""
+    """The history of one changefeed's placement; the tick's thread. Moves by hand are named. Spans that were placed otherwise are
+    counted, and the counts are one event, so that the number of events does not grow with the tables."""
 
     def __init__(
-        self, history: History, changefeed: ChangefeedID, table_names: Callable[[], Mapping[TableID, str]] = dict
+        self,
+        history: History,
+        changefeed: ChangefeedID,
+        table_names: Callable[[], Mapping[TableID, str]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """table_names: returns the names of the tables, as known now."""
         self._history = history
         self._changefeed = str(changefeed)
         self._table_names = table_names
+        self._clock = clock
+        self._placed: Counter[str] = Counter()
+        self._first_s = self._last_s = 0.0  # when the first and the last span was counted
 
     def add(self, event: Event) -> None:
         match event:
@@ -33,7 +47,7 @@ class PlacementHistory:
             case events.SpanMoved(span, source, target, PlacementReason.MOVE as why, job_id, by):
                 self._add("span_moved", self._name(span), f"from {source} to {target}", why, job_id, by)
             case events.SpanMoved():
-                self._history.count_spans(self._changefeed, {event.why: 1})
+                self._count_spans({event.why: 1})
             case events.SpanFailed(span, error):
                 self._add("span_failed", self._name(span), "it is retried after a pause", error)
             case events.TwoWriters(span, stays, goes):
@@ -57,7 +71,20 @@ class PlacementHistory:
         if jobs_ended:
             self._add("jobs_ended", text=plural(jobs_ended, "more job"))
         if placed:
-            self._history.count_spans(self._changefeed, placed)
+            self._count_spans(placed)
+
+    def flush(self, at_once: bool = False) -> None:
+        """Add the event with the counts when no more spans come: after QUIET_S, or COUNTING_S_MAX since the first one."""
+        now_s = self._clock()
+        if self._placed and (at_once or now_s - self._last_s >= QUIET_S or now_s - self._first_s >= COUNTING_S_MAX):
+            text = f"{plural(self._placed.total(), 'span')} began to replicate where they were placed"
+            self._add("spans_placed", text=text, why=", ".join(f"{why} {count}" for why, count in self._placed.most_common()))
+            self._placed.clear()
+
+    def _count_spans(self, counts: Mapping[str, int]) -> None:
+        self._last_s = self._clock()
+        self._first_s = self._first_s if self._placed else self._last_s
+        self._placed.update(counts)
 
     def _add_ended(self, job: JobView) -> None:
         if job.kind is QueryKind.CANCEL or (job.kind is QueryKind.MOVE and job.state is QueryState.DONE):

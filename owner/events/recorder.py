@@ -68,7 +68,16 @@ class EventRecorder:
                     self._trouble["spans_failed"] += 1
                 case JobChanged():
                     self._jobs_ended += 1
+        if self._clock() - self._counts_at_s >= COUNTS_INTERVAL_S:
+            self._record_counts()
+        if self._history is not None:
+            self._history.flush()
+
+    def close(self) -> None:
+        """Record the counts that are not due yet."""
         self._record_counts()
+        if self._history is not None:
+            self._history.flush(at_once=True)
 
     def _record(self, event: Event) -> None:
         if isinstance(event, SpanMoved):
@@ -79,7 +88,7 @@ class EventRecorder:
 
     def _record_counts(self) -> None:
         counts = ({str(why): count for why, count in sorted((+self._placed).items())}, +self._trouble, self._jobs_ended)
-        if any(counts) and self._clock() - self._counts_at_s >= COUNTS_INTERVAL_S:
+        if any(counts):
             self._counts_at_s, self._jobs_ended = self._clock(), 0
             self._placed.clear()
             self._trouble.clear()

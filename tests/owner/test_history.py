@@ -84,8 +84,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def new_history(session: EtcdSession, cluster: str, writer: Writer, clock: Clock) -> NewHistory:
-    return lambda events_max=100: History(session, cluster, writer, "owner-1", 7, events_max, clock)
+def new_history(session: EtcdSession, cluster: str, writer: Writer) -> NewHistory:
+    return lambda events_max=100: History(session, cluster, writer, "owner-1", 7, events_max)
 
 
 def records(history: History) -> list[EventRecord]:
@@ -200,10 +200,11 @@ def test_an_unreadable_event_is_skipped(new_history: NewHistory, session: EtcdSe
 def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock: Clock) -> None:
     """The moves of a drain are counted while they continue; a move by hand is named."""
     history = new_history()
-    placement = PlacementHistory(history, ChangefeedID("default", "one"), lambda: {7: "public.t7"})
+    placement = PlacementHistory(history, ChangefeedID("default", "one"), lambda: {7: "public.t7"}, clock)
     for number in range(100):
         placement.add(SpanMoved(Span(number), "a", "b", PlacementReason.DRAIN))
     placement.add_counts({"add": 1_000}, {}, 0)
+    placement.flush()
     history.flush()
     assert kinds(history) == []
     clock.now += 3
@@ -213,6 +214,7 @@ def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock
     placement.add(JobChanged(JobView(2, QueryKind.CANCEL, "a", state=QueryState.DONE)))  # the operator's request says it
     refused_move = replace(move, table_id=8, state=QueryState.REFUSED, reason="capture b is draining")
     placement.add(JobChanged(refused_move))
+    placement.flush()
     history.flush()
     moved, refused, placed = records(history)
     assert (moved.subject, moved.text, moved.why) == ("public.t7", "from a to b", "move")

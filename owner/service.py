@@ -43,7 +43,6 @@ from tablewire.runtime.tls import (
     warn_of_roles,
 )
 from tablewire.runtime.version import software_version
-from tablewire.source import Source, SourceRequest
 from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 EXIT_DONE = 0
@@ -66,6 +65,7 @@ class OwnerService:
         self._protocols = protocols
         self._config = config
         self.cluster = config.cluster
+        self.new_source = new_source
         self._shutdown = shutdown
         self.owner_id = config.id or f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self.term: Term | None = None
@@ -249,9 +249,6 @@ class OwnerService:
         return f"no tick for {silence_s:.0f} s" if silence_s > HANGS_AFTER_S else ""
 
     # -- OwnerPort, with the attributes above -------------------------------------------------------------------------
-
-    def new_source(self, request: SourceRequest) -> Source:
-        return new_source(request)
 
     def wake(self) -> None:
         self._wake.set()

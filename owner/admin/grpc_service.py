@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -228,13 +228,8 @@ def _errors(context: Any) -> Iterator[None]:
     except (NotLeaderError, ClosedError) as error:
         abort_for_retry(context, clip(f"this owner stopped leading during the call: {error}; try again"))
     except OperatingError as error:
-        _abort(context, error)
-
-
-def _abort(context: Any, error: OperatingError) -> NoReturn:
-    code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
-    context.abort(code, clip(str(error)))
-    raise AssertionError("abort returned")
+        code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+        context.abort(code, clip(str(error)))
 
 
 def clip(text: str, bytes_max: int = STATUS_BYTES_MAX) -> str:

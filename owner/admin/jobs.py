@@ -1,4 +1,4 @@
-"""Manual jobs (moves, rebalances, drains) as the API follows and lists them. Any thread."""
+"""The manual jobs (moves, rebalances, drains) that the API follows and lists. Any thread."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FollowedJob:
             term.history.add_and_log(f"{job.kind}_requested", subject=subject, text=text, **ids)
 
     def check_alive(self) -> None:
-        """Raise RefusedError when the scheduler of the job no longer runs here: the job will never end."""
+        """Raise RefusedError if the scheduler of the job no longer runs here: the job will never end."""
         if scheduler_of(self.owner, self.changefeed) is not self.scheduler:
             raise RefusedError(
                 f"{self.query.kind} of {self.subject}: {self.query.state} when changefeed {self.changefeed} stopped running here "
@@ -56,8 +56,12 @@ class FollowedJob:
 def follow(
     jobs: Sequence[FollowedJob], *, until_done: bool, timeout_s: float, is_wanted: Callable[[], bool] = lambda: True
 ) -> Iterator[pb.Job]:
-    """Yield each job at once and at each change, until all have ended (or been decided, unless until_done), timeout_s are over,
-    or the caller has gone (not is_wanted); the jobs continue. RefusedError: the scheduler of an open job stopped."""
+    """Yield each job at once and at each change of it.
+
+    Stop when all jobs have ended (or, not until_done, are decided), after timeout_s, or when the
+    caller has gone (not is_wanted); the jobs continue. Raise RefusedError when the scheduler of an
+    open job has stopped.
+    """
     deadline = time.monotonic() + min(timeout_s, JOB_WAIT_S_MAX)
     goals = ENDED if until_done else ENDED | {QueryState.ACCEPTED}
     last = {job: job.row() for job in jobs}
@@ -77,6 +81,7 @@ def follow(
 
 
 def open_jobs(changefeed: ChangefeedID, scheduler: SchedulerAndInfo) -> list[pb.Job]:
+    """Return the jobs of a changefeed that have not ended."""
     jobs = [query.job for query in scheduler.queries() if query.state not in ENDED]
     return [_row(changefeed, job, job.subject or job.target or "") for job in jobs]
 

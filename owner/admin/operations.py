@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -64,11 +65,8 @@ def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by:
     """Run all checks and store the changefeed; if any fails, name all that fail and store nothing."""
     changefeed = parse_changefeed(request.changefeed)
     _check_request(request)
-    try:
+    with suppress(UnknownChangefeedError):
         owner.changefeeds.get(changefeed)
-    except UnknownChangefeedError:
-        pass
-    else:
         raise AlreadyExistsError(f"changefeed {changefeed} exists already; nothing was changed")
     info = ChangefeedInfo(
         version=software_version(),

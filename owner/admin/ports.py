@@ -84,9 +84,7 @@ class OwnerPort(Protocol):
         """The current term; None while this process does not lead."""
         ...
 
-    def new_source(self, request: SourceRequest) -> Source:
-        """See `owner.changefeed.sources.new_source`."""
-        ...
+    def new_source(self, request: SourceRequest) -> Source: ...
 
     def wake(self) -> None:
         """Run the next tick soon, because something has changed."""

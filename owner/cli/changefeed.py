@@ -10,16 +10,16 @@ import click
 
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, remote
-from owner.cli.output import CommandError, Output, counts, duration, number, optional, size
+from owner.cli.output import CommandError, Output, ProgressBar, counts, duration, number, optional, size
 from owner.cli.parameters import (
     LIST_TIMEOUT_S,
     ROWS_SHOWN_MAX,
     changefeed_argument,
     exclude_each_other,
     limit_option,
+    name_values,
     required_changefeed_argument,
 )
-from owner.cli.progress import ProgressBar
 from tablewire.model.ids import TS_MAX
 from tablewire.postgres.lsn import parse_lsn
 from tablewire.runtime.text import plural
@@ -35,18 +35,6 @@ STEADY_TIMEOUT_S = 600.0
 @click.group("changefeed")
 def changefeed_group() -> None:
     """Create, show and change changefeeds (replication jobs)."""
-
-
-def _pairs(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param=parameter)
-        if name in pairs:
-            raise click.BadParameter(f"{name!r} is given twice", param=parameter)
-        pairs[name.strip()] = value
-    return pairs
 
 
 def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) -> int:
@@ -67,7 +55,7 @@ def _patterns(_context: click.Context, _parameter: click.Parameter, given: Seque
 _options_option = click.option(
     *("--source-option", "--sink-option", "options"),
     multiple=True,
-    callback=_pairs,
+    callback=name_values(unique=True),
     metavar="NAME=VALUE",
     help="An option of the source's plug-in, the executor or the sink; both spellings set the same options.",
 )

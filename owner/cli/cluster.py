@@ -9,10 +9,9 @@ import click
 
 from owner.cli.json_objects import to_object
 from owner.cli.options import Session, Settings, local, remote
-from owner.cli.output import CommandError, Output, counts
+from owner.cli.output import CommandError, Output, ProgressBar, counts
 from owner.cli.parameters import complete_captures, dry_run_option, exclude_each_other
-from owner.cli.plan import show_plan
-from owner.cli.progress import ProgressBar
+from owner.cli.table import show_plan
 from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -90,22 +89,18 @@ def _follow(session: Session, limit: int) -> None:
     """Print events until interrupted, or until there is no leader for --timeout-s."""
     after = 0
     while True:
-        for event in _until_broken(session, limit, after):
-            _show(session.output, event)
-            after, limit = event.sequence, 0
+        session.ask("GetStatus")  # finds a leader within the usual timeout; the stream itself may last
+        try:
+            for chunk in session.client.stream("ListEvents", TIMEOUT_S_MAX, limit=limit, after=after, follow=True):
+                for event in chunk.events:
+                    _show(session.output, event)
+                    after, limit = event.sequence, 0
+        except CommandError as error:
+            if error.code not in ("unavailable", "cancelled"):
+                raise
+            session.output.note(f"reconnecting: {error.message}")
+            session.client.close()
         time.sleep(RECONNECT_INTERVAL_S)
-
-
-def _until_broken(session: Session, limit: int, after: int) -> Iterator[pb.Event]:
-    session.ask("GetStatus")  # finds a leader within the usual timeout; the stream itself may last
-    try:
-        for chunk in session.client.stream("ListEvents", TIMEOUT_S_MAX, limit=limit, after=after, follow=True):
-            yield from chunk.events
-    except CommandError as error:
-        if error.code not in ("unavailable", "cancelled"):
-            raise
-        session.output.note(f"reconnecting: {error.message}")
-        session.client.close()
 
 
 def _show(output: Output, event: pb.Event) -> None:

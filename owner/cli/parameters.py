@@ -73,6 +73,23 @@ def limit_option(noun: str) -> Callable[[Any], Any]:
     )
 
 
+def name_values(unique: bool) -> Callable[[click.Context, click.Parameter, Iterable[str]], dict[str, str]]:
+    """Return a callback that parses NAME=VALUE options. unique: refuse a name that is given twice."""
+
+    def parse(_context: click.Context, parameter: click.Parameter, texts: Iterable[str]) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or not name.strip():
+                raise click.BadParameter(f"{text!r} is not {parameter.metavar}", param=parameter)
+            if unique and name.strip() in values:
+                raise click.BadParameter(f"{name!r} is given twice", param=parameter)
+            values[name.strip()] = value
+        return values
+
+    return parse
+
+
 def exclude_each_other(**flags: bool) -> None:
     """Raise a UsageError if more than one of these flags is set."""
     if sum(flags.values()) > 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from owner.cli.options import Settings, local
 from owner.cli.output import Output, new_table
+from owner.cli.parameters import name_values
 
 if TYPE_CHECKING:
     from owner.owner_config import OwnerConfig
@@ -29,21 +30,11 @@ _FLAGS = (
 """(flag, key, metavar, help) of the keys that are set most often."""
 
 
-def _keys(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    keys: dict[str, str] = {}
-    for text in values:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param=parameter)
-        keys[path.strip()] = value
-    return keys
-
-
 _set_option = click.option(
     "--set",
     "keys",
     multiple=True,
-    callback=_keys,
+    callback=name_values(unique=False),
     metavar="KEY=VALUE",
     help="A configuration key, such as etcd.endpoints=a:2379,b:2379; overrides the file and the environment.",
 )

@@ -10,7 +10,7 @@ import click
 
 from owner.cli.json_objects import to_object, to_objects
 from owner.cli.options import Session, remote
-from owner.cli.output import CommandError, duration, keys, to_json
+from owner.cli.output import CommandError, ProgressBar, duration, keys, to_json
 from owner.cli.parameters import (
     LIST_TIMEOUT_S,
     ROWS_SHOWN_MAX,
@@ -22,13 +22,13 @@ from owner.cli.parameters import (
     exclude_each_other,
     limit_option,
 )
-from owner.cli.plan import show_plan
-from owner.cli.progress import ProgressBar
+from tablewire.runtime.text import plural
 
 if TYPE_CHECKING:
     from tablewire.v1 import admin_pb2 as pb
 
 DECISION_TIMEOUT_S = 15.0
+PLAN_TIMEOUT_S = 60.0
 DONE_TIMEOUT_S = 600.0
 ANSWER_MARGIN_S = 5.0
 """How much longer than the owner the client waits, so that the owner reports the state of the job."""
@@ -191,3 +191,52 @@ def _text(job: pb.Job) -> str:
     moves = f", {job.moves_done} moved" if job.HasField("moves_done") else ""
     moves += f", {job.moves_left} left" if moves and job.moves_left else ""
     return f"{job.kind} of {job.target}{where}: {job.state}{moves}{f': {job.reason}' if job.reason else ''}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dry runs
+
+
+def show_plan(session: Session, method: str, **fields: Any) -> None:
+    """Ask for a plan and print it."""
+    chunks = session.client.stream(method, session.timeout_s(PLAN_TIMEOUT_S), **fields)
+    plan: pb.Plan = next(chunks)
+    for chunk in chunks:
+        plan.MergeFrom(chunk)
+    if session.output.is_json:
+        session.output.json(to_object(plan))
+        return
+    if plan.moves:
+        _print_moves(session, plan)
+        session.output.line("")
+    before, after = plan.load_before, plan.load_after
+    session.output.table(
+        (
+            ("PROCESSOR", str),
+            ("#LOAD", lambda name: f"{before.get(name, 0.0):.1f}"),
+            ("#AFTER", lambda name: f"{after.get(name, 0.0):.1f}"),
+        ),
+        sorted({*before, *after}),
+    )
+    if len(plan.moves) > ROWS_SHOWN_MAX:
+        session.output.note(f"only the first {ROWS_SHOWN_MAX} of {len(plan.moves)} moves are shown; -o json shows all")
+    text = f"{plural(len(plan.moves), 'move')} planned" if plan.moves else "nothing would move"
+    session.output.note(f"{text}{f': {plan.note}' if plan.note else ''}; nothing was changed")
+
+
+def _print_moves(session: Session, plan: pb.Plan) -> None:
+    moves = plan.moves[:ROWS_SHOWN_MAX]
+    split = any(move.start_key or move.end_key for move in moves)
+    session.output.table(
+        (
+            *((("CHANGEFEED", "changefeed"),) if len(plan.changefeeds) > 1 else ()),
+            ("TABLE", "table"),
+            ("#ID", "table_id"),
+            *((("SPAN", keys),) if split else ()),
+            ("FROM", "source"),
+            ("TO", "target"),
+            ("#WEIGHT", lambda move: f"{move.weight:.1f}"),
+            ("WHY", "reason"),
+        ),
+        moves,
+    )

@@ -218,13 +218,13 @@ def _render(view: View, height: int) -> RenderableType:
 @contextmanager
 def _quit_key() -> Iterator[Callable[[float], bool]]:
     """Provide a wait that returns True early if q is pressed. Without a keyboard it only waits."""
-    keyboard = _keyboard()
-    if keyboard is None:
+    if os.name != "posix" or not sys.stdin.isatty():
         yield lambda seconds: threading.Event().wait(seconds)
         return
     import termios
     import tty
 
+    keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
 
     def is_pressed(seconds: float) -> bool:
@@ -241,8 +241,3 @@ def _quit_key() -> Iterator[Callable[[float], bool]]:
         yield is_pressed
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-
-
-def _keyboard() -> int | None:
-    """Return the descriptor of a terminal to read keys from, where the platform has one."""
-    return sys.stdin.fileno() if os.name == "posix" and sys.stdin.isatty() else None

@@ -98,7 +98,7 @@ def test_a_plan_without_moves_says_why(view: AdminView) -> None:
     assert "up to 5 % from the mean" in plan.note
     alone = AdminView(World(captures=("a",), tables=(1, 2)))
     alone.world.settle()
-    assert "1 of the captures may be given work" in planning.plan_rebalance(alone, "").note
+    assert "1 processor can take tables" in planning.plan_rebalance(alone, "").note
 
 
 def test_scenario_26_a_rebalance_is_about_all_changefeeds() -> None:
@@ -143,7 +143,7 @@ def test_one_that_does_not_run_is_left_out_and_none_at_all_is_refused() -> None:
 def test_while_a_new_owner_listens_nothing_can_be_planned(view: AdminView) -> None:
     """Rather than a plan from half of the truth."""
     view.world.elect()
-    with pytest.raises(RefusedError, match="default/test cannot be planned for yet"):
+    with pytest.raises(RefusedError, match="default/test cannot be planned yet"):
         planning.plan_rebalance(view, "")
 
 
@@ -164,7 +164,7 @@ def test_a_drain_that_could_not_move_anything_is_planned_as_such() -> None:
     alone.world.settle()
     plan = planning.plan_drain(alone, "a")
     assert (plan.moves, plan.load_before) == ([], plan.load_after)
-    assert "no other capture is ready" in plan.note
+    assert "no other processor can take tables" in plan.note
     with pytest.raises(UnknownCaptureError):
         planning.plan_drain(alone, "z")
 

@@ -1,4 +1,4 @@
-"""The codec: every value comes back as it was; a steady report is as small as it should be."""
+"""The codec returns every value as it was, and encodes a steady report as small as designed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ keys = st.binary(max_size=6)
 
 @st.composite
 def u64_columns(draw: st.DrawFn, rows: int) -> Any:
-    """Columns of the kinds that occur: anything at all, close together, mostly 0, one value, with stragglers."""
+    """Draw columns: arbitrary values, values that are close together, mostly 0, constant, or with outliers."""
     kind = draw(st.sampled_from(["any", "near", "sparse", "constant"]))
     if kind == "any":
         values = draw(st.lists(u64s, min_size=rows, max_size=rows))
@@ -174,7 +174,7 @@ def message(body: MessageBody, *, sender: str = "owner-1", receiver: str = "capt
 
 
 def steady_report(rows: int, seed: int = 1) -> SpanReports:
-    """Every span Replicating and moved, a few GiB of WAL behind or not, a third of them never written."""
+    """Return a report of replicating spans that all moved; some lag by a few GiB of WAL, a third was never written."""
     random = np.random.default_rng(seed)
     checkpoint_ts = (0x12_3456_7890_0000 + random.integers(0, 2**31, rows)).astype(np.uint64)
     return SpanReports(
@@ -190,7 +190,7 @@ def steady_report(rows: int, seed: int = 1) -> SpanReports:
 
 
 def test_strategies_vary_every_field() -> None:
-    """A field that is added to the contract is added to the strategies above, and so to the codec."""
+    """The strategies above cover every field of the messages, so that a new field must be added to the codec."""
     known = {
         Message: "sender receiver changefeed owner_revision changefeed_epoch processor_epoch number echo body version",
         Heartbeat: "barrier acked collect_stats by_name numbers spans",
@@ -210,7 +210,7 @@ def test_strategies_vary_every_field() -> None:
 @given(messages)
 @settings(max_examples=300, deadline=None)
 def test_message_comes_back_as_it_was(sent: Message) -> None:
-    """Every message of the contract survives the wire, field by field."""
+    """Every message survives encoding and decoding, field by field."""
     assert decode_message(encode_message(sent)) == sent
 
 
@@ -219,7 +219,7 @@ def test_message_comes_back_as_it_was(sent: Message) -> None:
 )
 @settings(max_examples=100, deadline=None)
 def test_batch_comes_back_as_it_was(sent: list[MessageBody], active: list[ActiveChangefeed]) -> None:
-    """A batch survives the wire, with its messages in their order."""
+    """A batch survives encoding and decoding, with its messages in order."""
     unique = {one.changefeed: one for one in active}
     batch = Batch("owner-1", "capture-1", 7, tuple(unique.values()), tuple(message(body) for body in sent))
     assert decode_batch(encode_batch(batch)) == batch
@@ -228,15 +228,15 @@ def test_batch_comes_back_as_it_was(sent: list[MessageBody], active: list[Active
 
 @pytest.mark.parametrize("rows", [1_000, 131_072])
 def test_steady_report_costs_at_most_24_bytes_a_span(rows: int) -> None:
-    """The figure of the design, with every span's checkpoint moved."""
+    """A report in which every checkpoint moved has the designed size."""
     report = steady_report(rows)
     data = encode_message(message(HeartbeatResponse(LivenessState.ALIVE, True, rows, 1, report)))
     assert len(data) / rows <= 24
     assert decode_message(data).body.reports == report  # type: ignore[union-attr]
 
 
-def test_stragglers_do_not_make_a_column_wide() -> None:
-    """A few spans far behind the others cost their own bytes, not four more for every span."""
+def test_outliers_do_not_make_a_column_wide() -> None:
+    """A few spans far behind the others cost a few bytes each, not four more for every span."""
     report = steady_report(10_000)
     far = report.checkpoint_ts.copy()
     far[::1_000] -= np.uint64(2**45)
@@ -256,7 +256,7 @@ def test_decoded_columns_cannot_be_written() -> None:
 
 
 def test_builder_takes_what_fits_and_keeps_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full batch says so, and what it refused is a batch of its own."""
+    """A full batch refuses a message, and remains valid."""
     one = message(DispatchTableResponse(steady_report(1_000)))
     size = len(encode_message(one))
     monkeypatch.setattr("tablewire.wire.codec.MAX_MESSAGE_BYTES", 2 * size + 200)
@@ -266,14 +266,14 @@ def test_builder_takes_what_fits_and_keeps_the_rest(monkeypatch: pytest.MonkeyPa
 
 
 def test_message_larger_than_a_batch_is_refused_by_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can never be sent is an error, not something to wait for."""
+    """A message that fits into no batch is an error."""
     monkeypatch.setattr("tablewire.wire.codec.MAX_MESSAGE_BYTES", 5_000)
     with pytest.raises(CodecError, match="at most 5000"):
         BatchBuilder("owner-1", "capture-1", 7).add(message(DispatchTableResponse(steady_report(1_000))))
 
 
 def test_report_with_too_many_rows_is_refused_by_its_sender() -> None:
-    """The decoder's budget is the encoder's too."""
+    """The encoder has the same limit as the decoder."""
     rows = MAX_ROWS_PER_MESSAGE + 1
     zeros = np.zeros(rows, np.uint64)
     report = SpanReports(0, np.ones(rows, np.uint32), NO_SPANS, np.zeros(rows, np.uint8), zeros, zeros, zeros, zeros)
@@ -284,7 +284,7 @@ def test_report_with_too_many_rows_is_refused_by_its_sender() -> None:
 
 
 def test_rates_that_are_no_numbers_are_sent_as_zero() -> None:
-    """A plug-in's division by zero does not cost the whole report."""
+    """An invalid rate of a plug-in does not invalidate the report."""
     stats = SpanStats(
         np.arange(3, dtype=np.uint32),
         np.array([np.nan, np.inf, 5.0]),
@@ -311,7 +311,7 @@ def test_rates_that_are_no_numbers_are_sent_as_zero() -> None:
 
 
 def test_error_text_is_cut_and_made_sendable() -> None:
-    """An executor's text may hold anything; it never costs the report."""
+    """An error text of an executor does not invalidate the report, whatever it contains."""
     report = steady_report(2)
     sent = SpanReports(
         8,
@@ -329,8 +329,8 @@ def test_error_text_is_cut_and_made_sendable() -> None:
     assert decoded.reports.errors == ((0, "x" * 4_096), (1, "bad ? byte"))
 
 
-def test_scenario_36_a_batch_is_of_the_version_that_both_speak() -> None:
-    """What is written in another version arrives as the same messages, at processes that support it, and at no others."""
+def test_scenario_36_a_batch_has_a_version_that_both_support() -> None:
+    """A batch in another version is decoded to the same messages by processes that support it, and refused by others."""
     batch = Batch("owner-1", "capture-1", 7, (), (message(Heartbeat(Barrier(9))),), version=2)
     data = encode_batch(batch)
     assert decode_batch(data, ProtocolVersions(1, 2)) == batch
@@ -351,9 +351,7 @@ def test_scenario_36_a_batch_is_of_the_version_that_both_speak() -> None:
         ((3, 4), (1, 2), None),
     ],
 )
-def test_scenario_36_the_highest_common_version_is_spoken(
-    own: tuple[int, int], other: tuple[int, int], common: int | None
-) -> None:
-    """From either side."""
+def test_scenario_36_the_highest_common_version_is_used(own: tuple[int, int], other: tuple[int, int], common: int | None) -> None:
+    """Both sides compute the same highest common version."""
     assert ProtocolVersions(*own).common(ProtocolVersions(*other)) == common
     assert ProtocolVersions(*other).common(ProtocolVersions(*own)) == common

@@ -1,4 +1,4 @@
-"""The codec refuses what it cannot take whole: by a CodecError that names the field, whatever the bytes are."""
+"""The codec refuses invalid bytes and values with a CodecError that names the field."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
 
 @pytest.mark.parametrize(("kind", "spoil", "reason"), SPOILED.values(), ids=SPOILED.keys())
 def test_spoiled_field_is_refused_by_name(kind: str, spoil: Spoil, reason: str) -> None:
-    """One wrong field of an otherwise good message: refused, and the text says which."""
+    """A message with one invalid field is refused, and the error names the field."""
     spoiled = envelope(kind)
     spoil(spoiled)
     with pytest.raises(CodecError, match=reason):
@@ -253,7 +253,7 @@ def test_spoiled_field_is_refused_by_name(kind: str, spoil: Spoil, reason: str) 
 
 
 def test_batch_error_names_the_envelope() -> None:
-    """The index of the bad message stands before its field."""
+    """The error contains the index of the invalid message before the field."""
     batch = pb.Batch.FromString(encode_batch(BATCH))
     batch.envelopes[2].dispatch_table_request.actions.base = 9
     with pytest.raises(CodecError, match=r"^envelopes\[2\]\.dispatch_table_request\.actions: no code 9"):
@@ -262,7 +262,7 @@ def test_batch_error_names_the_envelope() -> None:
 
 @pytest.mark.parametrize("field", ["sender", "receiver", "owner_revision"])
 def test_message_that_is_not_its_batchs_is_refused(field: str) -> None:
-    """A batch carries messages between its own two ends, in its own term."""
+    """A message with another sender, receiver or owner_revision than its batch is refused."""
     batch = pb.Batch.FromString(encode_batch(BATCH))
     setattr(batch.envelopes[1], field, 8 if field == "owner_revision" else "somebody")
     with pytest.raises(CodecError, match=rf"^envelopes\[1\]\.{field}"):
@@ -270,7 +270,7 @@ def test_message_that_is_not_its_batchs_is_refused(field: str) -> None:
 
 
 def test_changefeed_named_twice_is_refused() -> None:
-    """The active changefeeds are a set."""
+    """A changefeed may be active only once."""
     batch = pb.Batch.FromString(encode_batch(BATCH))
     batch.active.append(batch.active[0])
     with pytest.raises(CodecError, match=r"^active\[1\]: default/orders is named twice"):
@@ -278,7 +278,7 @@ def test_changefeed_named_twice_is_refused() -> None:
 
 
 def test_rows_of_a_whole_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small envelopes cannot unfold to more rows than one batch may have."""
+    """Many small envelopes cannot contain more rows than a batch may have."""
     monkeypatch.setattr("tablewire.wire.codec.MAX_ROWS_PER_BATCH", 60)
     data = encode_batch(Batch("owner-1", "capture-1", 7, (), BATCH.messages[:2]))
     decode_batch(data)
@@ -289,7 +289,7 @@ def test_rows_of_a_whole_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_oversize_is_refused_unread() -> None:
-    """More bytes than the limit are not even parsed."""
+    """More bytes than the limit are refused without being parsed."""
     data = bytes(MAX_MESSAGE_BYTES + 1)
     for decode in (decode_message, decode_batch):
         with pytest.raises(CodecError, match=f"at most {MAX_MESSAGE_BYTES}"):
@@ -297,7 +297,7 @@ def test_oversize_is_refused_unread() -> None:
 
 
 def test_the_jobs_of_orders_are_a_field_that_need_not_be_there() -> None:
-    """Who does not know it neither sends nor misses it; who sends it sends one for each order."""
+    """The field may be absent; if it is present it has one element for each span."""
     without = envelope("dispatch_table_request")
     assert not without.dispatch_table_request.HasField("jobs")
     assert len(decode_message(without.SerializeToString()).body.jobs) == 0  # type: ignore[union-attr]
@@ -308,7 +308,7 @@ def test_the_jobs_of_orders_are_a_field_that_need_not_be_there() -> None:
 
 
 def test_sender_refuses_what_breaks_the_contract() -> None:
-    """A caller's bug is found where it is made: types, lengths, resolved below checkpoint."""
+    """Encoding refuses wrong types, wrong lengths, and resolved_ts below checkpoint_ts."""
     good = dispatch(3)
     columns = (good.numbers, good.spans, good.actions, good.checkpoint_ts, good.resolved_ts, good.assignment_epochs)
     spoiled = {
@@ -335,7 +335,7 @@ def test_sender_refuses_what_breaks_the_contract() -> None:
     ],
 )
 def test_sender_refuses_an_envelope_that_cannot_travel(fields: dict[str, Any], reason: str) -> None:
-    """Numbers out of range, names that are no text, and things that are no message."""
+    """Encoding refuses numbers out of range, names that are not text, and bodies that are not messages."""
     values: dict[str, Any] = {
         "sender": "a",
         "receiver": "b",
@@ -363,7 +363,7 @@ def _never_anything_else(decode: Callable[[bytes], object], data: bytes) -> None
 @given(st.binary(max_size=400))
 @settings(max_examples=1_000, deadline=None)
 def test_random_bytes_raise_codec_error_alone(data: bytes) -> None:
-    """Bytes of any kind: a message or a CodecError."""
+    """Decoding arbitrary bytes returns a message or raises CodecError."""
     _never_anything_else(decode_message, data)
     _never_anything_else(decode_batch, data)
 
@@ -378,7 +378,7 @@ edits = st.lists(
 @given(st.sampled_from(GOOD_BYTES), edits)
 @settings(max_examples=2_500, deadline=None)
 def test_mutated_messages_raise_codec_error_alone(data: bytes, changes: list[tuple[float, str, bytes]]) -> None:
-    """Good messages with a few bytes changed: a message that can be sent on, or a CodecError."""
+    """Decoding a valid message with changed bytes returns a message that can be encoded again, or raises CodecError."""
     mutated = bytearray(data)
     for where, how, what in changes:
         at = int(where * len(mutated)) if mutated else 0
@@ -392,6 +392,6 @@ def test_mutated_messages_raise_codec_error_alone(data: bytes, changes: list[tup
         decoded = decode_message(bytes(mutated))
     except CodecError:
         return
-    # What was taken obeys the contract: it can be encoded again, and means the same.
+    # What was decoded is valid: it can be encoded again, and is equal to the result.
     assert decode_message(encode_message(decoded)) == decoded
     _never_anything_else(decode_batch, BATCH_BYTES[: len(mutated)] + bytes(mutated))

@@ -1,4 +1,4 @@
-"""Configuration: where values come from, which is stronger, and the error of a wrong one."""
+"""Configuration: its sources, which of them wins, and the errors for invalid values."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def demo(
     return load(Demo, files=[file], environ=environ, flags=flags)
 
 
-def test_without_anything_the_defaults_hold() -> None:
-    """No file, no variable, no flag: the defaults."""
+def test_without_sources_the_defaults_apply() -> None:
+    """Without a file, variables and flags the defaults apply."""
     assert load(Demo) == Demo()
 
 
 def test_flags_beat_the_environment_beats_the_file(tmp_path: Path) -> None:
-    """Each source is stronger than the former, key by key."""
+    """Each source overrides the previous one, key by key."""
     text = 'name = "file"\nmode = "slow"\n[lease]\nttl_ms = 60\nshare = 0.25\n'
     environ = {"TABLEWIRE_LEASE__TTL_MS": "70", "TABLEWIRE_NAME": "env", "HOME": "/"}
     found = demo(tmp_path, text, environ, {"lease.ttl_ms": 80, "mode": None})
     assert found == Demo(name="env", mode="slow", lease=Lease(ttl_ms=80, share=0.25))
 
 
-def test_a_later_file_is_stronger(tmp_path: Path) -> None:
-    """Files are merged key by key."""
+def test_a_later_file_overrides(tmp_path: Path) -> None:
+    """A later file overrides an earlier one, key by key."""
     (tmp_path / "a.toml").write_text('name = "a"\n[lease]\nttl_ms = 20\n')
     (tmp_path / "b.toml").write_text('name = "b"\n[lease]\nshare = 0.1\n')
     found, origins = load_with_origins(Demo, files=[tmp_path / "a.toml", tmp_path / "b.toml"])
@@ -88,7 +88,7 @@ def test_a_later_file_is_stronger(tmp_path: Path) -> None:
     ],
 )
 def test_text_becomes_what_the_key_is(environ: Mapping[str, str], wanted: Demo) -> None:
-    """Numbers, switches, lists and maps can all be given as text."""
+    """Numbers, booleans, lists and maps can be given as text."""
     assert load(Demo, environ=environ) == wanted
 
 
@@ -113,8 +113,8 @@ def test_text_becomes_what_the_key_is(environ: Mapping[str, str], wanted: Demo) 
         ('name = "a"\nname = "b"', "not valid TOML"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
-    """The file, the whole path of the key and what is wrong with it."""
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    """The error names the file, the path of the key and the reason."""
     with pytest.raises(ConfigError) as caught:
         demo(tmp_path, text)
     assert str(caught.value).startswith(f"file {tmp_path / 'demo.toml'}: ")
@@ -135,24 +135,24 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, text: str, reason: str
         ({"TABLEWIRE_NAME": "postgresql://u:secret@h/d"}, "postgresql://u:***@h/d"),
     ],
 )
-def test_a_wrong_variable_is_told_in_one_line(environ: Mapping[str, str], reason: str) -> None:
-    """The variable, the key, and what is wrong with it; never a password."""
+def test_a_wrong_variable_is_one_line(environ: Mapping[str, str], reason: str) -> None:
+    """The error names the variable, the key and the reason, and contains no password."""
     with pytest.raises(ConfigError) as caught:
         load(Demo, environ=environ)
     assert reason in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_a_wrong_flag_is_told() -> None:
-    """An unknown flag, and a value that does not fit."""
+def test_a_wrong_flag_is_refused() -> None:
+    """An unknown flag and an invalid value are refused."""
     with pytest.raises(ConfigError, match=r"flag lease\.tt: no such key"):
         load(Demo, flags={"lease.tt": 1})
     with pytest.raises(ConfigError, match=r"flag lease\.ttl_ms: lease\.ttl_ms: Expected `int` >= 10"):
         load(Demo, flags={"lease.ttl_ms": "1"})
 
 
-def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
-    """A missing file, a folder, and bytes that are no text."""
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, and bytes that are not text are refused."""
     with pytest.raises(ConfigError, match=r"file .*gone\.toml: No such file"):
         load(Demo, files=[tmp_path / "gone.toml"])
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -164,7 +164,7 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OwnerConfig, ProcessorConfig])
 def test_every_key_of_the_services_is_complete(kind: type[Section]) -> None:
-    """Each key has a sentence; each number has bounds and its unit in its name; each is reachable by file, variable and flag."""
+    """Each key has a description, each number has bounds and a unit in its name, and each key can be given in every source."""
     rows = describe(kind)
     assert [row.path for row in rows] == [path for path, _ in flatten(kind())]
     for row in rows:
@@ -192,7 +192,7 @@ def test_every_key_of_the_services_is_complete(kind: type[Section]) -> None:
     ],
 )
 def test_sections_check_what_goes_together(flags: Mapping[str, Any], reason: str) -> None:
-    """Keys that contradict each other are one clear error."""
+    """Contradicting keys are one clear error."""
     with pytest.raises(ConfigError, match=reason):
         load(ProcessorConfig, flags=flags)
 
@@ -209,7 +209,7 @@ def test_sections_check_what_goes_together(flags: Mapping[str, Any], reason: str
     ],
 )
 def test_the_owners_sections_check_what_goes_together(flags: Mapping[str, Any], reason: str) -> None:
-    """The same for the owner's keys."""
+    """Contradicting keys of the owner are one clear error."""
     with pytest.raises(ConfigError, match=reason):
         load(OwnerConfig, flags=flags)
 

@@ -1,4 +1,4 @@
-"""The HTTP port and the metrics that it shows."""
+"""The HTTP port of a service, and its metrics."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def ask(server: HttpServer, path: str, method: str = "GET") -> tuple[int, str]:
         connection.close()
 
 
-def test_checks_say_why_not(serve: Callable[..., HttpServer]) -> None:
-    """200 ok, or 503 with the reason, as it is at the moment of asking."""
+def test_checks_return_the_reason(serve: Callable[..., HttpServer]) -> None:
+    """A check answers 200 ok, or 503 with the reason at that moment."""
     reasons = ["no etcd for 12 s"]
     server = serve(readyz=lambda: reasons[0])
     assert ask(server, "/healthz") == (200, "ok\n")
@@ -60,7 +60,7 @@ def test_checks_say_why_not(serve: Callable[..., HttpServer]) -> None:
 
 
 def test_other_paths_and_methods_are_refused(serve: Callable[..., HttpServer]) -> None:
-    """404 names what there is; only GET and HEAD are known."""
+    """Other paths get 404 with the existing paths, other methods 501."""
     server = serve()
     status, text = ask(server, "/")
     assert status == 404
@@ -69,7 +69,7 @@ def test_other_paths_and_methods_are_refused(serve: Callable[..., HttpServer]) -
 
 
 def test_metrics_are_what_prometheus_reads(serve: Callable[..., HttpServer], metrics: Metrics) -> None:
-    """The exposition parses, and holds our families beside those of the process."""
+    """The output can be parsed, and contains Tablewire's families and those of the process."""
     metrics.counter("ticks", "Ticks", ["changefeed"]).labels("default/a").inc(3)
     metrics.histogram("tick_seconds", "Time of a tick").observe(0.01)
     status, text = ask(serve(), "/metrics")
@@ -80,7 +80,7 @@ def test_metrics_are_what_prometheus_reads(serve: Callable[..., HttpServer], met
 
 
 def test_scenario_30_forgetting_one_changefeed_leaves_the_others(metrics: Metrics) -> None:
-    """What belongs to a removed changefeed vanishes from every family; nothing else does."""
+    """The labels of a removed changefeed disappear from every family, and no others."""
     ticks = metrics.counter("ticks", "Ticks", ["changefeed"])
     spans = metrics.gauge("spans", "Spans", ["changefeed", "state"])
     captures = metrics.gauge("captures", "Captures", ["state"])
@@ -109,26 +109,26 @@ def test_scenario_30_forgetting_one_changefeed_leaves_the_others(metrics: Metric
     assert by_name["tablewire_owner_up"] == 1
 
 
-def test_a_taken_port_is_told(serve: Callable[..., HttpServer], metrics: Metrics) -> None:
-    """A port that somebody listens on is one clear error with the address."""
+def test_a_port_in_use_is_an_error(serve: Callable[..., HttpServer], metrics: Metrics) -> None:
+    """A port that is in use is one clear error with the address."""
     server = serve()
     with pytest.raises(OperatingError, match=f"127.0.0.1:{server.port}: Address already in use"):
         HttpServer("127.0.0.1", server.port, metrics.registry)
 
 
 def test_silent_clients_do_not_use_up_the_server(serve: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that say nothing are bounded in number and in time; afterwards the port answers again."""
+    """Idle connections are limited in number and time; afterwards the port answers again."""
     monkeypatch.setattr(runtime_http._Handler, "timeout", 0.2)
     server = serve()
     idle = [socket.create_connection((server.host, server.port), TIMEOUT_S) for _ in range(3 * runtime_http.REQUESTS_MAX)]
     for connection in idle:
-        assert connection.recv(1) == b""  # ended by the server, at once or after its time
+        assert connection.recv(1) == b""  # closed by the server, immediately or after the timeout
         connection.close()
     assert ask(server, "/healthz") == (200, "ok\n")
 
 
 def test_a_check_that_raises_does_not_stop_the_server(serve: Callable[..., HttpServer]) -> None:
-    """Its request ends without an answer; the next one is served."""
+    """The request ends without an answer, and the next one is served."""
 
     def broken() -> str:
         raise KeyError("a bug")

@@ -1,4 +1,4 @@
-"""Logs: one line an event, bound ids, no passwords, and never a reason to stop."""
+"""Logs: one line for each event, bound ids, no passwords, and no failure of the caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tablewire.runtime import logs
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """What `configure` changed for the whole process is put back."""
+    """Restore what `configure` changes for the whole process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -37,7 +37,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_an_event_is_one_json_line_with_its_ids(stream: io.StringIO) -> None:
-    """Level, time, logger, the bound ids and the fields are all there."""
+    """A line contains level, time, logger, the bound ids and the fields."""
     logs.configure("json", "info", stream=stream, service="owner", owner="o1")
     structlog.get_logger("owner.x").info("created", tables=3, changefeed="default/a")
     (event,) = lines(stream)
@@ -49,7 +49,7 @@ def test_an_event_is_one_json_line_with_its_ids(stream: io.StringIO) -> None:
 
 
 def test_the_level_filters(stream: io.StringIO) -> None:
-    """Less severe events are not written, ours and other libraries'."""
+    """Less severe events are not written, including those of other libraries."""
     logs.configure("json", "warning", stream=stream)
     structlog.get_logger("x").info("no")
     structlog.get_logger("x").warning("yes")
@@ -58,7 +58,7 @@ def test_the_level_filters(stream: io.StringIO) -> None:
 
 
 def test_no_password_is_written(stream: io.StringIO) -> None:
-    """Not in a field, not in a nested one, not in a traceback, not in another library's record."""
+    """Passwords are removed from fields, nested fields, tracebacks and other libraries' records."""
     logs.configure("json", "info", stream=stream)
     log = structlog.get_logger("x")
     log.info("a", uri="postgresql://u:geheim@h/d", nested={"list": ["host=h password=geheim", ValueError("a://b:geheim@c")]})
@@ -73,7 +73,7 @@ def test_no_password_is_written(stream: io.StringIO) -> None:
 
 
 def test_any_value_can_be_logged(stream: io.StringIO) -> None:
-    """Bytes, exceptions, sets and endless texts become short text, never an error."""
+    """Bytes, exceptions, sets and very long texts are logged as short text."""
     logs.configure("json", "info", stream=stream)
     deep: Any = "x"
     for _ in range(50):
@@ -85,8 +85,8 @@ def test_any_value_can_be_logged(stream: io.StringIO) -> None:
     assert event["key"] == {"1": 2}
 
 
-def test_other_libraries_and_warnings_come_out_too(stream: io.StringIO) -> None:
-    """Records of logging and warnings are events like ours."""
+def test_other_libraries_and_warnings_are_logged(stream: io.StringIO) -> None:
+    """Records of logging and warnings become events."""
     logs.configure("json", "info", stream=stream, service="owner")
     logging.getLogger("lib").warning("one %s", 1)
     with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def test_other_libraries_and_warnings_come_out_too(stream: io.StringIO) -> None:
 
 
 def test_text_for_people(stream: io.StringIO) -> None:
-    """The console form is text, without colours when it is no terminal; auto is JSON there."""
+    """The console format has no colours without a terminal, where auto means JSON."""
     logs.configure("console", "info", stream=stream)
     structlog.get_logger("x").info("created", tables=3)
     assert "created" in stream.getvalue()

@@ -1,4 +1,4 @@
-"""Limits by rate: in numbers, and what a caller of a real server sees."""
+"""Rate limits: the token bucket, and the answers of a real server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 30.0
 
 @given(st.lists(st.floats(0.0, 0.5), max_size=100), st.integers(1, 20), st.integers(1, 20))
 def test_never_more_than_the_rate_and_the_burst(pauses: list[float], per_s: int, burst: int) -> None:
-    """Over any time, at most burst + rate * time pass; after a quiet time a burst does."""
+    """In any period at most burst + rate * time calls are accepted; after a quiet period a burst is."""
     now = 0.0
     limit = RateLimit(per_s, burst, lambda: now)
     passed = 0
@@ -47,7 +47,7 @@ def codes_of(call: grpc.UnaryUnaryMultiCallable, request: bytes, times: int) -> 
 
 
 def test_admin_calls_beyond_the_rate_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wild caller pauses nothing; a stream is refused the same way."""
+    """Refused calls change nothing; a stream is refused in the same way."""
     monkeypatch.setattr(api, "CALLS_PER_S_MAX", 0.001)
     monkeypatch.setattr(api, "CALLS_BURST_MAX", 3)
     view = AdminView()
@@ -66,7 +66,7 @@ def test_admin_calls_beyond_the_rate_change_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_exchanges_beyond_the_rate_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop hears of none, and they are not counted as bad ones."""
+    """The processor neither receives refused calls nor counts them as invalid."""
     monkeypatch.setattr(exchange, "CALLS_PER_S_MAX", 0.001)
     monkeypatch.setattr(exchange, "CALLS_BURST_MAX", 2)
     server = exchange.ExchangeServer("capture-1", "127.0.0.1", 0)

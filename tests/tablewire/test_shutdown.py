@@ -1,4 +1,4 @@
-"""How a process ends: real processes, real signals."""
+"""The end of a process, with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tablewire.runtime.shutdown import EXIT_BUG, EXIT_SIGNAL_BASE, Shutdown, run
 
 TIMEOUT_S = 20.0
 
-# Two threads say something at once, so each does it in one write.
+# Two threads print at the same time, so each uses a single write.
 GRACEFUL = """
 import os
 import sys
@@ -50,7 +50,7 @@ def start(script: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_graceful_and_the_second_ends_at_once(signum: signal.Signals) -> None:
-    """The first one wakes the waiter and calls back; the second one ends the process with 128 + its number."""
+    """The first signal wakes the waiting thread and calls back; the second ends the process with 128 + its number."""
     with start(GRACEFUL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -61,8 +61,8 @@ def test_the_first_signal_is_graceful_and_the_second_ends_at_once(signum: signal
         assert process.wait(TIMEOUT_S) == EXIT_SIGNAL_BASE + signum
 
 
-def test_a_graceful_end_is_the_services_own() -> None:
-    """After one signal the process ends by itself, with its own code."""
+def test_a_graceful_shutdown_has_the_exit_code_of_the_service() -> None:
+    """After one signal the process ends by itself with its own exit code."""
     with start(GRACEFUL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -73,7 +73,7 @@ def test_a_graceful_end_is_the_services_own() -> None:
 
 
 def test_an_exception_in_a_thread_ends_the_process() -> None:
-    """It is logged with its traceback, what was printed is flushed, and the exit code says that it was a bug."""
+    """The exception is logged with its traceback, stdout is flushed, and the exit code is EXIT_BUG."""
     with start(BUG) as process:
         output, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == EXIT_BUG
@@ -83,7 +83,7 @@ def test_an_exception_in_a_thread_ends_the_process() -> None:
 
 
 def test_a_thread_runs_under_its_name() -> None:
-    """run_thread starts a daemon thread with this name, and one that returns is no event."""
+    """run_thread starts a daemon thread with this name, which may return."""
     names: list[str] = []
     thread = run_thread("worker", lambda: names.append(threading.current_thread().name))
     thread.join(TIMEOUT_S)
@@ -92,7 +92,7 @@ def test_a_thread_runs_under_its_name() -> None:
 
 
 def test_a_request_is_idempotent_and_late_callbacks_are_called() -> None:
-    """The first reason stays; each callback is called once, those that come late at once."""
+    """The first reason is kept, and each callback is called once, a late one immediately."""
     shutdown = Shutdown()
     calls: list[str] = []
     shutdown.on_request(lambda: calls.append("early"))
@@ -104,8 +104,8 @@ def test_a_request_is_idempotent_and_late_callbacks_are_called() -> None:
     assert shutdown.wait(0)
 
 
-def test_signals_are_given_back() -> None:
-    """After uninstall the handlers are those that were there before; installing twice is fine."""
+def test_signal_handlers_are_restored() -> None:
+    """uninstall restores the previous handlers; installing twice is allowed."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     shutdown = Shutdown()
     shutdown.install()

@@ -1,4 +1,4 @@
-"""What outside tests rely on: the loopback network, the fake executor, the fake sink."""
+"""The test kit: the loopback network, the fake executor and the fake sink."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def numbers(messages: object) -> list[int]:
 
 
 def test_what_is_sent_is_in_the_next_recv() -> None:
-    """In order, once, equal by value, and not for anybody else."""
+    """Messages arrive once, in order, equal by value, and only at their receiver."""
     network = LoopbackNetwork()
     owner, a, b = (network.transport(node) for node in ("owner", "a", "b"))
     sent = [message("a", 1), message("a", 2)]
@@ -50,7 +50,7 @@ def test_what_is_sent_is_in_the_next_recv() -> None:
 
 
 def test_messages_pass_through_the_wire_format() -> None:
-    """What arrives is a new value; what could not be sent is refused where it is sent. A flag turns both off."""
+    """A received message is a new value, and an invalid one is refused by send; a flag disables both."""
     network = LoopbackNetwork()
     owner, a = network.transport("owner"), network.transport("a")
     sent = message("a")
@@ -66,14 +66,14 @@ def test_messages_pass_through_the_wire_format() -> None:
 
 
 def test_unknown_receivers_drop() -> None:
-    """No receiver, no error, and nothing is kept for later."""
+    """A message without a receiver is lost without an error."""
     network = LoopbackNetwork()
     network.transport("owner").send([message("a")])
     assert list(network.transport("a").recv()) == []
 
 
 def test_a_transport_of_a_known_id_is_a_restart() -> None:
-    """The inbox is new and empty, and the former transport receives nothing."""
+    """The inbox is new and empty, and the previous transport receives nothing."""
     network = LoopbackNetwork()
     owner, former = network.transport("owner"), network.transport("a")
     owner.send([message("a", 1)])
@@ -88,7 +88,7 @@ def test_a_transport_of_a_known_id_is_a_restart() -> None:
 
 
 def test_the_hook_decides() -> None:
-    """It sees sender, receiver and message, once a message."""
+    """It is called once for each message, with sender, receiver and message."""
     network = LoopbackNetwork()
     owner, a = network.transport("owner"), network.transport("a")
     seen = []
@@ -118,13 +118,13 @@ def held_order(seed: int) -> list[int]:
 
 
 def test_what_was_held_arrives_shuffled_by_the_seed() -> None:
-    """The same seed, the same order; all arrive; another seed, another order."""
+    """All held messages arrive, in an order that only depends on the seed."""
     assert held_order(1) == held_order(1) != held_order(2)
     assert sorted(held_order(1)) == list(range(1, 21)) != held_order(1)
 
 
-def test_what_was_held_reaches_who_is_there_when_it_is_released() -> None:
-    """A restarted node gets the late messages of its former life; a node that has left loses them."""
+def test_held_messages_reach_the_current_transport() -> None:
+    """A restarted node receives held messages; a node without a transport loses them."""
     network = LoopbackNetwork()
     owner, _ = network.transport("owner"), network.transport("a")
     network.hook = lambda sender, receiver, message: Deliver.HOLD
@@ -136,7 +136,7 @@ def test_what_was_held_reaches_who_is_there_when_it_is_released() -> None:
 
 
 def test_a_closed_transport_is_silent() -> None:
-    """It neither sends nor receives, and may be closed again."""
+    """A closed transport neither sends nor receives, and may be closed again."""
     network = LoopbackNetwork()
     owner, a = network.transport("owner"), network.transport("a")
     a.close()
@@ -163,7 +163,7 @@ def writing(executor: UnfencedFakeTableExecutor, span: Span = SPAN, ts: int = 10
 
 
 def test_the_fake_offers_every_form() -> None:
-    """All optional Protocols; without fencing all but one."""
+    """The fake has all optional methods; the unfenced one has all but one."""
     executor: TableExecutor = FakeTableExecutor()
     for protocol in (FencedTableExecutor, BarrierTableExecutor, BulkTableExecutor, ClosableTableExecutor):
         assert isinstance(executor, protocol)
@@ -173,7 +173,7 @@ def test_the_fake_offers_every_form() -> None:
 
 
 def test_with_no_arguments_everything_is_immediate() -> None:
-    """The life of a span, call by call; an unknown span is Absent and removed already."""
+    """The life of a span, call by call; an unknown span is Absent and counts as removed."""
     executor = FakeTableExecutor()
     assert executor.get_table_span_status(SPAN, False).state is TableState.ABSENT
     assert executor.get_table_span_status(SPAN, False).checkpoint == Checkpoint(0, 0)
@@ -199,7 +199,7 @@ def test_every_call_is_idempotent() -> None:
 
 
 def test_the_fake_refuses_what_the_contract_forbids() -> None:
-    """A write of a span that is not prepared, an epoch for an unknown span, an add after close: the caller is wrong."""
+    """A write of an unprepared span, an epoch for an unknown span and an add after close are errors of the caller."""
     executor = FakeTableExecutor()
     with pytest.raises(RuntimeError, match="without being prepared"):
         executor.add_table_span(SPAN, Checkpoint(1, 1), False)
@@ -212,7 +212,7 @@ def test_the_fake_refuses_what_the_contract_forbids() -> None:
 
 
 def test_progress_is_scripted() -> None:
-    """For all or for one; only what replicates writes; nothing goes back."""
+    """advance moves all spans or one; only replicating spans write, and nothing moves backwards."""
     executor = FakeTableExecutor()
     writing(executor, SPAN)
     prepared(executor, OTHER)
@@ -228,7 +228,7 @@ def test_progress_is_scripted() -> None:
 
 
 def test_barriers_hold_writes_back() -> None:
-    """min(global, own table's), for spans that were there and for those that come later; received is what was received."""
+    """The lower barrier limits existing and later spans; resolved_ts is not limited."""
     executor = FakeTableExecutor()
     writing(executor, SPAN)
     executor.set_barrier(Barrier(500, (TableBarrier(12, 200),)))
@@ -242,7 +242,7 @@ def test_barriers_hold_writes_back() -> None:
 
 
 def test_failures_are_scripted() -> None:
-    """A call that raises once, and a background failure that lasts until the span is removed."""
+    """A call can be made to raise once, and a span to fail until it is removed."""
     executor = FakeTableExecutor()
     executor.raise_at("add_table_span", OTHER, ValueError("once"))
     prepared(executor, SPAN)
@@ -261,7 +261,7 @@ def test_failures_are_scripted() -> None:
 
 
 def test_hangs_and_slow_steps_are_scripted() -> None:
-    """A step that hangs ends when it is let go; a slow one after a number of polls; a call may not be taken at first."""
+    """A step can hang until it is let go or take several polls, and a call can be refused first."""
     executor = FakeTableExecutor(prepare_polls=2, refusals=1)
     executor.hang("stop", SPAN)
     assert [executor.add_table_span(SPAN, Checkpoint(1, 1), True) for _ in range(2)] == [False, True]
@@ -274,8 +274,8 @@ def test_hangs_and_slow_steps_are_scripted() -> None:
         executor.hang("sleep")
 
 
-def test_the_bulk_form_says_the_same_as_the_single_one() -> None:
-    """For known and unknown spans, for the same list again, and after something came and went."""
+def test_bulk_and_single_statuses_agree() -> None:
+    """They agree for known and unknown spans, for the same list, and after spans were added and lost."""
     executor = FakeTableExecutor()
     writing(executor, SPAN)
     prepared(executor, OTHER, 70)
@@ -291,7 +291,7 @@ def test_the_bulk_form_says_the_same_as_the_single_one() -> None:
 
 
 def test_many_spans_fit() -> None:
-    """The columns grow, rows are used again, and statistics come when they are asked for."""
+    """The columns grow, rows are reused, and statistics are returned on request."""
     executor = FakeTableExecutor()
     for table in range(300):
         writing(executor, Span(table))
@@ -308,8 +308,8 @@ def test_many_spans_fit() -> None:
 # ---------------------------------------------------------------------------------------------------------- the sink
 
 
-def test_a_takeover_shuts_the_former_writer_out() -> None:
-    """One effective writer at any time; the zombie's next write is refused and raised as that span's failure."""
+def test_a_takeover_excludes_the_previous_writer() -> None:
+    """There is one effective writer at any time; the next write of the previous one is refused and fails its span."""
     sink = FakeSink()
     former, new = FakeTableExecutor(sink, name="former"), FakeTableExecutor(sink, name="new")
     writing(former, ts=100, epoch=1)
@@ -326,7 +326,7 @@ def test_a_takeover_shuts_the_former_writer_out() -> None:
 
 
 def test_an_older_pair_is_refused_at_the_takeover() -> None:
-    """The changefeed's epoch counts before the assignment's."""
+    """The changefeed_epoch is compared before the assignment_epoch."""
     sink = FakeSink()
     writing(FakeTableExecutor(sink, name="new", changefeed_epoch=2), epoch=1)
     late = FakeTableExecutor(sink, name="late", changefeed_epoch=1)
@@ -337,8 +337,8 @@ def test_an_older_pair_is_refused_at_the_takeover() -> None:
     assert sink.fence(SPAN) == (2, 1)
 
 
-def test_a_raised_epoch_goes_on_writing() -> None:
-    """set_assignment_epoch of a writing span takes the span over again, for itself."""
+def test_a_span_keeps_writing_with_a_raised_epoch() -> None:
+    """set_assignment_epoch of a writing span takes the span over again."""
     sink = FakeSink()
     executor = FakeTableExecutor(sink, name="mine")
     writing(executor, epoch=3)
@@ -347,8 +347,8 @@ def test_a_raised_epoch_goes_on_writing() -> None:
     assert (sink.fence(SPAN), sink.writers(SPAN), sink.position(SPAN)) == ((0, 4), ("mine",), 300)
 
 
-def test_two_writers_are_seen() -> None:
-    """Unfenced ones, and two under one permission, are violations that the sink remembers."""
+def test_two_writers_are_violations() -> None:
+    """Two unfenced writers, and two with the same fence, are violations."""
     sink = FakeSink()
     writing(UnfencedFakeTableExecutor(sink, name="a"))
     writing(UnfencedFakeTableExecutor(sink, name="b"))
@@ -360,7 +360,7 @@ def test_two_writers_are_seen() -> None:
 
 
 def test_a_writer_that_has_stopped_is_none() -> None:
-    """Until the executor has said so it still may write."""
+    """An executor remains a writer until it has reported that the span stopped."""
     sink = FakeSink()
     executor = FakeTableExecutor(sink, name="mine", stop_polls=1)
     writing(executor)

@@ -1,4 +1,4 @@
-"""TLS: identities from files, mutual authentication, allowed common names; on gRPC and on etcd."""
+"""TLS with gRPC and etcd: identities from files, mutual authentication, allowed common names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def peer(name: str, **options: object) -> PeerTlsSection:
 
 @pytest.fixture
 def server_port() -> Iterator[int]:
-    """A server that admits the client "client" and no other."""
+    """Start a server that accepts only the client "client"."""
     section = peer("server", allowed_common_names=("client",))
     server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
     add_health_and_reflection(server, ()).set_serving(True)
@@ -57,24 +57,24 @@ def check(port: int, credentials: grpc.ChannelCredentials | None) -> grpc.Status
 
 
 def test_an_allowed_client_may_call(server_port: int) -> None:
-    """A certificate of our CA with an allowed name is let in."""
+    """A certificate of the CA with an allowed name is accepted."""
     assert check(server_port, tls.channel_credentials(peer("client"))) is grpc.StatusCode.OK
 
 
 def test_another_name_may_not_call(server_port: int) -> None:
-    """A certificate of our CA with another name is refused by name."""
+    """A certificate of the CA with another name is refused by name."""
     assert check(server_port, tls.channel_credentials(peer("stranger"))) is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_no_certificate_and_no_tls_are_refused(server_port: int) -> None:
-    """Without a client certificate, and in plain text, there is no connection at all."""
+    """A client without a certificate or without TLS cannot connect."""
     without = grpc.ssl_channel_credentials((FILES / "ca.pem").read_bytes())
     assert check(server_port, without) is grpc.StatusCode.UNAVAILABLE
     assert check(server_port, None) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_streams_are_checked_too(server_port: int) -> None:
-    """The check stands before streaming calls as well."""
+    """The common name is checked for streaming calls as well."""
     channel = open_channel(f"127.0.0.1:{server_port}", tls.channel_credentials(peer("stranger")))
     with pytest.raises(grpc.RpcError, match="certificate of stranger may not call here"):
         next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S))
@@ -82,15 +82,15 @@ def test_streams_are_checked_too(server_port: int) -> None:
 
 
 def test_plain_text_is_the_default() -> None:
-    """A section that is not enabled gives no credentials and no interceptor."""
+    """A section that is not enabled has no credentials and no interceptor."""
     assert tls.server_credentials(PeerTlsSection()) is None
     assert tls.channel_credentials(PeerTlsSection()) is None
     assert etcd_credentials(ClientTlsSection()) is None
     assert tls.interceptors(PeerTlsSection()) == ()
 
 
-def test_roles_that_are_not_told_apart_are_a_warning() -> None:
-    """TLS without a list lets every certificate of the authority call everything: the log says so, and only then."""
+def test_roles_that_are_not_distinguished_are_a_warning() -> None:
+    """TLS without a list of names lets every certificate of the CA call, and only then a warning is logged."""
     with capture_logs() as lines:
         tls.warn_of_roles(peer("server"))
         tls.warn_of_roles(peer("server", allowed_common_names=("client",)))
@@ -98,8 +98,8 @@ def test_roles_that_are_not_told_apart_are_a_warning() -> None:
     assert [(line["event"], line["log_level"]) for line in lines] == [("any_certificate_may_call", "warning")]
 
 
-def test_wrong_files_are_told_at_start(tmp_path: Path) -> None:
-    """A missing file, a key of another certificate, a file without certificates: each named by its key and path."""
+def test_wrong_files_are_refused_at_the_start(tmp_path: Path) -> None:
+    """A missing file, a key of another certificate and a file without certificates are named by key and path."""
     with pytest.raises(ConfigError, match=r"tls\.ca_file: .*gone\.pem: No such file"):
         tls.channel_credentials(peer("client", ca_file=f"{tmp_path}/gone.pem"))
     with pytest.raises(ConfigError, match=r"tls\.cert_file, tls\.key_file: .*client\.pem and .*server\.key are no usable pair"):
@@ -111,7 +111,7 @@ def test_wrong_files_are_told_at_start(tmp_path: Path) -> None:
 
 @pytest.fixture
 def secure_etcd(tmp_path: Path) -> Iterator[str]:
-    """The endpoint of an etcd that asks for client certificates."""
+    """Return the endpoint of an etcd that requires client certificates."""
     client, peer_port = free_port(), free_port()
     url, peer_url = f"https://127.0.0.1:{client}", f"http://127.0.0.1:{peer_port}"
     command = [
@@ -129,7 +129,7 @@ def secure_etcd(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.integration
 def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
-    """With our certificate reads, writes and watches work; without it, or in plain text, there is no connection."""
+    """With a client certificate reads, writes and watches work; without it, or in plain text, there is no connection."""
     files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/client.pem", "key_file": f"{FILES}/client.key"}
     session = EtcdSession([secure_etcd], credentials=etcd_credentials(ClientTlsSection(enabled=True, **files)))
 
@@ -153,7 +153,7 @@ def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
 
 
 def served_certificate(port: int, section: PeerTlsSection) -> bytes:
-    """What a new connection is shown."""
+    """Return the certificate that a new connection receives."""
     context = ssl.create_default_context(cafile=section.ca_file)
     context.check_hostname = False
     context.load_cert_chain(section.cert_file, section.key_file)
@@ -166,14 +166,14 @@ def der(name: str) -> bytes:
 
 
 def put(folder: Path, name: str, *endings: str) -> None:
-    """In the place of own.pem and own.key."""
+    """Replace own.pem or own.key by these files."""
     for ending in endings:
         shutil.copyfile(FILES / f"{name}.{ending}", folder / "new")
         os.replace(folder / "new", folder / f"own.{ending}")
 
 
-def test_a_server_shows_new_connections_the_files_of_then(tmp_path: Path) -> None:
-    """Replaced one by one: until both halves fit, and when one is gone, the former pair stays in use, and the log says so."""
+def test_a_server_uses_the_current_files_for_new_connections(tmp_path: Path) -> None:
+    """While the files do not match or one is missing, the previous pair stays in use and a warning is logged."""
     put(tmp_path, "server", "pem", "key")
     own = peer("server", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key")
     server = new_server(max_workers=1, max_concurrent_rpcs=1, thread_name="tls")
@@ -191,8 +191,8 @@ def test_a_server_shows_new_connections_the_files_of_then(tmp_path: Path) -> Non
     assert [line["event"] for line in lines] == ["certificates_unusable", "certificates_replaced", "certificates_unusable"]
 
 
-def test_a_client_is_given_other_credentials_once_the_files_are_others(tmp_path: Path) -> None:
-    """The same object until then; a channel is recreated when it has failed and they are others, not before."""
+def test_a_client_gets_new_credentials_when_the_files_change(tmp_path: Path) -> None:
+    """The provider returns the same object until the files change; only then a failed channel is replaced."""
     put(tmp_path, "client", "pem", "key")
     provide = tls.renewed_channel_credentials(peer("client", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key"))
     assert provide is not None
@@ -210,8 +210,8 @@ def test_a_client_is_given_other_credentials_once_the_files_are_others(tmp_path:
     assert tls.renewed_channel_credentials(PeerTlsSection()) is None
 
 
-def test_a_server_may_let_in_clients_without_a_certificate() -> None:
-    """When it is configured not to ask for one; a plain-text client is refused all the same."""
+def test_a_server_may_accept_clients_without_a_certificate() -> None:
+    """If it is configured so; a plain-text client is still refused."""
     section = peer("server", require_client_cert=False)
     server = new_server(max_workers=2, max_concurrent_rpcs=4, thread_name="tls", interceptors=tls.interceptors(section))
     add_health_and_reflection(server, ()).set_serving(True)

@@ -1,4 +1,4 @@
-"""Records in etcd, their keys, and URIs that hold secrets."""
+"""Records in etcd, their keys, and URIs with passwords."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_record_comes_back_as_it_was_written(record: Record) -> None:
 
 
 def test_fields_of_a_newer_version_are_kept() -> None:
-    """A field that this version does not know is written back unchanged when the record is changed (rolling upgrade)."""
+    """An unknown field is written back unchanged when the record is changed (rolling upgrade)."""
     newer = msgspec.json.encode({**msgspec.json.decode(encode(INFO)), "later": {"a": [1]}})
     changed = msgspec.structs.replace(decode(ChangefeedInfo, "/k", newer), state=ChangefeedState.STOPPED)
     written = msgspec.json.decode(encode(changed))
@@ -65,7 +65,7 @@ def test_fields_of_a_newer_version_are_kept() -> None:
 
 
 def test_missing_fields_of_an_older_version_have_defaults() -> None:
-    """A record without the fields that have defaults is read."""
+    """Missing fields get their defaults."""
     assert decode(LeaderRecord, "/k", b'{"id":"a","address":"b"}') == LeaderRecord(id="a", address="b")
 
 
@@ -84,7 +84,7 @@ def test_missing_fields_of_an_older_version_have_defaults() -> None:
     ],
 )
 def test_an_unreadable_value_names_its_key(value: bytes, reason: str) -> None:
-    """What cannot be read is one OperatingError with the key and the reason."""
+    """An unreadable value is one OperatingError with the key and the reason."""
     with pytest.raises(OperatingError, match=reason) as caught:
         decode(ChangefeedInfo, "/tablewire/c/changefeeds/default/orders/info", value)
     assert "/tablewire/c/changefeeds/default/orders/info" in str(caught.value)
@@ -92,20 +92,20 @@ def test_an_unreadable_value_names_its_key(value: bytes, reason: str) -> None:
 
 
 def test_epochs_grow_over_a_removal() -> None:
-    """The next epoch is above the last one, and above all former ones when the record is gone."""
+    """The next epoch is above the last one, and above all previous ones if the record was removed."""
     assert next_epoch(7, 5) == 8
     assert next_epoch(0, 5) == 5
     assert next_epoch(7, 900) == 900
 
 
 def test_a_capture_record_is_a_capture_info() -> None:
-    """What the scheduler needs of a capture is in its record."""
+    """The record contains what the scheduler needs."""
     record = CaptureRecord(id="c1", address="h:1", started_at=now(), version="1", labels={"a": "b"})
     assert record.info == CaptureInfo("c1", "h:1", "1", {"a": "b"})
 
 
 def test_keys_are_those_of_the_design() -> None:
-    """Every key has its place, and is read back to what it belongs to."""
+    """Each key has its path, and is converted back to what it belongs to."""
     orders = ChangefeedID("default", "orders")
     assert etcd_keys.owner_key("c", 0x1F) == "/tablewire/c/owner/000000000000001f"
     assert etcd_keys.capture_key("c", "p-1") == "/tablewire/c/captures/p-1"
@@ -127,7 +127,7 @@ def test_keys_are_those_of_the_design() -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a b", "a\n", "é", "x" * 129])
 def test_a_bad_name_never_becomes_a_key(name: str) -> None:
-    """A name that is not one path element is refused by what it was to name."""
+    """A name that is not one path element is refused, and the error says what it names."""
     with pytest.raises(OperatingError, match=r"^changefeed "):
         etcd_keys.changefeed_info_key("c", ChangefeedID("default", name))
     with pytest.raises(OperatingError, match=r"^cluster "):
@@ -135,7 +135,7 @@ def test_a_bad_name_never_becomes_a_key(name: str) -> None:
 
 
 def test_uris_are_resolved_where_they_are_used() -> None:
-    """A variable in a user part or a query is percent-encoded, elsewhere it is literal, and it is never expanded twice."""
+    """A variable is percent-encoded in the user part and the query, literal elsewhere, and not expanded twice."""
     environ = {"PW": "a@b/c${X}", "URI": "postgresql://u:p@h/d", "HOST": "h:5432"}
     assert resolve_uri("postgresql://u:${PW}@h/db", environ) == "postgresql://u:a%40b%2Fc%24%7BX%7D@h/db"
     assert resolve_uri("postgresql://h/db?password=${PW}", environ) == "postgresql://h/db?password=a%40b%2Fc%24%7BX%7D"
@@ -145,7 +145,7 @@ def test_uris_are_resolved_where_they_are_used() -> None:
 
 
 def test_a_missing_variable_is_named() -> None:
-    """An unset variable is a ConfigError with its name, and without the rest of the secrets."""
+    """An unset variable is a ConfigError with its name and without any password."""
     with pytest.raises(ConfigError, match="variable PW is not set") as caught:
         resolve_uri("postgresql://u:secret@h/db?sslpassword=${PW}", {})
     assert ":secret@" not in str(caught.value)
@@ -183,22 +183,22 @@ def test_a_missing_variable_is_named() -> None:
     ],
 )
 def test_secrets_are_hidden(text: str, shown: str) -> None:
-    """Passwords vanish from what is shown, malformed URIs included; the rest stays readable."""
+    """Passwords are hidden, in malformed URIs too; the rest stays readable."""
     assert redact_uri(text) == shown
     assert redact_uri(shown) == shown
 
 
 @given(st.text(st.characters(exclude_characters="@\n\r", exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_whatever_the_password_is_it_is_hidden(password: str) -> None:
-    """In the place of a password of a URI, alone and within a text, with whatever characters an operator forgot to encode."""
+def test_any_password_is_hidden(password: str) -> None:
+    """A password is hidden in a URI, alone or within a text, whatever characters it contains without encoding."""
     secret = f"\N{SNOWMAN}{password}\N{SNOWMAN}"
     for text in (f"postgresql://me:{secret}@host/db", f"cannot connect to 'postgresql://me:{secret}@host/db?x=1': timeout"):
         assert "\N{SNOWMAN}" not in redact_uri(text)
     assert "\N{SNOWMAN}" not in redact_uri(f"host=h password='{secret.replace(chr(92), '').replace(chr(39), '')}' user=me")
 
 
-def test_hiding_takes_no_long_time() -> None:
-    """Linear for texts of any shape: these took minutes where it was not."""
+def test_hiding_is_fast() -> None:
+    """The time is linear for any text; these took minutes when it was not."""
     start = time.monotonic()
     for text in ("a" * 50_000, "a://" * 12_000, "a://b:c" * 8_000, "token" * 10_000, "a:" * 25_000, "x://y:" + "@" * 50_000):
         redact_uri(text)

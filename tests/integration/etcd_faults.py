@@ -1,4 +1,4 @@
-"""What the etcd fault tests do to three real members, and what they watch meanwhile: the watermark, and who wrote which key."""
+"""Helpers of the etcd fault tests: faults of three real members, and checks of the watermark and of the written keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PULSE_MS = 400
 
 
 def gateway(member: EtcdServer, path: str, body: dict[str, Any], *, token: str = "") -> dict[str, Any]:
-    """etcd's own JSON gateway; OSError when the member does not answer. token: of who asks."""
+    """Call etcd's JSON gateway; raise OSError if the member does not answer. token: of the calling user."""
     host, port = member.endpoint.rsplit(":", 1)
     connection = http.client.HTTPConnection(host, int(port), timeout=5)
     with closing(connection):
@@ -37,7 +37,7 @@ def member_id(member: EtcdServer) -> str:
 
 
 def raft_leader(world: CounterWorld) -> EtcdServer:
-    """The member that leads etcd itself, as soon as those that run agree on one."""
+    """Return the member that leads etcd, as soon as all running members agree."""
     found: list[EtcdServer] = []
 
     def agreed() -> bool:
@@ -54,7 +54,7 @@ def raft_leader(world: CounterWorld) -> EtcdServer:
 
 
 def compact(world: CounterWorld) -> int:
-    """Forgets all history of etcd; the revision that is left."""
+    """Compact the whole history of etcd; return the remaining revision."""
     member = world.cluster.etcd.members[0]
     key = base64.b64encode(b"/test/compact").decode()
     revision = int(gateway(member, "/v3/kv/put", {"key": key, "value": ""})["header"]["revision"])
@@ -63,18 +63,17 @@ def compact(world: CounterWorld) -> int:
 
 
 def key_revisions(world: CounterWorld) -> dict[str, int]:
-    """Every key of etcd with the revision at which it was last written."""
+    """Return every key of etcd with its mod revision."""
     everything = base64.b64encode(b"\0").decode()
     answer = gateway(world.cluster.etcd.members[0], "/v3/kv/range", {"key": everything, "range_end": everything})
     return {base64.b64decode(pair["key"]).decode(): int(pair["mod_revision"]) for pair in answer.get("kvs", [])}
 
 
 class Watched:
-    """A cluster that must not notice what happens to etcd: within the block no table moves or gets
-    a new writer, no writer has a long gap, the checkpoint never goes back and has moved on, and
-    (unless allowed) neither leadership nor a registration is lost.
+    """A block in which faults of etcd must have no effect on the cluster.
 
-    gap_ms: the longest pause between two writes of a table."""
+    No table moves or gets a new writer, no writer pauses for longer than gap_ms, the checkpoint grows and never moves
+    backwards, and (unless allowed) neither leadership nor a registration is lost."""
 
     def __init__(self, world: CounterWorld, tables: tuple[int, ...], *, gap_ms: int, same_leader: bool = True) -> None:
         self._world, self._tables, self._gap_ms, self._same_leader = world, tables, gap_ms, same_leader
@@ -116,7 +115,7 @@ class Watched:
         world.audit(*self._tables)
 
     def longest_gap_ms(self) -> int:
-        """Of all tables, since the block began."""
+        """Return the longest gap of all tables since the block began."""
         longest = 0
         for table in self._tables:
             at = [self._since, *(write.at_ms for write in self._world.writes(table) if write.at_ms >= self._since)]
@@ -135,7 +134,7 @@ class Watched:
 
 
 def pulse(world: CounterWorld, member: EtcdServer, times: int, tables: tuple[int, ...], pulse_ms: int = PULSE_MS) -> None:
-    """Stops the member's process and lets it go on, again and again, while the tables are written all the time."""
+    """Pause and resume the member's process repeatedly, while the tables are written all the time."""
     for _ in range(times):
         member.pause()
         try:

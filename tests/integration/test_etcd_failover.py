@@ -1,4 +1,4 @@
-"""Session, watch and lease against three real members, of which one is lost, frozen, or all are restarted."""
+"""Session, watch and lease with three real members: one is lost or frozen, or all are restarted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
 
 @pytest.fixture
 def cluster(members: EtcdCluster) -> Iterator[EtcdCluster]:
-    """Three healthy members before and after each test."""
+    """Provide three healthy members before and after each test."""
     members.start()
     yield members
     for member in members.members:
@@ -46,7 +46,7 @@ def session(cluster: EtcdCluster) -> Iterator[EtcdSession]:
 
 @pytest.fixture
 def keeper(session: EtcdSession) -> Iterator[LeaseKeeper]:
-    """A lease that is being kept; `lost_reason` is set when it no longer is."""
+    """Provide a lease that is kept alive."""
     keeper = LeaseKeeper(session, ttl_s=LEASE_TTL_S, on_lost=lambda _reason: None)
     thread = run_thread("lease", keeper.run)
     yield keeper
@@ -55,7 +55,7 @@ def keeper(session: EtcdSession) -> Iterator[LeaseKeeper]:
 
 
 def put_until(session: EtcdSession, key: str, value: bytes, watch: PrefixWatch) -> None:
-    """Puts the value, as often as etcd does not answer, until the watch has it."""
+    """Put the value, again if etcd does not answer, until the watch has it."""
 
     def done() -> bool:
         state = watch.state
@@ -71,13 +71,13 @@ def put_until(session: EtcdSession, key: str, value: bytes, watch: PrefixWatch) 
 
 
 def renewed(keeper: LeaseKeeper) -> Callable[[], bool]:
-    """True once the lease was renewed after now."""
+    """Return a condition that is true once the lease has been renewed again."""
     before = keeper.deadline()
     return lambda: keeper.deadline() > before
 
 
 def test_the_member_in_use_is_killed(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
-    """Reads go on within the call, a pinned write too, the watch resumes, the lease stays."""
+    """Reads and guarded writes succeed within the call, the watch resumes, and the lease is kept."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     session.put(f"{etcd_prefix}/lease", b"x", lease=keeper.lease_id)
@@ -90,8 +90,8 @@ def test_the_member_in_use_is_killed(cluster: EtcdCluster, session: EtcdSession,
     assert session.get(f"{etcd_prefix}/lease") is not None
 
 
-def test_a_frozen_member_is_left(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
-    """A member that is stopped with its connections open costs one timeout; the watch leaves it too; the lease stays."""
+def test_a_frozen_member_is_replaced(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
+    """A member that is stopped with open connections costs one timeout; the watch moves on, and the lease is kept."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     cluster.members[cluster.endpoints.index(session.members.pick().endpoint)].pause()
@@ -101,7 +101,7 @@ def test_a_frozen_member_is_left(cluster: EtcdCluster, session: EtcdSession, kee
 
 
 def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session: EtcdSession, etcd_prefix: str) -> None:
-    """A watch on a member that lost its peers says so instead of staying silent, and continues once they are back."""
+    """A watch on a member that lost its peers reports it instead of staying silent, and continues when they are back."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     in_use = session.members.pick().endpoint
@@ -117,7 +117,7 @@ def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session:
 
 
 def test_all_members_are_restarted(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
-    """With every member killed nothing answers, in bounded time; when all are back, watch, writes and lease go on."""
+    """Without any member calls fail in bounded time; when all are back, watch, writes and lease continue."""
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     cluster.kill()

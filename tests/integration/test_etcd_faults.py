@@ -1,6 +1,6 @@
-"""Three real members of etcd and the real services: members lost, restarted or slow, a new leader, compaction, a paused owner.
+"""Real services with three real etcd members: members lost, restarted or slow, a new leader, compaction, a paused owner.
 
-Replication continues, no table moves and the watermark never goes back; a former leader writes nothing and is not obeyed.
+Replication continues, no table moves, and the watermark never moves backwards; a former leader writes nothing and is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GAP_MS_MAX = 2_500
 
 @pytest.fixture
 def new_world(new_world: NewWorld) -> NewWorld:
-    """Starts a cluster with three etcd members, two owners and two processors, which replicates four tables."""
+    """Start a cluster with three etcd members, two owners and two processors, which replicates four tables."""
 
     def start(**options: object) -> CounterWorld:
         world = new_world(**{"etcd": 3, "owners": 2, "processors": 2, "lease_ttl_ms": TTL_MS, **options})
@@ -40,7 +40,7 @@ def new_world(new_world: NewWorld) -> NewWorld:
 
 
 def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
-    """Killed one after the other, etcd's leader among them, and started again: no service notices, each time."""
+    """Each member, etcd's leader included, is killed and started again in turn, without an effect on the services."""
     world = new_world()
     assert raft_leader(world)
     for member in world.cluster.etcd.members:
@@ -52,7 +52,7 @@ def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
 
 
 def test_all_members_restarted(new_world: NewWorld) -> None:
-    """All killed at once and started again within the lease's time: leases and leadership are kept, watches go on."""
+    """All members are killed at once and started again within the lease TTL: leases, leadership and watches continue."""
     world = new_world()
     with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
         world.cluster.etcd.kill()
@@ -66,7 +66,7 @@ def test_all_members_restarted(new_world: NewWorld) -> None:
 
 
 def test_etcd_changes_its_leader(new_world: NewWorld) -> None:
-    """On request (move-leader) and because the leading member is killed."""
+    """etcd changes its leader on request (move-leader) and because the leading member is killed."""
     world = new_world()
     former = raft_leader(world)
     other = next(member for member in world.cluster.etcd.members if member is not former)
@@ -80,8 +80,8 @@ def test_etcd_changes_its_leader(new_world: NewWorld) -> None:
 
 
 def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
-    """The leader and a processor cannot reach etcd while the revision that they watch from is compacted away: both reload,
-    and what changed meanwhile, here a new processor, is known after it."""
+    """The revision that the leader and a processor watch from is compacted while they cannot reach etcd: both reload, and
+    know afterwards what changed meanwhile, here a new processor."""
     world = new_world(links=True)
     leader = world.cluster.wait_for_leader()
     late = world.cluster.add_node(PROCESSOR, 2)
@@ -95,13 +95,13 @@ def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
         for link in links:
             link.heal()
         for node in (leader, "processor0"):
-            wait_until(f"{node} loads anew", lambda node=node: '"watch_reloads"' in world.log(node), WAIT_S)
+            wait_until(f"{node} loads again", lambda node=node: '"watch_reloads"' in world.log(node), WAIT_S)
         world.cluster.wait("the new processor is known", lambda: "processor2" in world.cluster.captures(), WAIT_S)
 
 
 def test_a_slow_disk(new_world: NewWorld) -> None:
-    """Pulses of SIGSTOP stand for a disk that makes a member wait: first of the member that leads etcd and of another one for
-    0.4 s at a time, which costs no election, then of the leading one for 2.5 s, which does. No lease is lost."""
+    """SIGSTOP simulates a disk that delays a member: first the leading member and another one for 0.4 s at a time, which
+    causes no election, then the leading one for 2.5 s, which does. No lease is lost."""
     world = new_world()
     leading = raft_leader(world)
     with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
@@ -115,7 +115,7 @@ def test_a_slow_disk(new_world: NewWorld) -> None:
 
 
 def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
-    """With two of three members gone no service acts once the leases are over; when they are back everything continues."""
+    """Without a quorum no service acts after its lease has expired; when the members are back, everything continues."""
     world = new_world(lease_ttl_ms=3_000)
     reached = world.cluster.admin.changefeed("one")["checkpoint_ts"]
     for name in ("etcd0", "etcd1"):
@@ -132,9 +132,9 @@ def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
     world.audit(*TABLES)
 
 
-def test_a_paused_leader_that_wakes_up_writes_nothing_and_is_not_obeyed(new_world: NewWorld) -> None:
-    """Another one leads meanwhile, and is stopped too while the former one wakes up, so that whatever is written then would be
-    the former one's: nothing is, but for its own candidacy. A processor refuses its revision by name."""
+def test_a_paused_leader_that_resumes_writes_nothing_and_is_refused(new_world: NewWorld) -> None:
+    """Another owner leads meanwhile, and is stopped while the former leader wakes up, so that every write would be the former
+    leader's: it writes nothing but its own candidacy. A processor refuses its revision by name."""
     world = new_world(lease_ttl_ms=6_000)
     former = world.cluster.wait_for_leader()
     revision = world.cluster.admin.status()["leader_revision"]
@@ -172,8 +172,8 @@ def _candidates(world: CounterWorld) -> list[str]:
 
 
 def _exchange_as(world: CounterWorld, owner: str, revision: int, node: str) -> grpc.RpcError:
-    """What a processor answers to this owner under this revision: an Exchange that names no changefeed, so that it would
-    close all that run if it were obeyed."""
+    """Return the response of a processor to an Exchange of this owner and revision. It names no changefeed, so that the
+    processor would close all agents if it accepted it."""
     batch = BatchBuilder(owner, world.capture_of(node), revision, ()).finish()
     with closing(open_channel(world.cluster.node(node).address)) as channel:
         try:

@@ -1,4 +1,4 @@
-"""One lease with real etcd and a clock that can jump, as it does when a machine was suspended."""
+"""A lease with real etcd and a clock that can jump, as after a machine was suspended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 10.0
 
 
 class JumpingClock:
-    """The lease's clock, and what it jumped by."""
+    """The clock of a lease. jumped_s: how far it has jumped."""
 
     def __init__(self) -> None:
         self.jumped_s = 0.0
@@ -37,7 +37,7 @@ def session(etcd_server: EtcdServer) -> Iterator[EtcdSession]:
 
 
 def test_the_deadline_is_before_etcds(session: EtcdSession) -> None:
-    """It counts from the sending of the request, less the margin, and never from the answer."""
+    """The deadline counts from when the request was sent, less the margin, never from the response."""
     before = lease_clock()
     keeper = LeaseKeeper(session, ttl_s=9.5, margin_s=2, on_lost=lambda _reason: None)
     after = lease_clock()
@@ -47,8 +47,8 @@ def test_the_deadline_is_before_etcds(session: EtcdSession) -> None:
     session.revoke(keeper.lease_id)
 
 
-def test_a_jump_of_the_clock_is_seen_at_the_next_look_and_never_forgotten(session: EtcdSession) -> None:
-    """Past the deadline it is invalid at once; a keep-alive that would succeed is not even asked for; on_lost comes once."""
+def test_a_jump_of_the_clock_is_seen_at_the_next_check_and_never_forgotten(session: EtcdSession) -> None:
+    """After the deadline the lease is invalid, no keep-alive is sent although it would succeed, and on_lost is called once."""
     clock = JumpingClock()
     reasons: list[str] = []
     keeper = LeaseKeeper(session, ttl_s=60, on_lost=reasons.append, clock=clock)
@@ -63,12 +63,12 @@ def test_a_jump_of_the_clock_is_seen_at_the_next_look_and_never_forgotten(sessio
     assert not keeper.is_valid()
     keeper.lose("again")
     assert len(reasons) == 1
-    assert session.keep_alive_once(keeper.lease_id) == 60  # etcd still has it: that is the point
+    assert session.keep_alive_once(keeper.lease_id) == 60  # etcd still has it
     session.revoke(keeper.lease_id)
 
 
 def test_a_revoked_lease_is_lost_with_its_reason(session: EtcdSession) -> None:
-    """The next keep-alive finds it gone."""
+    """The next keep-alive finds that the lease does not exist."""
     clock = JumpingClock()
     reasons: list[str] = []
     keeper = LeaseKeeper(session, ttl_s=60, on_lost=reasons.append, clock=clock)
@@ -80,7 +80,7 @@ def test_a_revoked_lease_is_lost_with_its_reason(session: EtcdSession) -> None:
 
 
 def test_a_closed_lease_is_not_lost(session: EtcdSession) -> None:
-    """Closing ends the thread and calls no callback."""
+    """close ends the thread and calls no callback."""
     reasons: list[str] = []
     keeper = LeaseKeeper(session, ttl_s=60, on_lost=reasons.append)
     thread = run_thread("lease", keeper.run)
@@ -94,14 +94,14 @@ def test_a_closed_lease_is_not_lost(session: EtcdSession) -> None:
 
 
 def test_margins_are_checked(session: EtcdSession) -> None:
-    """The margin has bounds of its own by default, and one that leaves nothing of the lease is a mistake."""
+    """The default margin has bounds, and a margin as long as the lease is refused."""
     assert (default_margin_s(1), default_margin_s(5), default_margin_s(600)) == (0.3, 1.0, 2.0)
     with pytest.raises(ValueError, match="cannot have a margin of 2 s"):
         LeaseKeeper(session, ttl_s=2, margin_s=2, on_lost=lambda _reason: None)
 
 
 def test_a_lease_without_etcd_is_an_error(free_port: int) -> None:
-    """No member answers: EtcdError, and no keeper."""
+    """The constructor raises EtcdError if no member answers."""
     session = EtcdSession([f"127.0.0.1:{free_port}"], request_timeout_ms=200)
     with pytest.raises(EtcdError, match="grant a lease"):
         LeaseKeeper(session, ttl_s=2, on_lost=lambda _reason: None)

@@ -1,4 +1,4 @@
-"""etcd that asks for a user and a password: sessions and services log in, and again whenever etcd no longer knows them."""
+"""An etcd with authentication: sessions and services log in, and again when etcd has dropped their token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Guarded:
         self.server = server
 
     def admin(self, path: str, **body: Any) -> None:
-        """As root."""
+        """Send a request as root."""
         token = gateway(self.server, "/v3/auth/authenticate", {"name": "root", "password": ROOT_PASSWORD}).get("token", "")
         answer = gateway(self.server, path, body, token=token)
         assert "error" not in answer, answer
@@ -45,7 +45,7 @@ class Guarded:
         self.admin("/v3/auth/enable")
 
     def prepare(self) -> None:
-        """All of it, but for the enabling."""
+        """Create the users and roles, without enabling authentication."""
         end = PREFIX[:-1] + chr(ord(PREFIX[-1]) + 1)
         permission = {"permType": "READWRITE", "key": _encoded(PREFIX), "range_end": _encoded(end)}
         for path, body in (
@@ -67,7 +67,7 @@ def _encoded(text: str) -> str:
 
 @pytest.fixture
 def guarded(new_etcd: Callable[..., EtcdServer]) -> Guarded:
-    """Not enabled yet."""
+    """Provide a member whose authentication is not enabled yet."""
     guarded = Guarded(new_etcd())
     guarded.prepare()
     return guarded
@@ -87,8 +87,8 @@ def new_session(guarded: Guarded) -> Iterator[Callable[..., EtcdSession]]:
 
 
 def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """All that the services do; below another prefix etcd refuses, in one line; and a client
-    without a user gets that as the reason."""
+    """All requests of the services work; another prefix is refused in one line, and a client without a user gets that
+    as the reason."""
     guarded.enable()
     session = new_session()
     watch = session.watch_prefix(PREFIX)
@@ -100,15 +100,15 @@ def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_sess
     watch.wait_until(lambda state: not state.entries, WAIT_S)
     with pytest.raises(EtcdError, match="permission denied"):
         session.put("/elsewhere", b"1")
-    nobody = EtcdSession([guarded.server.endpoint])
+    anonymous = EtcdSession([guarded.server.endpoint])
     with pytest.raises(EtcdError, match="user name is empty"):
-        nobody.get(f"{PREFIX}a")
-    nobody.close()
+        anonymous.get(f"{PREFIX}a")
+    anonymous.close()
 
 
-def test_a_token_that_etcd_forgot_is_renewed(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """After a restart of the member, and after any change of its users: within the same call, watches included; a write that is
-    not pinned is made once."""
+def test_a_token_that_etcd_dropped_is_renewed(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
+    """A token is renewed within the same call, watches included, after a restart of the member or a change of its users;
+    an unguarded write is applied once."""
     guarded.enable()
     session = new_session()
     watch = session.watch_prefix(PREFIX)
@@ -117,7 +117,7 @@ def test_a_token_that_etcd_forgot_is_renewed(guarded: Guarded, new_session: Call
     wait_until("it answers", lambda: _answers(session), WAIT_S)
     session.put(f"{PREFIX}a", b"2")
     watch.wait_until(holds(b"2"), WAIT_S)
-    guarded.admin("/v3/auth/user/add", name="somebody", password="x")
+    guarded.admin("/v3/auth/user/add", name="other", password="x")
     session.put(f"{PREFIX}a", b"3")
     found = session.get(f"{PREFIX}a")
     assert found is not None
@@ -126,7 +126,7 @@ def test_a_token_that_etcd_forgot_is_renewed(guarded: Guarded, new_session: Call
 
 
 def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> None:
-    """The file is read at every login: first the new password is refused or unknown, then it works, without a new session."""
+    """The password file is read at every login, so that a changed password needs no new session."""
     guarded.enable()
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     section = EtcdSection(username="tablewire", password_file=str(tmp_path / "password"))
@@ -146,8 +146,8 @@ def test_a_changed_password_is_read_again(guarded: Guarded, tmp_path: Path) -> N
     session.close()
 
 
-def test_users_may_come_later(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """A session that names a user to an etcd that asks for none goes without; when etcd begins to ask, it logs in."""
+def test_authentication_may_be_enabled_later(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
+    """A session with a user works while authentication is disabled, and logs in when it is enabled."""
     session = new_session()
     watch = session.watch_prefix(PREFIX)
     session.put(f"{PREFIX}a", b"1")
@@ -161,8 +161,8 @@ def test_users_may_come_later(guarded: Guarded, new_session: Callable[..., EtcdS
 
 
 def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
-    """Three members, the one in use frozen while no client has a token: calls at the same moment are answered by another one,
-    and does not wait for the others' attempts one after the other."""
+    """When the member in use is frozen and no client has a token, simultaneous calls are answered by another member, and do
+    not wait for each other's attempts."""
     with EtcdCluster(tmp_path) as cluster:
         guarded = Guarded(cluster.members[1])
         guarded.prepare()
@@ -190,8 +190,8 @@ def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
     assert max(took_s) < 5.0, took_s
 
 
-def test_wrong_keys_are_told_at_the_start(tmp_path: Path) -> None:
-    """A user without a password, a file that is not there, and an empty one."""
+def test_wrong_keys_are_refused_at_the_start(tmp_path: Path) -> None:
+    """A user without a password, a missing file and an empty one are refused."""
     with pytest.raises(ValueError, match="username and password_file belong together"):
         EtcdSection(username="tablewire")
     with pytest.raises(ConfigError, match=r"etcd\.password_file: .*gone: No such file"):
@@ -202,7 +202,7 @@ def test_wrong_keys_are_told_at_the_start(tmp_path: Path) -> None:
 
 
 def test_services_log_in(guarded: Guarded, tmp_path: Path) -> None:
-    """An owner leads and a processor is registered, also after etcd was restarted; a wrong password is one line at the start."""
+    """An owner leads and a processor registers, also after a restart of etcd; a wrong password is one line at the start."""
     guarded.enable()
     (tmp_path / "password").write_text(PASSWORD)
     (tmp_path / "wrong").write_text("wr0ng")
@@ -214,7 +214,7 @@ def test_services_log_in(guarded: Guarded, tmp_path: Path) -> None:
         for node in nodes:
             node.wait_ready()
         guarded.server.restart()
-        guarded.admin("/v3/auth/user/add", name="somebody", password="x")
+        guarded.admin("/v3/auth/user/add", name="other", password="x")
         for node in nodes:
             wait_until(f"{node.name} is ready", node.ready, WAIT_S)
             assert node.process.running
@@ -244,7 +244,7 @@ def _node(guarded: Guarded, folder: Path, kind: str, name: str, password: str) -
 
 
 def holds(value: bytes) -> Callable[[PrefixState], bool]:
-    """Whether /tablewire/a is there and has this value."""
+    """Return a condition: /tablewire/a has this value."""
     return lambda state: (found := state.entries.get(f"{PREFIX}a")) is not None and found.value == value
 
 

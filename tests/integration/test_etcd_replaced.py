@@ -1,4 +1,4 @@
-"""An etcd that was lost with its data and recreated: its revisions start again, and nothing of the former one is used."""
+"""An etcd that lost its data and was recreated: its revisions start again, and nothing of the former one is used."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TIMEOUT_S = 20.0
 FORMER_WRITES = 30
 
 
-def test_a_watch_forgets_what_another_etcd_held(tmp_path: Path) -> None:
-    """After the data of etcd were lost a watch shows what the new one holds, and nothing else."""
+def test_a_watch_forgets_the_keys_of_another_etcd(tmp_path: Path) -> None:
+    """After etcd lost its data, a watch has the keys of the new etcd and no others."""
     server = EtcdServer(tmp_path)
     server.start()
     session = EtcdSession([server.endpoint], request_timeout_ms=1_000)
@@ -28,7 +28,7 @@ def test_a_watch_forgets_what_another_etcd_held(tmp_path: Path) -> None:
         session.transact([], [Put("/replaced/former", b"1")])
         for number in range(FORMER_WRITES):
             session.transact([], [Put("/elsewhere", b"%d" % number)])
-        # What it hears every second tells it of writes elsewhere too.
+        # The progress responses, one every second, contain the revisions of writes elsewhere too.
         wait_until("the watch has heard", lambda: watch._seen_revision > FORMER_WRITES, TIMEOUT_S)
         server.kill()
         shutil.rmtree(tmp_path / server.name / "data")

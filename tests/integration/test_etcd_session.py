@@ -1,4 +1,4 @@
-"""The etcd session against a real member: reads, guarded writes, leases, errors, answers that get lost."""
+"""The etcd session with a real member: reads, guarded writes, leases, errors, lost responses."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def proxy(etcd_server: EtcdServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def behind_proxy(proxy: TcpProxy, etcd_server: EtcdServer) -> Iterator[EtcdSession]:
-    """Talks to the member through the proxy first, and directly once that failed."""
+    """Provide a session that uses the member through a proxy first, and directly after that failed."""
     session = EtcdSession([proxy.endpoint, etcd_server.endpoint], request_timeout_ms=500)
     yield session
     session.close()
 
 
 def test_protobuf_runs_on_upb() -> None:
-    """The fast implementation is in use; the generated code of etcd3 works with it."""
+    """The fast implementation of protobuf is in use, and the generated code of etcd3 works with it."""
     assert api_implementation.Type() == "upb"
 
 
 def test_a_key_has_a_value_and_its_revisions(session: EtcdSession, etcd_prefix: str) -> None:
-    """What was put is read back, with the revision of its creation and of its last change."""
+    """A key is read back with its value, its create revision and its mod revision."""
     key = f"{etcd_prefix}/a"
     assert session.get(key) is None
     created = session.put(key, b"1")
@@ -64,7 +64,7 @@ def test_a_key_has_a_value_and_its_revisions(session: EtcdSession, etcd_prefix: 
 
 
 def test_a_prefix_is_read_at_one_revision(session: EtcdSession, etcd_prefix: str) -> None:
-    """All keys below a prefix come in order, and no neighbour does."""
+    """All keys below a prefix are returned in order, and no other key."""
     for name in ("p/b", "p/a", "p0", "o"):
         revision = session.put(f"{etcd_prefix}/{name}", name.encode())
     items, at = session.get_prefix(f"{etcd_prefix}/p/")
@@ -73,7 +73,7 @@ def test_a_prefix_is_read_at_one_revision(session: EtcdSession, etcd_prefix: str
 
 
 def test_a_transaction_is_all_or_nothing(session: EtcdSession, etcd_prefix: str) -> None:
-    """A failed compare changes nothing and tells what stood there; a true one applies puts and deletes together."""
+    """A failed compare changes nothing and returns the stored keys; otherwise puts and deletes are applied together."""
     old, new, guard = (f"{etcd_prefix}/{name}" for name in ("old", "new", "guard"))
     session.put(old, b"x")
     created = session.put(guard, b"g")
@@ -92,14 +92,14 @@ def test_a_transaction_is_all_or_nothing(session: EtcdSession, etcd_prefix: str)
 
 @pytest.mark.parametrize("compare", [is_created_at, is_unchanged])
 def test_every_compare_target_compares(session: EtcdSession, etcd_prefix: str, compare: Callable[[str, int], Compare]) -> None:
-    """A compare holds for what is so and fails for what is not."""
+    """A compare holds for the right revision and fails for another one."""
     revision = session.put(etcd_prefix, b"v")
     assert session.put_if(compare(etcd_prefix, revision), f"{etcd_prefix}/x", b"")
     assert not session.put_if(compare(etcd_prefix, 1), f"{etcd_prefix}/x", b"")
 
 
 def test_a_lease_takes_its_keys_along(session: EtcdSession, etcd_prefix: str) -> None:
-    """Revoking a lease deletes its keys; keeping alive one that is gone is LeaseLostError; revoking it again is fine."""
+    """Revoking a lease deletes its keys; keeping it alive after that is LeaseLostError; revoking it again does nothing."""
     lease, ttl_s = session.grant(60)
     assert ttl_s == 60
     session.put(etcd_prefix, b"x", lease=lease)
@@ -113,8 +113,8 @@ def test_a_lease_takes_its_keys_along(session: EtcdSession, etcd_prefix: str) ->
         session.put(etcd_prefix, b"x", lease=lease)
 
 
-def test_what_etcd_refuses_is_one_clear_error(session: EtcdSession, etcd_prefix: str) -> None:
-    """A refusal is an EtcdError with the member, the attempt and the reason, in one line."""
+def test_a_refusal_of_etcd_is_one_clear_error(session: EtcdSession, etcd_prefix: str) -> None:
+    """A refusal is an EtcdError with the member, the request and the reason, in one line."""
     with pytest.raises(EtcdError, match="too many operations") as caught:
         session.transact([], [Put(f"{etcd_prefix}/{number}", b"") for number in range(200)])
     assert session.endpoints[0] in str(caught.value)
@@ -123,8 +123,8 @@ def test_what_etcd_refuses_is_one_clear_error(session: EtcdSession, etcd_prefix:
         session.put(etcd_prefix, bytes(1_900_000))
 
 
-def test_an_unreachable_etcd_is_told_in_bounded_time(free_port: int) -> None:
-    """No member listens: every operation is an EtcdUnavailableError soon, and says where it tried."""
+def test_an_unreachable_etcd_is_reported_in_bounded_time(free_port: int) -> None:
+    """Without a member every operation soon raises EtcdUnavailableError, which names the endpoint."""
     session = EtcdSession([f"127.0.0.1:{free_port}"], request_timeout_ms=300)
     start = time.monotonic()
     with pytest.raises(EtcdUnavailableError, match=f"127.0.0.1:{free_port}"):
@@ -135,8 +135,8 @@ def test_an_unreachable_etcd_is_told_in_bounded_time(free_port: int) -> None:
     session.close()
 
 
-def test_a_mute_etcd_is_given_up_in_bounded_time(proxy: TcpProxy) -> None:
-    """A member that takes the connection and never answers costs two attempts of the timeout at most."""
+def test_a_silent_etcd_is_given_up_in_bounded_time(proxy: TcpProxy) -> None:
+    """A member that accepts the connection and never answers costs at most two timeouts."""
     session = EtcdSession([proxy.endpoint], request_timeout_ms=300)
     assert session.get("/a") is None
     proxy.stall()
@@ -150,7 +150,7 @@ def test_a_mute_etcd_is_given_up_in_bounded_time(proxy: TcpProxy) -> None:
 
 
 def test_a_closed_session_says_so(etcd_server: EtcdServer) -> None:
-    """After close every call is a ClosedError; close is idempotent."""
+    """After close every call raises ClosedError; close is idempotent."""
     session = EtcdSession([etcd_server.endpoint])
     session.close()
     session.close()
@@ -161,17 +161,17 @@ def test_a_closed_session_says_so(etcd_server: EtcdServer) -> None:
 
 
 def test_a_read_goes_to_the_next_member(behind_proxy: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
-    """A read whose member does not answer is answered by another one, in the same call."""
+    """A read whose member does not answer is repeated on another one, in the same call."""
     behind_proxy.put(etcd_prefix, b"x")
     proxy.stall()
     found = behind_proxy.get(etcd_prefix)
     assert found is not None
 
 
-def test_a_write_whose_answer_was_lost_is_recognised(
+def test_a_write_whose_response_was_lost_is_recognised(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A pinned write that was applied while its answer got lost is repeated, found done, and reported as done once."""
+    """A guarded write that was applied while its response was lost is repeated and reported as applied."""
     assert behind_proxy.get(etcd_prefix) is None
     proxy.cut(Direction.FROM_TARGET)
     result = behind_proxy.put_if(is_absent(etcd_prefix), etcd_prefix, b"mine")
@@ -181,10 +181,10 @@ def test_a_write_whose_answer_was_lost_is_recognised(
     assert (found.value, found.mod_revision, found.create_revision) == (b"mine", result.revision, result.revision)
 
 
-def test_a_lost_race_is_not_taken_for_an_own_write(
+def test_a_lost_race_is_not_mistaken_for_an_own_write(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A pinned write that was not applied, because another one was, is reported as refused after its repetition."""
+    """A guarded write that was not applied, because another one was, is reported as refused after its repetition."""
     assert behind_proxy.get(etcd_prefix) is None
     session.put(etcd_prefix, b"theirs")
     proxy.stall()
@@ -193,10 +193,10 @@ def test_a_lost_race_is_not_taken_for_an_own_write(
     assert result.found[etcd_prefix].value == b"theirs"
 
 
-def test_an_unpinned_write_is_never_repeated(
+def test_an_unguarded_write_is_never_repeated(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A write whose repetition could undo a later one fails with an unknown outcome, and the next call uses another member."""
+    """A write whose repetition could undo a later one raises EtcdUnavailableError, and the next call uses another member."""
     assert behind_proxy.get(etcd_prefix) is None
     proxy.stall()
     with pytest.raises(EtcdUnavailableError, match="no answer in time"):

@@ -1,4 +1,4 @@
-"""Watches against a real member: whole states, resumed or reloaded after every kind of break."""
+"""Watches with a real member: they deliver whole states, and resume or reload after every kind of break."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def proxy(etcd_server: EtcdServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def watcher(proxy: TcpProxy) -> Iterator[EtcdSession]:
-    """Reaches the member through the proxy alone."""
+    """Provide a session that reaches the member only through the proxy."""
     session = EtcdSession([proxy.endpoint], request_timeout_ms=500)
     yield session
     session.close()
@@ -50,8 +50,8 @@ def expect(watch: PrefixWatch, wanted: dict[str, bytes]) -> PrefixState:
     return watch.wait_until(lambda state: values(state) == wanted, TIMEOUT_S)
 
 
-def test_a_watch_hands_over_whole_states(session: EtcdSession, etcd_prefix: str) -> None:
-    """The first call has what was there; each later one the whole mapping; revisions only grow; neighbours are not in it."""
+def test_a_watch_delivers_whole_states(session: EtcdSession, etcd_prefix: str) -> None:
+    """Each call receives the whole mapping, from the first state on, without keys of other prefixes; revisions only grow."""
     prefix = f"{etcd_prefix}/p/"
     session.put(f"{prefix}a", b"1")
     states: list[PrefixState] = []
@@ -62,7 +62,7 @@ def test_a_watch_hands_over_whole_states(session: EtcdSession, etcd_prefix: str)
     session.transact([], [Put(f"{prefix}c", b"3")], [f"{prefix}a"])
     last = expect(watch, {"b": b"2", "c": b"3"})
     wait_until("on_change has the last state", lambda: states[-1] == last, TIMEOUT_S)
-    # etcd may put changes together, but never a part of a transaction.
+    # etcd may combine changes, but never splits a transaction.
     possible = [{"a": b"1"}, {"a": b"1", "b": b"2"}, {"b": b"2", "c": b"3"}]
     assert values(states[0]) == possible[0]
     assert all(values(state) in possible for state in states)
@@ -71,7 +71,7 @@ def test_a_watch_hands_over_whole_states(session: EtcdSession, etcd_prefix: str)
 
 
 def test_no_call_comes_after_close(session: EtcdSession, etcd_prefix: str) -> None:
-    """A closed watch is silent, and closing is idempotent."""
+    """A closed watch calls no longer, and closing is idempotent."""
     states: list[PrefixState] = []
     watch = session.watch_prefix(etcd_prefix, states.append)
     watch.wait_loaded(TIMEOUT_S)
@@ -84,7 +84,7 @@ def test_no_call_comes_after_close(session: EtcdSession, etcd_prefix: str) -> No
 
 
 def test_a_broken_watch_resumes(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
-    """Changes during a broken connection arrive after it, from the last revision on, without a reload."""
+    """Changes during a broken connection arrive after it, without a reload."""
     session.put(f"{etcd_prefix}/a", b"1")
     watch = watcher.watch_prefix(f"{etcd_prefix}/")
     watch.wait_loaded(TIMEOUT_S)
@@ -95,13 +95,13 @@ def test_a_broken_watch_resumes(session: EtcdSession, watcher: EtcdSession, prox
     session.put(f"{etcd_prefix}-elsewhere", b"")
     assert values(watch.wait_loaded(TIMEOUT_S)) == {"a": b"1"}
     proxy.heal()
-    # The state stands at its own last change; a reloaded one would stand at etcd's last revision.
+    # The state has the revision of its own last change; a reloaded one would have etcd's last revision.
     assert expect(watch, {"a": b"3"}).revision == last
     wait_until("the watch is well", lambda: not watch.error, TIMEOUT_S)
 
 
 def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
-    """When its last revision was compacted away during a break, the watch loads the prefix again: deletions included."""
+    """If its last revision is compacted during a break, the watch loads the prefix again, deletions included."""
     session.put(f"{etcd_prefix}/a", b"1")
     session.put(f"{etcd_prefix}/b", b"1")
     watch = watcher.watch_prefix(f"{etcd_prefix}/")
@@ -118,10 +118,10 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
     expect(watch, {"a": b"4", "c": b"3"})
 
 
-def test_a_mute_connection_is_given_up(
+def test_a_silent_connection_is_given_up(
     session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stream that is open but silent is noticed, and the watch continues over a new connection."""
+    """A stream that is open but silent is detected, and the watch continues with a new connection."""
     monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.1)
     monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 0.5)
     watch = watcher.watch_prefix(f"{etcd_prefix}/")
@@ -135,7 +135,7 @@ def test_a_mute_connection_is_given_up(
 
 
 def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prefix without changes is not taken for a dead connection: etcd answers the progress requests."""
+    """A prefix without changes is not mistaken for a dead connection: etcd answers the progress requests."""
     monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.05)
     monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 1.0)
     watch = session.watch_prefix(f"{etcd_prefix}/")
@@ -145,8 +145,8 @@ def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str, monkey
     assert not watch.error
 
 
-def test_a_watch_before_etcd_is_there_waits_for_it(etcd_prefix: str, etcd_server: EtcdServer, proxy: TcpProxy) -> None:
-    """A watch that starts without etcd says what is wrong, and has its state once etcd answers."""
+def test_a_watch_waits_for_etcd(etcd_prefix: str, etcd_server: EtcdServer, proxy: TcpProxy) -> None:
+    """A watch that starts without etcd reports the reason, and has its state when etcd answers."""
     proxy.refuse()
     session = EtcdSession([proxy.endpoint], request_timeout_ms=300)
     watch = session.watch_prefix(etcd_prefix)

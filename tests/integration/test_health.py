@@ -1,4 +1,4 @@
-"""/healthz, /readyz and gRPC's health tell the truth: hung ticks, hung executors, an etcd that stands still."""
+"""/healthz, /readyz and gRPC health with hung ticks, hung executors and a stopped etcd."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CounterWorld]:
-    """One etcd member, one owner, two processors that replicate four tables."""
+    """Provide one etcd member, one owner and two processors that replicate four tables."""
     plugin = install_plugin(tmp_path_factory.mktemp("plugin"))
     world = CounterWorld(tmp_path_factory.mktemp("health") / "world", plugin, processors=2)
     world.set_tables(*(f"public.t{number}" for number in TABLES))
@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CounterWorld]:
 
 
 def ask(address: str, path: str) -> tuple[int, str]:
-    """Of a service's HTTP port."""
+    """Send a request to the HTTP port of a service."""
     connection = http.client.HTTPConnection(address, timeout=10)
     with closing(connection):
         connection.request("GET", path)
@@ -76,7 +76,7 @@ def all_well(world: CounterWorld) -> bool:
 
 
 def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
-    """Both services answer both, for the whole server and for each service by its name; an unknown name is refused as such."""
+    """Both services answer both, for the whole server and for each service by name; an unknown name is refused."""
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     for node in world.cluster.nodes.values():
         with closing(open_channel(node.address)) as channel:
@@ -95,10 +95,9 @@ def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_an_etcd_that_stands_still_is_no_illness_but_nobody_is_ready(world: CounterWorld) -> None:
-    """SIGSTOP of etcd: a restart of ours would not mend it, so /healthz stays well; once the leases
-    are over no process can be given anything, and both say so by HTTP and by gRPC. When etcd
-    resumes, so do they."""
+def test_with_a_stopped_etcd_services_are_healthy_but_not_ready(world: CounterWorld) -> None:
+    """After SIGSTOP of etcd a restart of the services would not help, so /healthz still passes. Once the leases have expired no
+    process can accept work, which both report over HTTP and gRPC, until etcd resumes."""
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     world.cluster.pause("etcd0")
     try:
@@ -114,8 +113,8 @@ def test_an_etcd_that_stands_still_is_no_illness_but_nobody_is_ready(world: Coun
 
 
 def test_a_processor_whose_executor_hangs_is_unhealthy(world: CounterWorld) -> None:
-    """A call of the executor does not return: its process says so, and that it takes nothing; the other and the owner are well.
-    When the call returns after all, it is well again."""
+    """A processor whose executor does not return from a call is neither healthy nor ready; the other processor and the owner
+    are. When the call returns, it is again."""
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     world.wait_steady(len(TABLES))
     table = TABLES[0]
@@ -140,7 +139,7 @@ def test_a_processor_whose_executor_hangs_is_unhealthy(world: CounterWorld) -> N
 
 
 class Ticks:
-    """Every tick of the owners in this process, which can be let hang."""
+    """Every tick of the owners in this process; `hang` stops them."""
 
     def __init__(self) -> None:
         self._go_on = threading.Event()
@@ -154,14 +153,14 @@ class Ticks:
         self._go_on.set()
 
     def reconcile(self, term: Term) -> None:
-        """In the place of `Term._reconcile`, the first step of each round of ticks."""
+        """Replace `Term._reconcile`, the first step of each round of ticks."""
         self._go_on.wait()
         self._reconcile(term)
 
 
 @pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
-    """Short times, too."""
+    """Provide ticks that can hang, with short timeouts."""
     ticks = Ticks()
     monkeypatch.setattr(Term, "_reconcile", lambda term: ticks.reconcile(term))
     monkeypatch.setattr(service, "HANGS_AFTER_S", 1.0)
@@ -170,10 +169,8 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
     ticks.go_on()
 
 
-def test_an_owner_whose_tick_hangs_is_unhealthy_and_lets_another_one_lead(
-    etcd_server: EtcdServer, ticks: Ticks, tmp_path: Path
-) -> None:
-    """Its threads "lease" and "admin" continue, so the hang would not show: it reports itself, and hands over leadership."""
+def test_an_owner_whose_tick_hangs_is_unhealthy_and_resigns(etcd_server: EtcdServer, ticks: Ticks, tmp_path: Path) -> None:
+    """The threads "lease" and "admin" continue, so the hang would not show: the owner reports it, and resigns."""
     (tmp_path / "owner.toml").write_text(
         f'cluster = "hung-{os.getpid()}"\nid = "hangs"\n[etcd]\nendpoints = ["{etcd_server.endpoint}"]\n'
         "[admin]\nport = 0\n[http]\nport = 0\n"

@@ -1,4 +1,4 @@
-"""A plug-in of forty lines, installed from its folder, replicates through both services without a change to them."""
+"""A plug-in of forty lines, installed from its folder, replicates with both services unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINIMAL = PLUGIN.parent / "minimal"
 
 
 def test_a_plugin_of_forty_lines_replicates(tmp_path: Path) -> None:
-    """Found by the scheme of the source URI alone; its tables are spread, moved and removed as any other's."""
+    """It is found by the scheme of the source URI; its tables are spread, moved and removed like any others."""
     assert len((MINIMAL / "tablewire_minimal.py").read_text().splitlines()) <= 42
     plugin = install_plugin(tmp_path, MINIMAL)
     sink = tmp_path / "sink"

@@ -1,4 +1,4 @@
-"""Every connection of a cluster by TLS, a role a certificate: who may call whom, and what is said to who may not."""
+"""A cluster with TLS on every connection and a certificate for each role: which role may call which service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLES = 3
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsWorld]:
-    """Runs, with a changefeed of three tables."""
+    """Provide a running cluster with a changefeed of three tables."""
     world = TlsWorld(tmp_path_factory.mktemp("tls"), members=3)
     try:
         world.start()
@@ -47,25 +47,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsWorld]:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates with the same names, signed by somebody else."""
+    """Provide certificates with the same names, signed by another CA."""
     return make_certs(tmp_path_factory.mktemp("foreign") / "certs")
 
 
 def rows(world: TlsWorld, table: str) -> list[tuple[object, ...]]:
-    """Of the sink; empty while there is no such table."""
+    """Return the rows of the table at the sink; none while it does not exist."""
     if not world.postgres.execute(f"SELECT 1 FROM pg_tables WHERE tablename = '{table}'", "sink"):
         return []
     return world.postgres.execute(f"SELECT id, v FROM {table} ORDER BY id", "sink")
 
 
 def counted(world: TlsWorld) -> float:
-    """Rows that the processors say they have written."""
+    """Return how many rows the processors report as written."""
     text = "\n".join(node.metrics() for node in world.nodes.values())
     return sum(map(float, re.findall(r"^tablewire_processor_sink_rows_total{.*} ([0-9.e+]+)$", text, re.M)))
 
 
 def called(address: str, world: TlsWorld, role: str, method: Any) -> tuple[grpc.StatusCode, str]:
-    """What an owner answers to a call with an empty request by this role."""
+    """Return the response of an owner to a call of this role with an empty request."""
     name = f"/{method.containing_service.full_name}/{method.name}"
     with closing(open_channel(address, tls.channel_credentials(PeerTlsSection(**identity(world.certs, role))))) as channel:
         try:
@@ -78,21 +78,21 @@ def called(address: str, world: TlsWorld, role: str, method: Any) -> tuple[grpc.
     return grpc.StatusCode.OK, ""
 
 
-def refusal_of_nobody(address: str, ca_file: Path) -> str:
-    """How a TLS server ends the connection of a client without a certificate; empty when it takes it."""
+def refusal_without_certificate(address: str, ca_file: Path) -> str:
+    """Return how a TLS server refuses a client without a certificate; empty if it accepts it."""
     host, port = address.split(":")
     context = ssl.create_default_context(cafile=str(ca_file))
     try:
         with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain, server_hostname=host) as secure:
             secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            secure.recv(1)  # with TLS 1.3 the refusal comes after our own handshake
+            secure.recv(1)  # with TLS 1.3 the refusal comes after the handshake of the client
     except ssl.SSLError as error:
         return str(error)
     return ""
 
 
 def exchange(world: TlsWorld, section: PeerTlsSection) -> grpc.RpcError:
-    """What a processor answers to an Exchange of nonsense by this identity."""
+    """Return the response of a processor to an invalid Exchange of this identity."""
     channel = open_channel(world.nodes["processor0"].address, tls.channel_credentials(section))
     try:
         channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")(b"nonsense", timeout=20)
@@ -103,8 +103,8 @@ def exchange(world: TlsWorld, section: PeerTlsSection) -> grpc.RpcError:
     raise AssertionError("nonsense was taken in")
 
 
-def test_a_cluster_replicates_by_tls_alone(world: TlsWorld) -> None:
-    """A first copy, changes and a move; no connection to PostgreSQL is in plain text; whichever owner is asked answers."""
+def test_a_cluster_replicates_with_tls_only(world: TlsWorld) -> None:
+    """A first copy, changes and a move work; no connection to PostgreSQL is in plain text; each owner answers."""
     wait_until("the first rows are there", lambda: all(rows(world, f"t{n}") == [(0, "first")] for n in (1, 2, 3)), WAIT_S)
     row = world.ask("table", "list", "--table", "public.t1")["tables"][0]
     target = next(c["id"] for c in world.ask("capture", "list")["captures"] if c["id"] != row["primary"])
@@ -118,9 +118,9 @@ def test_a_cluster_replicates_by_tls_alone(world: TlsWorld) -> None:
         assert world.ask("--endpoint", owner, "status")["captures_by_state"] == {"ready": 2}
 
 
-def test_the_members_of_etcd_speak_by_tls_too(world: TlsWorld) -> None:
-    """Each takes only certificates of our authority at its peer port; one may be away, and everything continues."""
-    assert "certificate" in refusal_of_nobody(world.peer_endpoints[0], world.certs / "ca.pem").lower()
+def test_the_members_of_etcd_use_tls_too(world: TlsWorld) -> None:
+    """Each member accepts only certificates of the CA at its peer port; with one member down everything continues."""
+    assert "certificate" in refusal_without_certificate(world.peer_endpoints[0], world.certs / "ca.pem").lower()
     world.etcd[0].kill()
     try:
         assert world.ask("changefeed", "query", "one")["state"] == "normal"
@@ -132,8 +132,8 @@ def test_the_members_of_etcd_speak_by_tls_too(world: TlsWorld) -> None:
 
 
 def test_no_admin_call_is_open_to_a_processor(world: TlsWorld) -> None:
-    """Every call that the service's descriptor names, so that a new one cannot be forgotten, with an empty request: refused by
-    name before it is read, by a leader and by a follower. With the CLI's certificate each gets further."""
+    """Every call in the service's descriptor, so that a new one cannot be forgotten, is refused by name before it is read, by a
+    leader and by a follower. With the CLI's certificate it is not."""
     methods = pb.DESCRIPTOR.services_by_name["Admin"].methods
     assert len(methods) >= 19
     for owner in world.owners:
@@ -148,8 +148,8 @@ def test_no_admin_call_is_open_to_a_processor(world: TlsWorld) -> None:
         assert called(world.owners[0], world, "cli", method)[0] is not grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_health_and_reflection_by_tls(world: TlsWorld) -> None:
-    """Both services answer both, to certificates that may call; to others neither does, like every other call."""
+def test_health_and_reflection_with_tls(world: TlsWorld) -> None:
+    """Both services answer both for certificates that may call, and refuse others like every other call."""
     for node, role in ((world.nodes["owner0"], "cli"), (world.nodes["processor0"], OWNER)):
         service = {OWNER: "tablewire.v1.Admin", PROCESSOR: EXCHANGE_SERVICE}[node.kind]
         with closing(
@@ -171,7 +171,7 @@ def test_health_and_reflection_by_tls(world: TlsWorld) -> None:
 
 
 def test_a_processor_may_not_call_admin_verbs(world: TlsWorld) -> None:
-    """Its certificate is of our authority, but not of a role that may: reads and changes are refused by name."""
+    """The processor's certificate is signed by the CA, but its role may not call: reads and changes are refused by name."""
     for command in (("changefeed", "pause", "one"), ("changefeed", "list"), ("resign",)):
         done = world.cli(*command, role="processor")
         assert (done.returncode, done.stdout) == (1, "")
@@ -180,7 +180,7 @@ def test_a_processor_may_not_call_admin_verbs(world: TlsWorld) -> None:
 
 
 def test_only_an_owner_may_exchange(world: TlsWorld) -> None:
-    """The CLI and another processor are refused by name before a byte is read; an owner gets as far as the decoder."""
+    """The CLI and another processor are refused by name before the request is read; the request of an owner is decoded."""
     for role in ("cli", "processor"):
         error = exchange(world, PeerTlsSection(**identity(world.certs, role)))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -188,8 +188,8 @@ def test_only_an_owner_may_exchange(world: TlsWorld) -> None:
     assert exchange(world, PeerTlsSection(**identity(world.certs, OWNER))).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_strangers_find_no_connection(world: TlsWorld, foreign: Path) -> None:
-    """The right names of another authority, and plain text: nothing answers, and the CLI says which it tried."""
+def test_strangers_cannot_connect(world: TlsWorld, foreign: Path) -> None:
+    """Certificates of another CA and plain text get no connection, and the CLI names the endpoints that it tried."""
     done = world.cli("status", "--timeout-s", "5", certs=foreign)
     assert done.returncode == 1
     assert f"no owner answers; tried {world.owners[0]}" in done.stderr
@@ -200,7 +200,7 @@ def test_strangers_find_no_connection(world: TlsWorld, foreign: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OWNER, PROCESSOR])
 def test_a_service_that_etcd_refuses_ends_with_one_line(world: TlsWorld, foreign: Path, kind: str) -> None:
-    """It names etcd's endpoint and the reason, and nothing of it is registered."""
+    """The line names etcd's endpoint and the reason, and the service is not registered."""
     node = world.new_node(kind, f"foreign-{kind}", certs=foreign)
     node.config["etcd"]["start_timeout_ms"] = 1_000
     assert ended(node) == 1
@@ -211,7 +211,7 @@ def test_a_service_that_etcd_refuses_ends_with_one_line(world: TlsWorld, foreign
 
 
 def test_a_source_with_the_wrong_authority_is_a_failed_check(world: TlsWorld, foreign: Path) -> None:
-    """`create` names the check and the reason, and nothing is stored."""
+    """`create` names the check and the reason, and stores nothing."""
     wrong = world.uri("source", ca_file=foreign / "ca.pem")
     done = world.cli(
         "changefeed", "create", "--id", "two", "--source", wrong, "--sink", world.uri("sink"), "--tables", "public.*"
@@ -223,7 +223,7 @@ def test_a_source_with_the_wrong_authority_is_a_failed_check(world: TlsWorld, fo
 
 
 def ended(node: Node) -> int:
-    """Starts it and waits for its end."""
+    """Start a service and wait until it has ended."""
     node.start()
     try:
         return node.process.wait(WAIT_S)

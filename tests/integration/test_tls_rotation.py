@@ -1,4 +1,4 @@
-"""Certificates and their authority are replaced under a running cluster: no process ends, no table moves, the old are out."""
+"""Certificates and their CA are replaced in a running cluster: no process ends, no table moves, the old ones are refused."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ROLES = ("owner", "processor", "cli", "etcd")
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[TlsWorld]:
-    """Runs, with a changefeed of one table; each service is dialled through a proxy."""
+    """Provide a running cluster with a changefeed of one table; each service is reached through a proxy."""
     world = TlsWorld(tmp_path, lease_ttl_ms=10_000, links=True)
     try:
         world.start()
         shutil.copytree(world.certs, tmp_path / "old")
         world.postgres.execute("CREATE TABLE t1 (id int PRIMARY KEY)", "source")
-        # PostgreSQL's own certificate stays as it is here, and with it the authority in the URIs.
+        # PostgreSQL's own certificate is not replaced here, and neither is the CA in the URIs.
         uris = [world.uri(database, ca_file=tmp_path / "old/ca.pem") for database in ("source", "sink")]
         world.ask("changefeed", "create", "--id", "one", "--source", uris[0], "--sink", uris[1], "--tables", "public.*")
         wait_until("the table is there", lambda: "t1" in sink_tables(world), WAIT_S)
@@ -49,23 +49,22 @@ def sink_tables(world: TlsWorld) -> set[str]:
 
 
 def replace(world: TlsWorld, source: Path, *names: str) -> None:
-    """As an operator does it: beside, then in its place."""
+    """Replace files as an operator does: write a new file, then rename it."""
     for name in names:
         shutil.copyfile(source / name, world.certs / f"{name}.new")
         os.replace(world.certs / f"{name}.new", world.certs / name)
 
 
 def restart_etcd(world: TlsWorld) -> None:
-    """etcd itself reads its authority at its start alone; this also breaks every connection to it."""
+    """Restart etcd, which reads its CA only at its start. This also breaks every connection to it."""
     world.etcd[0].terminate(10.0)
     world.etcd[0].start()
     world.wait_etcd()
 
 
 def reconnect(world: TlsWorld, number: int, certs: Path | None = None) -> None:
-    """Breaks every connection between the services, and waits until everything works again: each
-    owner is asked (by the CLI with these certificates), a follower asks its leader, both processors
-    are heard, and a row comes through."""
+    """Break every connection between the services, and wait until everything works again: each owner answers the CLI (with
+    these certificates), a follower forwards to its leader, both processors are heard, and a row is replicated."""
     for proxy in world.proxies.values():
         proxy.reset()
     for owner in world.owners:
@@ -75,13 +74,13 @@ def reconnect(world: TlsWorld, number: int, certs: Path | None = None) -> None:
 
 
 def heard(world: TlsWorld, owner: str, certs: Path | None) -> list[str]:
-    """The states of the processors as this owner tells them; empty when it does not answer."""
+    """Return the states of the processors as this owner reports them; empty if it does not answer."""
     done = world.cli("--endpoint", owner, "capture", "list", "-o", "json", certs=certs)
     return [row["state"] for row in json.loads(done.stdout)["captures"]] if done.returncode == 0 else []
 
 
 def answer(address: str, certs: Path, role: str) -> grpc.StatusCode:
-    """To an Exchange of nonsense at a new connection: INVALID_ARGUMENT is that of the decoder."""
+    """Return the response to an invalid Exchange on a new connection; INVALID_ARGUMENT comes from the decoder."""
     with closing(open_channel(address, tls.channel_credentials(PeerTlsSection(**identity(certs, role))))) as channel:
         try:
             channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")(b"nonsense", timeout=20)
@@ -91,8 +90,8 @@ def answer(address: str, certs: Path, role: str) -> grpc.StatusCode:
 
 
 def test_certificates_and_authority_are_replaced_without_a_restart(world: TlsWorld, tmp_path: Path) -> None:
-    """Both authorities are trusted, then the certificates are those of the new one, then the old one goes: after each step every
-    connection is made again. A pair of which only one half has been replaced is not used, and the log says so."""
+    """First both CAs are trusted, then the certificates are replaced, then the old CA is removed; after each step every
+    connection is made again. A pair of which only one file has been replaced is not used, and a warning is logged."""
     new, old = make_certs(tmp_path / "new"), tmp_path / "old"
     before = world.ask("table", "list")["tables"][0]["primary"]
     revision = world.ask("status")["leader_revision"]
@@ -104,7 +103,9 @@ def test_certificates_and_authority_are_replaced_without_a_restart(world: TlsWor
     replace(world, both, "ca.pem")
     restart_etcd(world)
     reconnect(world, 1)
-    assert answer(processor, new, OWNER) is grpc.StatusCode.UNAVAILABLE  # whom it serves is known, but not who serves
+    assert (
+        answer(processor, new, OWNER) is grpc.StatusCode.UNAVAILABLE
+    )  # the client is accepted, but it does not accept the server
     for folder in (new, old):
         shutil.copytree(folder, tmp_path / f"{folder.name} and trusting")
         shutil.copyfile(both / "ca.pem", tmp_path / f"{folder.name} and trusting/ca.pem")

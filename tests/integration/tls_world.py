@@ -1,7 +1,7 @@
-"""A cluster of real processes whose every connection is TLS: gRPC and etcd with client certificates (etcd's members among each
-other too), PostgreSQL with a password.
+"""A cluster of real processes with TLS on every connection: gRPC and etcd with client certificates (also between the members
+of etcd), PostgreSQL with a password.
 
-The certificates come from deploy/tls/make-certs.sh, one a role; owners let in owners and the CLI, processors let in owners.
+deploy/tls/make-certs.sh makes a certificate for each role. Owners accept owners and the CLI, processors accept owners.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ CALLERS = {OWNER: ["tablewire-owner", "tablewire-cli"], PROCESSOR: ["tablewire-o
 
 
 def make_certs(folder: Path, *hosts: str) -> Path:
-    """Runs the script as an operator would; the folder."""
+    """Run the script as an operator would; return the folder."""
     done = subprocess.run([str(MAKE_CERTS), str(folder), *hosts], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def identity(certs: Path, role: str) -> dict[str, Any]:
-    """The keys of a TLS section."""
+    """Return the keys of a TLS section."""
     return {"enabled": True, "ca_file": f"{certs}/ca.pem", "cert_file": f"{certs}/{role}.pem", "key_file": f"{certs}/{role}.key"}
 
 
@@ -61,7 +61,7 @@ class TlsWorld:
         lease_ttl_ms: int = 3_000,
         links: bool = False,
     ) -> None:
-        """members: of etcd. links: each service is dialled through a proxy, `proxies[its name]`."""
+        """members: of etcd. links: each service is reached through a proxy, `proxies[its name]`."""
         self.folder = folder
         self.certs = make_certs(folder / "certs")
         self.outputs: list[str] = []
@@ -87,7 +87,7 @@ class TlsWorld:
 
     @property
     def peer_endpoints(self) -> list[str]:
-        """Where the members of etcd speak with each other."""
+        """Return the peer endpoints of the members of etcd."""
         return [f"{HOST}:{port}" for _, port in self._ports]
 
     @property
@@ -95,7 +95,7 @@ class TlsWorld:
         return [node.address for node in self.nodes.values() if node.kind == OWNER]
 
     def new_node(self, kind: str, name: str, certs: Path | None = None) -> Node:
-        """Not started. certs: whose material it has, ours when None."""
+        """Return a node that is not started. certs: the folder of its certificates, by default that of the cluster."""
         peer = identity(certs or self.certs, kind)
         config: dict[str, Any] = {
             "cluster": "tls",
@@ -131,7 +131,7 @@ class TlsWorld:
         return node.log.read_text() if node.log.exists() else ""
 
     def wait_etcd(self) -> None:
-        """Until each member answers."""
+        """Wait until each member answers."""
         for endpoint in self.etcd_endpoints:
             with closing(self.etcd_session(endpoint)) as session:
 
@@ -149,7 +149,7 @@ class TlsWorld:
         )
 
     def cli(self, *arguments: str, role: str = "cli", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """`owner ARGUMENTS` with the certificate of a role; never raises for its exit code."""
+        """Run `owner ARGUMENTS` with the certificate of a role; never raise for its exit code."""
         files = identity(certs or self.certs, role)
         flags = ["--tls-ca-file", files["ca_file"], "--tls-cert-file", files["cert_file"], "--tls-key-file", files["key_file"]]
         environment = {**service_environment(self._environment), "TABLEWIRE_ENDPOINTS": ",".join(self.owners)}
@@ -161,19 +161,19 @@ class TlsWorld:
         return done
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """What `owner ARGUMENTS -o json` answers; it must succeed."""
+        """Return the output of `owner ARGUMENTS -o json`, which must succeed."""
         done = self.cli(*arguments, "-o", "json")
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
     def uri(self, database: str, password: str = quote(PASSWORD, safe=""), ca_file: Path | None = None) -> str:
-        """As an operator writes it: TLS with everything verified. password: encoded already, or `${VARIABLE}`."""
+        """Return a URI with TLS and full verification. password: percent-encoded, or `${VARIABLE}`."""
         tls_part = f"sslmode=verify-full&sslrootcert={ca_file or self.certs / 'ca.pem'}"
         return f"postgresql://{USER}:{password}@{self.postgres.endpoint}/{database}?{tls_part}"
 
     def _etcd_command(self, at: int) -> list[str]:
-        """As docs/security.md says it: client certificates are asked for by the client's port and by the members' own."""
+        """Return the command line as in docs/security.md: the client port and the peer port require client certificates."""
         urls = [(f"https://{HOST}:{client}", f"https://{HOST}:{peer}") for client, peer in self._ports]
         url, peer_url = urls[at]
         return [
@@ -186,7 +186,7 @@ class TlsWorld:
         ]  # fmt: skip
 
     def _start_postgres(self) -> None:
-        """Only TLS is let in, and by password, but for postgres. The key must belong to the server's user."""
+        """Start a server that accepts only TLS, with a password except for postgres. The key must belong to the server's user."""
         self.postgres.start()
         execute = self.postgres.execute
         for database in ("source", "sink"):

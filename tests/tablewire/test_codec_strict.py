@@ -264,7 +264,7 @@ def test_batch_error_names_the_envelope() -> None:
 def test_message_that_is_not_its_batchs_is_refused(field: str) -> None:
     """A message with another sender, receiver or owner_revision than its batch is refused."""
     batch = pb.Batch.FromString(encode_batch(BATCH))
-    setattr(batch.envelopes[1], field, 8 if field == "owner_revision" else "somebody")
+    setattr(batch.envelopes[1], field, 8 if field == "owner_revision" else "other")
     with pytest.raises(CodecError, match=rf"^envelopes\[1\]\.{field}"):
         decode_batch(batch.SerializeToString())
 

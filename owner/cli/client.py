@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
@@ -30,18 +30,15 @@ _READS = ("Get", "List", "Query", "Plan")
 """What the names of methods that change nothing begin with."""
 _METHODS = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name
 
-_T = TypeVar("_T")
-
 
 class AdminClient:
     """A client of any owner that answers, for one thread. Close it after use."""
 
-    def __init__(self, endpoints: Sequence[str], open_channel: OpenChannel, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, endpoints: Sequence[str], open_channel: OpenChannel) -> None:
         self.endpoints = tuple(dict.fromkeys(endpoints))[:ENDPOINTS_MAX]
         self.endpoint = ""
         """The endpoint that was asked last."""
         self._open_channel = open_channel
-        self._clock = clock
         self._channel: grpc.Channel | None = None
 
     def close(self) -> None:
@@ -60,29 +57,24 @@ class AdminClient:
         CommandError is raised here if the call cannot be started, and by the iterator if it fails
         later.
         """
-        request = GetMessageClass(_METHODS[method].input_type)(**fields)
+        messages, first = self._start(method, timeout_s, GetMessageClass(_METHODS[method].input_type)(**fields))
+
+        def read() -> Iterator[Any]:
+            try:
+                if first is not None:
+                    yield first
+                yield from messages
+            except grpc.RpcError as error:
+                raise self._error(error, method, timeout_s) from None
+            finally:
+                messages.cancel()
+
+        return read()
+
+    def _start(self, method: str, timeout_s: float, request: Any) -> tuple[Any, Any]:
+        """Find an owner that answers; return the messages of the call, and the first of them."""
         response_type = GetMessageClass(_METHODS[method].output_type)
-
-        def start(channel: grpc.Channel, left_s: float) -> tuple[Any, Any]:
-            call = channel.unary_stream(f"/{SERVICE}/{method}", type(request).SerializeToString, response_type.FromString)
-            messages = call(request, timeout=left_s)
-            return messages, next(messages, None)
-
-        messages, first = self._ask(start, method, timeout_s)
-        return self._messages(messages, first, method, timeout_s)
-
-    def _messages(self, call: Any, first: Any, method: str, timeout_s: float) -> Iterator[Any]:
-        try:
-            if first is not None:
-                yield first
-            yield from call
-        except grpc.RpcError as error:
-            raise self._error(error, method, timeout_s) from None
-        finally:
-            call.cancel()
-
-    def _ask(self, start: Callable[[grpc.Channel, float], _T], method: str, timeout_s: float) -> _T:
-        deadline = self._clock() + timeout_s
+        deadline = time.monotonic() + timeout_s
         failed: set[str] = set()  # owners without a connection to the leader: tried last
         not_owners: set[str] = set()  # never tried again
         last: CommandError | None = None
@@ -90,18 +82,20 @@ class AdminClient:
             try:
                 channel = self._channel or self._connect(deadline, failed, not_owners)
             except CommandError as error:
-                # The last response is the reason why the call was not done, whether or not an owner is found again.
+                # The last response says why the call was not done, whether or not an owner is found again.
                 raise error if last is None else CommandError(last.code, f"{last.message}; then {error.message}") from None
             self._channel = channel
+            call = channel.unary_stream(f"/{SERVICE}/{method}", type(request).SerializeToString, response_type.FromString)
             try:
-                return start(channel, max(deadline - self._clock(), 0.001))
+                messages = call(request, timeout=max(deadline - time.monotonic(), 0.001))
+                return messages, next(messages, None)
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                     not_owners.add(self.endpoint)
                 again = _is_undone(error) or (method.startswith(_READS) and error.code() == grpc.StatusCode.UNAVAILABLE)
                 again = again or (self.endpoint in not_owners and not not_owners.issuperset(self.endpoints))
                 last = self._error(error, method, timeout_s)
-                if not again or self._clock() + RETRY_INTERVAL_S >= deadline:
+                if not again or time.monotonic() + RETRY_INTERVAL_S >= deadline:
                     raise last from None
             self.close()
             failed.add(self.endpoint)
@@ -113,14 +107,14 @@ class AdminClient:
         others = [endpoint for endpoint in endpoints if endpoint not in failed]
         if failed and others:
             try:
-                return self._connect_to(others, min(deadline, self._clock() + OTHERS_TIMEOUT_S))
+                return self._connect_to(others, min(deadline, time.monotonic() + OTHERS_TIMEOUT_S))
             except CommandError:
                 pass
         failed.clear()
         return self._connect_to(endpoints, deadline)
 
     def _connect_to(self, endpoints: Sequence[str], deadline: float) -> grpc.Channel:
-        timeout_s = min(CONNECT_TIMEOUT_S, max(deadline - self._clock(), 0.001))
+        timeout_s = min(CONNECT_TIMEOUT_S, max(deadline - time.monotonic(), 0.001))
         ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         channels = {endpoint: self._open_channel(endpoint) for endpoint in endpoints}
         self.endpoint, why = "", {}

@@ -29,7 +29,6 @@ _FLAGS = (
 )
 """(flag, key, metavar, help) of the keys that are set most often."""
 
-
 _set_option = click.option(
     "--set",
     "keys",

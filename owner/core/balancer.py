@@ -12,7 +12,8 @@ from owner.core.tables import Tables
 
 
 class QueuedMove(NamedTuple):
-    """A move that has not begun. number: of the row, to notice that the row is another span's by now."""
+    """A move that has not begun. number: of the row, to notice that the row is another span's by
+    now."""
 
     place: int  # in the plan
     row: int
@@ -23,8 +24,8 @@ class QueuedMove(NamedTuple):
 
 
 class MoveQueue:
-    """The moves of a plan that have not begun. Moves between the same two captures begin in the order of the plan; moves between
-    others do not wait for them."""
+    """The moves of a plan that have not begun. Moves between the same two captures begin in the
+    order of the plan; moves between others do not wait for them."""
 
     def __init__(self) -> None:
         self.load_change: defaultdict[int, float] = defaultdict(float)  # what the moves will add to each capture, by index
@@ -39,7 +40,8 @@ class MoveQueue:
             self._count(move, 1)
 
     def pop(self, may_begin: Callable[[int, int], bool]) -> QueuedMove | None:
-        """Remove and return the first move between two captures for which may_begin(source, target) holds."""
+        """Remove and return the first move between two captures for which may_begin(source, target)
+        holds."""
         heads = [queue[0] for pair, queue in self._queues.items() if may_begin(*pair)]
         if not heads:
             return None

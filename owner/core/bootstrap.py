@@ -1,8 +1,10 @@
-"""The start of a term: placement is not stored, it is rebuilt from what the captures say of themselves.
+"""The start of a term. Placement is not stored: it is rebuilt from the first reports of the
+captures.
 
-The gate opens once every capture that was alive at the first tick has answered or is gone, at the latest after
-`bootstrap_timeout_ms`; it never closes again. Whoever stayed silent may hold any span: it is Undetermined everywhere until it
-speaks or dies, so that nothing is promoted beside it while all that already writes goes on.
+Bootstrap ends once every capture that was alive at the first tick has reported or is gone, at the
+latest after `bootstrap_timeout_ms`, and never starts again. A capture that has not reported by then
+may hold any span. It counts as Undetermined for each of them until it reports or is gone, so that
+no Secondary is promoted beside it while current writers continue.
 """
 
 from __future__ import annotations
@@ -13,61 +15,48 @@ from owner.core.captures import Capture
 from owner.core.inbox import HELD, rows_of_report
 from owner.core.replication import RowReports, advance_checkpoints, raise_progress
 from owner.core.state import Core
-from owner.core.tables import (
-    ABSENT,
-    NO_CAPTURE,
-    NO_ROW,
-    PREPARE,
-    REPLICATING,
-    TASK_ADD,
-    TASK_MOVE,
-    Rows,
-)
-from tablewire.model.messages import SpanReports
+from owner.core.tables import ABSENT, NO_CAPTURE, NO_ROW, PREPARE, REPLICATING, TASK_ADD, TASK_MOVE, Rows
 from tablewire.model.spans import SpanBlock
 from tablewire.model.states import DispatchAction, TableState
 
 PREPARING, PREPARED = TableState.PREPARING.code, TableState.PREPARED.code
-WRITES, STOPPED = TableState.REPLICATING.code, TableState.STOPPED.code
+WRITES, STOPPING, STOPPED = TableState.REPLICATING.code, TableState.STOPPING.code, TableState.STOPPED.code
 
 
 def try_finish_bootstrap(core: Core) -> bool:
-    """Opens the gate if it is time to; True when this call did it."""
-    gate = core.bootstrap
-    if gate.done:
+    """End bootstrap if nothing is left to wait for; return whether this call did."""
+    bootstrap = core.bootstrap
+    if bootstrap.done:
         return False
-    if gate.started_ms is None:
-        gate.started_ms = core.now_ms
-        gate.waiting_for = {capture.index for capture in core.captures.alive()}
-    gate.waiting_for = {index for index in gate.waiting_for if core.captures[index].alive}
-    if gate.waiting_for and core.now_ms - gate.started_ms < core.config.bootstrap_timeout_ms:
+    if bootstrap.started_ms is None:
+        bootstrap.started_ms = core.now_ms
+        bootstrap.waiting_for = {capture.index for capture in core.captures.alive()}
+    bootstrap.waiting_for = {index for index in bootstrap.waiting_for if core.captures[index].alive}
+    if bootstrap.waiting_for and core.now_ms - bootstrap.started_ms < core.config.bootstrap_timeout_ms:
         return False
-    gate.done = True
-    # Captures that joined while the gate was closed and have not answered hold nothing of a former term: their id is new.
-    core.replication.may_hold_any_span |= gate.waiting_for
+    bootstrap.done = True
+    # A capture that joined during bootstrap and has not reported holds nothing of a former term,
+    # since its id is new.
+    core.replication.may_hold_any_span |= bootstrap.waiting_for
     _rebuild(core)
-    gate.reports.clear()
+    bootstrap.reports.clear()
     return True
 
 
 def _rebuild(core: Core) -> None:
-    """Each capture's report becomes roles: the writer with the newest permission is Primary, the first prepared one Secondary."""
-    reports = sorted(core.bootstrap.reports.items(), key=lambda item: core.captures[item[0]].id)
-    told = [
-        (core.captures[index], report, _rows(core, core.captures[index], report))
-        for index, report in reports
-        if core.captures[index].alive
-    ]
-    for capture, _, _ in told:
-        capture.acked = capture.received
-    for capture, report, rows in told:
-        _assign_primaries(core, capture, report, rows)
-    for wanted in (PREPARED, PREPARING):
-        for capture, report, rows in told:
-            _assign_secondaries(core, capture, rows, report.states, wanted)
-    for capture, report, rows in told:
-        _note_stopping(core, capture, report, rows)
+    """Assign roles: the writer with the newest permission becomes Primary, the first prepared
+    capture Secondary."""
     tables = core.tables
+    captures = sorted((core.captures[index] for index in core.bootstrap.reports), key=lambda capture: capture.id)
+    reports = [(capture, _by_row(core, capture)) for capture in captures if capture.alive]
+    for capture, report in reports:
+        capture.acked = capture.received
+        _assign_primaries(core, capture, report.take(report.states == WRITES))
+    for state in (PREPARED, PREPARING):
+        for capture, report in reports:
+            _assign_secondaries(core, capture, report.rows[report.states == state], state)
+    for capture, report in reports:
+        _note_stopping(core, capture, report)
     rows = tables.all_rows()
     primary, secondary = tables.primary[rows] != NO_CAPTURE, tables.secondary[rows] != NO_CAPTURE
     tables.set_state(rows[secondary], PREPARE, core.now_ms)
@@ -80,65 +69,49 @@ def _rebuild(core: Core) -> None:
     tables.refresh_steady(rows)
 
 
-def _rows(core: Core, capture: Capture, report: SpanReports) -> Rows:
-    """Rows for all that is held, stopping or just stopped; made where there are none."""
-    tables = core.tables
-    matters = HELD[report.states] | (report.states == STOPPED)
-    named = report.numbers == 0
-    spans = report.spans
-    missing = np.flatnonzero((tables.rows_of_spans(spans) == NO_ROW) & matters[named])
-    if len(missing):
-        fresh = spans if len(missing) == len(spans) else SpanBlock.of([spans[int(position)] for position in missing])
-        tables.add(fresh, core.now_ms)
-    return rows_of_report(core, capture, report)
+def _by_row(core: Core, capture: Capture) -> RowReports:
+    """Return the report of a capture by row. Spans that it holds, is stopping or has stopped get a
+    row if they have none."""
+    tables, report = core.tables, core.bootstrap.reports[capture.index]
+    matters = (HELD[report.states] | (report.states == STOPPED))[report.numbers == 0]
+    missing = np.flatnonzero((tables.rows_of_spans(report.spans) == NO_ROW) & matters).tolist()
+    if missing:
+        spans = report.spans
+        tables.add(spans if len(missing) == len(spans) else SpanBlock.of([spans[at] for at in missing]), core.now_ms)
+    rows = rows_of_report(core, capture, report)
+    return RowReports.of(report, rows).take(rows != NO_ROW)
 
 
-def _assign_primaries(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
-    tables = core.tables
-    mask = (report.states == WRITES) & (rows != NO_ROW)
-    at, epochs = rows[mask], report.assignment_epochs[mask]
-    wins = (tables.primary[at] == NO_CAPTURE) | (epochs > tables.assignment_epoch[at])
-    beaten = at[wins & (tables.primary[at] != NO_CAPTURE)]
-    for row in beaten.tolist():
+def _assign_primaries(core: Core, capture: Capture, writes: RowReports) -> None:
+    tables, rows, epochs = core.tables, writes.rows, writes.assignment_epochs
+    wins = (tables.primary[rows] == NO_CAPTURE) | (epochs > tables.assignment_epoch[rows])
+    for row in rows[wins & (tables.primary[rows] != NO_CAPTURE)].tolist():
         former = int(tables.primary[row])
-        tables.add_undetermined((row,), former, WRITES)
-        core.replication.outgoing.add(former, np.array([row], np.int64), DispatchAction.REMOVE)
+        _stop_writer(core, row, former)
         core.replication.two_writers.append((row, capture.index, former))
-    losers = at[~wins]
-    for row in losers.tolist():
-        tables.add_undetermined((row,), capture.index, WRITES)
+    for row in rows[~wins].tolist():
+        _stop_writer(core, row, capture.index)
         core.replication.two_writers.append((row, int(tables.primary[row]), capture.index))
-    core.replication.outgoing.add(capture.index, losers, DispatchAction.REMOVE)
-    winners = at[wins]
+    winners = rows[wins]
     tables.primary[winners] = capture.index
     tables.primary_reported[winners] = WRITES
     tables.assignment_epoch[winners] = epochs[wins]
-    advance_checkpoints(tables, _progress(report, rows, mask))
+    advance_checkpoints(tables, writes)
 
 
-def _assign_secondaries(core: Core, capture: Capture, rows: Rows, states: np.ndarray, wanted: int) -> None:
+def _stop_writer(core: Core, row: int, capture: int) -> None:
+    core.tables.add_undetermined(row, capture, WRITES)
+    core.replication.outgoing.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
+
+
+def _assign_secondaries(core: Core, capture: Capture, rows: Rows, state: int) -> None:
     tables = core.tables
-    at = rows[(states == wanted) & (rows != NO_ROW)]
-    seated = at[tables.secondary[at] == NO_CAPTURE]
-    tables.secondary[seated] = capture.index
-    tables.secondary_reported[seated] = wanted
-    for row in at[tables.secondary[at] != capture.index].tolist():
-        tables.add_undetermined((row,), capture.index, wanted)
+    assigned = rows[tables.secondary[rows] == NO_CAPTURE]
+    tables.secondary[assigned] = capture.index
+    tables.secondary_reported[assigned] = state
+    tables.add_undetermined(rows[tables.secondary[rows] != capture.index], capture.index, state)
 
 
-def _note_stopping(core: Core, capture: Capture, report: SpanReports, rows: Rows) -> None:
-    stopping = rows[(report.states == TableState.STOPPING.code) & (rows != NO_ROW)]
-    core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)
-    stopped = (report.states == STOPPED) & (rows != NO_ROW)
-    advance_checkpoints(core.tables, _progress(report, rows, stopped))
-
-
-def _progress(report: SpanReports, rows: Rows, mask: np.ndarray) -> RowReports:
-    return RowReports(
-        rows[mask],
-        report.states[mask],
-        report.checkpoint_ts[mask],
-        report.resolved_ts[mask],
-        report.last_synced_ts[mask],
-        report.assignment_epochs[mask],
-    )
+def _note_stopping(core: Core, capture: Capture, report: RowReports) -> None:
+    core.tables.add_undetermined(report.rows[report.states == STOPPING], capture.index, STOPPING)
+    advance_checkpoints(core.tables, report.take(report.states == STOPPED))

@@ -1,8 +1,9 @@
-"""The captures of one term: small ints for the columns, the numbers of the messages, and who may be given work.
+"""The captures of one term: small ints for the columns, the numbers of the messages, and who may be
+given work.
 
-An int is given out again once its capture is gone and has no role any more, so that columns of 16 bits are enough. The message
-number n of a capture goes on when it leaves and comes back under the same id, since its agent drops every n that is not
-larger than the last.
+An int is given out again once its capture is gone and has no role any more, so that columns of 16
+bits are enough. The message number n of a capture goes on when it leaves and comes back under the
+same id, since its agent drops every n that is not larger than the last.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Captures:
                 joined.append(capture)
             elif not capture.alive:
                 self._give_index(capture)
-                # All that was known of it was taken for stopped; it has to tell everything again, by name.
+                # All that was known of it was taken for stopped; it has to tell everything again,
+                # by name.
                 capture.alive, capture.joined_ms, capture.reported_ms = True, now_ms, None
                 capture.acked, capture.must_report_names, capture.heartbeat_ms = 0, True, None
                 joined.append(capture)

@@ -6,7 +6,8 @@ from tablewire.model.spans import SpanBlock
 
 
 def uncovered_tables(spans: SpanBlock) -> dict[int, str]:
-    """Tables whose spans leave a hole or overlap, and where; spans sorted. A table of one whole span is covered."""
+    """Tables whose spans leave a hole or overlap, and where; spans sorted. A table of one whole
+    span is covered."""
     if not spans.start_keys:
         return {}
     wrong: dict[int, str] = {}

@@ -1,7 +1,7 @@
 """What one tick sends: dispatches gathered by capture, then numbered and written into messages.
 
-Invariant: the number n of a dispatch is noted in the row at the role of the capture that it is for, so that only reports with an
-echo of at least n count for that span (rule 5 of the numbers).
+Invariant: the number n of a dispatch is noted in the row at the role of the capture that it is for,
+so that only reports with an echo of at least n count for that span (rule 5 of the numbers).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ JOB_IDS_MAX = 256
 
 @dataclass(slots=True)
 class OutgoingDispatches:
-    """The dispatches of one tick in the order in which they were decided: capture index -> (rows, action)."""
+    """The dispatches of one tick in the order in which they were decided: capture index -> (rows,
+    action)."""
 
     entries: dict[int, list[tuple[Rows, DispatchAction]]] = field(default_factory=dict)
 
@@ -35,7 +36,8 @@ class OutgoingDispatches:
             self.add(capture, rows[captures == capture], action)
 
     def requests(self, tables: Tables, capture: Capture, chunk: int) -> list[DispatchTableRequest]:
-        """The requests to one capture, of at most `chunk` spans each. A row that was decided twice keeps its last action."""
+        """The requests to one capture, of at most `chunk` spans each. A row that was decided twice
+        keeps its last action."""
         entries = self.entries.get(capture.index)
         if not entries:
             return []
@@ -45,7 +47,8 @@ class OutgoingDispatches:
             _, last = np.unique(rows[::-1], return_index=True)
             keep = np.sort(len(rows) - 1 - last)
             rows, actions = rows[keep], actions[keep]
-        # What one report led to may be void by the next one of the same tick: only who has the role is asked.
+        # What one report led to may be void by the next one of the same tick: only who has the role
+        # is asked.
         due = actions == DispatchAction.REMOVE
         due |= (actions == DispatchAction.ADD_PREPARE) & (tables.secondary[rows] == capture.index)
         due |= (actions == DispatchAction.ADD_WRITE) & (tables.primary[rows] == capture.index)
@@ -74,8 +77,8 @@ def _request(tables: Tables, rows: Rows, actions: np.ndarray, acked: int) -> Dis
 
 
 def _job_ids(tables: Tables, rows: Rows) -> U64:
-    """Return the job that each dispatch belongs to, 0 = none; empty when no dispatch has a job, or when there are too many
-    dispatches for the agent to log them one by one."""
+    """Return the job that each dispatch belongs to, 0 = none; empty when no dispatch has a job, or
+    when there are too many dispatches for the agent to log them one by one."""
     ids = np.zeros(len(rows), np.uint64)
     if tables.origin and len(rows) <= JOB_IDS_MAX:
         for position, row in enumerate(rows.tolist()):

@@ -1,7 +1,8 @@
-"""What a tick reports besides its messages: small frozen events for the log, the metrics and the history (owner/events).
+"""What a tick reports besides its messages: small frozen events for the log, the metrics and the
+history (owner/events).
 
-There is at most one event for each job, and one for each span that failed or that a planned move has brought to its target;
-spans that are placed in bulk are counted.
+There is at most one event for each job, and one for each span that failed or that a planned move
+has brought to its target; spans that are placed in bulk are counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tablewire.model.spans import Span
 
 
 class PlacementReason(StrEnum):
-    """Why a span was placed at a capture. ADD: the table is new, or its capture failed. BALANCE: with or without a job."""
+    """Why a span was placed at a capture. ADD: the table is new, or its capture failed. BALANCE:
+    with or without a job."""
 
     ADD = "add"
     MOVE = "move"
@@ -39,7 +41,8 @@ class BootstrapDone(Event):
 
 @dataclass(frozen=True, slots=True)
 class SpanMoved(Event):
-    """A planned move ended: the span replicates at `target`. job_id: the job that asked for the move, 0 = none."""
+    """A planned move ended: the span replicates at `target`. job_id: the job that asked for the
+    move, 0 = none."""
 
     span: Span
     source: CaptureID
@@ -97,7 +100,8 @@ class FailoverBegan(Event):
 
 @dataclass(frozen=True, slots=True)
 class FailoverDone(Event):
-    """Every span has a writer again. spans: how many had lost theirs, took_ms: since the first of them."""
+    """Every span has a writer again. spans: how many had lost theirs, took_ms: since the first of
+    them."""
 
     spans: int
     took_ms: int

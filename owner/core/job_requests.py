@@ -1,4 +1,5 @@
-"""The jobs at the edges of a tick: what was asked for since the last one, and what has changed by its end."""
+"""The jobs at the edges of a tick: what was asked for since the last one, and what has changed by
+its end."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tablewire.model.states import QueryState
 
 
 def take_requests(core: Core, requests: Sequence[JobRequest]) -> Iterable[Job]:
-    """Take the jobs that were asked for since the last tick; return every job that may change in this one."""
+    """Take the jobs that were asked for since the last tick; return every job that may change in
+    this one."""
     rebalance = core.balancer.job
     jobs = {job.id: job for job in (*core.moves, *core.drains.values(), *([rebalance] if rebalance is not None else []))}
     for request in requests:

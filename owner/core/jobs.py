@@ -1,4 +1,5 @@
-"""Manual jobs inside the core: what an operator asked for, worked on in every tick until it is done or refused."""
+"""Manual jobs inside the core: what an operator asked for, worked on in every tick until it is done
+or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tablewire.model.states import QueryKind, QueryState
 
 
 class JobReason(Enum):
-    """Why a job is pending, refused or cancelled. The value is the text, with the details to fill in."""
+    """Why a job is pending, refused or cancelled. The value is the text, with the details to fill
+    in."""
 
     NOT_SEEN = "not looked at yet"
     TOO_MANY_JOBS = "{limit} jobs are waiting already"
@@ -58,7 +60,8 @@ class Reason:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """One manual job. The tick's thread alone changes it; its state and reason stay as they are once it has ended."""
+    """One manual job. The tick's thread alone changes it; its state and reason stay as they are
+    once it has ended."""
 
     kind: ClassVar[QueryKind]
     id: int
@@ -91,7 +94,8 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class MoveJob(Job):
-    """Brings all spans of a table, or one of them, to a capture. rows: None until a tick has accepted the job."""
+    """Brings all spans of a table, or one of them, to a capture. rows: None until a tick has
+    accepted the job."""
 
     kind = QueryKind.MOVE
     target: CaptureID
@@ -108,7 +112,8 @@ class MoveJob(Job):
 
 @dataclass(slots=True, kw_only=True)
 class DrainJob(Job):
-    """Moves everything away from a capture. It is in force until it is cancelled or the capture is gone, even when done."""
+    """Moves everything away from a capture. It is in force until it is cancelled or the capture is
+    gone, even when done."""
 
     kind = QueryKind.DRAIN
     target: CaptureID

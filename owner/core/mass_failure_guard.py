@@ -1,8 +1,10 @@
-"""The brake: when many captures vanish at once, the cause is rarely that they are all dead, and moving everything to the few that
-are left would bury them. What runs goes on; spans that lost their capture wait, and say so.
+"""The brake: when many captures vanish at once, the cause is rarely that they are all dead, and
+moving everything to the few that are left would bury them. What runs goes on; spans that lost their
+capture wait, and say so.
 
-It lets go when enough captures are back, or after `brake_hold_ms`. Hysteresis: it grips above brake_percent of the captures lost,
-and lets go early only when half of that share is missing at most.
+It lets go when enough captures are back, or after `brake_hold_ms`. Hysteresis: it grips above
+brake_percent of the captures lost, and lets go early only when half of that share is missing at
+most.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class MassFailureGuard:
     losses: list[tuple[int, int]] = field(default_factory=list)  # (when, how many) within the window
 
     def tick(self, now_ms: int, alive: int, gone: int, config: SchedulerConfig) -> None:
-        """alive: how many captures there are now. gone: how many vanished since the last tick without having been drained."""
+        """alive: how many captures there are now. gone: how many vanished since the last tick
+        without having been drained."""
         self.losses = [(at, lost) for at, lost in self.losses if now_ms - at <= config.brake_window_ms]
         if gone:
             self.losses.append((now_ms, gone))

@@ -14,8 +14,8 @@ INTRODUCTIONS_MAX = 65_536
 
 
 def write_messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
-    """Return the messages of this tick: to each capture its dispatches, then a heartbeat if one is due. The answer to the
-    heartbeat acknowledges the dispatches before it."""
+    """Return the messages of this tick: to each capture its dispatches, then a heartbeat if one is
+    due. The answer to the heartbeat acknowledges the dispatches before it."""
     messages = []
     for capture in core.captures.alive():
         requests = core.replication.outgoing.requests(core.tables, capture, core.config.spans_per_message)

@@ -1,7 +1,8 @@
-"""RowReports move rows: the rules of transitions.py, applied to whole columns.
+"""Applies reports to rows: the rules of transitions.py on whole columns.
 
-The steady case (a Primary that goes on writing) is a handful of array operations; everything else is looked up in the compiled
-table and done outcome by outcome, each for all of its rows at once. A row occurs at most once in a report.
+The steady case (a Primary that continues to write) is a few array operations. For the other reports
+the outcome is looked up in the compiled table, and each outcome is carried out for all of its rows
+at once. A row occurs at most once in a report.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from owner.core.tables import (
     Tables,
 )
 from owner.core.transitions import COMPILED, Dispatch, Note, Outcome, Role, RoleChange, key_of
-from tablewire.model.columns import U8, U64
+from tablewire.model.columns import U8, U32, U64
+from tablewire.model.messages import SpanReports
 from tablewire.model.states import DispatchAction, ReplicationState, TableState
 
 EPOCH_SHIFT = 20
-STOPPED = TableState.STOPPED.code
 SLICED_ROWS_MIN = 64
-"""Runs of fewer rows than this on average are gathered and scattered instead."""
-TABLE_ABSENT = TableState.ABSENT.code
-WRITING = np.array([TableState.REPLICATING.code, TableState.STOPPING.code, STOPPED], np.uint8)
+"""Runs of fewer rows than this on average are gathered and scattered instead of sliced."""
+TABLE_ABSENT, TABLE_REPLICATING = TableState.ABSENT.code, TableState.REPLICATING.code
+STOPPED = TableState.STOPPED.code
+WRITING = np.array([TABLE_REPLICATING, TableState.STOPPING.code, STOPPED], np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class RowReports:
-    """What one capture says of rows, shape (n,) each; rows unique. Only reports that count."""
+    """The report of one capture by row, shape (n,) each; rows are unique."""
 
     rows: Rows
     states: U8
@@ -46,41 +48,45 @@ class RowReports:
     last_synced_ts: U64
     assignment_epochs: U64
 
+    @classmethod
+    def of(cls, report: SpanReports, rows: Rows) -> RowReports:
+        """rows: the row of each reported span."""
+        progress = report.checkpoint_ts, report.resolved_ts, report.last_synced_ts
+        return cls(rows, report.states, *progress, report.assignment_epochs)
+
+    @classmethod
+    def without_progress(cls, rows: Rows, states: U8 | int) -> RowReports:
+        zeros = np.zeros(len(rows), np.uint64)
+        return cls(rows, np.full(len(rows), states, np.uint8), zeros, zeros, zeros, zeros)
+
     def take(self, mask: Mask) -> RowReports:
-        return RowReports(
-            self.rows[mask],
-            self.states[mask],
-            self.checkpoint_ts[mask],
-            self.resolved_ts[mask],
-            self.last_synced_ts[mask],
-            self.assignment_epochs[mask],
-        )
-
-
-def reports_without_progress(rows: Rows, states: U8 | int) -> RowReports:
-    """RowReports that bring a state and no progress."""
-    nothing = np.zeros(len(rows), np.uint64)
-    return RowReports(rows, np.full(len(rows), states, np.uint8), nothing, nothing, nothing, nothing)
+        progress = self.checkpoint_ts[mask], self.resolved_ts[mask], self.last_synced_ts[mask]
+        return RowReports(self.rows[mask], self.states[mask], *progress, self.assignment_epochs[mask])
 
 
 @dataclass(slots=True)
 class Replication:
-    """What the rules need beside the rows, and what they leave behind in one tick."""
+    """What the rules need besides the rows, and their effects in one tick."""
 
     tables: Tables
     owner_revision: int
     outgoing: OutgoingDispatches = field(default_factory=OutgoingDispatches)
     notes: Counter[Note] = field(default_factory=Counter)
-    may_hold_any_span: set[int] = field(default_factory=set)  # captures that may hold any span: silent since before this term
-    grants_floor: int = 0  # no new row starts with fewer grants, so that a span never gets a permission twice
+    may_hold_any_span: set[int] = field(default_factory=set)  # captures that have not answered since before this term
+    grants_floor: int = 0  # no new row starts with fewer grants, so that no permission of a span is given twice
     now_ms: int = 0
-    refused: list[int] = field(default_factory=list)  # rows whose Secondary gave up during a planned move
-    arrived: list[tuple[Rows, U8]] = field(default_factory=list)  # rows that began to replicate after a task, and which
+    arrived: list[tuple[Rows, U8]] = field(default_factory=list)  # rows that began to replicate after a task, and the tasks
     two_writers: list[tuple[int, int, int]] = field(default_factory=list)  # (row, capture that stays, capture that goes)
+
+    def begin_tick(self, now_ms: int) -> None:
+        self.now_ms, self.outgoing = now_ms, OutgoingDispatches()
+        self.notes.clear()
+        self.arrived.clear()
+        self.two_writers.clear()
 
 
 def roles_of(tables: Tables, rows: Rows, capture: int) -> U8:
-    """The capture's Role in each row; shape (len(rows),)."""
+    """Return the Role of the capture in each row; shape (len(rows),)."""
     roles = np.zeros(len(rows), np.uint8)
     roles[tables.primary[rows] == capture] = Role.PRIMARY
     roles[tables.secondary[rows] == capture] = Role.SECONDARY
@@ -90,19 +96,26 @@ def roles_of(tables: Tables, rows: Rows, capture: int) -> U8:
     return roles
 
 
-def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> Mask:
-    """Which reports are newer than the last dispatch of their span to this capture; shape (len(rows),)."""
-    mask = np.ones(len(rows), np.bool_)
-    primary, secondary = roles == Role.PRIMARY, roles == Role.SECONDARY
-    mask[primary] = tables.primary_dispatch[rows[primary]] <= echo
-    mask[secondary] = tables.secondary_dispatch[rows[secondary]] <= echo
+def last_dispatches(tables: Tables, rows: Rows, roles: U8, capture: int) -> U32:
+    """Return the number of the last dispatch of each span to the capture, 0 = none; shape
+    (len(rows),)."""
+    dispatches = np.zeros(len(rows), np.uint32)
+    for role, column in ((Role.PRIMARY, tables.primary_dispatch), (Role.SECONDARY, tables.secondary_dispatch)):
+        dispatches[roles == role] = column[rows[roles == role]]
     for position in np.flatnonzero(roles == Role.UNDETERMINED).tolist():
-        mask[position] = tables.undetermined[int(rows[position])][capture].dispatch <= echo
+        dispatches[position] = tables.undetermined[int(rows[position])][capture].dispatch
+    return dispatches
+
+
+def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> Mask:
+    """Return which reports are newer than the last dispatch of their span to this capture; shape
+    (len(rows),)."""
+    mask: Mask = last_dispatches(tables, rows, roles, capture) <= echo
     return mask
 
 
 def apply_reports(replication: Replication, capture: int, reports: RowReports) -> None:
-    """Applies counted reports of one capture."""
+    """Apply counted reports of one capture."""
     tables, rows = replication.tables, reports.rows
     writes = writes_steadily(tables, capture, reports)
     if writes.all():
@@ -132,32 +145,29 @@ def apply_reports(replication: Replication, capture: int, reports: RowReports) -
 
 
 def writes_steadily(tables: Tables, capture: int, reports: RowReports) -> Mask:
-    """Where a steady row's Primary goes on writing, so that there is nothing but progress; shape (len(reports.rows),)."""
+    """Return where the Primary of a steady row continues to write, so that only its progress
+    counts; shape (n,)."""
     rows = reports.rows
-    mask: Mask = (tables.primary[rows] == capture) & (reports.states == TableState.REPLICATING.code) & tables.steady[rows]
+    mask: Mask = (tables.primary[rows] == capture) & (reports.states == TABLE_REPLICATING) & tables.steady[rows]
     return mask
 
 
 def apply_steady_reports(tables: Tables, capture: int, reports: RowReports) -> bool:
-    """Takes the progress of a report that brings nothing else; False, and nothing is done, when it brings more.
+    """Apply a report that brings only progress. Return False, and change nothing, if it brings
+    more.
 
-    An agent reports its spans in the order in which it got them, which is mostly that of the rows: runs of neighbouring rows are
-    then read and written as slices, at the speed of memory.
+    An agent reports its spans in the order in which it got them, which is mostly that of the rows.
+    Runs of neighbouring rows are read and written as slices, at the speed of memory.
     """
     rows = reports.rows
-    if len(rows) < SLICED_ROWS_MIN:
-        if not writes_steadily(tables, capture, reports).all():
-            return False
-        advance_checkpoints(tables, reports)
-        return True
-    if not (reports.states == TableState.REPLICATING.code).all():
-        return False
     runs = _runs(rows)
     if len(runs) * SLICED_ROWS_MIN > len(rows):
         if not writes_steadily(tables, capture, reports).all():
             return False
         advance_checkpoints(tables, reports)
         return True
+    if not (reports.states == TABLE_REPLICATING).all():
+        return False
     for first, _, _, count in runs:
         at = slice(first, first + count)
         if not (tables.primary[at] == capture).all() or not tables.steady[at].all():
@@ -177,17 +187,19 @@ def apply_steady_reports(tables: Tables, capture: int, reports: RowReports) -> b
 
 
 def _runs(rows: Rows) -> list[tuple[int, int, int, int]]:
-    """Runs of neighbouring rows: (first row, start and end among the rows, count)."""
+    """Return the runs of neighbouring rows: (first row, start and end among the rows, count). If
+    there are too many to be of use, only their number counts."""
     breaks = np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1
-    if len(breaks) * SLICED_ROWS_MIN > len(rows):
-        return [(0, 0, 0, 0)] * (len(breaks) + 1)  # too many to be worth it
+    if (len(breaks) + 1) * SLICED_ROWS_MIN > len(rows):
+        return [(0, 0, 0, 0)] * (len(breaks) + 1)
     starts = [0, *breaks.tolist()]
     ends = [*breaks.tolist(), len(rows)]
     return [(int(rows[start]), start, end, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def advance_checkpoints(tables: Tables, reports: RowReports) -> None:
-    """Progress never goes back, and resolved is never below the checkpoint."""
+    """Take over the reported progress; it never goes back, and resolved is never below the
+    checkpoint."""
     rows = reports.rows
     checkpoint = np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)
     tables.checkpoint_ts[rows] = checkpoint
@@ -197,7 +209,7 @@ def advance_checkpoints(tables: Tables, reports: RowReports) -> None:
 
 
 def raise_progress(tables: Tables, rows: Rows, checkpoint_ts: int) -> None:
-    """No row stays below this checkpoint."""
+    """Raise the progress of these rows to at least this checkpoint."""
     checkpoint = np.maximum(tables.checkpoint_ts[rows], np.uint64(checkpoint_ts))
     tables.checkpoint_ts[rows] = checkpoint
     tables.resolved_ts[rows] = np.maximum(tables.resolved_ts[rows], checkpoint)
@@ -212,8 +224,6 @@ def _perform(replication: Replication, capture: int, outcome: Outcome, reports: 
         for position, row in enumerate(rows.tolist()):
             _two_writers(replication, capture, row, int(reports.assignment_epochs[position]))
         return
-    if outcome.note is Note.REFUSED:
-        replication.refused.extend(rows.tolist())
     if outcome.checkpoint:
         advance_checkpoints(tables, reports)
     _change_role(tables, capture, outcome.reporter, reports, roles)
@@ -232,18 +242,13 @@ def _change_role(tables: Tables, capture: int, change: RoleChange, reports: RowR
     if change is RoleChange.KEEP:
         note_states(tables, capture, reports, roles)
         return
-    dispatches = np.zeros(len(roles), np.uint32)
-    rows = reports.rows
+    rows, dispatches = reports.rows, last_dispatches(tables, reports.rows, roles, capture)
     primary, secondary, undetermined = (roles == role for role in (Role.PRIMARY, Role.SECONDARY, Role.UNDETERMINED))
-    dispatches[primary] = tables.primary_dispatch[rows[primary]]
-    dispatches[secondary] = tables.secondary_dispatch[rows[secondary]]
-    for position in np.flatnonzero(undetermined).tolist():
-        dispatches[position] = tables.undetermined[int(rows[position])][capture].dispatch
     clear_primary(tables, rows[primary])
     clear_secondary(tables, rows[secondary])
     tables.clear_undetermined(rows[undetermined].tolist(), capture)
     if change in (RoleChange.TO_PRIMARY, RoleChange.TO_SECONDARY):
-        tables.scheduled[rows] = True  # somebody has it, although not by an Add of this term
+        tables.scheduled[rows] = True  # a capture has it, although not by an Add of this term
     if change is RoleChange.TO_PRIMARY:
         tables.primary[rows] = capture
         tables.primary_reported[rows] = reports.states
@@ -254,14 +259,15 @@ def _change_role(tables: Tables, capture: int, change: RoleChange, reports: RowR
         tables.secondary_reported[rows] = reports.states
         tables.secondary_dispatch[rows] = dispatches
     elif change is RoleChange.TO_UNDETERMINED:
-        for position, row in enumerate(rows.tolist()):
-            tables.add_undetermined((row,), capture, int(reports.states[position]), int(dispatches[position]))
+        tables.add_undetermined(rows, capture, reports.states, dispatches)
 
 
 def note_reports(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
-    """RowReports that do not count: no rule is applied, but they are what the capture said last, and will not be said again.
+    """Record reports that do not count. No rule is applied, but the capture will not report these
+    states again.
 
-    The Primary's progress is taken all the same: what is durable in the sink remains so, whatever is under way to it.
+    The progress of the Primary counts all the same: what is durable in the sink remains so,
+    whatever is in flight to the capture.
     """
     note_states(tables, capture, reports, roles)
     progress = (roles == Role.PRIMARY) & np.isin(reports.states, WRITING)
@@ -270,7 +276,7 @@ def note_reports(tables: Tables, capture: int, reports: RowReports, roles: U8) -
 
 
 def note_states(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
-    """Remembers what was said last, at the role of the capture."""
+    """Record the reported states at the role of the capture."""
     primary, secondary = roles == Role.PRIMARY, roles == Role.SECONDARY
     tables.primary_reported[reports.rows[primary]] = reports.states[primary]
     tables.secondary_reported[reports.rows[secondary]] = reports.states[secondary]
@@ -306,7 +312,8 @@ def _dispatch(replication: Replication, capture: int, dispatch: Dispatch, rows: 
 
 
 def grant(replication: Replication, rows: Rows) -> None:
-    """The Secondary of each row becomes its Primary under a new permission; there must be no Primary and no Undetermined."""
+    """Make the Secondary of each row its Primary under a new permission. There must be no Primary
+    and no Undetermined."""
     tables = replication.tables
     tables.grants[rows] = np.maximum(tables.grants[rows], replication.grants_floor) + 1
     tables.assignment_epoch[rows] = np.uint64(replication.owner_revision << EPOCH_SHIFT) + tables.grants[rows].astype(np.uint64)
@@ -318,44 +325,39 @@ def grant(replication: Replication, rows: Rows) -> None:
 
 
 def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -> None:
-    """The newest permission wins; the other is told to stop and remains Undetermined until it has."""
-    tables = replication.tables
-    rows = np.array([row], np.int64)
+    """Keep the writer with the newest permission. The other one is sent a remove, and is
+    Undetermined until it has stopped."""
+    tables, rows = replication.tables, np.array([row], np.int64)
     former = int(tables.primary[row])
-    was_secondary = int(tables.secondary[row]) == capture
-    if was_secondary:
-        dispatch = int(tables.secondary_dispatch[row])
+    roles = roles_of(tables, rows, capture)
+    dispatch = int(last_dispatches(tables, rows, roles, capture)[0])
+    if roles[0] == Role.SECONDARY:
         clear_secondary(tables, rows)
     else:
-        dispatch = tables.undetermined[row][capture].dispatch
         tables.clear_undetermined((row,), capture)
     if epoch > int(tables.assignment_epoch[row]):
-        tables.add_undetermined((row,), former, int(tables.primary_reported[row]), int(tables.primary_dispatch[row]))
+        tables.add_undetermined(row, former, int(tables.primary_reported[row]), int(tables.primary_dispatch[row]))
         tables.primary[row], tables.assignment_epoch[row] = capture, epoch
-        tables.primary_reported[row], tables.primary_dispatch[row] = TableState.REPLICATING.code, dispatch
+        tables.primary_reported[row], tables.primary_dispatch[row] = TABLE_REPLICATING, dispatch
         loser, winner = former, capture
     else:
-        tables.add_undetermined((row,), capture, TableState.REPLICATING.code, dispatch)
+        tables.add_undetermined(row, capture, TABLE_REPLICATING, dispatch)
         loser, winner = capture, former
     replication.outgoing.add(loser, rows, DispatchAction.REMOVE)
     replication.two_writers.append((row, winner, loser))
     if tables.secondary[row] == NO_CAPTURE and tables.state[row] in (PREPARE, COMMIT):
         tables.set_state(rows, REPLICATING, replication.now_ms)
     elif winner == capture and tables.state[row] == COMMIT:
-        tables.set_state(
-            rows, PREPARE, replication.now_ms
-        )  # it was not told to stop, and is not while the other may hold the span
+        # The winner was not sent a remove, and must not be while the loser may hold the span.
+        tables.set_state(rows, PREPARE, replication.now_ms)
     tables.refresh_steady(rows)
 
 
 def find_removed(replication: Replication) -> Rows:
-    """Rows in Removing that nobody holds any more are dropped; the rows that were, as they are in use no more."""
-    tables = replication.tables
-    if replication.may_hold_any_span:
-        return np.empty(0, np.int64)
-    size = tables.size
+    """Return the rows in Removing in which no capture has a role any longer, to be dropped."""
+    tables, size = replication.tables, replication.tables.size
     mask = tables.state[:size] == REMOVING
-    if not mask.any():
+    if replication.may_hold_any_span or not mask.any():
         return np.empty(0, np.int64)
     mask &= (tables.primary[:size] == NO_CAPTURE) & (tables.secondary[:size] == NO_CAPTURE)
     mask &= tables.live[:size] & (tables.undetermined_count[:size] == 0)
@@ -366,8 +368,9 @@ def find_removed(replication: Replication) -> Rows:
 
 
 def apply_capture_loss(replication: Replication, capture: int) -> None:
-    """A capture's death counts as Stopped from it, in every state; it leaves no role behind."""
+    """Apply Stopped to every span of a capture that is gone, in every state. It has no role
+    afterwards."""
     replication.may_hold_any_span.discard(capture)
     rows = replication.tables.rows_with_role(capture)
     if len(rows):
-        apply_reports(replication, capture, reports_without_progress(rows, STOPPED))
+        apply_reports(replication, capture, RowReports.without_progress(rows, STOPPED))

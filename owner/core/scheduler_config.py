@@ -1,7 +1,8 @@
 """The settings of a scheduler, each defined once: its default, its bounds and its meaning.
 
-The configuration of the owner service reads the same fields (`owner.owner_config.SchedulerSection`), and so does the table of
-keys in docs/configuration.md. Every time is in milliseconds of the clock that the scheduler was given.
+The configuration of the owner service reads the same fields
+(`owner.owner_config.SchedulerSection`), and so does the table of keys in docs/configuration.md.
+Every time is in milliseconds of the clock that the scheduler was given.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 
 def setting(default: int, doc: str, *, ge: int = 1, le: int) -> Any:
-    """Return a dataclass field. ge, le: the bounds for operators; a program may set any whole number of at least 1 (or 0
-    where ge is 0, which turns something off)."""
+    """Return a dataclass field. ge, le: the bounds for operators; a program may set any whole
+    number of at least 1 (or 0 where ge is 0, which turns something off)."""
     return field(default=default, metadata={"doc": doc, "ge": ge, "le": le})
 
 

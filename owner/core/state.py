@@ -1,10 +1,9 @@
-"""Everything that one scheduler remembers between two ticks. One thread; only the modules of this package write it."""
+"""The state of one scheduler between two ticks. One thread; only the modules of this package write
+it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture, Captures
@@ -24,7 +23,7 @@ from tablewire.model.states import CaptureState
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who speaks: what each message carries and is checked against."""
+    """The identity of a scheduler. Each message carries it, and is checked against it."""
 
     owner_id: CaptureID
     changefeed: ChangefeedID
@@ -34,17 +33,17 @@ class Identity:
 
 @dataclass(slots=True)
 class Bootstrap:
-    """The gate at the start of a term: placement is rebuilt from what the captures say of themselves."""
+    """The progress of the start of a term, see bootstrap.py."""
 
     started_ms: int | None = None
     done: bool = False
     waiting_for: set[int] = field(default_factory=set)  # capture indexes
-    reports: dict[int, SpanReports] = field(default_factory=dict)  # the last whole truth of each capture
+    reports: dict[int, SpanReports] = field(default_factory=dict)  # the last complete report of each capture
 
 
 @dataclass(slots=True)
 class Core:
-    """One scheduler's memory."""
+    """The state of one scheduler."""
 
     identity: Identity
     config: SchedulerConfig
@@ -54,14 +53,13 @@ class Core:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     mass_failure_guard: MassFailureGuard = field(default_factory=MassFailureGuard)
     balancer: Balancer = field(default_factory=Balancer)
-    failover: tuple[int, int] | None = None  # the one in progress: since when, and how many spans lost their writer
+    failover: tuple[int, int] | None = None  # in progress: (since_ms, spans that lost their writer)
     replication: Replication = field(init=False)
     events: list[Event] = field(default_factory=list)  # of this tick
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
     moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
     drains: dict[CaptureID, DrainJob] = field(default_factory=dict)
-    current_tables: I64 = field(default_factory=lambda: np.empty(0, np.int64))
-    tables_known: bool = False  # current tables were taken in once
+    current_tables: I64 | None = None  # as passed to the last tick
     reconciled: bool = False  # the rows are those that the current tables should have
     uncovered: dict[int, str] = field(default_factory=dict)  # tables that the splitter's spans do not cover, and where
     now_ms: int = 0
@@ -71,8 +69,7 @@ class Core:
     cluster_load: dict[CaptureID, float] = field(default_factory=dict)
     watermark: Watermark = field(default_factory=lambda: Watermark(0, 0, 0, 0))
     slowest_row: int = -1
-    audits_failed: int = 0  # times that what a capture holds was not what was known of it, over the term
-    dropped_messages: dict[str, int] = field(default_factory=dict)  # why -> how many, over the term
+    audits_failed: int = 0  # audits in this term that found a capture to hold other spans than expected
 
     def __post_init__(self) -> None:
         self.replication = Replication(self.tables, self.identity.owner_revision)
@@ -81,7 +78,8 @@ class Core:
         return capture.state(self.now_ms, self.config.capture_silent_ms)
 
     def ready_captures(self) -> list[Capture]:
-        """Those that may be given work: answering, staying, not drained; by id."""
+        """Return the captures that may be given spans, by id: they report, and are neither stopping
+        nor drained."""
         return [
             capture
             for capture in self.captures.alive()
@@ -89,7 +87,7 @@ class Core:
         ]
 
     def leaving_captures(self) -> list[Capture]:
-        """Those whose spans should go elsewhere: drained, or stopping by themselves; by id."""
+        """Return the captures that their spans are to leave, by id: they are drained or stopping."""
         return [
             capture
             for capture in self.captures.alive()

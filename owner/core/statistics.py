@@ -1,7 +1,9 @@
-"""What executors tell of their spans beside progress, by row: columns that are made only when somebody first tells anything.
+"""What executors tell of their spans beside progress, by row: columns that are made only when
+somebody first tells anything.
 
-A span weighs 1 until its rates say otherwise; the weight that placement uses moves slowly towards what was told, so that a burst
-is not taken for a habit. Only `Tables` and `inbox.apply_stats` write here.
+A span weighs 1 until its rates say otherwise; the weight that placement uses moves slowly towards
+what was told, so that a burst is not taken for a habit. Only `Tables` and `inbox.apply_stats` write
+here.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
-"""The columns: one row a span, one numpy array a field. Only `Tables` and the kernels in this package write them.
+"""The columns: one row for each span, one numpy array for each field. Only `Tables` and the
+functions of this package write them.
 
-A row is found by its number (what goes over the wire; never used twice in a term), by its table id when it is a whole table,
-or by its span. Captures appear as small ints (`captures.py`); `NO_CAPTURE` is the empty role. Whoever may still hold a span
-without being its Primary or Secondary is Undetermined; that is rare, so these stand in a dict beside the columns, and
+A row is found by its number (which goes over the wire and is never reused in a term), by the table
+id if it is a whole table, or by its span. Captures are small ints (`captures.py`); `NO_CAPTURE` is
+the empty role. A capture that may still hold a span without being its Primary or Secondary is
+Undetermined. That is rare, so these are kept in a dict beside the columns, and the column
 `undetermined_count` says where to look.
 
-Invariant of a row: a capture has at most one role in it; Primary and Secondary differ; a live row has a number.
+Invariant of a row: a capture has at most one role in it; Primary and Secondary differ; a live row
+has a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,53 +39,21 @@ REMOVING = ReplicationState.REMOVING.code
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
-CaptureIndexes = npt.NDArray[np.int16]  # captures by index, NO_CAPTURE where there is none
-F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+CaptureIndexes = npt.NDArray[np.int16]  # NO_CAPTURE where there is none
 
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
-_GROWTH = 1.25
 CHANGED_SHARE = 8
-"""Up to one in so many rows are published one by one; when more have changed, the columns are copied."""
-_SMALLEST = 64
-
-
-class _Column(NamedTuple):
-    name: str
-    dtype: type
-    empty: int | float
-
-
-_COLUMNS = (
-    _Column("table_id", np.int64, 0),
-    _Column("number", np.uint32, 0),
-    _Column("live", np.bool_, 0),  # the row is in use
-    _Column("wanted", np.bool_, 0),  # a current table has this span
-    _Column("scheduled", np.bool_, 0),  # it was added somewhere at least once, so its checkpoint counts
-    _Column("steady", np.bool_, 0),  # Replicating, its Primary says so, nobody else has a role
-    _Column("state", np.uint8, ABSENT),
-    _Column("primary", np.int16, NO_CAPTURE),
-    _Column("secondary", np.int16, NO_CAPTURE),
-    _Column("undetermined_count", np.int16, 0),
-    _Column("primary_reported", np.uint8, 0),  # TableState code that the Primary last reported and that counted
-    _Column("secondary_reported", np.uint8, 0),
-    _Column("primary_dispatch", np.uint32, 0),  # number n of the last dispatch of this span to its Primary
-    _Column("secondary_dispatch", np.uint32, 0),
-    _Column("checkpoint_ts", np.uint64, 0),
-    _Column("resolved_ts", np.uint64, 0),
-    _Column("last_synced_ts", np.uint64, 0),
-    _Column("assignment_epoch", np.uint64, 0),  # the Primary's permission to write
-    _Column("grants", np.uint32, 0),  # how many permissions this term gave for this span
-    _Column("state_since_ms", np.int64, 0),
-    _Column("task", np.uint8, TASK_NONE),
-    _Column("in_snapshot", np.bool_, 0),
-    _Column("weight", np.float32, 1),  # smoothed
-)
+"""Up to one in so many rows are published one by one; if more have changed, the columns are copied."""
+_GROWTH = 1.25
+_INITIAL_CAPACITY = 64
 
 
 @dataclass(slots=True)
 class Holder:
-    """An Undetermined capture of one row: what it reported last, and the last dispatch of the span to it."""
+    """An Undetermined capture of one row: the state that it last reported, and the last dispatch of
+    the span to it."""
 
     reported: int = TableState.ABSENT.code
     dispatch: int = 0
@@ -90,7 +61,8 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class SpanFailure:
-    """An executor's error of one row, or a prepare that took too long: not again before retry_at_ms, and elsewhere first."""
+    """An executor's error, or a prepare that took too long. The span is not tried before
+    retry_at_ms, and elsewhere first."""
 
     error: str
     attempts: int
@@ -100,8 +72,8 @@ class SpanFailure:
 
 @dataclass(slots=True)
 class MoveOrigin:
-    """Where a planned move of one row comes from, and the job that asked for it. source: an id, since the index of a capture that
-    is gone may belong to another one when the move ends."""
+    """Where a planned move comes from, and the job that asked for it. source: an id, since the
+    index of a capture that is gone may belong to another capture when the move ends."""
 
     source: CaptureID
     job: Job | None
@@ -124,59 +96,69 @@ class RowView:
 
 @dataclass(slots=True)
 class Index:
-    """Whole tables by id: sorted ids and their rows; rebuilt when rows came or went."""
+    """Whole tables: sorted table ids and their rows. It is rebuilt after rows came or went."""
 
     table_ids: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     rows: I32 = field(default_factory=lambda: np.empty(0, np.int32))
 
 
-class Tables:
-    """Owns the columns. Kernels read them as attributes and write them through rows; one thread."""
+@dataclass(frozen=True, slots=True)
+class _Column:
+    dtype: type
+    empty: int
 
-    table_id: I64
-    number: U32
-    live: Mask
-    wanted: Mask
-    scheduled: Mask
-    steady: Mask
-    state: U8
-    primary: CaptureIndexes
-    secondary: CaptureIndexes
-    undetermined_count: npt.NDArray[np.int16]
-    primary_reported: U8
-    secondary_reported: U8
-    primary_dispatch: U32
-    secondary_dispatch: U32
-    checkpoint_ts: U64
-    resolved_ts: U64
-    last_synced_ts: U64
-    assignment_epoch: U64
-    grants: U32
-    state_since_ms: I64
-    task: U8
-    in_snapshot: Mask
-    weight: npt.NDArray[np.float32]
+
+def _column(dtype: type, empty: int = 0) -> Any:
+    """Declare a column, and its value in a row that is not in use."""
+    return _Column(dtype, empty)
+
+
+class Tables:
+    """Owns the columns. Other modules read them as attributes and write them by rows; one thread."""
+
+    table_id: I64 = _column(np.int64)
+    number: U32 = _column(np.uint32)
+    live: Mask = _column(np.bool_)  # the row is in use
+    wanted: Mask = _column(np.bool_)  # a current table has this span
+    scheduled: Mask = _column(np.bool_)  # it was added somewhere at least once, so its checkpoint counts
+    steady: Mask = _column(np.bool_)  # Replicating, as its Primary reports, and no other capture has a role
+    state: U8 = _column(np.uint8, ABSENT)
+    primary: CaptureIndexes = _column(np.int16, NO_CAPTURE)
+    secondary: CaptureIndexes = _column(np.int16, NO_CAPTURE)
+    undetermined_count: npt.NDArray[np.int16] = _column(np.int16)
+    primary_reported: U8 = _column(np.uint8)  # code of the TableState that the Primary last reported
+    secondary_reported: U8 = _column(np.uint8)
+    primary_dispatch: U32 = _column(np.uint32)  # number n of the last dispatch of this span to its Primary
+    secondary_dispatch: U32 = _column(np.uint32)
+    checkpoint_ts: U64 = _column(np.uint64)
+    resolved_ts: U64 = _column(np.uint64)
+    last_synced_ts: U64 = _column(np.uint64)
+    assignment_epoch: U64 = _column(np.uint64)  # the Primary's permission to write
+    grants: U32 = _column(np.uint32)  # the number of permissions that this term gave for this span
+    state_since_ms: I64 = _column(np.int64)
+    task: U8 = _column(np.uint8, TASK_NONE)
+    in_snapshot: Mask = _column(np.bool_)
+    weight: F32 = _column(np.float32, 1)  # smoothed
 
     def __init__(self) -> None:
         self.size = 0  # rows in use are below this
-        for column in _COLUMNS:
-            setattr(self, column.name, np.full(_SMALLEST, column.empty, column.dtype))
+        for name, column in _COLUMNS.items():
+            setattr(self, name, np.full(_INITIAL_CAPACITY, column.empty, column.dtype))
         self.undetermined: dict[int, dict[int, Holder]] = {}
         self.failures: dict[int, SpanFailure] = {}
-        self.attempts: dict[int, int] = {}  # row -> attempts in a row, kept while it replicates until forgotten
+        self.attempts: dict[int, int] = {}  # row -> consecutive failures; kept for a while when it replicates again
         self.changed: list[Rows] = []  # rows whose progress has changed since it was published
         self.changed_count = 0
         self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
-        self.pinned: set[int] = set()  # rows that an operator moved, among those
         self.origin: dict[int, MoveOrigin] = {}  # rows of planned moves in progress
-        self.statistics = Statistics(_SMALLEST)
+        self.statistics = Statistics(_INITIAL_CAPACITY)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
-        self._capacity = _SMALLEST
+        self._capacity = _INITIAL_CAPACITY
         self._free: list[int] = []
         self._partial: dict[Span, int] = {}
         self._keys: dict[int, tuple[bytes, bytes]] = {}
-        self._row_of_number: npt.NDArray[np.int32] = np.full(_SMALLEST, NO_ROW, np.int32)
+        self._row_of_number: npt.NDArray[np.int32] = np.full(_INITIAL_CAPACITY, NO_ROW, np.int32)
         self._next_number = 1
         self._index: Index | None = Index()
 
@@ -186,7 +168,7 @@ class Tables:
         return int(np.count_nonzero(self.live[: self.size]))
 
     def rows_of_numbers(self, numbers: U32) -> Rows:
-        """The row of each number, NO_ROW where there is none; shape as given."""
+        """Return the row of each number, NO_ROW where there is none; shape as given."""
         known = numbers < self._next_number
         if known.all():
             return self._row_of_number[numbers].astype(np.int64)
@@ -195,8 +177,14 @@ class Tables:
         return rows
 
     def rows_of_spans(self, spans: SpanBlock) -> Rows:
-        """The row of each span, NO_ROW where there is none; shape (len(spans),)."""
-        rows = self._rows_of_tables(spans.table_ids)
+        """Return the row of each span, NO_ROW where there is none; shape (len(spans),)."""
+        index = self.index()
+        if not len(index.table_ids):
+            rows = np.full(len(spans), NO_ROW, np.int64)
+        else:
+            positions = np.searchsorted(index.table_ids, spans.table_ids)
+            positions[positions == len(index.table_ids)] = 0
+            rows = np.where(index.table_ids[positions] == spans.table_ids, index.rows[positions].astype(np.int64), NO_ROW)
         if spans.start_keys:
             for position, span in enumerate(spans):
                 if span.start_key or span.end_key:
@@ -204,29 +192,20 @@ class Tables:
         return rows
 
     def row_of(self, span: Span) -> int:
-        if span.start_key or span.end_key:
-            return self._partial.get(span, NO_ROW)
-        return int(self._rows_of_tables(np.array([span.table_id], np.int64))[0])
+        return int(self.rows_of_spans(SpanBlock.of([span]))[0])
 
     def rows_of_table(self, table_id: int) -> list[int]:
-        """Every row of a table, by start key."""
-        rows = [row for span, row in self._partial.items() if span.table_id == table_id]
+        """Return every row of a table, by start key."""
         whole = self.row_of(Span(table_id))
-        if whole != NO_ROW:
-            rows.append(whole)
-        return sorted(rows, key=lambda row: self.span(row))
+        rows = [row for span, row in self._partial.items() if span.table_id == table_id]
+        return sorted(rows if whole == NO_ROW else [*rows, whole], key=self.span)
 
     def span(self, row: int) -> Span:
-        keys = self._keys.get(row)
-        if keys is None:
-            return Span(int(self.table_id[row]))
-        return Span(int(self.table_id[row]), *keys)
+        return Span(int(self.table_id[row]), *self._keys.get(row, ()))
 
     def spans(self, rows: Rows) -> SpanBlock:
         table_ids = self.table_id[rows]
-        if not self._keys:
-            return SpanBlock(table_ids)
-        keys = [self._keys.get(row, (b"", b"")) for row in rows.tolist()]
+        keys = [self._keys.get(row, (b"", b"")) for row in rows.tolist()] if self._keys else []
         if not any(start or end for start, end in keys):
             return SpanBlock(table_ids)
         return SpanBlock(table_ids, tuple(start for start, _ in keys), tuple(end for _, end in keys))
@@ -235,18 +214,17 @@ class Tables:
         return np.flatnonzero(self.live[: self.size])
 
     def index(self) -> Index:
-        """Whole tables by id (sorted)."""
+        """Return the index of whole tables."""
         if self._index is None:
             rows = self.all_rows()
             if self._keys:
                 rows = rows[~np.isin(rows, np.fromiter(self._keys, np.int64, len(self._keys)))]
-            ids = self.table_id[rows]
-            order = np.argsort(ids, kind="stable")
-            self._index = Index(ids[order], rows[order].astype(np.int32))
+            order = np.argsort(self.table_id[rows], kind="stable")
+            self._index = Index(self.table_id[rows[order]], rows[order].astype(np.int32))
         return self._index
 
     def partial_spans(self) -> dict[Span, int]:
-        """Rows of spans that are not whole tables."""
+        """Return the rows of spans that are not whole tables."""
         return self._partial
 
     def row(self, row: int) -> RowView:
@@ -262,10 +240,16 @@ class Tables:
             assignment_epoch=int(self.assignment_epoch[row]),
         )
 
-    # -- rows come and go ---------------------------------------------------------------------------------------------
+    def is_in_backoff(self, row: int, now_ms: int) -> bool:
+        """Return whether the span failed and is not to be tried again yet."""
+        failure = self.failures.get(row)
+        return failure is not None and failure.retry_at_ms > now_ms
+
+    # -- adding and dropping rows -------------------------------------------------------------------------------------
 
     def add(self, spans: SpanBlock, now_ms: int) -> Rows:
-        """New Absent rows for spans that have none, in their order; shape (len(spans),)."""
+        """Add Absent rows for spans that have none, and return them in the order of the spans;
+        shape (len(spans),)."""
         count = len(spans)
         if not count:
             return np.empty(0, np.int64)
@@ -274,8 +258,7 @@ class Tables:
         self._reserve(self.size + fresh)
         rows = np.concatenate([np.array(reused, np.int64), np.arange(self.size, self.size + fresh)])
         self.size += fresh
-        for column in _COLUMNS:
-            getattr(self, column.name)[rows] = column.empty
+        self._clear(rows)
         numbers = np.arange(self._next_number, self._next_number + count, dtype=np.uint32)
         self._next_number += count
         if self._next_number > len(self._row_of_number):
@@ -294,43 +277,41 @@ class Tables:
                 if span.start_key or span.end_key:
                     self._partial[span] = row
                     self._keys[row] = (span.start_key, span.end_key)
-        self._index = None
-        self.version += 1
         return rows
 
     def drop(self, rows: Rows) -> None:
-        """The rows are gone, and their numbers are never used again."""
+        """Drop the rows. Their numbers are never used again."""
         if not len(rows):
             return
         self._row_of_number[self.number[rows]] = NO_ROW
         for row in rows.tolist():
-            keys = self._keys.pop(row, None)
-            if keys is not None:
-                del self._partial[Span(int(self.table_id[row]), *keys)]
+            if row in self._keys:
+                del self._partial[self.span(row)], self._keys[row]
             for rare in (self.undetermined, self.failures, self.attempts, self.moved_ms, self.origin):
                 rare.pop(row, None)
-            self.pinned.discard(row)
         self.statistics.forget(rows)
-        for column in _COLUMNS:
-            getattr(self, column.name)[rows] = column.empty
+        self._clear(rows)
         self._free.extend(rows.tolist()[::-1])
+
+    def _clear(self, rows: Rows) -> None:
+        """Set every column of these rows to its empty value, as rows come or go."""
+        for name, column in _COLUMNS.items():
+            getattr(self, name)[rows] = column.empty
         self._index = None
         self.version += 1
 
-    def is_in_backoff(self, row: int, now_ms: int) -> bool:
-        """Return whether the span failed and is not to be tried again yet."""
-        failure = self.failures.get(row)
-        return failure is not None and failure.retry_at_ms > now_ms
-
     # -- roles --------------------------------------------------------------------------------------------------------
 
-    def add_undetermined(self, rows: Iterable[int], capture: int, reported: int, dispatches: Sequence[int] | int = 0) -> None:
-        """The capture may still hold these rows; a former entry keeps the newer dispatch."""
-        for position, row in enumerate(rows):
-            dispatch = dispatches if isinstance(dispatches, int) else int(dispatches[position])
+    def add_undetermined(
+        self, rows: npt.ArrayLike, captures: npt.ArrayLike, reported: npt.ArrayLike, dispatches: npt.ArrayLike = 0
+    ) -> None:
+        """Note that a capture may still hold each row. The arguments after rows are given for each
+        row or once for all. A former entry keeps the newer dispatch."""
+        columns = np.broadcast_arrays(np.atleast_1d(rows), captures, reported, dispatches)
+        for row, capture, state, dispatch in zip(*(column.tolist() for column in columns), strict=True):
             holders = self.undetermined.setdefault(row, {})
             former = holders.get(capture)
-            holders[capture] = Holder(reported, max(dispatch, former.dispatch if former else 0))
+            holders[capture] = Holder(state, max(dispatch, former.dispatch if former else 0))
             self.undetermined_count[row] = len(holders)
 
     def clear_undetermined(self, rows: Iterable[int], capture: int) -> None:
@@ -342,31 +323,27 @@ class Tables:
             if not holders:
                 del self.undetermined[row]
 
-    def rows_undetermined_at(self, capture: int) -> Rows:
-        return np.array(sorted(row for row, holders in self.undetermined.items() if capture in holders), np.int64)
-
     def rows_with_role(self, capture: int) -> Rows:
-        """Every row in which the capture has any role, sorted."""
-        size = self.size
-        mask = (self.primary[:size] == capture) | (self.secondary[:size] == capture)
-        rows = np.flatnonzero(mask)
-        other = self.rows_undetermined_at(capture)
-        return np.union1d(rows, other) if len(other) else rows
+        """Return every row in which the capture has any role, sorted."""
+        mask = (self.primary[: self.size] == capture) | (self.secondary[: self.size] == capture)
+        mask[[row for row, holders in self.undetermined.items() if capture in holders]] = True
+        return np.flatnonzero(mask)
 
     def mark_changed(self, rows: Rows) -> None:
-        """The progress of these rows has changed."""
+        """Note that the progress of these rows has changed."""
         self.changed_count += len(rows)
         if self.changed_count <= self.size:
             self.changed.append(rows)
 
     def take_changed(self) -> list[Rows] | None:
-        """The rows whose progress has changed since the last call; None = too many to name them."""
+        """Return the rows whose progress has changed since the last call; None if there are too
+        many to list."""
         changed = self.changed if self.changed_count * CHANGED_SHARE <= self.size else None
         self.changed, self.changed_count = [], 0
         return changed
 
     def unsteady_rows(self) -> Rows:
-        """Live rows that are not steady, sorted; costs nothing while there are none."""
+        """Return the live rows that are not steady, sorted; free of cost while there are none."""
         if self.all_steady:
             return np.empty(0, np.int64)
         rows = np.flatnonzero(self.live[: self.size] & ~self.steady[: self.size])
@@ -374,7 +351,6 @@ class Tables:
         return rows
 
     def mark_unsteady(self, rows: Rows) -> None:
-        """These rows are not steady now."""
         self.steady[rows] = False
         self.all_steady = False
 
@@ -394,7 +370,7 @@ class Tables:
         self.state_since_ms[changed] = now_ms
 
     def check(self) -> list[str]:
-        """What of the row invariant does not hold, one text each; empty when all is well."""
+        """Return a text for each violation of the row invariant."""
         wrong = []
         rows = self.all_rows()
         both = rows[(self.primary[rows] != NO_CAPTURE) & (self.primary[rows] == self.secondary[rows])]
@@ -405,28 +381,23 @@ class Tables:
             if len(holders) != self.undetermined_count[row]:
                 wrong.append(f"row {row} miscounts its undetermined: {self.row(row)}")
         prepared_for = rows[(self.state[rows] == PREPARE) & (self.secondary[rows] == NO_CAPTURE)]
-        wrong += [f"row {row} prepares for nobody: {self.row(row)}" for row in prepared_for.tolist()]
+        wrong += [f"row {row} is in Prepare without a Secondary: {self.row(row)}" for row in prepared_for.tolist()]
         ahead = rows[self.checkpoint_ts[rows] > self.resolved_ts[rows]]
         wrong += [f"row {row} has a checkpoint past resolved: {self.row(row)}" for row in ahead.tolist()]
         if not np.array_equal(self._row_of_number[self.number[rows]], rows):
             wrong.append("a number does not lead to its row")
         return wrong
 
-    def _rows_of_tables(self, table_ids: I64) -> Rows:
-        index = self.index()
-        if not len(index.table_ids):
-            return np.full(len(table_ids), NO_ROW, np.int64)
-        positions = np.searchsorted(index.table_ids, table_ids)
-        positions[positions == len(index.table_ids)] = 0
-        return np.where(index.table_ids[positions] == table_ids, index.rows[positions].astype(np.int64), NO_ROW)
-
     def _reserve(self, rows: int) -> None:
         if rows <= self._capacity:
             return
         capacity = max(rows, int(_GROWTH * self._capacity))
-        for column in _COLUMNS:
+        for name, column in _COLUMNS.items():
             wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
-            wider[: self.size] = getattr(self, column.name)[: self.size]
-            setattr(self, column.name, wider)
+            wider[: self.size] = getattr(self, name)[: self.size]
+            setattr(self, name, wider)
         self.statistics.grow(capacity)
         self._capacity = capacity
+
+
+_COLUMNS = {name: column for name, column in vars(Tables).items() if isinstance(column, _Column)}

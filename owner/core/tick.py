@@ -1,8 +1,10 @@
-"""One tick of the scheduler, as a pure function: time, messages and job requests come in, messages and events go out.
+"""One tick of the scheduler, as a pure function: time, messages and job requests come in, messages
+and events go out.
 
-Take job requests -> captures joined and gone -> apply reports -> bootstrap once -> current tables -> policies and jobs ->
-watermark -> dispatches and heartbeats -> events. Inputs are whole sets and messages are idempotent, so that a lost,
-duplicate, late or reordered message needs no code of its own: the next report states the whole truth again.
+Take job requests -> captures joined and gone -> apply reports -> bootstrap once -> current tables
+-> policies and jobs -> watermark -> dispatches and heartbeats -> events. Inputs are whole sets and
+messages are idempotent, so that a lost, duplicate, late or reordered message needs no code of its
+own: the next report states the whole truth again.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import numpy as np
 from owner.core import watermark
 from owner.core.bootstrap import try_finish_bootstrap
 from owner.core.captures import Capture
-from owner.core.dispatch import OutgoingDispatches
 from owner.core.events import (
     BootstrapDone,
     Event,
@@ -55,8 +56,8 @@ _WHY = {TASK_MOVE: PlacementReason.MOVE, TASK_DRAIN: PlacementReason.DRAIN, TASK
 
 @dataclass(frozen=True, slots=True)
 class TickInput:
-    """The input of one tick. now_ms: any monotone clock. current_tables: int64, shape (n,), any order. requests: since
-    the last tick, in order."""
+    """The input of one tick. now_ms: any monotone clock. current_tables: int64, shape (n,), any
+    order. requests: since the last tick, in order."""
 
     now_ms: int
     checkpoint_ts: Ts
@@ -83,13 +84,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     core.cluster_load = dict(inputs.cluster_load)
     core.events = []
     jobs = take_requests(core, inputs.requests)
-    replication = core.replication
-    replication.now_ms = core.now_ms
-    replication.outgoing = OutgoingDispatches()
-    replication.notes.clear()
-    replication.two_writers.clear()
-    replication.refused.clear()
-    replication.arrived.clear()
+    core.replication.begin_tick(core.now_ms)
     version, unsteady = core.tables.version, bool(len(core.tables.unsteady_rows()))
     joined, gone = core.captures.update(inputs.alive_captures, core.now_ms)
     receive_messages(core, inputs.messages)
@@ -121,7 +116,8 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
 
 
 def _take_losses(core: Core, gone: Sequence[Capture]) -> None:
-    """Apply the loss of these captures: what they wrote has no writer any longer, and a failover begins."""
+    """Apply the loss of these captures: what they wrote has no writer any longer, and a failover
+    begins."""
     tables, lost = core.tables, {}
     for capture in gone:
         core.chunks.pop(capture.index, None)
@@ -160,8 +156,8 @@ def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
 
 
 def _finish_moves(core: Core) -> None:
-    """Report the spans that arrived in this tick, start the cooldown of those that were moved, and forget where moves came from
-    once they have ended."""
+    """Report the spans that arrived in this tick, start the cooldown of those that were moved, and
+    forget where moves came from once they have ended."""
     tables = core.tables
     placed: Counter[PlacementReason] = Counter()
     for rows, tasks in core.replication.arrived:
@@ -170,8 +166,6 @@ def _finish_moves(core: Core) -> None:
         planned = np.isin(tasks, PLANNED)
         for row, task in zip(rows[planned].tolist(), tasks[planned].tolist(), strict=True):
             tables.moved_ms[row] = core.now_ms
-            if task == TASK_MOVE:
-                tables.pinned.add(row)
             _report_move(core, row, _WHY[task])
     if placed:
         core.events.append(SpansPlaced(placed))
@@ -191,7 +185,8 @@ def _report_move(core: Core, row: int, why: PlacementReason) -> None:
 
 
 def _drop(core: Core) -> None:
-    """Drop removed rows without a holder. A table that came back meanwhile gets a new row with the next reconciliation."""
+    """Drop removed rows without a holder. A table that came back meanwhile gets a new row with the
+    next reconciliation."""
     rows = find_removed(core.replication)
     if len(rows):
         if core.tables.wanted[rows].any():
@@ -213,7 +208,8 @@ def _run_policies(core: Core, disturbed: bool) -> None:
 
 
 def _forget_failures(core: Core) -> None:
-    """Forget the failure of a span that replicates again when its backoff is over, and its number of attempts some time later."""
+    """Forget the failure of a span that replicates again when its backoff is over, and its number
+    of attempts some time later."""
     tables = core.tables
     for row in [row for row, failure in tables.failures.items() if tables.steady[row] and failure.retry_at_ms <= core.now_ms]:
         del tables.failures[row]

@@ -1,15 +1,18 @@
-"""The rules of replication as one literal table. The engine, the documentation and the tests are made from it.
+"""The rules of replication as one literal table. The engine, the documentation and the tests are
+made from it.
 
-A capture reports a state of a span. The row of the span has a replication state, the capture has a role in the row, and the row
-has or does not have a Primary (P), a Secondary (X) and Undetermined captures (U; the reporter itself does not count as one). The
-first rule whose condition holds decides. A cell without a rule changes nothing.
+A capture reports a state of a span. The row of the span has a replication state, the capture has a
+role in the row, and the row has or does not have a Primary (P), a Secondary (X) and Undetermined
+captures (U; the reporter itself does not count as one). The first rule whose condition holds
+decides. A cell without a rule changes nothing.
 
 The rules keep these invariants, whatever messages are lost, duplicated, delayed or reordered:
 
-- At most one capture has permission to write a span: a permission is granted (`GRANT`) only if there is no Primary and no
-  Undetermined capture, and the sink refuses every older permission.
+- At most one capture has permission to write a span: a permission is granted (`GRANT`) only if
+  there is no Primary and no Undetermined capture, and the sink refuses every older permission.
 - Every capture that may still hold a span has a role in its row. An orphan becomes Undetermined.
-- A dispatch is sent on a change of state. It is sent again only in answer to a counted report of the capture that it is for.
+- A dispatch is sent on a change of state. It is sent again only in answer to a counted report of
+  the capture that it is for.
 """
 
 from __future__ import annotations
@@ -73,7 +76,8 @@ TO_SECONDARY, TO_UNDETERMINED = RoleChange.TO_SECONDARY, RoleChange.TO_UNDETERMI
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The effect of a report on the row. state: None = unchanged. checkpoint: whether the reported checkpoint counts."""
+    """The effect of a report on the row. state: None = unchanged. checkpoint: whether the reported
+    checkpoint counts."""
 
     state: ReplicationState | None = None
     reporter: RoleChange = KEEP
@@ -112,12 +116,14 @@ Line = tuple[tuple[TableState, ...], Condition, Outcome, str]
 
 
 def _rules(states: tuple[ReplicationState, ...], role: Role, *lines: Line) -> tuple[Rule, ...]:
-    """Return the rules for reports of captures with this role. A line is (reports, when, then, why)."""
+    """Return the rules for reports of captures with this role. A line is (reports, when, then,
+    why)."""
     return tuple(Rule(states, role, *line) for line in lines)
 
 
 def _gone(when: Condition, then: Outcome, why: str) -> tuple[Line, Line]:
-    """Return the same line for Stopped, which brings a last checkpoint, and for Absent, which brings none."""
+    """Return the same line for Stopped, which brings a last checkpoint, and for Absent, which
+    brings none."""
     return ((T.STOPPED,), when, replace(then, checkpoint=True), why), ((T.ABSENT,), when, then, why)
 
 
@@ -325,7 +331,8 @@ def rule_for(cell: Cell) -> Rule | None:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """The table as arrays: `outcomes[code[key]]` is the outcome of a cell, with the key from `key_of`."""
+    """The table as arrays: `outcomes[code[key]]` is the outcome of a cell, with the key from
+    `key_of`."""
 
     code: npt.NDArray[np.uint8]
     outcomes: tuple[Outcome, ...]

@@ -1,7 +1,8 @@
 """How far all of it has got.
 
-Invariants: never above a current span's checkpoint, never above the barrier, never below the checkpoint that was passed in;
-all 0 while placement is unknown or a current table has a part that no scheduled span covers.
+Invariants: never above a current span's checkpoint, never above the barrier, never below the
+checkpoint that was passed in; all 0 while placement is unknown or a current table has a part that
+no scheduled span covers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ CANNOT_PROCEED = Watermark(0, 0, 0, 0)
 
 
 def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
-    """The watermark of this tick; leaves the row that holds it back in `core.slowest_row` (-1: none)."""
+    """The watermark of this tick; leaves the row that holds it back in `core.slowest_row` (-1:
+    none)."""
     tables, size = core.tables, core.tables.size
     core.slowest_row = -1
     if not core.bootstrap.done or not core.reconciled:

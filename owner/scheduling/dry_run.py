@@ -1,6 +1,8 @@
-"""Dry runs: what a move, a drain or a rebalance of one changefeed would do now. Any thread; nothing is changed.
+"""Dry runs: what a move, a drain or a rebalance of one changefeed would do now. Any thread; nothing
+is changed.
 
-They call the planner that a tick calls, with the columns of the last snapshot instead of the live rows.
+They call the planner that a tick calls, with the columns of the last snapshot instead of the live
+rows.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class PlannedMove:
 
 @dataclass(frozen=True, slots=True)
 class MovePlan(Sequence[PlannedMove]):
-    """The moves of a dry run, at most PLANNED_MAX, and the load of each capture before and after them."""
+    """The moves of a dry run, at most PLANNED_MAX, and the load of each capture before and after
+    them."""
 
     moves: tuple[PlannedMove, ...] = ()
     load_before: Mapping[CaptureID, float] = field(default_factory=dict)
@@ -62,7 +65,8 @@ def plan_rebalance(snapshot: Snapshot) -> MovePlan:
 
 
 def plan_drain(snapshot: Snapshot, target: CaptureID) -> MovePlan:
-    """Plan a drain of one capture. The plan is empty if the capture is unknown or no other one can take spans."""
+    """Plan a drain of one capture. The plan is empty if the capture is unknown or no other one can
+    take spans."""
     rows = _Rows(snapshot)
     leaving = [index for index, capture in snapshot.capture_ids.items() if capture == target]
     moves = planner.plan_drain(rows.inputs(leaving), leaving, rows.column(snapshot.roles.wanted, False))
@@ -92,7 +96,8 @@ def plan_move(snapshot: Snapshot, table_id: TableID, target: CaptureID) -> MoveP
 
 
 class _Rows:
-    """The columns of a snapshot by row, as the planner wants them. position: in the snapshot, of each row."""
+    """The columns of a snapshot by row, as the planner wants them. position: in the snapshot, of
+    each row."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -105,7 +110,8 @@ class _Rows:
         return column
 
     def inputs(self, leaving: Sequence[int] = ()) -> PlanInput:
-        """Return the input of a plan. leaving: captures to drain; a drain first cancels the moves towards them."""
+        """Return the input of a plan. leaving: captures to drain; a drain first cancels the moves
+        towards them."""
         snapshot, roles, ids = self._snapshot, self._snapshot.roles, self._snapshot.capture_ids
         secondary = np.where(np.isin(roles.secondary, leaving), roles.secondary.dtype.type(NO_CAPTURE), roles.secondary)
         return PlanInput(

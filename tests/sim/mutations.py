@@ -264,7 +264,7 @@ MORE = (
     Bug(
         "a Secondary whose prepare was undone is forgotten",
         seed=1,
-        edits=_edit(f"{MOVES}:undo_prepare", "tables.add_undetermined((row,), holder, state, dispatch)", "pass"),
+        edits=_edit(f"{MOVES}:undo_prepare", "tables.add_undetermined(rows, holders, reported, dispatches)", "pass"),
     ),
     Bug(
         "a capture that never spoke holds nothing",
@@ -304,7 +304,7 @@ MORE = (
     Bug(
         "a whole report says nothing of what it leaves out",
         seed=4,
-        edits=_edit(f"{INBOX}:apply_span_reports", "    if whole_truth:\n", "    if False:\n"),
+        edits=_edit(f"{INBOX}:apply_span_reports", "    if is_complete:\n        _restate", "    if False:\n        _restate"),
     ),
     Bug(
         "a capture that came back is believed by number",
@@ -320,14 +320,18 @@ MORE = (
         seed=3,
         edits=_edit(
             "owner.core.bootstrap:_note_stopping",
-            "core.tables.add_undetermined(stopping.tolist(), capture.index, TableState.STOPPING.code)",
+            "core.tables.add_undetermined(report.rows[report.states == STOPPING], capture.index, STOPPING)",
             "pass",
         ),
     ),
     Bug(
         "a second prepared one at the start of a term is forgotten",
         seed=3,
-        edits=_edit("owner.core.bootstrap:_assign_secondaries", "tables.add_undetermined((row,), capture.index, wanted)", "pass"),
+        edits=_edit(
+            "owner.core.bootstrap:_assign_secondaries",
+            "tables.add_undetermined(rows[tables.secondary[rows] != capture.index], capture.index, state)",
+            "pass",
+        ),
     ),
     Bug(
         "a move is done when its target is prepared",

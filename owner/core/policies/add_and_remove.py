@@ -1,4 +1,4 @@
-"""Basic: every span of a current table is added somewhere, every other span is removed."""
+"""Add every span of the current tables that no capture has, and remove every other span."""
 
 from __future__ import annotations
 
@@ -25,45 +25,33 @@ from tablewire.model.states import DispatchAction
 
 
 def reconcile_tables(core: Core, current_tables: I64) -> None:
-    """Keeps rows in step with the tables that there should be; costs a comparison when nothing changed."""
-    if not core.tables_known or not _are_the_same(current_tables, core.current_tables):
-        # What nobody can write to any more need not be copied, nor compared with itself.
-        core.current_tables = current_tables if _is_frozen(current_tables) else np.array(current_tables, np.int64)
-        core.tables_known, core.reconciled = True, False
+    """Keep the rows in step with the current tables. If nothing has changed it costs a comparison,
+    or nothing for a read-only array that is passed again."""
+    known, is_frozen = core.current_tables, current_tables.base is None and not current_tables.flags.writeable
+    if known is None or not ((current_tables is known and is_frozen) or np.array_equal(current_tables, known)):
+        core.current_tables = current_tables if is_frozen else np.array(current_tables, np.int64)
+        core.reconciled = False
     if core.bootstrap.done and not core.reconciled:
-        _reconcile(core)
+        _reconcile(core, np.unique(current_tables))
         core.reconciled = True
 
 
-def _are_the_same(current: I64, known: I64) -> bool:
-    return (current is known and _is_frozen(current)) or np.array_equal(current, known)
-
-
-def _is_frozen(array: I64) -> bool:
-    return array.base is None and not array.flags.writeable
-
-
-def _reconcile(core: Core) -> None:
+def _reconcile(core: Core, table_ids: I64) -> None:
     tables = core.tables
-    spans = core.splitter.split(np.unique(core.current_tables))
+    spans = core.splitter.split(table_ids)
     core.uncovered = uncovered_tables(spans)
     rows = tables.rows_of_spans(spans)
     tables.wanted[: tables.size] = False
     missing = np.flatnonzero(rows == NO_ROW)
     if len(missing):
-        if len(missing) == len(spans):
-            fresh = spans
-        elif spans.start_keys:
-            fresh = SpanBlock.of([spans[position] for position in missing.tolist()])
-        else:
-            fresh = SpanBlock(spans.table_ids[missing])
+        fresh = spans if len(missing) == len(spans) else SpanBlock.of([spans[position] for position in missing.tolist()])
         rows[missing] = tables.add(fresh, core.now_ms)
         raise_progress(tables, rows[missing], core.checkpoint_ts)  # the global checkpoint holds for every span
     tables.wanted[rows] = True
 
 
 def remove_unwanted(core: Core) -> None:
-    """Starts to remove spans of tables that are gone, whatever they are doing."""
+    """Start to remove the spans that no current table has, in whatever state they are."""
     tables, size = core.tables, core.tables.size
     mask = tables.live[:size] & ~tables.wanted[:size] & (tables.state[:size] != REMOVING)
     if not mask.any():
@@ -72,12 +60,13 @@ def remove_unwanted(core: Core) -> None:
     tables.set_state(rows, REMOVING, core.now_ms)
     tables.task[rows] = TASK_REMOVE
     tables.mark_unsteady(rows)
+    outgoing = core.replication.outgoing
     for roles in (tables.primary, tables.secondary):
         held = rows[roles[rows] != NO_CAPTURE]
-        core.replication.outgoing.add_by_capture(roles[held], held, DispatchAction.REMOVE)
+        outgoing.add_by_capture(roles[held], held, DispatchAction.REMOVE)
     for row in rows[tables.undetermined_count[rows] > 0].tolist():
         for capture in sorted(tables.undetermined[row]):
-            core.replication.outgoing.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
+            outgoing.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
 
 
 def add_missing(core: Core, captures: list[Capture]) -> None:
@@ -102,13 +91,13 @@ def add_missing(core: Core, captures: list[Capture]) -> None:
         avoid = () if failure is None else (failure.capture,)
         target = least_loaded.take(float(tables.weight[row]), exclude=tables.undetermined.get(row, ()), avoid=avoid)
         if target != NO_CAPTURE:  # a span that no capture can take leaves its room to others
-            prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_ADD)
+            prepare(core, [row], [target], TASK_ADD)
             room -= 1
 
 
 def _without_overlaps(core: Core, rows: Rows) -> Rows:
-    """Leaves out spans whose keys another span still holds that is being removed: a table that is split anew is first let go of,
-    then taken up by its new spans, from the global checkpoint."""
+    """Leave out spans that overlap a span that is being removed. If a table is split in another
+    way, its old spans are removed first; then the new ones start at the global checkpoint."""
     tables, size = core.tables, core.tables.size
     old = np.flatnonzero(tables.live[:size] & ~tables.wanted[:size])
     if not len(old):

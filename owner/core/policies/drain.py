@@ -1,4 +1,5 @@
-"""Drain: move every span away from captures that are drained or stopping, a bounded number at a time."""
+"""Drain: move every span away from captures that are drained or stopping, a bounded number at a
+time."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MOVES_EXAMINED_MAX = 1_024
 
 
 def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
-    """Begin the first moves of the plan that empties every leaving capture. A span that cannot be moved now delays no other."""
+    """Begin the first moves of the plan that empties every leaving capture. A span that cannot be
+    moved now delays no other."""
     leaving = core.leaving_captures()
     for capture in leaving:
         _cancel_inbound(core, capture, bool(ready))
@@ -35,12 +37,13 @@ def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
         if not slots.allow(move.source, move.target) or _must_wait(core, move):
             continue
         job = core.drains.get(sources[move.source].id)
-        prepare(core, np.array([move.row], np.int64), np.array([move.target], np.int16), TASK_DRAIN, job)
+        prepare(core, [move.row], [move.target], TASK_DRAIN, job)
         slots.take(move.source, move.target)
 
 
 def _must_wait(core: Core, move: Move) -> bool:
-    """Return whether the span is in backoff. After its first failure it may move at once, to another capture."""
+    """Return whether the span is in backoff. After its first failure it may move at once, to
+    another capture."""
     failure = core.tables.failures.get(move.row)
     if failure is None or failure.retry_at_ms <= core.now_ms:
         return False
@@ -48,7 +51,8 @@ def _must_wait(core: Core, move: Move) -> bool:
 
 
 def _cancel_inbound(core: Core, capture: Capture, elsewhere: bool) -> None:
-    """Undo what the capture is preparing: a moving span stays where it was, a new one is placed again if it can be."""
+    """Undo what the capture is preparing: a moving span stays where it was, a new one is placed
+    again if it can be."""
     tables, size = core.tables, core.tables.size
     rows = np.flatnonzero((tables.secondary[:size] == capture.index) & (tables.state[:size] == PREPARE))
     undo_prepare(core, rows if elsewhere else rows[tables.primary[rows] != NO_CAPTURE])

@@ -41,7 +41,8 @@ def _target(core: Core, job: MoveJob) -> Capture | Reason:
 
 
 def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
-    """Refuses what cannot be; else binds the job to its rows and ends older moves of them. under_way: the move of each row."""
+    """Refuses what cannot be; else binds the job to its rows and ends older moves of them.
+    under_way: the move of each row."""
     tables = core.tables
     target = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
@@ -65,7 +66,8 @@ def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
 
 
 def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
-    """The newer move wins; what the older one has prepared is undone unless it leads to the same capture."""
+    """The newer move wins; what the older one has prepared is undone unless it leads to the same
+    capture."""
     if older.target != newer.target:
         _undo(core, older)
     older.set(QueryState.CANCELLED, JobReason.MOVE_REPLACED.of(target=newer.target))
@@ -151,7 +153,7 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) ->
         return JobReason.SOURCE_SILENT.of(source=core.captures[source].id)
     if not slots.allow(source, target):
         return JobReason.LIMIT_REACHED.of(limit=core.config.max_task_concurrency)
-    prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_MOVE, job)
+    prepare(core, [row], [target], TASK_MOVE, job)
     job.attempts[row] = job.attempts.get(row, 0) + 1
     slots.take(source, target)
     return None

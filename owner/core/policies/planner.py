@@ -1,22 +1,26 @@
 """Where spans should go: the one planner of drains, rebalances and new spans.
 
-Pure functions of columns. A tick calls them on the live rows and begins the first moves of the plan; a dry run calls them on a
-snapshot and shows the whole plan. Two invariants make the two agree:
+Pure functions of columns. A tick calls them on the live rows and begins the first moves of the
+plan; a dry run calls them on a snapshot and shows the whole plan. Two invariants make the two
+agree:
 
-- A span counts as load where it is going to be (`PlanInput.location`). Beginning a move therefore leaves the input that the rest
-  of the plan is made from as the plan assumed it.
-- Spans are given away one at a time, the heaviest first, each to the capture with the least load (longest processing time
-  first). The k-th choice depends on the choices before it alone. So the plan that a later tick makes for the remaining spans is
-  the rest of the first one, and it does not matter how many moves the concurrency slots let a tick begin. The result is level
-  within one weight: no capture that was given a span has more load than the least loaded one plus the last span it was given.
+- A span counts as load where it is going to be (`PlanInput.location`). Beginning a move therefore
+  leaves the input that the rest of the plan is made from as the plan assumed it.
+- Spans are given away one at a time, the heaviest first, each to the capture with the least load
+  (longest processing time first). The k-th choice depends on the choices before it alone. So the
+  plan that a later tick makes for the remaining spans is the rest of the first one, and it does not
+  matter how many moves the concurrency slots let a tick begin. The result is level within one
+  weight: no capture that was given a span has more load than the least loaded one plus the last
+  span it was given.
 
-Weights are float32 and at least 1, so float64 sums of them are exact in any order, and ties are broken alike everywhere: by row
-for spans, by id for captures.
+Weights are float32 and at least 1, so float64 sums of them are exact in any order, and ties are
+broken alike everywhere: by row for spans, by id for captures.
 
-A rebalance is another matter: it looks for the fewest moves, and a move is worth its cost only if it closes the gap between two
-captures instead of turning it round (`MOVED_SHARE_MAX`). Its plan is made once and then carried out. Each move lowers the sum of
-the squared loads, so planning ends and cannot oscillate; and as the gap between the most and the least loaded capture never
-grows, a plan made for the result of a plan is empty.
+A rebalance is another matter: it looks for the fewest moves, and a move is worth its cost only if
+it closes the gap between two captures instead of turning it round (`MOVED_SHARE_MAX`). Its plan is
+made once and then carried out. Each move lowers the sum of the squared loads, so planning ends and
+cannot oscillate; and as the gap between the most and the least loaded capture never grows, a plan
+made for the result of a plan is empty.
 """
 
 from __future__ import annotations
@@ -48,15 +52,17 @@ _TARGET_NOT_READY = {
 PLANNED_MAX = 100_000
 """A rebalance plans at most so many moves at a time."""
 MOVED_SHARE_MAX = 0.9
-"""A span is moved only if it weighs at most this share of the gap between source and target: a heavier one would leave a gap of
-more than 80 % of the present one in the other direction, that is, mostly permute the two loads."""
+"""A span is moved only if it weighs at most this share of the gap between source and target: a
+heavier one would leave a gap of more than 80 % of the present one in the other direction, that is,
+mostly permute the two loads."""
 ONE_BY_ONE_MAX = 16
 """Runs of at most so many spans of one weight are placed one by one, longer ones as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A planned move. source, target: capture indexes; source is NO_CAPTURE if the span has no Primary."""
+    """A planned move. source, target: capture indexes; source is NO_CAPTURE if the span has no
+    Primary."""
 
     row: int
     source: int
@@ -108,7 +114,8 @@ class PlanInput:
 
 
 class LeastLoaded:
-    """Gives spans to the capture with the least load at that moment; ties go to the first in the order of `captures`."""
+    """Gives spans to the capture with the least load at that moment; ties go to the first in the
+    order of `captures`."""
 
     def __init__(self, captures: Sequence[int], loads: F64) -> None:
         self._captures = captures
@@ -116,8 +123,8 @@ class LeastLoaded:
         heapq.heapify(self._heap)
 
     def take(self, weight: float, exclude: Collection[int] = (), avoid: Collection[int] = ()) -> int:
-        """Return the capture for one span and add its weight there. NO_CAPTURE if all are excluded; a capture to avoid is taken
-        only if there is no other."""
+        """Return the capture for one span and add its weight there. NO_CAPTURE if all are excluded;
+        a capture to avoid is taken only if there is no other."""
         if not self._heap:
             return NO_CAPTURE
         if not (exclude or avoid):
@@ -133,9 +140,11 @@ class LeastLoaded:
         return self._captures[entry[1]]
 
     def take_all(self, weights: F32) -> CaptureIndexes:
-        """Return the capture for each span, as that many calls of `take` would; weights: sorted, so that equal ones are adjacent.
+        """Return the capture for each span, as that many calls of `take` would; weights: sorted, so
+        that equal ones are adjacent.
 
-        Among spans of one weight neighbours get the same capture, since agents report the spans of neighbouring rows faster.
+        Among spans of one weight neighbours get the same capture, since agents report the spans of
+        neighbouring rows faster.
         """
         targets = np.full(len(weights), NO_CAPTURE, np.int16)
         if not len(weights) or not self._captures:
@@ -148,7 +157,8 @@ class LeastLoaded:
         return targets
 
     def _take_equal(self, weight: float, count: int) -> CaptureIndexes:
-        """The k-th call of `take` picks the k-th smallest of all loads that the captures pass through as spans are added."""
+        """The k-th call of `take` picks the k-th smallest of all loads that the captures pass
+        through as spans are added."""
         loads = np.empty(len(self._captures), np.float64)
         for load, position in self._heap:
             loads[position] = load
@@ -165,13 +175,15 @@ class LeastLoaded:
 
 
 def heaviest_first(rows: Rows, weight: F32) -> Rows:
-    """Return the rows in the order in which they are given away; rows: sorted; weight: of every row."""
+    """Return the rows in the order in which they are given away; rows: sorted; weight: of every
+    row."""
     weights = weight[rows]
     return rows if not len(rows) or weights.min() == weights.max() else rows[np.argsort(-weights, kind="stable")]
 
 
 def refuse_target(target: CaptureID, state: CaptureState | None, is_drained: bool) -> Reason | None:
-    """Return why a move to the target is refused, None if it is not. state: None if there is no such capture."""
+    """Return why a move to the target is refused, None if it is not. state: None if there is no
+    such capture."""
     if state is None:
         return JobReason.TARGET_UNKNOWN.of(target=target)
     reason = JobReason.TARGET_DRAINED if is_drained else _TARGET_NOT_READY.get(state)
@@ -188,9 +200,11 @@ def plan_move(inputs: PlanInput, rows: Sequence[int], target: int) -> list[Move]
 
 
 def plan_drain(inputs: PlanInput, leaving: Collection[int], movable: Mask) -> Iterator[Move]:
-    """Yield a move for each movable span of the leaving captures, in the order in which the moves should begin.
+    """Yield a move for each movable span of the leaving captures, in the order in which the moves
+    should begin.
 
-    leaving: capture indexes; none of them is a target. movable: a span that is moving already is left alone all the same.
+    leaving: capture indexes; none of them is a target. movable: a span that is moving already is
+    left alone all the same.
     """
     targets = [capture for capture in inputs.captures if capture not in leaving]
     if not targets:
@@ -206,8 +220,8 @@ def plan_drain(inputs: PlanInput, leaving: Collection[int], movable: Mask) -> It
 def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int) -> list[Move]:
     """Return the fewest moves that even the loads out, in the order in which they should begin.
 
-    Each takes one span from the most to the least loaded capture, until both are within stop_percent of the mean load or no move
-    would help.
+    Each takes one span from the most to the least loaded capture, until both are within
+    stop_percent of the mean load or no move would help.
     """
     loads = inputs.loads()
     load = {capture: float(loads[capture]) for capture in inputs.captures}
@@ -254,8 +268,8 @@ class _MovableSpans:
         self._rows.setdefault(weight, []).append(row)
 
     def take(self, gap: float) -> tuple[int, float] | None:
-        """Remove and return the span, (row, weight), whose move over this gap of loads leaves the smallest one; None if no
-        move would help."""
+        """Remove and return the span, (row, weight), whose move over this gap of loads leaves the
+        smallest one; None if no move would help."""
         weights = self._sorted()
         half = bisect_left(weights, gap / 2)
         useful = [weight for weight in weights[max(0, half - 1) : half + 1] if weight <= gap * MOVED_SHARE_MAX]

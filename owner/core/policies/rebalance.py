@@ -1,12 +1,12 @@
-"""Load balancing by planned moves: when an operator asks for a rebalance, and when loads have drifted apart.
+"""Load balancing by planned moves: when an operator asks for a rebalance, and when loads have
+drifted apart.
 
-Without a job it starts only after a quiet time and only when the difference is large (hysteresis), and it leaves spans alone that
-were moved lately or that an operator placed. A rebalance considers every span and releases those that operators placed.
+Without a job it starts only after a quiet time and only when the difference is large (hysteresis),
+and it leaves spans alone that were moved lately or that an operator placed. A rebalance considers
+every span and releases those that operators placed.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from owner.core.balancer import Balancer, QueuedMove
 from owner.core.captures import Capture
@@ -19,15 +19,14 @@ from tablewire.model.states import QueryState
 
 
 def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool) -> None:
-    """Work on the job if there is one, otherwise check whether loads have drifted. disturbed: captures came or went in this
-    tick."""
+    """Work on the job if there is one, otherwise check whether loads have drifted. disturbed:
+    captures came or went in this tick."""
     balancer = core.balancer
     job = balancer.job
     if job is not None and job.cancel_requested:
         _end(balancer, QueryState.CANCELLED, JobReason.REBALANCE_CANCELLED.of())
         job = None
     if job is not None and job.state is QueryState.PENDING:
-        core.tables.pinned.clear()
         core.tables.moved_ms.clear()
         balancer.clear()
         job.set(QueryState.ACCEPTED)
@@ -52,13 +51,14 @@ def _begin_moves(core: Core, balancer: Balancer, ready: list[Capture], slots: Mo
         is_stale = tables.number[row] != move.number or tables.primary[row] != source or not tables.steady[row]
         if is_stale or not {source, target} <= able:
             continue
-        prepare(core, np.array([row], np.int64), np.array([target], np.int16), TASK_BALANCE, balancer.job)
+        prepare(core, [row], [target], TASK_BALANCE, balancer.job)
         slots.take(source, target)
         balancer.begun[row] = (move.number, target)
 
 
 def _plan_or_end(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
-    """Plan the next moves. End if the loads are even, or as even as they can be without the captures that failed to prepare."""
+    """Plan the next moves. End if the loads are even, or as even as they can be without the
+    captures that failed to prepare."""
     tables, limit = core.tables, core.config.move_attempts
     able = [capture for capture in ready if balancer.failed[capture.index] < limit]
     moves = _plan(core, able)
@@ -110,8 +110,8 @@ def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbe
 
 
 def forget_moves(core: Core) -> None:
-    """Let spans be balanced again once their cooldown is over, including those that an operator placed."""
+    """Let spans be balanced again once their cooldown is over, including those that an operator
+    placed."""
     limit = core.now_ms - core.config.move_cooldown_ms
     for row in [row for row, at in core.tables.moved_ms.items() if at < limit]:
         del core.tables.moved_ms[row]
-        core.tables.pinned.discard(row)

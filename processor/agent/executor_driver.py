@@ -35,8 +35,8 @@ MAX_ERROR_CHARACTERS = 1_000
 
 _CLOSE_POLL_SECONDS = 0.005
 
-_ENDED_CODES = tuple(state.code for state in (TableState.ABSENT, TableState.STOPPING, TableState.STOPPED))
 _STATES = tuple(TableState)
+_HAS_ENDED = np.array([state in (TableState.ABSENT, TableState.STOPPING, TableState.STOPPED) for state in _STATES])
 
 
 class ExecutorDriver:
@@ -83,7 +83,7 @@ class ExecutorDriver:
         self._make(Call.IS_REMOVED, self._is_removed)
 
     def _remove_failed(self) -> None:
-        if self._table.rows_due(Call.REMOVE):
+        if not self._table.is_settled() and self._table.rows_due(Call.REMOVE):
             self._remove()
 
     def _is_removed(self, row: int) -> bool:
@@ -122,7 +122,7 @@ class ExecutorDriver:
             rows, columns = self._single_statuses(rows)
         self._table.observe(rows, columns.checkpoint_ts, columns.resolved_ts, columns.last_synced_ts)
         texts = dict(columns.errors)
-        ended = np.flatnonzero(np.isin(columns.states, _ENDED_CODES)).tolist()
+        ended = np.flatnonzero(_HAS_ENDED[columns.states]).tolist()
         for place in sorted({*ended, *texts}):
             state = _STATES[int(columns.states[place])]
             text = texts.get(place) or f"the executor reports the span as {state}, although it was not removed"

@@ -85,6 +85,8 @@ def _stamp(table: SpanTable, rows: Rows, base: int, number: int, is_later_chunk:
 
 def _split(table: SpanTable, rows: Rows, max_rows: int, max_bytes: int) -> list[Rows]:
     """Return the rows in pieces of at most max_rows, and of at most about max_bytes unless a single row is larger."""
+    if len(rows) == 0:
+        return [rows]
     sizes = np.full(len(rows), ROW_BYTES, np.int64)
     sizes[table.stats_stamp[rows] > 0] += STATS_BYTES
     for place in np.flatnonzero(table.number[rows] == 0).tolist():
@@ -93,7 +95,7 @@ def _split(table: SpanTable, rows: Rows, max_rows: int, max_bytes: int) -> list[
     for place, text in _errors(table, rows):
         sizes[place] += 4 * len(text)  # in UTF-8
     ends = np.cumsum(sizes)
-    if len(rows) <= max_rows and (len(rows) == 0 or ends[-1] <= max_bytes):
+    if len(rows) <= max_rows and ends[-1] <= max_bytes:
         return [rows]
     pieces, start, sent = [], 0, 0
     while start < len(rows):

@@ -146,10 +146,10 @@ class SpanTable:
 
     def acknowledge(self, acked: int) -> None:
         """Note that the owner has applied every report up to number `acked`: rows that have ended are forgotten or freed."""
-        phases = self.phase[: self.size]
-        stamps = np.where(phases == Phase.STOPPED, self.state_stamp[: self.size], self.stamp[: self.size])
-        has_ended = (phases == Phase.ABSENT) | (phases == Phase.STOPPED)
-        self.apply(Input.ACKED, np.flatnonzero(has_ended & (stamps > 0) & (stamps <= acked)).tolist())
+        rows = self._derived.ended
+        if len(rows):
+            stamps = np.where(self.phase[rows] == Phase.STOPPED, self.state_stamp[rows], self.stamp[rows])
+            self.apply(Input.ACKED, rows[(stamps > 0) & (stamps <= acked)].tolist())
 
     def _apply(self, inputs: U8, rows: Rows, orders: _Orders | None = None) -> None:
         """Apply one input to each row by the rules. orders: of the rows, if the inputs are dispatches."""
@@ -284,8 +284,9 @@ class SpanTable:
     def report_everything(self, *, to_new_owner: bool) -> None:
         """Forget all numbers; the next report, on base 0, names everything. A new owner need not hear of absent spans."""
         if to_new_owner:
-            is_absent = (self.phase[: self.size] == Phase.ABSENT) & (self.stamp[: self.size] > 0)
-            self.apply(Input.ACKED, np.flatnonzero(is_absent).tolist())
+            rows = self._derived.ended
+            is_absent = (self.phase[rows] == Phase.ABSENT) & (self.stamp[rows] > 0)
+            self.apply(Input.ACKED, rows[is_absent].tolist())
             self.state_stamp[: self.size] = 0
         self._row_of_number.clear()
         self.number[: self.size] = 0
@@ -383,6 +384,10 @@ class _Derived:
     @cached_property
     def is_settled(self) -> bool:
         return not CALLS[self._phase].any()
+
+    @cached_property
+    def ended(self) -> Rows:
+        return np.flatnonzero((self._phase == Phase.ABSENT) | (self._phase == Phase.STOPPED))
 
     @cached_property
     def counts(self) -> Mapping[TableState, int]:

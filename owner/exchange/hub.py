@@ -58,39 +58,25 @@ class ExchangeHub:
         self._on_answer, self._may_send, self._credentials, self._clock = on_answer, may_send, credentials, clock
         self._lock = threading.Lock()
         """Guards all below, and makes "may this be sent" and "it is sent" one step."""
-        self._owner_revision = 0
+        self.owner_revision = 0
+        """Of the last term."""
+        self.token: LeadershipToken | None = None
+        """Under which calls may be made; None: nothing may be sent."""
         self._sending = False
-        self._token: LeadershipToken | None = None
         self._clients: dict[CaptureID, ProcessorClient] = {}  # replaced, never changed: read without the lock
         self._closing: list[ProcessorClient] = []
         self._transports = ChangefeedTransports(self._send, self._forget)
-        self._unknown_receivers = self._strays = 0
-        self._closed = False
-
-    @property
-    def owner_revision(self) -> int:
-        """The revision of the last term."""
-        return self._owner_revision
-
-    @property
-    def token(self) -> LeadershipToken | None:
-        return self._token
-
-    @property
-    def unknown_receivers(self) -> int:
+        self.unknown_receivers = 0
         """How many messages were dropped because their capture is not known."""
-        return self._unknown_receivers
-
-    @property
-    def strays(self) -> int:
+        self.strays = 0
         """How many answers were dropped because their changefeed has no Transport."""
-        return self._strays
+        self._closed = False
 
     def set_term(self, owner_revision: int) -> None:
         """Begin a term: what was queued in the former one is dropped. Nothing is sent before `set_active`."""
         with self._lock:
             self._require_open()
-            self._owner_revision, self._sending, self._token = owner_revision, True, None
+            self.owner_revision, self._sending, self.token = owner_revision, True, None
             clients = self._clients
         for client in clients.values():
             client.reset()
@@ -98,7 +84,7 @@ class ExchangeHub:
     def stop_sending(self) -> None:
         """End the term: no new call starts before the next `set_term`, and the answers of calls under way are dropped."""
         with self._lock:
-            self._sending, self._token = False, None
+            self._sending, self.token = False, None
             clients = self._clients
         for client in clients.values():
             client.reset()
@@ -112,9 +98,9 @@ class ExchangeHub:
         ordered = tuple(sorted(active))
         with self._lock:
             self._require_open()
-            if not self._sending or (self._token is not None and self._token.active == ordered):
+            if not self._sending or (self.token is not None and self.token.active == ordered):
                 return
-            self._token = LeadershipToken(self._owner_revision, ordered)
+            self.token = LeadershipToken(self.owner_revision, ordered)
             clients = self._clients
         for client in clients.values():
             client.wake()
@@ -152,7 +138,7 @@ class ExchangeHub:
     def close(self) -> None:
         """End the term and all threads, and wait for them. Idempotent."""
         with self._lock:
-            self._closed, self._sending, self._token = True, False, None
+            self._closed, self._sending, self.token = True, False, None
             clients = [*self._clients.values(), *self._closing]
             self._clients, self._closing = {}, []
         for client in clients:
@@ -173,7 +159,7 @@ class ExchangeHub:
                 client.send(queued)
             else:
                 with self._lock:
-                    self._unknown_receivers += len(queued)
+                    self.unknown_receivers += len(queued)
 
     def _forget(self, changefeed: ChangefeedID, changefeed_epoch: int) -> None:
         for client in self._clients.values():
@@ -183,17 +169,17 @@ class ExchangeHub:
 
     def start_call(self, token: LeadershipToken, start: Callable[[], grpc.Future]) -> grpc.Future | None:
         with self._lock:
-            if self._token is None or self._token.owner_revision != token.owner_revision or not self._may_send():
+            if self.token is None or self.token.owner_revision != token.owner_revision or not self._may_send():
                 return None
             return start()
 
     def deliver(self, answer: Batch) -> None:
         """Put the messages of an answer into the inboxes of their changefeeds, unless the term of the call is over."""
         with self._lock:
-            if self._token is None or self._token.owner_revision != answer.owner_revision:
+            if self.token is None or self.token.owner_revision != answer.owner_revision:
                 return
             delivered = self._transports.deliver(answer.messages)
-            self._strays += len(answer.messages) - len(delivered)
+            self.strays += len(answer.messages) - len(delivered)
         if delivered:
             self._on_answer(any(map(_matters, delivered)))
 

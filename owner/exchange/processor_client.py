@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import grpc
@@ -58,7 +58,7 @@ class LeadershipToken:
     active: tuple[ActiveChangefeed, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProcessorClientView:
     """The state of one client, for status and metrics.
 
@@ -70,15 +70,15 @@ class ProcessorClientView:
     capture_id: str
     address: str
     version: int
-    exchanges: int
-    failures: int
-    exchange_s: float
-    consecutive_failures: int
-    failing_ms: int | None
-    last_error: str
-    in_flight_ms: int | None
-    queued: int
-    dropped: int
+    exchanges: int = 0
+    failures: int = 0
+    exchange_s: float = 0.0
+    consecutive_failures: int = 0
+    failing_ms: int | None = None
+    last_error: str = ""
+    in_flight_ms: int | None = None
+    queued: int = 0
+    dropped: int = 0
 
 
 class ProcessorClientHost(Protocol):
@@ -122,9 +122,7 @@ class ProcessorClient:
         self._idle_at = 0.0
         self._confirmed: LeadershipToken | None = None  # the last one under which the processor answered
         self._failing_since: float | None = None
-        self._exchanges = self._failures = self._consecutive_failures = self._unsendable = 0
-        self._exchange_s = 0.0
-        self._last_error = ""
+        self._view = ProcessorClientView(capture.id, capture.address, version)
         self._channel = RenewedChannel(capture.address, credentials)
         self.thread = run_thread(f"exchange-{capture.id}", self._run)
 
@@ -161,19 +159,12 @@ class ProcessorClient:
     def view(self) -> ProcessorClientView:
         now = self._clock()
         with self._condition:
-            return ProcessorClientView(
-                capture_id=self.capture.id,
-                address=self.capture.address,
-                version=self.version,
-                exchanges=self._exchanges,
-                failures=self._failures,
-                exchange_s=self._exchange_s,
-                consecutive_failures=self._consecutive_failures,
+            return replace(
+                self._view,
                 failing_ms=_age_ms(self._failing_since, now),
-                last_error=self._last_error,
                 in_flight_ms=_age_ms(self._call_at, now),
                 queued=len(self._outbox),
-                dropped=self._outbox.dropped + self._unsendable,
+                dropped=self._view.dropped + self._outbox.dropped,
             )
 
     # The client's thread ---------------------------------------------------------------------------------------------
@@ -196,7 +187,7 @@ class ProcessorClient:
 
     def _due_at(self, token: LeadershipToken) -> float:
         # A new active set goes out at once, but not more often than idle calls while the processor does not answer.
-        is_new = self._confirmed is not token and not self._consecutive_failures
+        is_new = self._confirmed is not token and not self._view.consecutive_failures
         return self._not_before if is_new or len(self._outbox) else max(self._not_before, self._idle_at)
 
     def _exchange(self, token: LeadershipToken) -> None:
@@ -229,8 +220,8 @@ class ProcessorClient:
             raise CodecError(f"cannot be sent: {error}") from None
         for _, reason in self._outbox.fill(builder, token.owner_revision):
             with self._condition:
-                self._unsendable += 1
-                self._last_error = f"a message cannot be sent: {reason}"[:MAX_ERROR_CHARS]
+                self._view.dropped += 1
+                self._view.last_error = f"a message cannot be sent: {reason}"[:MAX_ERROR_CHARS]
         return builder.finish()
 
     def _start(self, request: bytes) -> grpc.Future:
@@ -238,7 +229,7 @@ class ProcessorClient:
         call = method.future(request, timeout=self._config.exchange_timeout_ms / 1000)
         with self._condition:
             self._call, self._call_at = call, self._clock()
-            self._exchanges += 1
+            self._view.exchanges += 1
             self._idle_at = self._call_at + self._config.idle_exchange_ms / 1000
             closed = self._closed
         if closed:
@@ -260,16 +251,16 @@ class ProcessorClient:
         with self._condition:
             self._confirmed = token
             failed_for_ms = _age_ms(self._failing_since, self._clock())
-            self._consecutive_failures, self._failing_since = 0, None
+            self._view.consecutive_failures, self._failing_since = 0, None
         if failed_for_ms is not None:
             _log.info("exchange_recovered", capture=self.capture.id, failed_for_ms=failed_for_ms)
 
     def _failed(self, reason: str) -> None:
         reason = reason[:MAX_ERROR_CHARS]
         with self._condition:
-            self._failures += 1
-            self._consecutive_failures += 1
-            self._last_error = reason
+            self._view.failures += 1
+            self._view.consecutive_failures += 1
+            self._view.last_error = reason
             is_first = self._failing_since is None
             if is_first:
                 self._failing_since = self._clock()
@@ -279,7 +270,7 @@ class ProcessorClient:
     def _ended(self) -> None:
         with self._condition:
             if self._call_at is not None:
-                self._exchange_s += self._clock() - self._call_at
+                self._view.exchange_s += self._clock() - self._call_at
             self._call = self._call_at = None
 
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +51,22 @@ UNREPORTED = np.uint64(2**64 - 1)
 
 _NO_SPAN = Span(0)
 _FIRST_CAPACITY = 64
+
+
+_T = TypeVar("_T")
+
+
+def _cached(method: Callable[[SpanTable], _T]) -> Callable[[SpanTable], _T]:
+    """Keep the result of a method until a phase or a number changes."""
+    name = method.__name__
+
+    def cached(self: SpanTable) -> _T:
+        if name not in self._cache:
+            self._cache[name] = method(self)
+        result: _T = self._cache[name]
+        return result
+
+    return cached
 
 
 class SpanTable:
@@ -87,7 +102,7 @@ class SpanTable:
         self._row_of_span: dict[Span, int] = {}
         self._row_of_number: dict[int, int] = {}
         self._free: list[int] = []
-        self._derived = _Derived(self)  # replaced whenever a phase or a number changes
+        self._cache: dict[str, Any] = {}  # of the methods marked so; emptied whenever a phase or a number changes
 
     # What is there ---------------------------------------------------------------------------------------------------
 
@@ -103,19 +118,40 @@ class SpanTable:
 
     def is_settled(self) -> bool:
         """Return whether no call of the executor is due."""
-        return not self.to_raise and self._derived.is_settled
+        return not self.to_raise and not self._has_calls_due()
 
+    @_cached
+    def _has_calls_due(self) -> bool:
+        return bool(CALLS[self.phase[: self.size]].any())
+
+    @_cached
     def counts(self) -> Mapping[TableState, int]:
         """Return how many spans are in each state; ABSENT is left out."""
-        return self._derived.counts
+        counts: Counter[TableState] = Counter()
+        for phase, spans in enumerate(np.bincount(self.phase[: self.size], minlength=len(Phase)).tolist()):
+            counts[REPORTED[Phase(phase)]] += spans
+        del counts[TableState.ABSENT]
+        return counts
 
+    @_cached
     def observed(self) -> tuple[Rows, list[Span]]:
         """Return the rows to ask the executor about, and their spans; the same list object until one of them changes."""
-        return self._derived.observed
+        rows = np.flatnonzero(OBSERVED[self.phase[: self.size]])
+        return rows, [self.spans[row] for row in rows.tolist()]
 
+    @_cached
     def held(self) -> tuple[int, int]:
         """Return how many spans are neither Absent nor Stopped, and the checksum over those that have a number."""
-        return self._derived.held
+        states, numbers = STATE_CODES[self.phase[: self.size]], self.number[: self.size]
+        is_held = (states != TableState.ABSENT.code) & (states != TableState.STOPPED.code)
+        numbered = is_held & (numbers != 0)
+        return int(is_held.sum()), span_checksum(numbers[numbered], states[numbered])
+
+    @_cached
+    def _ended(self) -> Rows:
+        """Return the rows that are Absent or Stopped."""
+        phases = self.phase[: self.size]
+        return np.flatnonzero((phases == Phase.ABSENT) | (phases == Phase.STOPPED))
 
     # The engine ------------------------------------------------------------------------------------------------------
 
@@ -146,7 +182,7 @@ class SpanTable:
 
     def acknowledge(self, acked: int) -> None:
         """Note that the owner has applied every report up to number `acked`: rows that have ended are forgotten or freed."""
-        rows = self._derived.ended
+        rows = self._ended()
         if len(rows):
             stamps = np.where(self.phase[rows] == Phase.STOPPED, self.state_stamp[rows], self.stamp[rows])
             self.apply(Input.ACKED, rows[(stamps > 0) & (stamps <= acked)].tolist())
@@ -160,7 +196,7 @@ class SpanTable:
             name, phase = Input(inputs[place]).name, Phase(before[place]).name
             raise ImpossibleInputError(f"{name} of span {self.spans[rows[place]]} in phase {phase}")
         self.phase[rows] = then
-        self._derived = _Derived(self)
+        self._cache.clear()
         changed = rows[STATE_CODES[before] != STATE_CODES[then]]
         self.state_stamp[changed] = 0
         self._mark(changed)
@@ -182,16 +218,13 @@ class SpanTable:
     # The effects -----------------------------------------------------------------------------------------------------
 
     def _start(self, rows: Rows, orders: _Orders) -> None:
-        self._set_start(rows, orders)
+        self.start_ts[rows], self.start_resolved_ts[rows] = orders.checkpoint_ts, orders.resolved_ts
         self.prepared_from[rows] = self.checkpoint_ts[rows] = orders.checkpoint_ts
         self.resolved_ts[rows] = orders.resolved_ts
         self.last_synced_ts[rows] = self.granted_epoch[rows] = self.epoch[rows] = self.stats_stamp[rows] = 0
 
-    def _set_start(self, rows: Rows, orders: _Orders) -> None:
-        self.start_ts[rows], self.start_resolved_ts[rows] = orders.checkpoint_ts, orders.resolved_ts
-
     def _grant(self, rows: Rows, orders: _Orders) -> None:
-        self._set_start(rows, orders)
+        self.start_ts[rows], self.start_resolved_ts[rows] = orders.checkpoint_ts, orders.resolved_ts
         self.granted_epoch[rows] = orders.epochs
 
     def _keep_grant(self, rows: Rows, orders: _Orders) -> None:
@@ -284,7 +317,7 @@ class SpanTable:
     def report_everything(self, *, to_new_owner: bool) -> None:
         """Forget all numbers; the next report, on base 0, names everything. A new owner need not hear of absent spans."""
         if to_new_owner:
-            rows = self._derived.ended
+            rows = self._ended()
             is_absent = (self.phase[rows] == Phase.ABSENT) & (self.stamp[rows] > 0)
             self.apply(Input.ACKED, rows[is_absent].tolist())
             self.state_stamp[: self.size] = 0
@@ -292,7 +325,7 @@ class SpanTable:
         self.number[: self.size] = 0
         for stamps in (self.stamp[: self.size], self.stats_stamp[: self.size]):
             stamps[stamps > 0] = UNREPORTED
-        self._derived = _Derived(self)
+        self._cache.clear()
 
     # Rows ------------------------------------------------------------------------------------------------------------
 
@@ -311,7 +344,7 @@ class SpanTable:
         self.number[row] = number
         if number:
             self._row_of_number[number] = row
-        self._derived = _Derived(self)
+        self._cache.clear()
 
     def _new_row(self, span: Span) -> int:
         if self._free:
@@ -369,42 +402,3 @@ _EFFECTS: dict[Effect, Callable[[SpanTable, Rows, _Orders], None]] = {
     Effect.FORGET: SpanTable._forget,
     Effect.FREE: SpanTable._free_rows,
 }
-
-
-class _Derived:
-    """What follows from the phases and numbers, each computed when it is first asked for."""
-
-    def __init__(self, table: SpanTable) -> None:
-        self._table = table
-
-    @property
-    def _phase(self) -> U8:
-        return self._table.phase[: self._table.size]
-
-    @cached_property
-    def is_settled(self) -> bool:
-        return not CALLS[self._phase].any()
-
-    @cached_property
-    def ended(self) -> Rows:
-        return np.flatnonzero((self._phase == Phase.ABSENT) | (self._phase == Phase.STOPPED))
-
-    @cached_property
-    def counts(self) -> Mapping[TableState, int]:
-        counts: Counter[TableState] = Counter()
-        for phase, spans in enumerate(np.bincount(self._phase, minlength=len(Phase)).tolist()):
-            counts[REPORTED[Phase(phase)]] += spans
-        del counts[TableState.ABSENT]
-        return counts
-
-    @cached_property
-    def observed(self) -> tuple[Rows, list[Span]]:
-        rows = np.flatnonzero(OBSERVED[self._phase])
-        return rows, [self._table.spans[row] for row in rows.tolist()]
-
-    @cached_property
-    def held(self) -> tuple[int, int]:
-        states, numbers = STATE_CODES[self._phase], self._table.number[: self._table.size]
-        is_held = (states != TableState.ABSENT.code) & (states != TableState.STOPPED.code)
-        numbered = is_held & (numbers != 0)
-        return int(is_held.sum()), span_checksum(numbers[numbered], states[numbered])

@@ -25,7 +25,7 @@ from types import MappingProxyType
 
 import structlog
 
-from processor.agent.agent import Agent, AgentConfig, new_agent
+from processor.agent.agent import Agent, new_agent
 from processor.agent.dispatch_log import DispatchLog
 from processor.agent.unavailable_executor import UnavailableExecutor
 from processor.service.exchange_server import ExchangeServer, PendingExchange
@@ -115,8 +115,6 @@ class AgentHost:
         liveness: Liveness,
         interval_ms: int = 2_000,
         unsettled_interval_ms: int = 10,
-        agent_config: AgentConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """may_act: whether this capture's lease is valid at this moment; no agent is ticked while it is not."""
         self._capture_id = capture_id
@@ -126,15 +124,13 @@ class AgentHost:
         self._liveness = liveness
         self._interval_s = interval_ms / 1000
         self._unsettled_interval_s = unsettled_interval_ms / 1000
-        self._agent_config = agent_config if agent_config is not None else AgentConfig()
-        self._clock = clock
         self._slots: dict[ChangefeedID, _Slot] = {}
         self._results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: list[tuple[PendingExchange, int]] = []  # and how many messages had been sent in its first round
         self._is_settled = True
         self._owner_revision = 0
         self._closing = False
-        self._round_at = self._meter_at = clock()
+        self._round_at = self._meter_at = time.monotonic()
         self._views: tuple[SlotView, ...] = ()
         self._dispatches = DispatchLog(capture_id)
 
@@ -150,7 +146,7 @@ class AgentHost:
 
     def silence_s(self) -> float:
         """Return the seconds since the last round began: many if a call of an executor does not return."""
-        return self._clock() - self._round_at
+        return time.monotonic() - self._round_at
 
     def close(self) -> None:
         """Make the loop close every agent and then end. Returns at once; idempotent."""
@@ -163,7 +159,7 @@ class AgentHost:
         """Return once `close` was called and no agent of this capture can write."""
         while not self._closing or self._slots:
             self._server.wait(self._pause_s())
-            self._round_at = self._clock()
+            self._round_at = time.monotonic()
             arrived = self._server.take()
             for pending in arrived:
                 self._receive(pending)
@@ -184,7 +180,7 @@ class AgentHost:
         if not self._is_settled:
             return self._unsettled_interval_s
         retries = [slot.retry_at for slot in self._slots.values() if slot.phase is SlotPhase.IDLE and slot.wanted]
-        return max(self._unsettled_interval_s, min([self._interval_s, *(at - self._clock() for at in retries)]))
+        return max(self._unsettled_interval_s, min([self._interval_s, *(at - time.monotonic() for at in retries)]))
 
     def _receive(self, pending: PendingExchange) -> None:
         """Note which changefeeds the owner wants, and hand its messages to the agents."""
@@ -216,8 +212,8 @@ class AgentHost:
         self._waiting = [(pending, before) for pending, before in self._waiting if pending.is_open]
 
     def _publish(self) -> None:
-        if self._clock() >= self._meter_at:
-            self._meter_at = self._clock() + METER_INTERVAL_S
+        if time.monotonic() >= self._meter_at:
+            self._meter_at = time.monotonic() + METER_INTERVAL_S
             for slot in self._slots.values():
                 is_running = slot.serving is not None and slot.phase is SlotPhase.RUNNING
                 slot.meter = meter_of(slot.serving.executor) if slot.serving is not None and is_running else None
@@ -227,7 +223,7 @@ class AgentHost:
         """Take the slot's next step towards what is wanted of it."""
         if self._closing:
             slot.wanted = 0
-        now = self._clock()
+        now = time.monotonic()
         if slot.serving is not None and slot.serving.epoch != slot.wanted:
             self._stop_serving(slot)
         if slot.phase is SlotPhase.OPENING and slot.epoch == slot.wanted and now >= slot.opening_since + SLOW_OPEN_S:
@@ -248,7 +244,6 @@ class AgentHost:
             transport=transport,
             executor=executor,
             liveness=self._liveness,
-            config=self._agent_config,
         )
         slot.serving = _Serving(slot.epoch, executor, agent, transport)
 
@@ -282,7 +277,7 @@ class AgentHost:
             _log.error("agent_cannot_start", changefeed=str(slot.changefeed), epoch=slot.epoch, error=error)
         pause_s = slot.backoff.next_s()
         if slot.wanted == slot.epoch:
-            slot.retry_at = self._clock() + pause_s
+            slot.retry_at = time.monotonic() + pause_s
             self._refuse_spans(slot, error)
         else:
             slot.retry_at = 0.0

@@ -1,7 +1,7 @@
-"""The one way into a thread that owns something: a bounded mailbox, and a wake-up that is never lost.
+"""A bounded mailbox for the thread that owns something, with a wake-up that is never lost.
 
-Many threads put and wake, one thread waits and takes. A full mailbox refuses: the sender decides what that means (a lost
-message, an error to a caller), so that nothing is ever queued without a bound.
+Many threads put and wake, one thread waits and takes. A full mailbox refuses, and the sender decides what that means (a lost
+message, an error to a caller), so that nothing is queued without a bound.
 """
 
 from __future__ import annotations
@@ -19,45 +19,41 @@ class Mailbox(Generic[_T]):
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"a mailbox holds at least one item, not {capacity}")
-        self.capacity = capacity
+        self._capacity = capacity
         self._items: deque[_T] = deque()
         self._condition = threading.Condition()
         self._awake = False
-        self._refused = 0
+        self.refused = 0
+        """How many items did not fit since the start."""
 
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
-    def refused(self) -> int:
-        """How many items did not fit since the start."""
-        return self._refused
-
     def put(self, item: _T) -> bool:
-        """Takes the item in and wakes the owner; False (and counted) when the mailbox is full. Never blocks."""
+        """Add the item and wake the owner; False (and counted) if the mailbox is full. Never blocks."""
         with self._condition:
-            if len(self._items) >= self.capacity:
-                self._refused += 1
+            if len(self._items) >= self._capacity:
+                self.refused += 1
                 return False
             self._items.append(item)
             self._condition.notify_all()
             return True
 
     def wake(self) -> None:
-        """Lets the present or the next `wait` return at once. Never blocks."""
+        """Make the present or the next `wait` return at once. Never blocks."""
         with self._condition:
             self._awake = True
             self._condition.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """True as soon as there is an item, or `wake` was called since the last wait; False after timeout_s."""
+        """Return True as soon as there is an item or `wake` was called since the last wait, False after timeout_s."""
         with self._condition:
             called = self._condition.wait_for(lambda: self._awake or bool(self._items), max(0.0, timeout_s))
             self._awake = False
             return called
 
     def take(self) -> list[_T]:
-        """All items in their order, the mailbox empty. Never blocks."""
+        """Return all items in their order, and empty the mailbox. Never blocks."""
         with self._condition:
             items = list(self._items)
             self._items.clear()

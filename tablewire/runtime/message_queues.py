@@ -37,21 +37,14 @@ class Outbox:
         self._queue: BoundedFairQueue[Message] = BoundedFairQueue(max_messages, max_rows)
         self._lock = threading.Lock()
         self._fill_lock = threading.Lock()
-        self._accepted = self._dropped = 0
+        self.accepted = 0
+        """How many messages were put in."""
+        self.dropped = 0
+        """How many messages were pushed out by newer ones; replaced heartbeats do not count."""
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._queue)
-
-    @property
-    def accepted(self) -> int:
-        """How many messages were put in since the start."""
-        return self._accepted
-
-    @property
-    def dropped(self) -> int:
-        """How many messages were pushed out by newer ones; replaced heartbeats do not count."""
-        return self._dropped
 
     def put(self, messages: Iterable[Message]) -> None:
         with self._lock:
@@ -59,8 +52,8 @@ class Outbox:
                 is_heartbeat = isinstance(message.body, Heartbeat | HeartbeatResponse)
                 lane = (is_heartbeat, message.changefeed, message.changefeed_epoch)
                 pushed_out = self._queue.put(lane, message, rows_of(message), max_items=1 if is_heartbeat else None)
-                self._accepted += 1
-                self._dropped += 0 if is_heartbeat else pushed_out
+                self.accepted += 1
+                self.dropped += 0 if is_heartbeat else pushed_out
 
     def fill(self, builder: BatchBuilder, owner_revision: int) -> list[tuple[Message, CodecError]]:
         """Move messages of this owner_revision into a batch until it is full, oldest first.
@@ -106,13 +99,9 @@ class ChangefeedTransport:
         self._send, self._forget = send, forget
         self._lock = threading.Lock()
         self._inbox: BoundedFairQueue[Message] = BoundedFairQueue(MAX_INBOX_MESSAGES, MAX_INBOX_ROWS)
-        self._dropped = 0
         self._closed = False
-
-    @property
-    def dropped(self) -> int:
+        self.dropped = 0
         """How many messages were pushed out of the inbox by newer ones of the same sender."""
-        return self._dropped
 
     def send(self, messages: Sequence[Message]) -> None:
         if self._closed:
@@ -132,7 +121,7 @@ class ChangefeedTransport:
 
     def deliver(self, message: Message) -> None:
         with self._lock:
-            self._dropped += self._inbox.put(message.sender, message, rows_of(message))
+            self.dropped += self._inbox.put(message.sender, message, rows_of(message))
 
 
 class ChangefeedTransports:

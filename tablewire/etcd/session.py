@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +39,7 @@ from tablewire.etcd.values import (
     revision_if_applied,
     to_bytes,
 )
-from tablewire.etcd.watch import PrefixWatch, read_prefix
+from tablewire.etcd.watch import OnChange, PrefixWatch, WatchThread, read_prefix
 from tablewire.runtime.sections import ClientTlsSection, EtcdSection
 from tablewire.runtime.tls import PemFiles, PemTexts
 
@@ -79,7 +79,7 @@ class EtcdSession:
         self.endpoints = tuple(endpoints)
         self.members = Members(endpoints, request_timeout_ms=request_timeout_ms, pem=credentials, login=login)
         self._lock = threading.Lock()
-        self._watches: weakref.WeakSet[PrefixWatch] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[WatchThread] = weakref.WeakSet()
 
     # -- reads
 
@@ -174,23 +174,25 @@ class EtcdSession:
 
     # -- watches
 
-    def watch_prefix(
-        self, prefix: str, on_change: Callable[[PrefixState], None] | None = None, *, name: str = "watch"
-    ) -> PrefixWatch:
+    def watch_prefix(self, prefix: str, on_change: OnChange | None = None, *, name: str = "watch") -> PrefixWatch:
         """Return a watch of all keys below the prefix; see `PrefixWatch`."""
+        return self.watch_prefixes({prefix: on_change}, name=name)[0]
+
+    def watch_prefixes(self, prefixes: Mapping[str, OnChange | None], *, name: str) -> list[PrefixWatch]:
+        """Return watches that share one stream and one thread, in the order of the prefixes."""
         with self._lock:
             self.members.require_open()
-            watch = PrefixWatch(self.members, prefix, on_change, name=name)
-            self._watches.add(watch)
-        return watch
+            thread = WatchThread(self.members, prefixes, name)
+            self._watches.add(thread)
+        return thread.watches
 
     def close(self) -> None:
         """End all watches and connections. Later calls raise ClosedError. Idempotent."""
         with self._lock:
             self.members.close()
-            watches = list(self._watches)
-        for watch in watches:
-            watch.close()
+            threads = list(self._watches)
+        for thread in threads:
+            thread.close()
 
 
 def _keep_alive(member: Member, request: Any, timeout_s: float, metadata: Metadata) -> Any:

@@ -29,7 +29,7 @@ def test_a_watch_forgets_the_keys_of_another_etcd(tmp_path: Path) -> None:
         for number in range(FORMER_WRITES):
             session.transact([], [Put("/elsewhere", b"%d" % number)])
         # The progress responses, one every second, contain the revisions of writes elsewhere too.
-        wait_until("the watch has heard", lambda: watch._seen_revision > FORMER_WRITES, TIMEOUT_S)
+        wait_until("the watch has heard", lambda: watch._watch_thread._seen_revision > FORMER_WRITES, TIMEOUT_S)
         server.kill()
         shutil.rmtree(tmp_path / server.name / "data")
         server.start()

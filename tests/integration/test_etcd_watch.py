@@ -50,6 +50,11 @@ def expect(watch: PrefixWatch, wanted: dict[str, bytes]) -> PrefixState:
     return watch.wait_until(lambda state: values(state) == wanted, TIMEOUT_S)
 
 
+def compact(session: EtcdSession, revision: int) -> None:
+    """Delete the history before this revision."""
+    session.members.repeat("compact", lambda member: member.kv.Compact, rpc.CompactionRequest(revision=revision))
+
+
 def test_a_watch_delivers_whole_states(session: EtcdSession, etcd_prefix: str) -> None:
     """Each call receives the whole mapping, from the first state on, without keys of other prefixes; revisions only grow."""
     prefix = f"{etcd_prefix}/p/"
@@ -110,8 +115,7 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
     wait_until("the watch has noticed", lambda: bool(watch.error), TIMEOUT_S)
     session.put(f"{etcd_prefix}/a", b"2")
     session.delete(f"{etcd_prefix}/b")
-    compaction = rpc.CompactionRequest(revision=session.put(f"{etcd_prefix}/c", b"3"))
-    session.members.repeat("compact", lambda member: member.kv.Compact, compaction)
+    compact(session, session.put(f"{etcd_prefix}/c", b"3"))
     proxy.heal()
     expect(watch, {"a": b"2", "c": b"3"})
     session.put(f"{etcd_prefix}/a", b"4")
@@ -140,8 +144,8 @@ def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str, monkey
     monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 1.0)
     watch = session.watch_prefix(f"{etcd_prefix}/")
     watch.wait_loaded(TIMEOUT_S)
-    start = watch._heard_at
-    wait_until("etcd was heard for two stall timeouts", lambda: watch._heard_at - start > 2.0, TIMEOUT_S)
+    start = watch._watch_thread._heard_at
+    wait_until("etcd was heard for two stall timeouts", lambda: watch._watch_thread._heard_at - start > 2.0, TIMEOUT_S)
     assert not watch.error
 
 
@@ -156,3 +160,34 @@ def test_a_watch_waits_for_etcd(etcd_prefix: str, etcd_server: EtcdServer, proxy
     proxy.heal()
     assert values(watch.wait_loaded(TIMEOUT_S)) == {}
     session.close()
+
+
+def test_watches_on_one_stream_are_independent(
+    session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str
+) -> None:
+    """Each has the state of its own prefix and resumes from its own revision; one that was compacted away loads itself again."""
+    session.put(f"{etcd_prefix}/a/1", b"1")
+    calls: list[str] = []
+    prefixes = {
+        f"{etcd_prefix}/a/": lambda _state: calls.append("a"),
+        f"{etcd_prefix}/b/": lambda _state: calls.append("b"),
+    }
+    first, second = watcher.watch_prefixes(prefixes, name="watch")
+    assert (values(first.wait_loaded(TIMEOUT_S)), values(second.wait_loaded(TIMEOUT_S))) == ({"1": b"1"}, {})
+    session.put(f"{etcd_prefix}/b/2", b"2")
+    expect(second, {"2": b"2"})
+    session.transact([], [Put(f"{etcd_prefix}/a/1", b"3"), Put(f"{etcd_prefix}/b/2", b"3")])
+    expect(first, {"1": b"3"})
+    expect(second, {"2": b"3"})
+    wait_until("on_change was called for each change", lambda: sorted(calls) == ["a", "a", "b", "b", "b"], TIMEOUT_S)
+    proxy.refuse()
+    wait_until("both have noticed", lambda: bool(first.error and second.error), TIMEOUT_S)
+    session.put(f"{etcd_prefix}/a/1", b"4")
+    session.delete(f"{etcd_prefix}/a/1")
+    compact(session, session.put(f"{etcd_prefix}/b/2", b"4"))
+    proxy.heal()
+    expect(first, {})
+    expect(second, {"2": b"4"})
+    wait_until("both are well", lambda: not first.error and not second.error, TIMEOUT_S)
+    second.close()
+    assert len(calls) >= 7

@@ -1,4 +1,5 @@
-"""The configuration of the owner service: every key with its default, bounds and unit. See `tablewire.runtime.config`."""
+"""The configuration of the owner service: every key with its default, bounds and unit. See
+`tablewire.runtime.config`."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class OwnerExchangeSection(Section, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSection(SchedulerConfig):
-    """The settings of every changefeed's scheduler, and of what the owner service does with what schedulers find."""
+    """The settings of every changefeed's scheduler, and of what the owner service does with what
+    schedulers find."""
 
     capture_evict_ms: int = setting(
         60_000,

@@ -1,10 +1,13 @@
-"""The owner's life: campaign -> gather -> tick -> send -> wait, and step down on any doubt.
+"""The owner process: it campaigns, leads for one term after another, and serves the admin API and
+HTTP all the time.
 
-Threads: main (waits for a signal), "tick" (campaigns; in a term it owns all schedulers, see term.py), "lease" and "watch owner"
-(election), "watch" (captures, changefeeds, drains), "store" (writes to etcd), "changefeed ..." (one a source), "exchange-..."
-(one a capture), "admin" (gRPC's pool), "http".
+Threads: main (waits for a signal), "tick" (campaigns; during a term it owns all schedulers),
+"lease" and "watch owner" (election), "watch" (the state in etcd), "store" (writes to etcd),
+"changefeed ..." (one for each source), "exchange-..." (one for each processor), "admin" (gRPC's
+pool), "http".
 
-`OwnerService` is also the `OwnerPort` of the admin API, which reads what the last round left and never waits for a tick.
+`OwnerService` is the `OwnerPort` of the admin API, which reads the result of the last round and
+never waits for a tick.
 """
 
 from __future__ import annotations
@@ -50,18 +53,18 @@ EXIT_FAILED = 1
 CAMPAIGN_WAIT_S = 1.0
 STOP_TIMEOUT_S = 10.0
 HANGS_AFTER_S = 15.0
-"""Without a tick for this long /healthz says so, and leadership is given up."""
+"""After this long without a tick, /healthz fails and the owner resigns."""
 HEALTH_INTERVAL_S = 1.0
-"""How often this process looks at itself."""
 
 _log = structlog.get_logger("owner.service")
 
 
 class OwnerService:
-    """run: the main thread. All else: any thread."""
+    """run: the main thread. Everything else: any thread."""
 
     def __init__(self, config: OwnerConfig, shutdown: Shutdown, *, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> None:
-        """Binds the ports (OperatingError when one cannot be had); nothing runs before `run`. protocols: of the wire."""
+        """Bind the ports (OperatingError if one is not free). Nothing runs before `run`. protocols:
+        of the wire."""
         self._protocols = protocols
         self._config = config
         self.cluster = config.cluster
@@ -111,7 +114,8 @@ class OwnerService:
     # -- the main thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until asked to stop; the exit code. OperatingError when etcd does not answer at the start in time."""
+        """Serve until asked to stop, and return the exit code. OperatingError: etcd did not answer
+        in time at the start."""
         if self._http is not None:
             self._http.start()
         timeout_ms = self._config.etcd.start_timeout_ms
@@ -129,7 +133,7 @@ class OwnerService:
             http=f"{self._http.host}:{self._http.port}" if self._http is not None else "",
             cluster=self._config.cluster,
         )
-        self._look_at_itself()
+        self._monitor()
         _log.info("stopping", reason=self._shutdown.reason, leading=self.is_leading())
         self._stopping = True
         term = self.term
@@ -141,22 +145,26 @@ class OwnerService:
         _log.info("owner_left")
         return EXIT_DONE
 
-    def _look_at_itself(self) -> None:
-        """Until asked to stop: gRPC's health says what /readyz does, and a leader whose tick hangs lets another one lead. Seen
-        twice, since a process that was stopped as a whole and wakes up has not ticked for long either."""
+    def _monitor(self) -> None:
+        """Until asked to stop, keep gRPC's health equal to /readyz, and resign if the tick hangs.
+        That has to be seen twice: a process that was stopped by SIGSTOP has not ticked for long
+        either when it continues."""
         hung_before = False
         while True:
             hung = self._healthy()
             self._health.set_serving(not self._ready())
             if hung and hung_before and self.election.leadership() is not None:
                 _log.error("tick_hangs", reason=hung)
-                try:
-                    self.election.resign()
-                except (EtcdError, ClosedError) as error:
-                    _log.warning("resign_failed", reason=str(error))
+                self._resign()
             hung_before = bool(hung)
             if self._shutdown.wait(HEALTH_INTERVAL_S):
                 return
+
+    def _resign(self) -> None:
+        try:
+            self.election.resign()
+        except (EtcdError, ClosedError) as error:
+            _log.warning("resign_failed", reason=str(error))
 
     def _close(self) -> None:
         self._health.leave()
@@ -188,9 +196,10 @@ class OwnerService:
             session=self._session,
             election=self.election,
             hub=self._hub,
+            changefeeds=self.changefeeds,
             counters=self._metrics.placement,
             observe_tick=self._metrics.tick_seconds.observe,
-            former_workers=self._workers,
+            previous_workers=self._workers,
             protocols=self._protocols,
         )
         if self._stopping:
@@ -200,11 +209,7 @@ class OwnerService:
         _log.warning("steps_down", owner_revision=leadership.revision, reason=reason)
         now = self.election.leadership()
         if now is not None and now.revision == leadership.revision:
-            # It was asked to: the key goes at once, so that the next owner does not have to wait for it.
-            try:
-                self.election.resign()
-            except (EtcdError, ClosedError) as error:
-                _log.warning("resign_failed", reason=str(error))
+            self._resign()  # the term was stopped; the next owner must not have to wait for the lease
         term.close()
         self._workers = term.workers
 
@@ -226,7 +231,8 @@ class OwnerService:
         return leadership.deadline - lease_clock() if leadership is not None else None
 
     def _may_send(self) -> bool:
-        """Under the hub's lock, right before each Exchange: the term that it speaks for is the one that leads now."""
+        """Return whether the term of the hub leads now. Called under the hub's lock right before
+        each Exchange."""
         leadership = self.election.leadership()
         return leadership is not None and leadership.revision == self._hub.owner_revision
 
@@ -235,7 +241,8 @@ class OwnerService:
             self.wake()
 
     def _ready(self) -> str:
-        """A follower is as ready as the leader: it passes calls on. Without etcd nobody knows who leads, whoever did before."""
+        """Return why /readyz fails; empty if it does not. A follower is ready too, since it
+        forwards calls to the leader."""
         if self._stopping:
             return "stopping"
         if self.election.error:
@@ -243,10 +250,11 @@ class OwnerService:
         return self._healthy() if self.election.leader() is not None else "no owner leads"
 
     def _healthy(self) -> str:
-        """Losing etcd is no reason: restarting would not mend it. A thread that fails ends the process by itself."""
+        """Return why /healthz fails; empty if it does not. The loss of etcd is no reason, because a
+        restart would not help."""
         term = self.term
-        silence_s = term.silence_s() if term is not None and term.is_loaded else 0.0
-        return f"no tick for {silence_s:.0f} s" if silence_s > HANGS_AFTER_S else ""
+        since_tick_s = term.since_tick_s() if term is not None and term.is_loaded else 0.0
+        return f"no tick for {since_tick_s:.0f} s" if since_tick_s > HANGS_AFTER_S else ""
 
     # -- OwnerPort, with the attributes above -------------------------------------------------------------------------
 
@@ -258,7 +266,8 @@ class OwnerService:
 
 
 def serve(config: OwnerConfig, protocols: ProtocolVersions = SUPPORTED_VERSIONS) -> None:
-    """Runs an owner until SIGTERM, and ends the process with its exit code. One line on stderr when it cannot start."""
+    """Run an owner until SIGTERM, and exit with its exit code. Print one line on stderr if it
+    cannot start."""
     shutdown = Shutdown()
     shutdown.install()
     try:

@@ -32,9 +32,9 @@ def test_a_hung_tick_is_unhealthy() -> None:
     """/healthz of a leader reports an error if its tick hangs, and no error otherwise."""
     from owner.service import HANGS_AFTER_S, OwnerService
 
-    def healthy(silence_s: float, is_loaded: bool = True) -> str:
+    def healthy(since_tick_s: float, is_loaded: bool = True) -> str:
         service = OwnerService.__new__(OwnerService)
-        service.term = cast(Any, SimpleNamespace(is_loaded=is_loaded, silence_s=lambda: silence_s))
+        service.term = cast(Any, SimpleNamespace(is_loaded=is_loaded, since_tick_s=lambda: since_tick_s))
         return service._healthy()
 
     assert healthy(HANGS_AFTER_S + 1) == f"no tick for {HANGS_AFTER_S + 1:.0f} s"

@@ -1,8 +1,9 @@
-"""What each capture carries over all changefeeds, so that a scheduler can even out the cluster and not its own part alone.
+"""The load of each processor over all changefeeds, so that a scheduler balances the cluster and not
+only its own changefeed.
 
-Schedulers tick one after the other. Each is told what the others carry as they stand at that moment, those that ticked before it
-in this round with what they have just planned: so the first one moves, and the others see that nothing is left to do.
-One thread: the tick's.
+Schedulers tick one after another. Each sees the load of the other changefeeds at that moment,
+including what those that ticked before it in this round have just planned. So the first one moves
+spans, and the next ones find nothing left to do.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ Loads = Mapping[CaptureID, float]
 
 
 class ClusterLoad:
-    """The loads of one round."""
+    """The loads of one round. The tick's thread."""
 
     def __init__(self, loads: Iterable[Loads]) -> None:
-        """loads: of each changefeed."""
+        """loads: one mapping for each changefeed."""
         self._total: dict[CaptureID, float] = {}
         for load in loads:
             self._add(load, 1)
 
     def without(self, own: Loads) -> Loads:
-        """What the other changefeeds carry. own: what is in the total of this one."""
+        """Return the load of the other changefeeds. own: the load of this one, which is part of the
+        total."""
         return {capture: max(0.0, load - own.get(capture, 0.0)) for capture, load in self._total.items()}
 
     def replace(self, before: Loads, after: Loads) -> None:
-        """One changefeed has ticked."""
+        """Replace the load of a changefeed that has ticked."""
         self._add(before, -1)
         self._add(after, 1)
 

@@ -1,7 +1,8 @@
-"""One changefeed in one term of this owner: its worker (the source), its scheduler, and how far it is.
+"""The run of a changefeed in one term: its worker, its scheduler and its progress.
 
-The tick's thread owns a run; `runtime`, `watermark`, `scheduler` and the worker's view are values that any thread may read.
-A run serves one epoch in one duty; pausing, resuming and removing a changefeed end its run and begin another.
+The tick's thread owns a run. `runtime`, `watermark`, `scheduler` and the worker's view are values
+that any thread may read. A run serves one epoch with one duty: pausing, resuming and removing a
+changefeed end its run and start another one.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from tablewire.model.spans import SpanBlock
 
 _log = structlog.get_logger("owner.run")
 
+NewTransport = Callable[[ChangefeedID, int], Transport]
+
 
 @dataclass(frozen=True, slots=True)
 class StoredChangefeed:
-    """A changefeed's record as etcd has it, and the revision of its last change."""
+    """The record of a changefeed in etcd, and the revision of its last change."""
 
     info: ChangefeedInfo
     revision: int
@@ -46,12 +49,12 @@ class StoredChangefeed:
 
 @dataclass(frozen=True, slots=True)
 class ChangefeedRuntime:
-    """What the leader knows of a changefeed beyond what etcd holds; a new value whenever something of it changes.
+    """What the leader knows of a changefeed beyond its record in etcd.
 
-    state: normal, warning, failed, stopped, finished (the text shown to operators). error: why, empty when all is well.
-    watermark: of the last tick, or the stored status while not running. source_ts: where the source is now, 0 = not known.
+    state: the text shown to operators, normal or warning while it runs. error: empty if there is
+    none. watermark: as stored in etcd. source_ts: the position of the source, 0 = not known.
     retained_bytes: what the source keeps on disk for this changefeed, None = not known.
-    table_names: what the filter matched last, id -> `schema.table`.
+    table_names: the tables of the last listing.
     """
 
     state: str
@@ -62,11 +65,8 @@ class ChangefeedRuntime:
     table_names: Mapping[TableID, str] = field(default_factory=dict)
 
 
-NewTransport = Callable[[ChangefeedID, int], Transport]
-
-
 class _ListedSpans:
-    """What the source cut its tables into when it listed them: calling it is the worker's, not the tick's."""
+    """A Splitter that returns the spans of the worker's last listing."""
 
     spans: SpanBlock | None = None
 
@@ -87,24 +87,26 @@ class ChangefeedRun:
         owner_revision: int,
         recorder: EventRecorder,
     ) -> None:
-        """watermark: what etcd knows of it, 0 = nothing."""
+        """watermark: as stored in etcd; 0: none was stored."""
         self.stored = stored
         self.worker = worker
         self.watermark = watermark
         self.stored_watermark = watermark
-        """What stands in etcd, and what operators are shown: it never goes back, whoever leads next."""
+        """The watermark in etcd, which is what operators see: it never goes back, even when another
+        owner takes over."""
         self.scheduler: SchedulerAndInfo | None = None
+        self.is_quiet = False
+        """Whether the last tick found that nothing moves: no checkpoint, no span, no job, no
+        position of the source."""
+        self.load: Loads = {}
+        """The weight that this changefeed brings to each capture, including its planned moves."""
         self._owner_id = owner_id
         self._owner_revision = owner_revision
+        self._recorder = recorder
         self._listed = _ListedSpans()
         self._drains: frozenset[CaptureID] = frozenset()
-        self.is_quiet = False
-        """Whether its last tick found that nothing moves: no checkpoint, no span, no job, no position of the source."""
-        self.load: Loads = {}
-        """What it brings, or will bring, to each capture, as its last tick left it."""
-        self._elsewhere: Loads = {}
+        self._load_elsewhere: Loads = {}
         self._lag = SourceLag()
-        self._recorder = recorder
 
     @property
     def changefeed(self) -> ChangefeedID:
@@ -124,8 +126,11 @@ class ChangefeedRun:
 
     @property
     def active(self) -> ActiveChangefeed | None:
-        """What the processors are told: from the moment on from which etcd says where it starts. That holds before this owner
-        has reached the source too, or every change of the leader would close all agents."""
+        """What processors are told to run; None before etcd has the start position.
+
+        It does not depend on the source being reachable: otherwise each change of the leader would
+        close all agents.
+        """
         if self.duty is not Duty.RUN or not self.start_ts or self.worker.view.fatal:
             return None
         return ActiveChangefeed(self.changefeed, self.epoch)
@@ -135,21 +140,23 @@ class ChangefeedRun:
         return self.duty is Duty.RUN and 0 < self.stored.info.target_ts <= self.watermark.checkpoint_ts
 
     def serves(self, stored: StoredChangefeed) -> bool:
-        """Whether this run is the right one for the record as it stands now."""
+        """Return whether this run fits the record as it is now."""
         return stored.info.epoch == self.epoch and stored.duty is self.duty
 
-    def continue_from(self, former: ChangefeedRun) -> None:
-        """A former run of the same changefeed in this term may know more than was stored."""
-        self.watermark = max(self.watermark, former.watermark, key=lambda watermark: watermark.checkpoint_ts)
+    def continue_from(self, previous: ChangefeedRun) -> None:
+        """Take over the watermark of an earlier run of this changefeed, which may be ahead of the
+        stored one."""
+        self.watermark = max(self.watermark, previous.watermark, key=lambda watermark: watermark.checkpoint_ts)
 
     def lag_s(self) -> float | None:
-        """How long ago the source was where the stored checkpoint is; None: not known. Any thread."""
+        """Return how far the stored checkpoint is behind the source, in seconds; None: not known.
+        Any thread."""
         if not self.worker.view.source_ts or not self.stored_watermark.checkpoint_ts:
             return None
         return self._lag.seconds(self.stored_watermark.checkpoint_ts, time.monotonic())
 
     def was_stored(self, watermark: Watermark) -> None:
-        """By the thread that stores it."""
+        """Called by the thread that stores it."""
         self.stored_watermark = watermark
         self.worker.stored_checkpoint_ts = watermark.checkpoint_ts
 
@@ -161,9 +168,10 @@ class ChangefeedRun:
         new_transport: NewTransport,
         config: SchedulerConfig,
     ) -> None:
-        """One tick, once it is known where it starts and which tables there are. cluster: None while it is alone."""
+        """Tick the scheduler, once the start position and the tables are known. cluster: None if
+        this is the only changefeed."""
         view = self.worker.view
-        self._lag.note(view.source_ts, self.stored_watermark.checkpoint_ts, time.monotonic())
+        self._lag.observe(view.source_ts, self.stored_watermark.checkpoint_ts, time.monotonic())
         self.is_quiet = self.active is None or view.table_ids is None
         if self.active is None or view.table_ids is None:
             return
@@ -176,16 +184,16 @@ class ChangefeedRun:
                 changefeed_epoch=self.epoch,
                 transport=new_transport(self.changefeed, self.epoch),
                 config=config,
-                cluster_load=lambda: self._elsewhere,
+                cluster_load=lambda: self._load_elsewhere,
                 splitter=self._listed,
             )
             _log.info("changefeed_scheduled", changefeed=str(self.changefeed), epoch=self.epoch, tables=len(view.table_ids))
         scheduler = self.scheduler
-        self._hand_over_drains(scheduler, drains)
-        self._elsewhere = cluster.without(self.load) if cluster is not None else {}
+        self._pass_on_drains(scheduler, drains)
+        self._load_elsewhere = cluster.without(self.load) if cluster is not None else {}
         bound = self.stored.info.target_ts or TS_MAX
         if not len(view.table_ids):
-            # Nothing is left to do up to where the source was when it had no table; TS_MAX would make a later table start there.
+            # Without tables the source is replicated up to its position; with TS_MAX a later table would start there.
             bound = min(bound, view.source_ts)
         checkpoint_ts = max(self.start_ts, self.watermark.checkpoint_ts)
         watermark = scheduler.tick(checkpoint_ts, view.table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
@@ -193,12 +201,14 @@ class ChangefeedRun:
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
         self._recorder.record(scheduler.events())
-        before, self.load = self.load, scheduler.snapshot().loads_to_come() if cluster is not None else {}
         if cluster is not None:
+            before, self.load = self.load, scheduler.snapshot().loads_to_come()
             cluster.replace(before, self.load)
+        else:
+            self.load = {}
 
     def runtime(self) -> ChangefeedRuntime:
-        """What operators see."""
+        """Return what operators see."""
         view, info = self.worker.view, self.stored.info
         state, error = info.state, info.error
         if state.runs:
@@ -216,24 +226,24 @@ class ChangefeedRun:
         )
 
     def close(self) -> None:
-        """Ends scheduling at once, and the worker after the call that it is in."""
+        """Stop scheduling at once, and the worker after its current call."""
         self.worker.stop()
         self._recorder.close()
         scheduler, self.scheduler = self.scheduler, None
         if scheduler is not None:
             scheduler.close()
 
-    def _hand_over_drains(self, scheduler: SchedulerAndInfo, drains: Set[CaptureID]) -> None:
-        handed = set(self._drains & drains)
+    def _pass_on_drains(self, scheduler: SchedulerAndInfo, drains: Set[CaptureID]) -> None:
+        passed_on = set(self._drains & drains)
         for target in sorted(drains - self._drains):
             try:
                 scheduler.drain_capture(target)
-                handed.add(target)
+                passed_on.add(target)
             except UnknownCaptureError:
-                continue  # it has gone, or it has registered since the last tick: then the next one hands it over
+                continue  # it has left, or it has registered since the last tick: then the next tick passes the drain on
         for target in sorted(self._drains - drains):
             scheduler.cancel_drain(target)
-        self._drains = frozenset(handed)
+        self._drains = frozenset(passed_on)
 
     def _span_error(self) -> str:
         scheduler = self.scheduler

@@ -1,4 +1,5 @@
-"""Sources by entry points: the group `tablewire.sources`, named by the scheme of the source URI."""
+"""Source plug-ins: entry points of the group `tablewire.sources`, named by the scheme of the source
+URI."""
 
 from __future__ import annotations
 
@@ -12,11 +13,10 @@ from tablewire.runtime.plugins import SOURCES, find_factory
 from tablewire.runtime.uris import redact_uri, resolve_uri
 from tablewire.source import Source, SourceRequest
 
-__all__ = ["new_source", "source_request"]
-
 
 def source_request(info: ChangefeedInfo, environ: Mapping[str, str] = os.environ) -> SourceRequest:
-    """The request for this changefeed's source, its URIs with `${VAR}` expanded; ConfigError when a variable is not set."""
+    """Return the request for this changefeed's source, with `${VAR}` in its URIs expanded;
+    ConfigError if one is not set."""
     return SourceRequest(
         changefeed=info.changefeed,
         source_uri=resolve_uri(info.source_uri, environ),
@@ -29,10 +29,9 @@ def source_request(info: ChangefeedInfo, environ: Mapping[str, str] = os.environ
 
 
 def new_source(request: SourceRequest) -> Source:
-    """The plug-in's Source for this request. Does no I/O of its own.
+    """Return the plug-in's Source for this request, without I/O.
 
-    OperatingError when no plug-in serves the scheme or the request cannot be right; an error of any other kind from a
-    plug-in's factory becomes one.
+    OperatingError: no plug-in has the scheme, or the plug-in's factory failed.
     """
     factory = find_factory(SOURCES, request.source_uri)
     try:

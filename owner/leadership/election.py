@@ -1,20 +1,21 @@
-"""Who leads: one key a candidate, under a lease of its own; the lowest create revision leads.
+"""Leader election: each candidate has one key under a lease of its own; the key with the lowest
+create revision leads.
 
     /tablewire/<cluster>/owner/<lease> = LeaderRecord       create revision = owner_revision, which grows with every election
 
-A candidate that has lost its lease, resigned, or found its key deleted never leads again under that revision: it takes a new
-lease and so stands at the end of the line, with a higher revision. That is what makes owner_revision a fencing token.
+A candidate that has lost its lease, resigned, or found its key deleted never leads again with that
+revision: it takes a new lease, and so has a higher revision than all other candidates. This makes
+owner_revision a fencing token.
 
-Three things end leadership, whichever comes first: the local deadline of the lease (see `tablewire.etcd.lease`; it passes
-before etcd can let the key expire), the key seen deleted by the watch, a guarded write that finds the key gone. Look at
-`leadership()` immediately before every effect; what it returned a while ago says nothing about now.
+Leadership ends with the first of three events: the local deadline of the lease passes
+(`tablewire.etcd.lease`; before etcd can delete the key), the watch sees the key deleted, or a
+guarded write finds the key gone. Call `leadership()` immediately before every effect; an earlier
+result does not count.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,6 +29,7 @@ from tablewire.etcd.records import LeaderRecord, decode, encode
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import Compare, KeyValue, PrefixState, Put, is_absent, is_created_at
 from tablewire.etcd.watch import PrefixWatch
+from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.shutdown import run_thread
 
 RETRY_MIN_S = 0.1
@@ -41,14 +43,15 @@ _log = structlog.get_logger("owner.election")
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """revision: the create revision of our key, the owner_revision. deadline: until when we may act on it, a time of
-    `tablewire.etcd.lease.lease_clock` (not of time.monotonic)."""
+    """revision: the create revision of our key, the owner_revision. deadline: the time of
+    `lease_clock` (not of time.monotonic) until which we may act on it."""
 
     revision: int
     deadline: float
 
     def remaining_s(self) -> float:
-        """Seconds until the deadline; negative once it has passed. Each keep-alive moves it: ask the Election again."""
+        """Return the seconds until the deadline; negative once it has passed. Only a new
+        `leadership()` has a later one."""
         return self.deadline - lease_clock()
 
     def is_valid(self) -> bool:
@@ -57,7 +60,7 @@ class Leadership:
 
 @dataclass(frozen=True, slots=True)
 class Candidacy:
-    """One candidacy: a lease, the key below it, and the revision at which the key was created."""
+    """A lease, the key that it holds, and the revision at which the key was created."""
 
     keeper: LeaseKeeper
     key: str
@@ -65,10 +68,11 @@ class Candidacy:
 
 
 class Election:
-    """One candidate. Campaigns from `start` to `close`, on the thread "lease"; any thread may call anything here.
+    """One candidate, which campaigns on the thread "lease" from `start` to `close`. Any thread may
+    call any method.
 
-    address: host:port at which others reach this owner's admin API. on_change is called, on a thread of ours, after leadership
-    was won or lost here or elsewhere; it must not block (wake a mailbox).
+    address: host:port of this owner's admin API. on_change: called on an internal thread after
+    leadership was won or lost, here or elsewhere; it must not block.
     """
 
     def __init__(
@@ -81,79 +85,66 @@ class Election:
         ttl_s: float,
         version: str = "",
         margin_s: float | None = None,
-        on_change: Callable[[], None] | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self.error = ""
+        """Why this process is not a candidate at present; empty while it is."""
         self._session = session
         self._cluster = cluster
         self._record = LeaderRecord(id=owner_id, address=address, version=version)
         self._ttl_s = ttl_s
         self._margin_s = margin_s
         self._on_change = on_change
-        self._prefix = etcd_keys.owner_prefix(cluster)
         self._condition = threading.Condition()
         self._candidacy: Candidacy | None = None
         self._watch: PrefixWatch | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._error = ""
         self._unreadable: set[tuple[str, int]] = set()
 
     # -- who leads
 
     def leadership(self) -> Leadership | None:
-        """Ours, if we lead at this moment."""
-        candidacy, watch = self._candidacy, self._watch
-        if candidacy is None or watch is None or watch.state is None:
+        """Return our leadership, if we lead at this moment."""
+        candidacy, keys = self._candidacy, self._keys()
+        if candidacy is None or not keys or (keys[0].key, keys[0].create_revision) != (candidacy.key, candidacy.revision):
             return None
-        first = _first(watch.state)
-        if (
-            first is None
-            or (first.key, first.create_revision) != (candidacy.key, candidacy.revision)
-            or not candidacy.keeper.is_valid()
-        ):
-            return None
-        return Leadership(candidacy.revision, candidacy.keeper.deadline())
+        return Leadership(candidacy.revision, candidacy.keeper.deadline()) if candidacy.keeper.is_valid() else None
 
     def leader(self) -> LeaderRecord | None:
-        """Who leads as far as etcd was last heard; None when nobody does or its record cannot be read."""
-        state = self._watch.state if self._watch is not None else None
-        first = _first(state) if state is not None else None
-        return self._read(first) if first is not None else None
+        """Return the leader as far as this process has heard from etcd; None if there is none or
+        its record is unreadable."""
+        keys = self._keys()
+        return self._read(keys[0]) if keys else None
 
     def candidates(self) -> list[LeaderRecord]:
-        """All owners that campaign, the leader first; unreadable records are left out."""
-        state = self._watch.state if self._watch is not None else None
-        found = [self._read(item) for item in _in_order(state)] if state is not None else []
-        return [record for record in found if record is not None]
-
-    @property
-    def error(self) -> str:
-        """Why this candidate is not in the line at present; empty while it is."""
-        return self._error
+        """Return all candidates, the leader first; unreadable records are left out."""
+        return [record for key in self._keys() if (record := self._read(key)) is not None]
 
     def wait_for_leadership(self, timeout_s: float) -> Leadership | None:
-        """As soon as we lead, or None after timeout_s."""
+        """Return our leadership as soon as we lead; None after timeout_s."""
         return self._wait(self.leadership, timeout_s)
 
     # -- writes
 
     def guard(self) -> Compare:
-        """ "My leader key still exists at my revision", for a transaction; NotLeaderError when we do not lead."""
+        """Return the compare "my leader key still exists at my revision"; NotLeaderError if we do
+        not lead."""
         candidacy = self._leading_candidacy()
         return is_created_at(candidacy.key, candidacy.revision)
 
     def guarded_write(self, puts: Sequence[Put], deletes: Sequence[str] = (), extra_compares: Sequence[Compare] = ()) -> int:
-        """Writes all of it if we still lead at etcd and the compares hold, and nothing otherwise; its revision, which is the new
-        mod_revision of what was put.
+        """Write all of it if we still lead in etcd and the compares hold, otherwise nothing. Return
+        the revision of the write, which is the mod_revision of every put.
 
-        NotLeaderError: our key is gone, step down. ConflictError: we lead, but another compare failed, read again.
-        EtcdUnavailableError: nobody knows whether it was written. Pin each key by `is_unchanged` or `is_absent`: then it is tried
-        again on another member before that, and no late first attempt can overwrite a later write.
+        NotLeaderError: our key is gone, step down. ConflictError: we lead, but another compare
+        failed: read again. EtcdUnavailableError: it is not known whether it was written. Compare
+        each key by `is_unchanged` or `is_absent`: then the write is first repeated on another
+        member, and a delayed first attempt cannot overwrite a later write.
         """
         candidacy = self._leading_candidacy()
-        guard = is_created_at(candidacy.key, candidacy.revision)
         result = self._session.transact(
-            [guard, *extra_compares],
+            [is_created_at(candidacy.key, candidacy.revision), *extra_compares],
             puts,
             deletes,
             read_on_failure=[candidacy.key, *(compare.key for compare in extra_compares)],
@@ -163,28 +154,28 @@ class Election:
         mine = result.found.get(candidacy.key)
         if mine is None or mine.create_revision != candidacy.revision:
             candidacy.keeper.lose("a guarded write found the leader key gone")
-            raise NotLeaderError(f"etcd: the leader key of {self._record.id} is gone: another owner leads or will")
+            raise NotLeaderError(f"etcd: the leader key of {self._record.id} is gone: another owner leads or will lead")
         raise ConflictError(f"etcd: lost a race for {', '.join(compare.key for compare in extra_compares)}: read again")
 
     # -- lifetime
 
     def start(self, timeout_s: float | None = None) -> None:
-        """Enters the line of candidates. timeout_s: wait so long until it stands there, EtcdError with the reason after it (and
-        the election is closed); None: do not wait, keep trying for ever."""
-        self._watch = self._session.watch_prefix(self._prefix, self._candidates_changed, name="watch owner")
+        """Become a candidate. timeout_s: how long to wait for that; then close the election and
+        raise EtcdError with the reason. None: do not wait, and retry without limit."""
+        prefix = etcd_keys.owner_prefix(self._cluster)
+        self._watch = self._session.watch_prefix(prefix, self._candidates_changed, name="watch owner")
         self._thread = run_thread("lease", self._campaign)
-        if timeout_s is None:
-            return
-        entered = self._wait(self._entered, timeout_s)
-        if entered is None:
-            reason = self._error or self._watch.error or "no answer"
+        if timeout_s is not None and self._wait(self._seen_candidacy, timeout_s) is None:
+            reason = self.error or self._watch.error or "no answer"
             self.close()
             raise EtcdError(f"no election within {timeout_s:g} s: {reason}")
 
     def resign(self) -> None:
-        """Hands over at once, and goes to the end of the line. Does nothing when not in the line.
+        """Give up leadership at once, and become the last candidate. Do nothing if this process is
+        no candidate.
 
-        EtcdError: we lead no more in any case, but the next owner has to wait until our lease expires.
+        EtcdError: we do not lead any longer, but the next owner has to wait until our lease
+        expires.
         """
         with self._condition:
             candidacy, self._candidacy = self._candidacy, None
@@ -196,7 +187,7 @@ class Election:
         self._session.revoke(candidacy.keeper.lease_id)
 
     def close(self) -> None:
-        """Resigns and leaves the line for good. Idempotent. Never raises: without etcd the lease expires by itself."""
+        """Resign and stop campaigning. Idempotent. Never raises: without etcd the lease expires."""
         self._closed.set()
         try:
             self.resign()
@@ -212,28 +203,27 @@ class Election:
     # -- the thread "lease"
 
     def _campaign(self) -> None:
-        failures = 0
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while not self._closed.is_set():
             try:
                 candidacy = self._enter()
             except ClosedError:
                 return
             except EtcdError as error:
-                failures += 1
-                self._error = str(error)
-                if failures == 1:
+                self.error = str(error)
+                if backoff.failures == 0:
                     _log.warning("campaign_failed", owner=self._record.id, reason=str(error))
-                self._closed.wait(min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+                self._closed.wait(backoff.next_s())
                 continue
-            failures = 0
-            self._error = ""
+            backoff.reset()
+            self.error = ""
             self._check_key(candidacy)
             self._changed()
             candidacy.keeper.run()
             self._leave(candidacy)
 
     def _enter(self) -> Candidacy:
-        """A new lease and the key below it."""
+        """Take a new lease and create the key under it."""
         keeper = LeaseKeeper(self._session, ttl_s=self._ttl_s, margin_s=self._margin_s, on_lost=self._candidacy_lost)
         key = etcd_keys.owner_key(self._cluster, keeper.lease_id)
         try:
@@ -254,7 +244,8 @@ class Election:
         raise ClosedError("the election is closed")
 
     def _leave(self, candidacy: Candidacy) -> None:
-        """The candidacy is over. Its lease may still stand at etcd, and its key with it, in everybody's way."""
+        """End a candidacy. Its lease may still exist in etcd, and its key would be in the way of
+        all other candidates."""
         with self._condition:
             if self._candidacy is candidacy:
                 self._candidacy = None
@@ -280,7 +271,8 @@ class Election:
         self._changed()
 
     def _check_key(self, candidacy: Candidacy) -> None:
-        """Called after the candidacy was set and after the state was: whichever is later sees both."""
+        """Called after the candidacy was set and after the watch has changed; the later call sees
+        both."""
         state = self._watch.state if self._watch is not None else None
         if state is None or state.revision < candidacy.revision:
             return
@@ -290,32 +282,33 @@ class Election:
 
     # -- helpers
 
+    def _keys(self) -> list[KeyValue]:
+        """Return the keys of all candidates, the leader first."""
+        state = self._watch.state if self._watch is not None else None
+        return sorted(state.entries.values(), key=lambda item: item.create_revision) if state is not None else []
+
     def _leading_candidacy(self) -> Candidacy:
         candidacy = self._candidacy
         if candidacy is None or self.leadership() is None:
             raise NotLeaderError(f"owner {self._record.id} does not lead")
         return candidacy
 
-    def _entered(self) -> Candidacy | None:
-        """The candidacy once our own watch has seen it."""
+    def _seen_candidacy(self) -> Candidacy | None:
+        """Return the candidacy once our own watch has seen its key."""
         candidacy, state = self._candidacy, self._watch.state if self._watch is not None else None
         return candidacy if candidacy is not None and state is not None and state.revision >= candidacy.revision else None
 
     def _changed(self) -> None:
         with self._condition:
             self._condition.notify_all()
-        if self._on_change is not None:
-            self._on_change()
+        self._on_change()
 
     def _wait(self, ask: Callable[[], _T | None], timeout_s: float) -> _T | None:
-        deadline = time.monotonic() + timeout_s
+        """Return the first result that is not None; None after timeout_s, or once the election is
+        closed."""
         with self._condition:
-            while True:
-                answer = ask()
-                left_s = deadline - time.monotonic()
-                if answer is not None or left_s <= 0 or self._closed.is_set():
-                    return answer
-                self._condition.wait(left_s)
+            self._condition.wait_for(lambda: ask() is not None or self._closed.is_set(), timeout_s)
+        return ask()
 
     def _read(self, item: KeyValue) -> LeaderRecord | None:
         try:
@@ -326,11 +319,3 @@ class Election:
                 self._unreadable = {seen}
                 _log.warning("unreadable_candidate", reason=str(error))
             return None
-
-
-def _in_order(state: PrefixState) -> list[KeyValue]:
-    return sorted(state.entries.values(), key=lambda item: item.create_revision)
-
-
-def _first(state: PrefixState) -> KeyValue | None:
-    return min(state.entries.values(), key=lambda item: item.create_revision, default=None)

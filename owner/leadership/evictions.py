@@ -1,21 +1,23 @@
-"""Captures that are silent although their leases live: given up, so that their spans can go on elsewhere.
+"""Evictions: captures that do not answer although their leases are alive lose their registration,
+so that others take over.
 
-The invariant, whoever leads: **a capture that is not known to be fenced is taken for dead only TTL + margin after some owner has
-revoked its lease.** Its key is gone before, but nobody heard it stop, and its sink would not refuse it; it has stopped by itself
-once its last keep-alive is a TTL old, and there is none after the revocation. Until then it is passed on as alive, so that
-nothing is promoted beside it.
+The invariant, whichever owner leads: **a capture that is not known to be fenced counts as dead only
+TTL + margin after an owner has revoked its lease.** Nobody has seen it stop, and its sink would not
+refuse its writes; but it stops by itself when its last keep-alive is a TTL old, and there is none
+after the revocation. Until then it is reported as alive, so that no other capture is promoted.
 
-So an eviction stands in etcd from the moment at which the key is gone, written by the same transaction, and is carried on by
-whoever leads:
+So the transaction that deletes the key of the capture writes an eviction record, and whichever
+owner leads continues it:
 
-    asked     held; whether the transaction was applied is not known yet
-    stands    /tablewire/<cluster>/evicted/<capture_id> = EvictionRecord: the lease has to be revoked
-    revoked   held for TTL + margin from here on, by this owner's clock; not at all when the capture is known to be fenced
-    over      the record is deleted
+    requested   held; it is not known yet whether the transaction was applied
+    recorded    /tablewire/<cluster>/evicted/<capture_id> = EvictionRecord: the lease has to be revoked
+    revoked     held for TTL + margin from here on, by this owner's clock; not at all if the capture is known to be fenced
+    over        the record is deleted
 
-A term begins with `load`, before it schedules anything. It cannot know whether its predecessor revoked a lease, or when: it
-revokes it (again), and holds the capture for the whole time. What it writes is guarded by its own revision: a thread that is
-left over from an earlier term of the same process must not evict what the new one believes alive.
+A term starts with `load`, before it schedules anything. It cannot know whether or when an earlier
+owner revoked a lease, so it revokes it again and holds the capture for the whole time. Every write
+is guarded by the revision of the term: a thread that remains from an earlier term of this process
+must not evict a capture that the new term counts as alive.
 """
 
 from __future__ import annotations
@@ -40,25 +42,27 @@ from tablewire.etcd.values import Compare, KeyValue, Put, is_absent, is_unchange
 from tablewire.model.ids import CaptureID, CaptureInfo
 from tablewire.model.states import CaptureState
 
-_UNHEARD = (CaptureState.SILENT, CaptureState.UNINITIALIZED)  # the latter: not once in this term
+_UNHEARD = (CaptureState.SILENT, CaptureState.UNINITIALIZED)  # the latter: never heard in this term
 
 _log = structlog.get_logger("owner.evictions")
 
 
 @dataclass(slots=True)
 class _Eviction:
-    """One that is not over. until_s: until when it may still write; inf while its lease is not known to be revoked."""
+    """An eviction that is not over. until_s: until when the capture may still write; inf until its
+    lease was revoked."""
 
     info: CaptureInfo
     fenced: bool = False
     lease: int = 0
     silent_s: float = 0.0
-    stands: bool = False
+    recorded: bool = False
     until_s: float = math.inf
 
 
 class Evictions:
-    """Of one term. load: before its first tick; step: the thread "store" (both may block on etcd); with_held: the tick's."""
+    """The evictions of one term. load: before its first tick; step: the thread "store" (both may
+    block on etcd); with_held: the tick's thread."""
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class Evictions:
         history: History,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """guard: `Election.guard`; owner_revision: of the term. clock: seconds; the same as that of `with_held`."""
+        """guard: `Election.guard`. clock: seconds, the clock of `with_held`."""
         self._session = session
         self._guarded_write = write
         self._guard = guard
@@ -84,10 +88,10 @@ class Evictions:
         self._evictions: dict[CaptureID, _Eviction] = {}
         self._unreadable: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
-        """Of `_evictions`, which `load` and `step` alone change."""
+        """Of `_evictions`, which only `load` and `step` change."""
 
     def load(self) -> None:
-        """What former owners began. EtcdError: nothing was loaded, try again."""
+        """Take over the evictions of earlier owners. EtcdError: nothing was loaded, try again."""
         items, _ = self._session.get_prefix(etcd_keys.evicted_prefix(self._cluster))
         for item in items:
             capture = etcd_keys.evicted_of(self._cluster, item.key)
@@ -99,7 +103,7 @@ class Evictions:
             _log.info("eviction_taken_over", capture=capture, fenced=eviction.fenced)
 
     def with_held(self, captures: Mapping[CaptureID, CaptureInfo], now_s: float) -> Mapping[CaptureID, CaptureInfo]:
-        """The captures of etcd, and those that may still write."""
+        """Return these captures, and those that were evicted and may still write."""
         with self._lock:
             held = {id: one.info for id, one in self._evictions.items() if not one.fenced and one.until_s > now_s}
         return {**held, **captures} if held else captures
@@ -110,11 +114,12 @@ class Evictions:
         registered: Mapping[CaptureID, KeyValue],
         snapshots: Sequence[Snapshot | None],
     ) -> None:
-        """Evicts whoever is due, and brings each eviction as far as it gets. One that fails stops no other; the first error is
-        raised: NotLeaderError at once, EtcdError after all were tried.
+        """Evict the captures that are due, and continue each eviction. NotLeaderError is raised at
+        once, the first EtcdError after all were tried.
 
-        captures: those that count as alive; registered: their keys, both as last seen. snapshots: of every changefeed's
-        scheduler, None where there is none."""
+        captures: those that count as alive; registered: their keys. snapshots: of every changefeed;
+        None: it has no scheduler.
+        """
         failures: list[EtcdError] = []
         for capture, silent_s in self._due(captures, snapshots):
             info, key = captures.get(capture), registered.get(capture)
@@ -126,19 +131,19 @@ class Evictions:
                 failures.append(error)
         for capture, eviction in sorted(self._evictions.items()):
             try:
-                self._settle(capture, eviction, capture in registered)
+                self._continue(capture, eviction, capture in registered)
             except EtcdError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
 
-    # -- who is due
+    # -- which captures are due
 
     def _due(
         self, captures: Mapping[CaptureID, CaptureInfo], snapshots: Sequence[Snapshot | None]
     ) -> list[tuple[CaptureID, float]]:
-        """Those that have been silent to all schedulers for too long, and for how long. Nobody while nobody answers: then it is
-        we who hear nothing."""
+        """Return the captures that have been silent to all schedulers for too long, with the
+        seconds. Return none while no capture answers at all: then the fault is more likely ours."""
         silent: set[CaptureID] = set()
         heard: set[CaptureID] = set()
         for snapshot in snapshots:
@@ -155,12 +160,13 @@ class Evictions:
     # -- the steps of one eviction
 
     def _evict(self, eviction: _Eviction, key: KeyValue) -> None:
-        """Takes its key away, and with it the capture's permission to write. key: as it stands; when it was changed meanwhile
-        nothing happens. It is held from before its key is gone, so that no tick takes it for dead in between."""
+        """Delete the capture's key, and with it its permission to write. key: as last seen; if it
+        has changed, nothing happens. The capture is held from before its key is deleted, so that no
+        tick in between counts it as dead."""
         capture = eviction.info.id
         former = self._evictions.get(capture)
-        if former is not None and former.stands:
-            return  # the watch has not said yet that the key is gone
+        if former is not None and former.recorded:
+            return  # the watch has not delivered the deletion of the key yet
         self._set(capture, eviction)
         info = eviction.info
         record = EvictionRecord(
@@ -177,23 +183,23 @@ class Evictions:
         try:
             self._write([Put(place, encode(record))], [key.key], pins)
         except ConflictError:
-            return  # changed or gone meanwhile: `_settle` finds out
-        self._begin(eviction)
+            return  # it was changed or deleted in the meantime: `_continue` finds out
+        self._report(eviction)
 
-    def _settle(self, capture: CaptureID, eviction: _Eviction, is_registered: bool) -> None:
-        """Brings it as far as it gets now; see the module's docstring."""
+    def _continue(self, capture: CaptureID, eviction: _Eviction, is_registered: bool) -> None:
+        """Continue an eviction as far as possible now; see the module's docstring."""
         place = etcd_keys.evicted_key(self._cluster, capture)
-        if not eviction.stands:
+        if not eviction.recorded:
             if is_registered:
-                return  # the write was not applied, or not yet; while the capture is silent it is tried again
+                return  # the write was not applied, or not yet; it is repeated while the capture is silent
             found = self._session.get(place)
             if found is None:
-                self._forget(capture)  # the key went without us
+                self._forget(capture)  # the key was deleted by something else
                 return
             if not self._read(eviction, found):
                 return
             if eviction.silent_s:
-                self._begin(eviction)
+                self._report(eviction)
         if eviction.until_s == math.inf:
             if eviction.lease:
                 self._session.revoke(eviction.lease)
@@ -202,16 +208,16 @@ class Evictions:
             self._write([], [place])
             self._forget(capture)
 
-    def _begin(self, eviction: _Eviction) -> None:
-        """It is known that the key is gone and the record stands, and it was we who did it."""
-        eviction.stands = True
+    def _report(self, eviction: _Eviction) -> None:
+        """Report the eviction: our transaction is known to be applied."""
+        eviction.recorded = True
         capture, silent_s = eviction.info.id, eviction.silent_s
         _log.error("capture_evicted", capture=capture, silent_ms=round(silent_s * 1000))
-        self._history.add("capture_evicted", subject=capture, why=f"silent for {silent_s:.1f} s although its lease lives")
+        self._history.add("capture_evicted", subject=capture, why=f"silent for {silent_s:.1f} s although its lease is alive")
 
     def _read(self, eviction: _Eviction, item: KeyValue) -> bool:
-        """Fills the eviction from its record. False: it cannot be read. Without its lease nothing is known of the capture: it is
-        held until somebody who knows better deletes the record."""
+        """Fill the eviction from its record; return False if that is unreadable. Then the lease is
+        not known, and the capture is held until an operator deletes the record."""
         try:
             record = decode(EvictionRecord, item.key, item.value)
         except OperatingError as error:
@@ -220,11 +226,11 @@ class Evictions:
                 _log.error("unreadable_record", reason=str(error))
             return False
         eviction.info, eviction.lease, eviction.fenced = record.info, record.lease, record.fenced
-        eviction.stands = True
+        eviction.recorded = True
         return True
 
     def _write(self, puts: Sequence[Put], deletes: Sequence[str], pins: Sequence[Compare] = ()) -> None:
-        """As `Election.guarded_write`, in this term alone."""
+        """Write as `Election.guarded_write` does, but in this term only."""
         guard = self._guard()
         if guard.revision != self._owner_revision:
             raise NotLeaderError("another term has begun")
@@ -240,8 +246,9 @@ class Evictions:
 
 
 def _is_known_fenced(capture: CaptureID, snapshots: Sequence[Snapshot | None]) -> bool:
-    """Whether the sink of every changefeed would refuse what the capture still writes. A changefeed that has no scheduler now (it
-    is paused, or its source was not reached yet) has not heard what the capture's executor of it is."""
+    """Return whether the sink of every changefeed would refuse writes of the capture. A changefeed
+    without a scheduler (it is paused, or its source was not reached yet) does not know whether its
+    executor is fenced."""
     return all(
         snapshot is not None and capture not in snapshot.unfenced and any(view.id == capture for view in snapshot.captures)
         for snapshot in snapshots

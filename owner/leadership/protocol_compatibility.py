@@ -1,9 +1,10 @@
 """The protocol version that is used with each capture, and the captures with which there is none.
 
-A capture is incompatible when its versions and ours do not overlap. It is listed with the reason, it is never called, and it is
-given no spans; all other captures continue. An incompatible capture that registers while this owner leads is ignored. One
-that was registered before this term may hold spans that a former owner gave it, so it counts as alive and silent: its spans
-are not placed elsewhere until its registration ends (`scheduler.capture_evict_ms`).
+A capture is incompatible when its versions and ours do not overlap. It is listed with the reason,
+it is never called, and it is given no spans; all other captures continue. An incompatible capture
+that registers while this owner leads is ignored. One that was registered before this term may hold
+spans that a former owner gave it, so it counts as alive and silent: its spans are not placed
+elsewhere until its registration ends (`scheduler.capture_evict_ms`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _log = structlog.get_logger("owner.protocol_compatibility")
 class ProtocolCompatibility:
     """The registered captures of one term, by whether this owner can call them.
 
-    `update` is called under the term's lock. The attributes are replaced as a whole, so any thread may read them.
+    `update` is called under the term's lock. The attributes are replaced as a whole, so any thread
+    may read them.
     """
 
     def __init__(self, own: ProtocolVersions = SUPPORTED_VERSIONS) -> None:

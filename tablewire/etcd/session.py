@@ -27,7 +27,6 @@ from tablewire.etcd.values import (
     EtcdUnavailableError,
     KeyValue,
     LeaseLostError,
-    PrefixState,
     Put,
     TransactionResult,
     compare_message,

@@ -1,17 +1,19 @@
 """A watch that holds the complete state of a prefix, and restarts by itself.
 
-It is level-triggered: each change delivers the whole mapping, so no receiver depends on having seen each event. Watches that
-were made together share a stream. Its thread runs this loop until they are closed:
+It is level-triggered: each change delivers the whole mapping, so no receiver depends on having seen
+each event. Watches that were made together share a stream. Its thread runs this loop until they are
+closed:
 
     load the prefix at revision R  ->  stream the changes after R  ->  (the stream broke)
                                             ^                                  |
                                             '--- resume after the last change <-'
                                     or load again, if that revision has been compacted
 
-A stream that no longer delivers anything, although its connection is open, ends in three ways: etcd ends it when the member
-loses its quorum (REQUIRE_LEADER); the watch ends it when progress requests were unanswered for STALL_TIMEOUT_S (a frozen
-process, a cut link); `close` cancels it. A stream resumes after the revision of a change, never after that of a progress
-response: etcd 3.5.0 to 3.5.7 may send one before the changes that precede it.
+A stream that no longer delivers anything, although its connection is open, ends in three ways: etcd
+ends it when the member loses its quorum (REQUIRE_LEADER); the watch ends it when progress requests
+were unanswered for STALL_TIMEOUT_S (a frozen process, a cut link); `close` cancels it. A stream
+resumes after the revision of a change, never after that of a progress response: etcd 3.5.0 to 3.5.7
+may send one before the changes that precede it.
 """
 
 from __future__ import annotations
@@ -62,10 +64,11 @@ def read_prefix(members: Members, prefix: str) -> PrefixState:
 
 
 class PrefixWatch:
-    """The state of all keys below a prefix; made by `EtcdSession.watch_prefix` and `watch_prefixes`. Any thread.
+    """The state of all keys below a prefix; made by `EtcdSession.watch_prefix` and
+    `watch_prefixes`. Any thread.
 
-    on_change(state) is called on the thread of the watch, first with the state at the start, then after each change. It must
-    return soon; an exception in it ends the process.
+    on_change(state) is called on the thread of the watch, first with the state at the start, then
+    after each change. It must return soon; an exception in it ends the process.
     """
 
     def __init__(self, thread: WatchThread, prefix: str, on_change: OnChange | None) -> None:
@@ -73,7 +76,8 @@ class PrefixWatch:
         self.state: PrefixState | None = None
         """The last known state; None until the prefix has been loaded."""
         self.resume_after: PrefixState | None = None
-        """The state after which the stream resumes; None: load the prefix first. The watch thread's."""
+        """The state after which the stream resumes; None: load the prefix first. The watch
+        thread's."""
         self._watch_thread = thread
         self._on_change = on_change
         self._condition = threading.Condition()
@@ -84,7 +88,8 @@ class PrefixWatch:
         return self._watch_thread.error
 
     def silence_s(self) -> float:
-        """Return the seconds since etcd last responded: at most about PROGRESS_INTERVAL_S while the watch works."""
+        """Return the seconds since etcd last responded: at most about PROGRESS_INTERVAL_S while the
+        watch works."""
         return self._watch_thread.silence_s()
 
     def wait_until(self, condition: Callable[[PrefixState], bool], timeout_s: float) -> PrefixState:
@@ -114,13 +119,14 @@ class PrefixWatch:
             self._on_change(state)
 
     def close(self) -> None:
-        """Stop this watch and those that share its stream. No call of on_change begins after this returns, unless on_change
-        itself calls it. Idempotent."""
+        """Stop this watch and those that share its stream. No call of on_change begins after this
+        returns, unless on_change itself calls it. Idempotent."""
         self._watch_thread.close()
 
 
 class WatchThread:
-    """The thread and the stream of one or more watches. Several on one stream cost little more than one."""
+    """The thread and the stream of one or more watches. Several on one stream cost little more than
+    one."""
 
     def __init__(self, members: Members, prefixes: Mapping[str, OnChange | None], name: str) -> None:
         self.watches = [PrefixWatch(self, prefix, on_change) for prefix, on_change in prefixes.items()]
@@ -225,7 +231,8 @@ class WatchThread:
                 self._call = None
 
     def _requests(self, ended: threading.Event) -> Iterator[Any]:
-        """Yield what is sent on the stream, on a thread of gRPC: the watches, then a progress request every interval."""
+        """Yield what is sent on the stream, on a thread of gRPC: the watches, then a progress
+        request every interval."""
         for watch in self.watches:
             assert watch.resume_after is not None
             create = rpc.WatchCreateRequest(
@@ -251,7 +258,8 @@ class WatchThread:
 
 
 def _apply(state: PrefixState, response: Any) -> PrefixState:
-    """Return the state after the changes of one response. etcd sends all changes of a revision in one response."""
+    """Return the state after the changes of one response. etcd sends all changes of a revision in
+    one response."""
     entries: dict[str, KeyValue] = dict(state.entries)
     for event in response.events:
         item = key_value(event.kv)

@@ -28,8 +28,8 @@ INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"],
 
 def new_run(view: SourceView) -> ChangefeedRun:
     """Return a run with this view of its source; no thread is started."""
-    worker = ChangefeedWorker(INFO, Duty.RUN, None, SourceSection())  # type: ignore[arg-type]  # it is never started
-    worker._view = view
+    worker = ChangefeedWorker(INFO, Duty.RUN, SourceSection(), None, new_source=None, on_change=lambda: None)  # type: ignore[arg-type]
+    worker.view = view
     recorder = EventRecorder(INFO.changefeed, PlacementCounters(Metrics("owner", "1.0")))
     return ChangefeedRun(
         StoredChangefeed(INFO, 1), Watermark(100, 100), worker, owner_id="owner", owner_revision=7, recorder=recorder
@@ -80,7 +80,7 @@ def test_a_run_is_quiet_while_nothing_moves() -> None:
     executor.advance(200)
     wait_for(False)
     wait_for(True)
-    run.worker._view = replace(run.worker.view, source_ts=300)
+    run.worker.view = replace(run.worker.view, source_ts=300)
     assert not any(tick() for _ in range(5))
     executor.advance(300)
     wait_for(True)

@@ -13,7 +13,7 @@ from owner.leadership.election import Election
 from tablewire.errors import ConflictError, NotLeaderError, UnknownChangefeedError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd import records as registry
-from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, ChangefeedStatus
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, ChangefeedStatus, decode
 from tablewire.etcd.session import EtcdSession
 from tablewire.model.ids import ChangefeedID
 
@@ -119,14 +119,15 @@ def test_a_status_never_outlives_its_changefeed(changefeeds: EtcdChangefeeds, se
     changefeeds.create(INFO)
     revision = _revision(session, cluster)
     changefeeds.set_status(ONE, ChangefeedStatus(checkpoint_ts=5, resolved_ts=6), revision)
-    status = changefeeds.status(ONE)
-    assert status is not None
-    assert (status.checkpoint_ts, status.resolved_ts) == (5, 6)
+    key = etcd_keys.changefeed_status_key(cluster, ONE)
+    found = session.get(key)
+    assert found is not None
+    assert decode(ChangefeedStatus, key, found.value) == ChangefeedStatus(checkpoint_ts=5, resolved_ts=6)
     changefeeds.remove(ONE)
     with pytest.raises(ConflictError):
         changefeeds.set_status(ONE, ChangefeedStatus(checkpoint_ts=7, resolved_ts=7), revision)
     changefeeds.forget(ONE, changefeeds.get(ONE).epoch)
-    assert changefeeds.status(ONE) is None
+    assert session.get(key) is None
 
 
 def test_only_a_removed_changefeed_is_forgotten(changefeeds: EtcdChangefeeds) -> None:

@@ -15,6 +15,7 @@ from tablewire.errors import NotLeaderError, OperatingError
 from tablewire.etcd import records as registry
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.columns import I64
+from tablewire.model.ids import ChangefeedID
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.source import CheckFailure
 
@@ -73,6 +74,8 @@ class ScriptedSource:
 
 
 class Host:
+    """Makes the worker's source, and keeps what it stores."""
+
     def __init__(self, source: ScriptedSource) -> None:
         self.source = source
         self.made: list[ChangefeedInfo] = []
@@ -84,16 +87,14 @@ class Host:
         self.made.append(info)
         return self.source
 
-    def started(self, info: ChangefeedInfo, start_ts: int) -> None:
+    def set_start(self, changefeed: ChangefeedID, epoch: int, start_ts: int) -> ChangefeedInfo:
         if self.refusal is not None:
             raise self.refusal
         self.starts.append(start_ts)
+        return msgspec.structs.replace(self.made[-1], start_ts=start_ts)
 
-    def dropped(self, info: ChangefeedInfo) -> None:
+    def forget(self, changefeed: ChangefeedID, epoch: int) -> None:
         self.drops += 1
-
-    def changed(self) -> None:
-        pass
 
 
 INFO = ChangefeedInfo(id="cf", source_uri="x://", sink_uri="y://", tables=["*"], created_at=registry.now(), epoch=3)
@@ -116,7 +117,15 @@ def new_worker(host: Host) -> Iterator[NewWorker]:
     workers: list[ChangefeedWorker] = []
 
     def start(info: ChangefeedInfo = INFO, duty: Duty = Duty.RUN, **options: object) -> ChangefeedWorker:
-        worker = ChangefeedWorker(info, duty, host, CONFIG, **options)  # type: ignore[arg-type]
+        worker = ChangefeedWorker(
+            info,
+            duty,
+            CONFIG,
+            host,
+            new_source=host.new_source,
+            on_change=lambda: None,
+            **options,  # type: ignore[arg-type]
+        )
         workers.append(worker)
         worker.start()
         return worker
@@ -176,7 +185,10 @@ def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, 
 def test_pauses_double_up_to_a_limit_and_never_agree(host: Host) -> None:
     """Many changefeeds of one source that was away do not come back at the same moment."""
     config = SourceSection(retry_min_ms=100, retry_max_ms=1_000)
-    waits = [[ChangefeedWorker(INFO, Duty.RUN, host, config)._backoff_s(failures) for _ in range(50)] for failures in range(40)]
+    workers = [
+        ChangefeedWorker(INFO, Duty.RUN, config, host, new_source=host.new_source, on_change=lambda: None) for _ in range(50)
+    ]
+    waits = [[worker._backoff.next_s() for worker in workers] for _ in range(40)]
     for failures, found in enumerate(waits):
         longest = min(1.0, 0.1 * 2**failures)
         assert all(longest / 2 <= wait <= longest for wait in found)
@@ -243,9 +255,9 @@ def test_one_thread_at_a_time_talks_to_a_source(new_worker: NewWorker, source: S
     first = new_worker()
     _wait("the call is under way", lambda: source.calls == ["start"])
     first.stop()
-    second = new_worker(former=first)
+    second = new_worker(previous=first)
     second.stop()
-    third = new_worker(former=second)
+    third = new_worker(previous=second)
     _wait("it says so", lambda: "has not returned yet" in third.view.error)
     assert source.calls == ["start"]
     source.hold.set()

@@ -11,9 +11,9 @@ from owner.changefeed.source_lag import SAMPLES_MAX, SourceLag
 def test_the_lag_is_how_long_ago_the_source_was_there() -> None:
     """It grows while the checkpoint stands, and is none where the checkpoint has caught up."""
     lag = SourceLag()
-    lag.note(100, 0, 10.0)
-    lag.note(200, 100, 11.0)
-    lag.note(300, 100, 12.0)
+    lag.observe(100, 0, 10.0)
+    lag.observe(200, 100, 11.0)
+    lag.observe(300, 100, 12.0)
     assert lag.seconds(100, 12.0) == 1.0
     assert lag.seconds(100, 20.0) == 9.0
     assert lag.seconds(250, 20.0) == 8.0
@@ -24,7 +24,7 @@ def test_an_idle_source_has_no_lag() -> None:
     """However long it stands still."""
     lag = SourceLag()
     for second in range(100):
-        lag.note(500, 500, float(second))
+        lag.observe(500, 500, float(second))
     assert lag.seconds(500, 100.0) == 0.0
 
 
@@ -33,6 +33,6 @@ def test_a_long_lag_is_remembered_in_bounds(samples: int) -> None:
     """A checkpoint that never moves: the oldest sample stays, and memory is bounded."""
     lag = SourceLag()
     for at in range(1, samples + 1):
-        lag.note(at, 0, float(at))
+        lag.observe(at, 0, float(at))
     assert len(lag._samples) <= SAMPLES_MAX
     assert lag.seconds(0, samples + 1.0) == samples

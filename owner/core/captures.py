@@ -1,9 +1,8 @@
-"""The captures of one term: small ints for the columns, the numbers of the messages, and who may be
-given work.
+"""The captures of one term: their indexes in the columns, message numbers and states.
 
-An int is given out again once its capture is gone and has no role any more, so that columns of 16
-bits are enough. The message number n of a capture goes on when it leaves and comes back under the
-same id, since its agent drops every n that is not larger than the last.
+An index is reused once its capture is gone and has no role any longer, so that 16-bit columns suffice.
+The message number n of a capture continues if it comes back under the same id, since its agent drops
+every n that is not larger than the last.
 """
 
 from __future__ import annotations
@@ -17,28 +16,27 @@ from tablewire.model.ids import CaptureID, CaptureInfo
 from tablewire.model.states import CaptureState, LivenessState
 
 GONE_KEPT = 10_000
-"""So many captures that are gone are remembered, should one come back under its id."""
+"""The number of captures that are gone and may come back under their id."""
 
 
 @dataclass(slots=True)
 class Capture:
-    """One processor, as this scheduler knows it."""
+    """One processor, as known to this scheduler."""
 
     index: int
     id: CaptureID
     alive: bool = True
-    joined_ms: int = 0
-    processor_epoch: int = 0  # 0 = not known yet
+    processor_epoch: int = 0  # 0 = not known
     sent: int = 0  # n of the last message to it
     received: int = 0  # m of the last report that was applied
-    acked: int = 0  # what its next report may build on
+    acked: int = 0  # the base that its next report may have
     echoed: int = 0  # the largest echo that was applied
-    reported_ms: int | None = None  # when it answered last, in this life
-    heartbeat_ms: int | None = None  # when it was asked last
+    reported_ms: int | None = None  # last message from it since it joined
+    heartbeat_ms: int | None = None  # last heartbeat to it
     stats_ms: int | None = None
     liveness: LivenessState = LivenessState.ALIVE
     fenced: bool = False
-    must_report_names: bool = False  # it used a number that is not known here
+    must_report_names: bool = False  # it reported an unknown number
     unnumbered: list[Rows] = field(default_factory=list)  # rows that it reported by name
     audited_ms: int | None = None
 
@@ -62,37 +60,36 @@ class Captures:
         self._gone: deque[CaptureID] = deque()
 
     def __len__(self) -> int:
-        """How many indexes were given out."""
+        """Return the number of indexes in use or free."""
         return len(self._by_index)
 
     def __getitem__(self, index: int) -> Capture:
         return self._by_index[index]
 
     def get(self, capture_id: CaptureID) -> Capture | None:
-        """The living capture of this id."""
+        """Return the capture with this id if it is alive."""
         capture = self._by_id.get(capture_id)
         return capture if capture is not None and capture.alive else None
 
     def alive(self) -> Iterator[Capture]:
-        """By id."""
+        """Return the captures that are alive, by id."""
         return (capture for _, capture in sorted(self._by_id.items()) if capture.alive)
 
-    def update(self, alive: Mapping[CaptureID, CaptureInfo], now_ms: int) -> tuple[list[Capture], list[Capture]]:
-        """(joined, gone) since the last call, each by id."""
+    def update(self, alive: Mapping[CaptureID, CaptureInfo]) -> tuple[list[Capture], list[Capture]]:
+        """Take over the set of alive captures; return those that joined and those that are gone, by id."""
         joined, gone = [], []
         for capture_id in sorted(alive):
             capture = self._by_id.get(capture_id)
+            if capture is not None and capture.alive:
+                continue
             if capture is None:
-                capture = self._by_id[capture_id] = Capture(index=-1, id=capture_id, joined_ms=now_ms)
-                self._give_index(capture)
-                joined.append(capture)
-            elif not capture.alive:
-                self._give_index(capture)
-                # All that was known of it was taken for stopped; it has to tell everything again,
-                # by name.
-                capture.alive, capture.joined_ms, capture.reported_ms = True, now_ms, None
+                capture = self._by_id[capture_id] = Capture(index=-1, id=capture_id)
+            else:
+                # Its spans count as stopped: it has to report all of them again, by name.
+                capture.alive, capture.reported_ms = True, None
                 capture.acked, capture.must_report_names, capture.heartbeat_ms = 0, True, None
-                joined.append(capture)
+            self._give_index(capture)
+            joined.append(capture)
         for capture in self.alive():
             if capture.id not in alive:
                 capture.alive = False
@@ -101,7 +98,7 @@ class Captures:
         return joined, gone
 
     def release(self, capture: Capture) -> None:
-        """A capture that is gone has no role any more: its index may be given to another one."""
+        """Free the index of a capture that is gone and has no role."""
         self._free.append(capture.index)
         self._gone.append(capture.id)
         if len(self._gone) > GONE_KEPT:

@@ -1,7 +1,7 @@
-"""What one tick sends: dispatches gathered by capture, then numbered and written into messages.
+"""The dispatches of one tick, gathered by capture.
 
-Invariant: the number n of a dispatch is noted in the row at the role of the capture that it is for,
-so that only reports with an echo of at least n count for that span (rule 5 of the numbers).
+Invariant: the number n of a dispatch is recorded in the row at the role of the capture that it is
+for, so that only reports with an echo of at least n count for that span.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ JOB_IDS_MAX = 256
 
 @dataclass(slots=True)
 class OutgoingDispatches:
-    """The dispatches of one tick in the order in which they were decided: capture index -> (rows,
-    action)."""
+    """The dispatches of one tick, in the order in which they were decided."""
 
-    entries: dict[int, list[tuple[Rows, DispatchAction]]] = field(default_factory=dict)
+    entries: dict[int, list[tuple[Rows, DispatchAction]]] = field(default_factory=dict)  # by capture
 
     def add(self, capture: int, rows: Rows, action: DispatchAction) -> None:
         if len(rows):
             self.entries.setdefault(capture, []).append((rows, action))
 
     def add_by_capture(self, captures: np.ndarray, rows: Rows, action: DispatchAction) -> None:
-        """The same action to the capture of each row; captures: shape (len(rows),)."""
+        """Send the same action to the capture of each row; captures: shape (len(rows),)."""
         for capture in np.unique(captures).tolist():
             self.add(capture, rows[captures == capture], action)
 
     def requests(self, tables: Tables, capture: Capture, chunk: int) -> list[DispatchTableRequest]:
-        """The requests to one capture, of at most `chunk` spans each. A row that was decided twice
-        keeps its last action."""
+        """Return the requests to one capture, of at most `chunk` spans each. If there are two
+        actions for a row, the last one counts."""
         entries = self.entries.get(capture.index)
         if not entries:
             return []
@@ -47,8 +46,7 @@ class OutgoingDispatches:
             _, last = np.unique(rows[::-1], return_index=True)
             keep = np.sort(len(rows) - 1 - last)
             rows, actions = rows[keep], actions[keep]
-        # What one report led to may be void by the next one of the same tick: only who has the role
-        # is asked.
+        # A later report of the same tick may have taken the role from the capture.
         due = actions == DispatchAction.REMOVE
         due |= (actions == DispatchAction.ADD_PREPARE) & (tables.secondary[rows] == capture.index)
         due |= (actions == DispatchAction.ADD_WRITE) & (tables.primary[rows] == capture.index)
@@ -61,9 +59,7 @@ class OutgoingDispatches:
 
 
 def _request(tables: Tables, rows: Rows, actions: np.ndarray, acked: int) -> DispatchTableRequest:
-    adds = actions != DispatchAction.REMOVE
-    writes = actions == DispatchAction.ADD_WRITE
-    zero = np.uint64(0)
+    adds, writes, zero = actions != DispatchAction.REMOVE, actions == DispatchAction.ADD_WRITE, np.uint64(0)
     return DispatchTableRequest(
         numbers=tables.number[rows],
         spans=tables.spans(rows),
@@ -89,10 +85,9 @@ def _job_ids(tables: Tables, rows: Rows) -> U64:
 
 
 def note_number(tables: Tables, capture: int, numbers: np.ndarray, n: int) -> None:
-    """These spans were dispatched to the capture in its message n."""
+    """Record that message n to the capture dispatched these spans."""
     rows = tables.rows_of_numbers(numbers)
-    primary = tables.primary[rows] == capture
-    secondary = tables.secondary[rows] == capture
+    primary, secondary = tables.primary[rows] == capture, tables.secondary[rows] == capture
     tables.primary_dispatch[rows[primary]] = n
     tables.secondary_dispatch[rows[secondary]] = n
     for row in rows[~(primary | secondary)].tolist():

@@ -94,16 +94,14 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class MoveJob(Job):
-    """Brings all spans of a table, or one of them, to a capture. rows: None until a tick has
-    accepted the job."""
+    """Brings all spans of a table, or one of them, to a capture."""
 
     kind = QueryKind.MOVE
     target: CaptureID
     table_id: TableID
     span: Span | None = None
     cancel_requested: bool = False
-    rows: list[int] | None = None
-    numbers: list[int] = field(default_factory=list)  # of the rows: a row with another number is another span's by now
+    numbers: list[int] | None = None  # of the rows; None until a tick has accepted the job
     attempts: dict[int, int] = field(default_factory=dict)  # prepares that were started, by row
 
     def view(self) -> JobView:

@@ -1,10 +1,11 @@
-"""The brake: when many captures vanish at once, the cause is rarely that they are all dead, and
-moving everything to the few that are left would bury them. What runs goes on; spans that lost their
-capture wait, and say so.
+"""The mass-failure guard.
 
-It lets go when enough captures are back, or after `brake_hold_ms`. Hysteresis: it grips above
-brake_percent of the captures lost, and lets go early only when half of that share is missing at
-most.
+When many captures disappear at once, they are rarely all dead, and moving all spans to the few that
+are left would overload them. While the guard is active, spans that run continue, and spans that lost
+their capture wait with the stall reason `brake`.
+
+It becomes active when more than brake_percent of the captures are lost within brake_window_ms. It
+ends when at most half of that share is missing (hysteresis), or after brake_hold_ms.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from owner.core.scheduler_config import SchedulerConfig
 
 @dataclass(slots=True)
 class MassFailureGuard:
-    """One scheduler's brake; told of every tick."""
+    """The guard of one scheduler."""
 
     is_active: bool = False
     since_ms: int = 0
-    before: int = 0  # how many captures there were when the loss began
-    losses: list[tuple[int, int]] = field(default_factory=list)  # (when, how many) within the window
+    before: int = 0  # the number of captures before the loss
+    losses: list[tuple[int, int]] = field(default_factory=list)  # (at_ms, count) within the window
 
     def tick(self, now_ms: int, alive: int, gone: int, config: SchedulerConfig) -> None:
-        """alive: how many captures there are now. gone: how many vanished since the last tick
-        without having been drained."""
+        """Update the guard. alive: the number of captures. gone: the number that disappeared since the
+        last tick without a drain."""
         self.losses = [(at, lost) for at, lost in self.losses if now_ms - at <= config.brake_window_ms]
         if gone:
             self.losses.append((now_ms, gone))

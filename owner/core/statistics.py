@@ -1,9 +1,7 @@
-"""What executors tell of their spans beside progress, by row: columns that are made only when
-somebody first tells anything.
+"""Statistics of spans, by row: columns that are made when an executor first reports any.
 
-A span weighs 1 until its rates say otherwise; the weight that placement uses moves slowly towards
-what was told, so that a burst is not taken for a habit. Only `Tables` and `inbox.apply_stats` write
-here.
+A span weighs 1 until its rates are known. The weight that placement uses moves slowly towards the
+weight by the last rates, so that a burst does not move spans.
 """
 
 from __future__ import annotations
@@ -16,18 +14,18 @@ from tablewire.model.columns import F64, I64, U64
 F32 = npt.NDArray[np.float32]
 
 WEIGHT_CLOSE = 0.01
-"""A weight that is nearer than this share to what was told takes its place."""
+"""A weight within this share of its target is set to the target."""
 
 
 class Statistics:
-    """Columns of `capacity` rows, None before they are needed."""
+    """Columns of `capacity` rows, None before they are needed. Only `Tables` and `inbox` write them."""
 
     def __init__(self, capacity: int) -> None:
-        self.puller_resolved_ts: U64 | None = None  # 0 = not given
+        self.puller_resolved_ts: U64 | None = None  # 0 = not reported
         self.rates: F32 | None = None  # rows/s and bytes/s, shape (2, capacity)
-        self.reported_weight: F32 | None = None
-        self.have_changed = False  # rates or weights, since they were published
-        self._is_settled = True  # the weights are what was told
+        self.reported_weight: F32 | None = None  # by the last rates
+        self.have_changed = False  # rates or weights have, since they were published
+        self._is_settled = True  # every weight is the reported one
         self._capacity = capacity
 
     def grow(self, capacity: int) -> None:
@@ -41,7 +39,7 @@ class Statistics:
         self._capacity = capacity
 
     def forget(self, rows: I64) -> None:
-        """These rows are somebody else's, or nobody's, from now on."""
+        """Reset rows that are dropped."""
         if self.puller_resolved_ts is not None:
             self.puller_resolved_ts[rows] = 0
         if self.rates is not None:
@@ -50,7 +48,7 @@ class Statistics:
             self.reported_weight[rows] = 1
 
     def set_puller(self, rows: I64, resolved_ts: U64) -> None:
-        """How far the stage "puller" of these rows is; 0 = not given."""
+        """Set resolved_ts of the stage "puller"; 0 = not reported."""
         if self.puller_resolved_ts is None:
             if not resolved_ts.any():
                 return
@@ -67,7 +65,7 @@ class Statistics:
         self.have_changed = True
 
     def set_weights(self, rows: I64, weights: F64) -> None:
-        """What these rows should weigh by their last statistics."""
+        """Set the weights by the last rates."""
         if self.reported_weight is None:
             if (weights == 1).all():
                 return
@@ -76,12 +74,12 @@ class Statistics:
         self._is_settled = False
 
     def smooth(self, weight: F32, share: float) -> None:
-        """Moves the weights, those of the rows in use, by this share towards what was told."""
+        """Move the weights of the rows in use by this share towards the reported ones."""
         if self._is_settled or self.reported_weight is None:
             return
-        told = self.reported_weight[: len(weight)]
-        weight += np.float32(share) * (told - weight)
-        close = np.abs(told - weight) < WEIGHT_CLOSE * told
-        weight[close] = told[close]
+        target = self.reported_weight[: len(weight)]
+        weight += np.float32(share) * (target - weight)
+        close = np.abs(target - weight) < WEIGHT_CLOSE * target
+        weight[close] = target[close]
         self._is_settled = bool(close.all())
         self.have_changed = True

@@ -86,7 +86,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     jobs = take_requests(core, inputs.requests)
     core.replication.begin_tick(core.now_ms)
     version, unsteady = core.tables.version, bool(len(core.tables.unsteady_rows()))
-    joined, gone = core.captures.update(inputs.alive_captures, core.now_ms)
+    joined, gone = core.captures.update(inputs.alive_captures)
     receive_messages(core, inputs.messages)
     _take_losses(core, gone)
     lost = [capture for capture in gone if capture.id not in core.drains and capture.liveness is LivenessState.ALIVE]

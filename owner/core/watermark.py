@@ -1,8 +1,8 @@
-"""How far all of it has got.
+"""The global watermark.
 
-Invariants: never above a current span's checkpoint, never above the barrier, never below the
-checkpoint that was passed in; all 0 while placement is unknown or a current table has a part that
-no scheduled span covers.
+Invariants: it is never above the checkpoint of a current span, never above the barrier, and never
+below the checkpoint that was passed in. It is 0 while placement is unknown, or while a current table
+has a part that no scheduled span covers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ CANNOT_PROCEED = Watermark(0, 0, 0, 0)
 
 
 def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
-    """The watermark of this tick; leaves the row that holds it back in `core.slowest_row` (-1:
-    none)."""
+    """Return the watermark, and set `core.slowest_row` to the row that holds it back (-1: none)."""
     tables, size = core.tables, core.tables.size
     core.slowest_row = -1
     if not core.bootstrap.done or not core.reconciled:
@@ -37,25 +36,23 @@ def compute(core: Core, barrier: BarrierWithMinTs) -> Watermark:
     if uncovered.any():
         core.slowest_row = int(np.argmax(uncovered))
         return CANNOT_PROCEED
-    everything = count == size
-    checkpoints = tables.checkpoint_ts[:size] if everything else tables.checkpoint_ts[:size][wanted]
-    resolved = tables.resolved_ts[:size] if everything else tables.resolved_ts[:size][wanted]
-    synced = tables.last_synced_ts[:size] if everything else tables.last_synced_ts[:size][wanted]
+    rows = slice(size) if count == size else np.flatnonzero(wanted)
+    checkpoints = tables.checkpoint_ts[rows]
     slowest = int(np.argmin(checkpoints))
-    core.slowest_row = slowest if everything else int(np.flatnonzero(wanted)[slowest])
+    core.slowest_row = slowest if isinstance(rows, slice) else int(rows[slowest])
     checkpoint = max(core.checkpoint_ts, min(int(checkpoints[slowest]), checkpoint_bound))
     return Watermark(
         checkpoint_ts=checkpoint,
-        resolved_ts=max(checkpoint, min(int(resolved.min()), resolved_bound)),
-        last_synced_ts=int(synced.max()),
+        resolved_ts=max(checkpoint, min(int(tables.resolved_ts[rows].min()), resolved_bound)),
+        last_synced_ts=int(tables.last_synced_ts[rows].max()),
         puller_resolved_ts=_puller_resolved_ts(tables, wanted),
     )
 
 
 def _puller_resolved_ts(tables: Tables, wanted: Mask) -> int:
-    """The least of those that are given, 0 when none is."""
+    """Return the least one that is reported, 0 if there is none."""
     if tables.statistics.puller_resolved_ts is None:
         return 0
     puller = tables.statistics.puller_resolved_ts[: tables.size][wanted]
-    given = puller[puller > 0]
-    return int(given.min()) if len(given) else 0
+    reported = puller[puller > 0]
+    return int(reported.min()) if len(reported) else 0

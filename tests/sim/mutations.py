@@ -352,8 +352,8 @@ MORE = (
         seed=1,
         edits=_edit(
             "owner.core.watermark:compute",
-            "checkpoints = tables.checkpoint_ts[:size] if everything else tables.checkpoint_ts[:size][wanted]",
-            "checkpoints = tables.resolved_ts[:size] if everything else tables.resolved_ts[:size][wanted]",
+            "checkpoints = tables.checkpoint_ts[rows]",
+            "checkpoints = tables.resolved_ts[rows]",
         ),
     ),
     Bug(

@@ -1,4 +1,4 @@
-"""Move: what operators asked for, decided in the order of their calls."""
+"""Move: bring tables and spans to the captures that operators named, in the order of their requests."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from owner.core.jobs import JobReason, MoveJob, Reason
 from owner.core.moves import MoveSlots, can_be_stopped, prepare, undo_prepare
 from owner.core.policies.planner import PlanInput, plan_move, refuse_target
 from owner.core.state import Core
-from owner.core.tables import COMMIT, NO_ROW, PREPARE, REMOVING, TASK_MOVE
+from owner.core.tables import COMMIT, NO_CAPTURE, NO_ROW, PREPARE, REMOVING, TASK_MOVE
 from tablewire.model.jobs import ENDED
-from tablewire.model.spans import Span
 from tablewire.model.states import QueryState
 
 
 def move(core: Core, slots: MoveSlots) -> None:
-    """Starts, continues and ends the moves that were asked for; a job that ended leaves the list."""
-    under_way = {row: job for job in core.moves for row in job.rows or ()}
+    """Start, continue and end the moves of the jobs. A job that has ended leaves the list."""
+    job_of_row: dict[int, MoveJob] = {}
+    if any(job.numbers is None for job in core.moves):
+        job_of_row = {row: job for job in core.moves for row in _rows(core, job)}
     for job in core.moves:
         if job.cancel_requested:
             _cancel(core, job)
             continue
-        if job.rows is None:
-            _decide(core, job, under_way)
-        if job.state not in ENDED and job.rows is not None:
-            _go_on(core, job, slots)
+        if job.numbers is None:
+            _decide(core, job, job_of_row)
+        if job.state not in ENDED and job.numbers is not None:
+            _continue(core, job, slots)
     core.moves = [job for job in core.moves if job.state not in ENDED]
+
+
+def _rows(core: Core, job: MoveJob) -> list[int]:
+    """Return the rows of a job that still exist."""
+    rows = core.tables.rows_of_numbers(np.array(job.numbers or (), np.uint32))
+    return [row for row in rows.tolist() if row != NO_ROW]
 
 
 def _target(core: Core, job: MoveJob) -> Capture | Reason:
@@ -40,9 +47,9 @@ def _target(core: Core, job: MoveJob) -> Capture | Reason:
     return capture
 
 
-def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
-    """Refuses what cannot be; else binds the job to its rows and ends older moves of them.
-    under_way: the move of each row."""
+def _decide(core: Core, job: MoveJob, job_of_row: dict[int, MoveJob]) -> None:
+    """Refuse the job if it cannot be done. Otherwise bind it to its rows and end older moves of
+    them."""
     tables = core.tables
     target = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)
@@ -57,17 +64,16 @@ def _decide(core: Core, job: MoveJob, under_way: dict[int, MoveJob]) -> None:
     elif not plan_move(PlanInput.of(core, ()), rows, target.index):
         job.set(QueryState.REFUSED, JobReason.ALREADY_PRIMARY.of(target=job.target))
     else:
-        job.rows, job.numbers = rows, tables.number[rows].tolist()
+        job.numbers = tables.number[rows].tolist()
         for row in rows:
-            older = under_way.get(row)
+            older = job_of_row.get(row)
             if older is not None and older.state not in ENDED:
-                _supersede(core, older, job)
-            under_way[row] = job
+                _replace(core, older, job)
+            job_of_row[row] = job
 
 
-def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
-    """The newer move wins; what the older one has prepared is undone unless it leads to the same
-    capture."""
+def _replace(core: Core, older: MoveJob, newer: MoveJob) -> None:
+    """End the older move, and undo its prepares unless both have the same target."""
     if older.target != newer.target:
         _undo(core, older)
     older.set(QueryState.CANCELLED, JobReason.MOVE_REPLACED.of(target=newer.target))
@@ -75,68 +81,64 @@ def _supersede(core: Core, older: MoveJob, newer: MoveJob) -> None:
 
 def _cancel(core: Core, job: MoveJob) -> None:
     _undo(core, job)
-    span = _cannot_be_undone(core, job)
-    job.set(QueryState.CANCELLED, JobReason.CANCELLED.of() if span is None else JobReason.CANCELLED_TOO_LATE.of(span=span))
-
-
-def _cannot_be_undone(core: Core, job: MoveJob) -> Span | None:
-    """Return a span that continues to the target, as its Primary was told to stop."""
     tables, capture = core.tables, core.captures.get(job.target)
-    for row, number in zip(job.rows or (), job.numbers, strict=True):
-        if capture is None or tables.number[row] != number or tables.state[row] != COMMIT:
-            continue
-        if capture.index in (int(tables.primary[row]), int(tables.secondary[row])):
-            return tables.span(row)
-    return None
+    reason = JobReason.CANCELLED.of()
+    for row in _rows(core, job):
+        is_moving = capture is not None and capture.index in (tables.primary[row], tables.secondary[row])
+        if is_moving and tables.state[row] == COMMIT:  # its Primary has been sent a remove
+            reason = JobReason.CANCELLED_TOO_LATE.of(span=tables.span(row))
+            break
+    job.set(QueryState.CANCELLED, reason)
 
 
 def _undo(core: Core, job: MoveJob) -> None:
-    capture = core.captures.get(job.target)
-    if capture is None or not job.rows:
-        return
-    tables, rows = core.tables, np.array(job.rows, np.int64)
-    mine = (tables.state[rows] == PREPARE) & (tables.secondary[rows] == capture.index) & (tables.task[rows] == TASK_MOVE)
-    undo_prepare(core, rows[mine & (tables.primary[rows] >= 0)])
+    """Undo the prepares of a job."""
+    tables, capture = core.tables, core.captures.get(job.target)
+    rows = np.array(_rows(core, job), np.int64)
+    if capture is not None:
+        is_prepared = (tables.state[rows] == PREPARE) & (tables.secondary[rows] == capture.index)
+        is_moving = (tables.task[rows] == TASK_MOVE) & (tables.primary[rows] != NO_CAPTURE)
+        undo_prepare(core, rows[is_prepared & is_moving])
 
 
-def _go_on(core: Core, job: MoveJob, slots: MoveSlots) -> None:
-    tables = core.tables
-    assert job.rows is not None
-    rows = [
-        row
-        for row, number in zip(job.rows, job.numbers, strict=True)
-        if tables.live[row] and tables.number[row] == number and tables.state[row] != REMOVING
-    ]
+def _continue(core: Core, job: MoveJob, slots: MoveSlots) -> None:
+    tables, target = core.tables, _target(core, job)
+    rows = [row for row in _rows(core, job) if tables.state[row] != REMOVING]
     if not rows:
         job.set(QueryState.CANCELLED, JobReason.TABLE_DROPPED.of(table=job.table_id))
         return
-    target = _target(core, job)
-    if isinstance(target, Reason):
+    refused = target if isinstance(target, Reason) else _failed(core, job, rows, target.index)
+    if refused is not None:
         _undo(core, job)
-        job.set(QueryState.REFUSED, target)
+        job.set(QueryState.REFUSED, refused)
         return
-    given_up = [row for row in rows if _gave_up(core, job, row, target.index)]
-    if given_up:
-        _undo(core, job)
-        span, last = tables.span(given_up[0]), tables.failures.get(given_up[0])
-        error = f": {last.error}" if last is not None else ""
-        attempts = core.config.move_attempts
-        job.set(QueryState.REFUSED, JobReason.PREPARE_FAILED.of(span=span, target=job.target, attempts=attempts, error=error))
-        return
-    waiting = [_start(core, job, move.row, target.index, slots) for move in plan_move(PlanInput.of(core, ()), rows, target.index)]
-    reasons = [reason for reason in waiting if reason is not None]
+    assert isinstance(target, Capture)
+    moves = plan_move(PlanInput.of(core, ()), rows, target.index)
+    reasons = [reason for move in moves if (reason := _start(core, job, move.row, move.target, slots))]
     if reasons:
         job.set(QueryState.PENDING, reasons[0])
     else:
-        job.set(QueryState.ACCEPTED if waiting else QueryState.DONE)
+        job.set(QueryState.ACCEPTED if moves else QueryState.DONE)
+
+
+def _failed(core: Core, job: MoveJob, rows: list[int], target: int) -> Reason | None:
+    """Return why the job has failed: all attempts to prepare a span have ended without success."""
+    tables, limit = core.tables, core.config.move_attempts
+    for row in rows:
+        is_in_progress = target in (tables.primary[row], tables.secondary[row])
+        if not is_in_progress and job.attempts.get(row, 0) >= limit:
+            failure = tables.failures.get(row)
+            error = f": {failure.error}" if failure is not None else ""
+            return JobReason.PREPARE_FAILED.of(span=tables.span(row), target=job.target, attempts=limit, error=error)
+    return None
 
 
 def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) -> Reason | None:
-    """Start the move of one span, or return why it waits; None when it is in progress."""
-    tables = core.tables
-    if int(tables.secondary[row]) == target or int(tables.primary[row]) == target:
+    """Start the move of one span, or return why it waits; None if it is in progress."""
+    tables, source = core.tables, int(core.tables.primary[row])
+    if target in (source, tables.secondary[row]):
         if tables.task[row] == TASK_MOVE and row in tables.origin:
-            tables.origin[row].job = job  # it may have been started by an older move to the same target
+            tables.origin[row].job = job  # an older move to the same target may have started it
         return None
     holders = tables.undetermined.get(row, {})
     if target in holders:
@@ -146,7 +148,6 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) ->
         return JobReason.SPAN_HELD.of(captures=captures, span=tables.span(row))
     if not tables.steady[row]:
         return JobReason.SPAN_BUSY.of(span=tables.span(row), state=tables.row(row).state)
-    source = int(tables.primary[row])
     if slots.blocked is not None:
         return slots.blocked
     if not can_be_stopped(core, source):
@@ -157,9 +158,3 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) ->
     job.attempts[row] = job.attempts.get(row, 0) + 1
     slots.take(source, target)
     return None
-
-
-def _gave_up(core: Core, job: MoveJob, row: int, target: int) -> bool:
-    """Every attempt was made, and none is under way."""
-    touched = target in (int(core.tables.primary[row]), int(core.tables.secondary[row]))
-    return not touched and job.attempts.get(row, 0) >= core.config.move_attempts

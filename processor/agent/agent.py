@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Protocol
 
 import structlog
 
@@ -67,56 +66,6 @@ class AgentConfig:
                 raise ConfigError(f"AgentConfig.{name}: {getattr(self, name)} is less than 1")
 
 
-class Agent(Protocol):
-    """One changefeed's part of a processor. Not thread-safe: every use comes from one thread."""
-
-    @property
-    def processor_epoch(self) -> int:
-        """Random and never 0; new at every start of an agent."""
-        ...
-
-    @property
-    def is_settled(self) -> bool:
-        """No call of the executor is due: no span is Preparing or Stopping, and every grant to write has taken effect."""
-        ...
-
-    def tick(self) -> Barrier | None:
-        """Take the messages, drive the executor, report. Return the barrier of the last heartbeat, None if none has arrived since
-        the last tick. Raises no operating errors; ClosedError after close."""
-        ...
-
-    def spans(self) -> Sequence[TableStatus]:
-        """Return what it holds, as it would report it now."""
-        ...
-
-    def counts(self) -> Mapping[TableState, int]:
-        """Return how many spans it holds in each state; cheap."""
-        ...
-
-    def close(self) -> None:
-        """Stop everything; return once no write can follow. OperatingError if the executor does not stop: writes may still
-        follow, and it may be called again. Idempotent."""
-        ...
-
-
-def new_agent(
-    *,
-    capture_id: CaptureID,
-    changefeed_id: ChangefeedID,
-    changefeed_epoch: int,
-    transport: Transport,
-    executor: TableExecutor,
-    liveness: Liveness,
-    config: AgentConfig = AgentConfig(),
-    clock: Callable[[], float] = time.monotonic,
-) -> Agent:
-    """Return an agent that holds nothing, under a new processor_epoch. clock: seconds, for intervals only.
-
-    The executor belongs to the agent: a former agent that used it (or another one for the same tables) was closed before.
-    """
-    return _Agent(capture_id, changefeed_id, changefeed_epoch, transport, executor, liveness, config, clock)
-
-
 @dataclass(slots=True)
 class _Owner:
     """The owner that the agent obeys."""
@@ -128,33 +77,43 @@ class _Owner:
     acked: int = 0  # the m that the next report builds on
 
 
-@dataclass(slots=True, eq=False)
-class _Agent:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Agent:
+    """One changefeed's part of a processor. Not thread-safe: every use comes from one thread.
+
+    It holds nothing at first. The executor belongs to it: a former agent that used it (or another one for the same tables) was
+    closed before. clock: seconds, for intervals only.
+    """
+
     capture_id: CaptureID
     changefeed_id: ChangefeedID
     changefeed_epoch: int
     transport: Transport
     executor: InitVar[TableExecutor]
     liveness: Liveness
-    config: AgentConfig
-    clock: Callable[[], float]
-    processor_epoch: int = field(default_factory=lambda: 1 + secrets.randbelow(2**63 - 1))
-    _table: SpanTable = field(default_factory=SpanTable)
+    config: AgentConfig = AgentConfig()
+    clock: Callable[[], float] = time.monotonic
+    processor_epoch: int = field(init=False, default_factory=lambda: 1 + secrets.randbelow(2**63 - 1))
+    """Random and never 0; new at every start of an agent."""
+    _table: SpanTable = field(init=False, default_factory=SpanTable)
     _driver: ExecutorDriver = field(init=False)
-    _owner: _Owner | None = None
-    _stats_at: float | None = None
-    _stats_rows: list[int] = field(default_factory=list)  # whose statistics are still to be collected in this interval
-    _is_closing: bool = False
-    _is_closed: bool = False
+    _owner: _Owner | None = field(init=False, default=None)
+    _stats_at: float | None = field(init=False, default=None)
+    _stats_rows: list[int] = field(init=False, default_factory=list)  # still to be collected in this interval
+    _is_closing: bool = field(init=False, default=False)
+    _is_closed: bool = field(init=False, default=False)
 
     def __post_init__(self, executor: TableExecutor) -> None:
         self._driver = ExecutorDriver(executor, self._table)
 
     @property
     def is_settled(self) -> bool:
+        """No call of the executor is due: no span is Preparing or Stopping, and every grant to write has taken effect."""
         return self._table.is_settled()
 
     def tick(self) -> Barrier | None:
+        """Take the messages, drive the executor, report. Return the barrier of the last heartbeat, None if none has arrived since
+        the last tick. Raises no operating errors; ClosedError after close."""
         if self._is_closing:
             raise ClosedError(f"the agent of {self.changefeed_id} at {self.capture_id} is closed")
         try:
@@ -171,6 +130,8 @@ class _Agent:
         return barrier
 
     def close(self) -> None:
+        """Stop everything; return once no write can follow. OperatingError if the executor does not stop: writes may still
+        follow, and it may be called again. Idempotent."""
         self._is_closing = True
         if not self._is_closed:
             self._driver.close(self.config.close_timeout_ms)
@@ -178,6 +139,7 @@ class _Agent:
             self._is_closed = True
 
     def spans(self) -> Sequence[TableStatus]:
+        """Return what it holds, as it would report it now."""
         table = self._table
         return [
             TableStatus(
@@ -191,6 +153,7 @@ class _Agent:
         ]
 
     def counts(self) -> Mapping[TableState, int]:
+        """Return how many spans it holds in each state; cheap."""
         return self._table.counts()
 
     # Messages --------------------------------------------------------------------------------------------------------
@@ -299,3 +262,7 @@ class _Agent:
         if error is not None:
             where = "".join(traceback.format_exception(error, limit=-LOGGED_FRAMES))
             _log.warning("executor_failed", changefeed=str(self.changefeed_id), capture=self.capture_id, traceback=where)
+
+
+new_agent = Agent
+"""The name of the contract: `new_agent(capture_id=..., ...)` returns an Agent."""

@@ -46,13 +46,10 @@ class ExecutorDriver:
         self._executor = executor
         self._table = table
         self._fence = executor if isinstance(executor, FencedTableExecutor) else None
+        self.is_fenced = self._fence is not None
         self._barrier = executor if isinstance(executor, BarrierTableExecutor) else None
         self._bulk = executor if isinstance(executor, BulkTableExecutor) else None
         self.last_error: BaseException | None = None  # of the last call that raised, for the log
-
-    @property
-    def is_fenced(self) -> bool:
-        return self._fence is not None
 
     # Transitions -----------------------------------------------------------------------------------------------------
 

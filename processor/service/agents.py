@@ -81,6 +81,7 @@ class _Serving:
     executor: TableExecutor
     agent: Agent
     transport: ChangefeedTransport
+    meter: ExecutorMeter | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -90,16 +91,15 @@ class _Slot:
     phase: SlotPhase = SlotPhase.IDLE
     epoch: int = 0  # what is being opened, runs or is being closed
     serving: _Serving | None = None
-    meter: ExecutorMeter | None = None
     error: str = ""
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_MIN_S, RETRY_MAX_S))
     retry_at: float = 0.0
     opening_since: float = 0.0
 
     def view(self) -> SlotView:
-        is_running = self.serving is not None and self.phase is SlotPhase.RUNNING
-        spans = self.serving.agent.counts() if self.serving is not None and is_running else _NO_SPANS
-        return SlotView(self.changefeed, self.epoch or self.wanted, self.phase, self.error, spans, self.meter)
+        running = self.serving if self.phase is SlotPhase.RUNNING else None
+        spans, meter = (running.agent.counts(), running.meter) if running is not None else (_NO_SPANS, None)
+        return SlotView(self.changefeed, self.epoch or self.wanted, self.phase, self.error, spans, meter)
 
 
 class AgentHost:
@@ -215,8 +215,8 @@ class AgentHost:
         if time.monotonic() >= self._meter_at:
             self._meter_at = time.monotonic() + METER_INTERVAL_S
             for slot in self._slots.values():
-                is_running = slot.serving is not None and slot.phase is SlotPhase.RUNNING
-                slot.meter = meter_of(slot.serving.executor) if slot.serving is not None and is_running else None
+                if slot.serving is not None:
+                    slot.serving.meter = meter_of(slot.serving.executor)
         self._views = tuple(slot.view() for _, slot in sorted(self._slots.items()))
 
     def _step(self, slot: _Slot) -> None:
@@ -256,7 +256,7 @@ class AgentHost:
 
     def _stop_serving(self, slot: _Slot) -> None:
         assert slot.serving is not None
-        serving, slot.serving, slot.meter = slot.serving, None, None
+        serving, slot.serving = slot.serving, None
         serving.transport.close()
         if slot.phase is SlotPhase.RUNNING:
             slot.phase = SlotPhase.CLOSING

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
 from typing import cast
 
 from tablewire.errors import OperatingError
-from tablewire.etcd.records import ChangefeedInfo
 from tablewire.executor import (
     ExecutorMeter,
     ExecutorRequest,
     MeteredTableExecutor,
     TableExecutor,
 )
-from tablewire.model.ids import CaptureID
 from tablewire.runtime.plugins import EXECUTORS, find_factory
-from tablewire.runtime.uris import redact_uri, resolve_uri
-
-
-def executor_request(
-    info: ChangefeedInfo,
-    *,
-    capture_id: CaptureID,
-    wake: Callable[[], None],
-    may_write: Callable[[], bool],
-    environ: Mapping[str, str] = os.environ,
-) -> ExecutorRequest:
-    """Return the request for a changefeed's executor, with `${VAR}` in its URIs expanded. ConfigError when one is not set."""
-    return ExecutorRequest(
-        capture_id=capture_id,
-        changefeed=info.changefeed,
-        changefeed_epoch=info.epoch,
-        source_uri=resolve_uri(info.source_uri, environ),
-        sink_uri=resolve_uri(info.sink_uri, environ),
-        tables=tuple(info.tables),
-        start_ts=info.start_ts,
-        initial_snapshot=info.initial_snapshot,
-        options=dict(info.options),
-        wake=wake,
-        may_write=may_write,
-    )
+from tablewire.runtime.uris import redact_uri
 
 
 def new_executor(request: ExecutorRequest) -> TableExecutor:

@@ -25,7 +25,7 @@ import structlog
 from processor.processor_config import ProcessorConfig
 from processor.service.agents import AgentHost, SlotPhase
 from processor.service.exchange_server import ExchangeServer
-from processor.service.executor_plugins import executor_request, new_executor
+from processor.service.executor_plugins import new_executor
 from processor.service.processor_metrics import ProcessorFigures, ProcessorMetrics
 from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
@@ -33,7 +33,7 @@ from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.lease import lease_clock
 from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, decode, now
 from tablewire.etcd.session import EtcdSession, open_session
-from tablewire.executor import TableExecutor
+from tablewire.executor import ExecutorRequest, TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.liveness import Liveness
 from tablewire.model.states import LivenessState
@@ -41,6 +41,7 @@ from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
 from tablewire.runtime.tls import interceptors, server_credentials, warn_of_roles
+from tablewire.runtime.uris import resolve_uri
 from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
 EXIT_DONE = 0
@@ -147,10 +148,21 @@ class RegisteredCapture:
         info = decode(ChangefeedInfo, key, found.value)
         if info.epoch != epoch:
             raise OperatingError(f"changefeed {changefeed} has epoch {info.epoch} in etcd, and {epoch} in the owner's batch")
-        request = executor_request(
-            info, capture_id=self.id, wake=self.server.wake, may_write=self.registration.is_valid, environ=os.environ
+        return new_executor(
+            ExecutorRequest(
+                capture_id=self.id,
+                changefeed=changefeed,
+                changefeed_epoch=epoch,
+                source_uri=resolve_uri(info.source_uri, os.environ),
+                sink_uri=resolve_uri(info.sink_uri, os.environ),
+                tables=tuple(info.tables),
+                start_ts=info.start_ts,
+                initial_snapshot=info.initial_snapshot,
+                options=dict(info.options),
+                wake=self.server.wake,
+                may_write=self.registration.is_valid,
+            )
         )
-        return new_executor(request)
 
 
 class ProcessorService:

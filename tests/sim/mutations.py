@@ -148,14 +148,14 @@ DEMANDED = (
         "the agent obeys an older owner",
         seed=1,
         edits=_edit(
-            f"{AGENT}:_Agent._listen_to", "message.owner_revision > owner.revision", "message.owner_revision != owner.revision"
+            f"{AGENT}:Agent._listen_to", "message.owner_revision > owner.revision", "message.owner_revision != owner.revision"
         ),
     ),
     Bug(
         "the agent applies an older dispatch",
         seed=5,
         edits=_edit(
-            f"{AGENT}:_Agent._take",
+            f"{AGENT}:Agent._take",
             "if owner is None or message.number <= owner.received:",
             "if owner is None or isinstance(message.body, Heartbeat) and message.number <= owner.received:",
         ),
@@ -366,7 +366,7 @@ MORE = (
     Bug(
         "a new owner is not told everything",
         seed=1,
-        edits=_edit(f"{AGENT}:_Agent._listen_to", "self._table.report_everything(to_new_owner=True)", "pass"),
+        edits=_edit(f"{AGENT}:Agent._listen_to", "self._table.report_everything(to_new_owner=True)", "pass"),
     ),
     Bug(
         "an error that is raised by a removal counts as Stopped",
@@ -396,12 +396,12 @@ HARMLESS = (
     Bug(
         "the agent takes acknowledgements that were meant for its predecessor",
         edits=_edit(
-            f"{AGENT}:_Agent._take_heartbeat", "heartbeat.acked if knows_us and not heartbeat.by_name else 0", "heartbeat.acked"
+            f"{AGENT}:Agent._take_heartbeat", "heartbeat.acked if knows_us and not heartbeat.by_name else 0", "heartbeat.acked"
         ),
     ),
     Bug(
         "the agent takes a dispatch that was meant for its predecessor",
-        edits=_edit(f"{AGENT}:_Agent._take", "if message.processor_epoch == self.processor_epoch:\n", "if True:\n"),
+        edits=_edit(f"{AGENT}:Agent._take", "if message.processor_epoch == self.processor_epoch:\n", "if True:\n"),
     ),
     Bug(
         "a Remove leaves the kept permission behind",

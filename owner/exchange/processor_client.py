@@ -1,7 +1,7 @@
 """The client of one processor: an Outbox, a channel and a thread, with one Exchange in flight.
 
 The thread "exchange-<capture>" does all that can be slow (encoding, the call, decoding), so that a slow or dead processor delays
-nobody else. A call that failed is not repeated: the next tick restates what was in it.
+only itself. A call that failed is not repeated: the next tick restates what was in it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ExchangeConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeadershipToken:
-    """Permission to call processors, and what every call says: the owner's revision and all changefeeds that it schedules.
+    """Permission to call processors, and what every call contains: the owner's revision and all changefeeds that it schedules.
 
     Compared by identity: the hub makes another one when the revision or the set changes.
     """

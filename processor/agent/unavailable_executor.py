@@ -1,7 +1,7 @@
 """The executor of a changefeed whose real executor cannot be made: it holds nothing and refuses every span with the reason.
 
-Without it the processor would have to stay silent. The owner hears it in other changefeeds, so it does not count as lost, and a
-capture that never reported may hold any span: nothing of the changefeed could be promoted or moved anywhere.
+Without it the processor would have to stay silent. The owner has its answers in other changefeeds, so it does not count as
+lost, and a capture that never reported may hold any span: nothing of the changefeed could be promoted or moved anywhere.
 """
 
 from __future__ import annotations

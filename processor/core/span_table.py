@@ -1,4 +1,4 @@
-"""The spans of one agent: one row for each, one numpy column for each field, and which rows the owner has to hear of.
+"""The spans of one agent: one row for each, one numpy column for each field, and which rows must be reported.
 
 Pure bookkeeping. `agent.py` brings the owner's messages (`take`, `acknowledge`, `set_numbers`, `report_everything`);
 `executor_driver.py` makes the calls that are due (`rows_due`) and brings their outcomes (`apply`, `fail`, `observe`);
@@ -315,7 +315,7 @@ class SpanTable:
                 self._set_number(row, number)
 
     def report_everything(self, *, to_new_owner: bool) -> None:
-        """Forget all numbers; the next report, on base 0, names everything. A new owner need not hear of absent spans."""
+        """Forget all numbers; the next report, on base 0, names everything. A new owner gets no report of absent spans."""
         if to_new_owner:
             rows = self._ended()
             is_absent = (self.phase[rows] == Phase.ABSENT) & (self.stamp[rows] > 0)
@@ -378,7 +378,7 @@ class SpanTable:
 
 
 class _Orders(NamedTuple):
-    """What dispatches say besides their actions, shape (k,) each."""
+    """The columns of a dispatch besides its actions, shape (k,) each."""
 
     epochs: U64
     checkpoint_ts: U64

@@ -4,9 +4,9 @@
               '------- Preparing'    '------------ Prepared -------'                   '----- Stopping ----'
                                                                                         (what is reported, if it differs)
 
-A phase is finer than the state that is reported: it also says which call of the executor is due (`CALL_DUE`). Each call is
+A phase is finer than the state that is reported: it also determines which call of the executor is due (`CALL_DUE`). Each call is
 repeated, tick by tick, until it has taken effect. An input is a dispatch of the owner, the outcome of a call, or the owner's
-acknowledgement of a report. RULES says for each input and phase where the span goes and what is noted besides (`Effect`). A cell
+acknowledgement of a report. RULES gives for each input and phase the next phase and what is noted besides (`Effect`). A cell
 that RULES does not list cannot occur: dispatches are listed for every phase, and the outcome of a call only comes in a phase in
 which that call is due.
 
@@ -69,7 +69,7 @@ class Effect(IntEnum):
     RENEW_GRANT = 4  # a newer epoch replaces the one that the executor has not accepted yet
     RAISE_EPOCH = 5  # a newer epoch is to be raised at the sink; an older or equal one is ignored
     CANCEL_GRANT = 6  # a grant that was kept, and an epoch that was to be raised, are dropped
-    USE_KEPT_GRANT = 7  # a grant that was kept takes effect: the span goes on to Granted
+    USE_KEPT_GRANT = 7  # a grant that was kept takes effect: the span becomes Granted
     WRITE = 8  # the epoch is in force from here on
     FORGET = 9  # this life is over; report Absent
     FREE = 10  # nothing is left to report of the span

@@ -125,7 +125,7 @@ class ExchangeServer:
             thread_name="exchange",
             interceptors=(RateLimit(CALLS_PER_S_MAX, CALLS_BURST_MAX), *interceptors),
         )
-        # Bytes in and out: our decoder, not gRPC's, says what is wrong with a request.
+        # Bytes in and out: our decoder, not gRPC's, explains what is wrong with a request.
         handler = grpc.method_handlers_generic_handler(
             EXCHANGE_SERVICE, {EXCHANGE_METHOD: grpc.unary_unary_rpc_method_handler(self._exchange)}
         )

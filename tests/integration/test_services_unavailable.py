@@ -16,7 +16,7 @@ TABLES = 4
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[CounterWorld]:
-    """Two changefeeds; processor0 is heard in one of them and cannot make an executor for the other."""
+    """Two changefeeds; processor0 answers in one of them and cannot make an executor for the other."""
     world = CounterWorld(tmp_path / "world", install_plugin(tmp_path), owners=2, processors=2)
     other = CounterFolders(tmp_path)
     try:
@@ -45,7 +45,7 @@ class CounterFolders:
         world.cluster.owner_json("changefeed", "create", "--id", name, *uris, "--tables", "public.*")
 
 
-def test_who_cannot_serve_a_changefeed_bars_nobody(world: CounterWorld) -> None:
+def test_a_processor_that_cannot_serve_a_changefeed_holds_up_no_other(world: CounterWorld) -> None:
     """All tables go where they can; a move there fails with the reason; a new owner continues, adds
     and moves; then it recovers."""
     captures = world.cluster.captures()

@@ -1,4 +1,4 @@
-"""Captures that answer as a test wants, on real gRPC servers, and what tests of the hub say to them."""
+"""Captures that answer as a test wants, on real gRPC servers, and the messages that tests of the hub send to them."""
 
 from __future__ import annotations
 
@@ -133,17 +133,17 @@ class Answers:
     """What on_answer received, to wait on."""
 
     def __init__(self) -> None:
-        self.told: list[bool] = []
+        self.matters: list[bool] = []
         self._changed = threading.Condition()
 
     def __call__(self, matters: bool) -> None:
         with self._changed:
-            self.told.append(matters)
+            self.matters.append(matters)
             self._changed.notify_all()
 
     def wait_for(self, count: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.told) >= count, DEADLINE_S), self.told
+            assert self._changed.wait_for(lambda: len(self.matters) >= count, DEADLINE_S), self.matters
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""ExchangeHub against real gRPC servers on the loopback: one call in flight a capture, bounded queues, no word after the term."""
+"""ExchangeHub against real gRPC servers on the loopback: one call in flight, bounded queues, nothing sent after the term."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_message_goes_and_its_answer_comes(hub: ExchangeHub, captures: dict[str,
     answers.wait_for(1)
     assert [message.echo for message in orders.recv()] == [1]
     assert users.recv() == []
-    assert answers.told == [False], "a steady report does not matter"
+    assert answers.matters == [False], "a steady report does not matter"
     assert capture.batches[-1].active == ACTIVE
     assert capture.batches[-1].receiver == "a"
 
@@ -79,7 +79,7 @@ def test_message_goes_and_its_answer_comes(hub: ExchangeHub, captures: dict[str,
         (DispatchTableResponse(report(TableState.REPLICATING)), True),
     ],
 )
-def test_owner_is_told_which_answers_matter(
+def test_answers_that_matter_are_marked(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers, body: MessageBody, matters: bool
 ) -> None:
     """A change of state, or the answer to a dispatch, is worth a tick at once."""
@@ -88,10 +88,10 @@ def test_owner_is_told_which_answers_matter(
     lead(hub, captures["a"])
     transport.send([to("a", beat(), 1)])
     answers.wait_for(1)
-    assert answers.told[0] is matters
+    assert answers.matters[0] is matters
 
 
-def test_nothing_is_said_before_the_active_set_is_known(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
+def test_nothing_is_sent_before_the_active_set_is_known(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
     """An Exchange without the set would close every agent; so there is none, whatever is queued."""
     transport = hub.transport(ORDERS, 1)
     hub.set_captures({"a": captures["a"].info})
@@ -105,7 +105,7 @@ def test_nothing_is_said_before_the_active_set_is_known(hub: ExchangeHub, captur
     assert captures["a"].messages()[0].number == 2, "what was queued before the term is forgotten"
 
 
-def test_new_active_set_is_told_at_once_and_idle_captures_are_called(
+def test_new_active_set_is_sent_at_once_and_idle_captures_are_called(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture]
 ) -> None:
     """Without any message queued."""
@@ -133,7 +133,7 @@ def test_after_stop_sending_no_exchange_starts(hub: ExchangeHub, captures: dict[
     capture.wait_for(lambda: capture.in_flight == 0)
     until(lambda: hub.client_views()[0].in_flight_ms is None)
     assert hub.client_views()[0].exchanges == started
-    assert (transport.recv(), answers.told) == ([], [])
+    assert (transport.recv(), answers.matters) == ([], [])
 
     hub.set_term(REVISION + 1)
     hub.set_active(ACTIVE)
@@ -175,7 +175,7 @@ def test_stop_sending_races_with_senders(captures: dict[str, ScriptedCapture]) -
 
 
 def test_no_call_while_the_lease_may_be_over(captures: dict[str, ScriptedCapture]) -> None:
-    """may_send is asked right before each call; when it says yes again, the protocol continues."""
+    """may_send is asked right before each call; when it returns True again, calls resume."""
     asked = threading.Event()
     held = threading.Event()
 
@@ -198,7 +198,7 @@ def test_no_call_while_the_lease_may_be_over(captures: dict[str, ScriptedCapture
 
 
 def test_dead_capture_is_reported_and_comes_back(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
-    """Failures are kept for the status; a capture that listens again is spoken with soon."""
+    """Failures are kept for the status; a capture that listens again is called again soon."""
     capture = captures["a"]
     port = capture.port
     lead(hub, capture)
@@ -238,12 +238,12 @@ def test_deadline_ends_a_call_that_hangs(captures: dict[str, ScriptedCapture]) -
 def test_answer_that_is_none_is_a_failure(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture], answers: Answers, raw: bytes, reason: str
 ) -> None:
-    """Nothing of it is delivered, and the status says why."""
+    """Nothing of it is delivered, and the status has the reason."""
     captures["a"].raw = raw
     lead(hub, captures["a"])
     until(lambda: hub.client_views()[0].failures >= 1)
     assert reason in hub.client_views()[0].last_error
-    assert answers.told == []
+    assert answers.matters == []
 
 
 def test_message_that_cannot_be_sent_does_not_cost_the_others(hub: ExchangeHub, captures: dict[str, ScriptedCapture]) -> None:
@@ -265,7 +265,7 @@ def test_unknown_receivers_and_strays_are_counted(hub: ExchangeHub, captures: di
     captures["a"].answer = lambda batch: [Message("a", OWNER, USERS, REVISION, 1, 9, 1, 0, response())]
     transport = hub.transport(ORDERS, 1)
     lead(hub, captures["a"])
-    transport.send([to("nobody", beat(), 1)])
+    transport.send([to("unknown", beat(), 1)])
     assert hub.unknown_receivers == 1
     until(lambda: hub.strays >= 1)
 
@@ -304,7 +304,7 @@ def test_capture_that_left_or_moved_gets_a_new_channel(hub: ExchangeHub, capture
         moved.stop()
 
 
-def test_hub_that_is_closed_says_so(captures: dict[str, ScriptedCapture]) -> None:
+def test_hub_that_is_closed_refuses(captures: dict[str, ScriptedCapture]) -> None:
     """close ends the threads, also of a call under way, and is idempotent."""
     hub = ExchangeHub(OWNER, config=QUICK)
     captures["a"].hold()

@@ -62,7 +62,7 @@ def test_one_call_is_in_flight_and_the_queue_coalesces(hub: ExchangeHub, capture
     assert capture.most_in_flight == 1
 
 
-def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
+def test_scenario_17_congested_processor_costs_the_healthy_ones_nothing(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture]
 ) -> None:
     """One capture answers nothing and its queue overflows; every dispatch to the other one arrives, in order, promptly."""
@@ -85,7 +85,7 @@ def test_scenario_17_congested_peer_costs_the_healthy_ones_nothing(
     assert slowest_s < 1.0, "a turn of the healthy one never waits for the slow one's deadline"
 
 
-def test_scenario_18_queue_to_a_peer_is_bounded_and_keeps_the_newest(
+def test_scenario_18_queue_to_a_processor_is_bounded_and_keeps_the_newest(
     hub: ExchangeHub, captures: dict[str, ScriptedCapture]
 ) -> None:
     """Ten thousand messages while one call hangs: a bounded queue, counted losses, the newest of everything when it resumes."""

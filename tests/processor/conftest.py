@@ -1,4 +1,4 @@
-"""One agent, its fake executor, and an owner that is a script: it sends what a test says and records what it receives."""
+"""One agent, its fake executor, and an owner that is a script: it sends what a test asks for and records what it receives."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Known:
 
 
 class OwnerScript:
-    """An owner of one capture that applies reports as the contract says, and decides nothing."""
+    """An owner of one capture that applies reports by the contract, and decides nothing."""
 
     def __init__(self, network: LoopbackNetwork, revision: int = REVISION, node_id: str = "owner", capture: str = "a") -> None:
         self.transport = network.transport(node_id)
@@ -199,7 +199,7 @@ class World:
         return self.agent
 
     def step(self) -> Barrier | None:
-        """The agent ticks, then the owner takes what was said."""
+        """Tick the agent, then let the owner take its messages."""
         barrier = self.agent.tick()
         check(self.agent)
         self.owner.take()

@@ -1,6 +1,6 @@
 """A registered processor as a process of its own, for tests that stop it: it tries to have an effect every millisecond.
 
-Says "valid" or "fenced" whenever its answer to "may I?" changes. Arguments: endpoint, cluster, capture id, TTL in seconds.
+Prints "valid" or "fenced" whenever `is_valid` changes. Arguments: endpoint, cluster, capture id, TTL in seconds.
 """
 
 from __future__ import annotations

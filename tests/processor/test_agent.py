@@ -1,4 +1,4 @@
-"""What an agent takes in and what it says: one owner, one agent, message by message."""
+"""What an agent accepts and what it reports: one owner, one agent, message by message."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_nothing_is_said_when_nothing_happened(world: Any) -> None:
 
 
 def test_liveness_is_told(world: Any) -> None:
-    """A stopping process says so in its next answer."""
+    """A stopping process reports it in its next response."""
     world.liveness.stop()
     world.beat()
     assert world.owner.response.liveness is LivenessState.STOPPING
@@ -107,7 +107,7 @@ def test_only_what_moved_is_told(world: Any) -> None:
     assert len(world.owner.response.reports) == 0
 
 
-# ------------------------------------------------------------------------------------------------- who is listened to
+# ------------------------------------------------------------------------------------------------- which owner is obeyed
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_dispatches_are_for_this_agent_alone(world: Any) -> None:
 
 
 def test_scenario_07_a_restarted_agent_is_heard(world: Any) -> None:
-    """A new agent in the slot of a former one has a new epoch, holds nothing, says so, and is given work again."""
+    """A new agent in the slot of a former one has a new epoch, holds nothing, reports that, and gets work again."""
     world.replicate(SPAN)
     former = world.agent.processor_epoch
     world.agent.close()
@@ -207,7 +207,7 @@ def test_scenario_07_a_restarted_agent_is_heard(world: Any) -> None:
 
 
 def test_an_acknowledgement_of_a_former_agents_report_is_not_believed(world: Any) -> None:
-    """The new agent's reports start at 1 again; what the owner says of the former one's does not shorten them."""
+    """The new agent's reports start at 1 again; acknowledgements of the former one's do not shorten them."""
     world.replicate(SPAN)
     world.beat()
     world.agent.close()
@@ -244,7 +244,7 @@ def test_a_new_owner_gets_the_whole_truth_by_name(world: Any, make_owner: Any) -
 
 
 def test_numbers_are_introduced_by_a_heartbeat(world: Any, make_owner: Any) -> None:
-    """A new owner names numbers for spans it heard of by name; from then on the agent says the number."""
+    """A new owner gives numbers to spans that were reported by name; from then on the agent reports the numbers."""
     world.replicate(SPAN, OTHER)
     new = make_owner(world.network, revision=9, node_id="owner-2")
     new.heartbeat()
@@ -310,7 +310,7 @@ def test_a_dispatch_is_answered_without_a_heartbeat(world: Any) -> None:
 
 
 def test_slow_steps_are_asked_again_and_told_once(make_world: Any) -> None:
-    """A call is repeated until it is taken and finished; in between there is nothing to say."""
+    """A call is repeated until it is taken and finished; in between nothing is reported."""
     world = make_world(FakeTableExecutor(prepare_polls=2, write_polls=2, stop_polls=2, refusals=2))
     world.owner.prepare(SPAN)
     told = []
@@ -456,7 +456,7 @@ def test_stopped_is_told_until_it_was_heard_then_absent(world: Any) -> None:
 
 
 def test_an_add_that_acknowledges_stopped_is_taken(world: Any) -> None:
-    """The owner has heard of Stopped and asks again at once: no heartbeat has to come in between."""
+    """The owner has acknowledged Stopped and adds the span again at once: no heartbeat has to come in between."""
     world.replicate(SPAN, epoch=1)
     world.owner.remove(SPAN)
     world.step()
@@ -534,7 +534,7 @@ def test_a_grant_before_the_prepared_point_is_fine_where_the_sink_is_further(wor
 
 
 def test_scenario_12_a_writer_whose_epoch_is_refused_stops(make_world: Any) -> None:
-    """Another one has taken over at the sink: the table is stopped and says so; nothing was written twice."""
+    """Another writer has taken over at the sink: the table is stopped and reported so; nothing was written twice."""
     sink = FakeSink()
     world = make_world(FakeTableExecutor(sink, name="mine"))
     world.replicate(SPAN, epoch=5)

@@ -63,7 +63,7 @@ def test_a_plain_executor_is_enough(make_world: Any) -> None:
 
 
 def test_scenario_20_a_background_failure_is_that_spans_alone(both: Any) -> None:
-    """Removed, Stopped with its last checkpoint and the text; the others go on."""
+    """Removed, Stopped with its last checkpoint and the text; the others continue."""
     both.replicate(SPAN, OTHER)
     both.script.advance(300)
     both.beat()
@@ -102,7 +102,7 @@ def test_scenario_01_a_table_that_the_executor_has_lost_is_stopped(both: Any) ->
     ],
 )
 def test_a_call_that_raises_ends_the_span(world: Any, call: str, settles_as: TableState) -> None:
-    """Whatever call it was, the executor has let go of the span before Stopped is said."""
+    """Whatever call it was, the executor has released the span before Stopped is reported."""
     world.fake.raise_at(call, SPAN, ValueError("no"))
     world.owner.prepare(SPAN, OTHER)
     world.owner.write(SPAN, OTHER)
@@ -134,7 +134,7 @@ def test_a_removal_that_raises_is_repeated(world: Any, call: str) -> None:
 
 
 def test_a_failed_span_that_does_not_stop_stays_stopping(world: Any) -> None:
-    """An error is no excuse to say Stopped while the executor may still write."""
+    """An error does not make a span Stopped while the executor may still write."""
     world.replicate(SPAN)
     world.fake.hang("stop", SPAN)
     world.fake.fail(SPAN)
@@ -220,7 +220,7 @@ class _OddExecutor(PlainExecutor):
     ids=["no status", "negative", "too large", "no state", "an error", "stopped by itself"],
 )
 def test_a_status_that_cannot_be_ends_that_span(make_world: Any, status: object) -> None:
-    """Nonsense of an executor is an error of the span that it was said of."""
+    """An invalid status is an error of the span that it belongs to."""
     world = make_world(_OddExecutor())
     world.replicate(SPAN, OTHER)
     world.executor.status = status

@@ -50,7 +50,7 @@ def test_nothing_is_told_twice_once_it_was_heard(world: Any) -> None:
 
 
 def test_a_large_report_goes_out_in_chunks(make_world: Any) -> None:
-    """Each chunk is a message with its own number; only the last says that it is complete, and is the HeartbeatResponse."""
+    """Each chunk is a message with its own number; only the last one completes the report, and is the HeartbeatResponse."""
     world = make_world(config=AgentConfig(max_reports_per_message=4))
     world.owner.prepare(*SPANS)
     world.owner.heartbeat()
@@ -68,7 +68,7 @@ def test_a_large_report_goes_out_in_chunks(make_world: Any) -> None:
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_lost_chunk_loses_nothing(make_world: Any, lost: int) -> None:
-    """Whichever chunk is lost, the next report tells its spans again."""
+    """Whichever chunk is lost, the next report contains its spans again."""
     world = make_world(config=AgentConfig(max_reports_per_message=4))
     sent = 0
 
@@ -86,7 +86,7 @@ def test_a_lost_chunk_loses_nothing(make_world: Any, lost: int) -> None:
 
 
 def test_an_owner_that_acknowledges_chunk_by_chunk_loses_nothing(make_world: Any) -> None:
-    """Applying chunks one by one in the order of their bases is allowed, too: what a later chunk holds is not taken as heard."""
+    """Applying chunks one by one in the order of their bases is allowed, too: what a later chunk holds is not acknowledged."""
     world = make_world(config=AgentConfig(max_reports_per_message=4))
     world.owner.prepare(*SPANS)
     world.agent.tick()
@@ -176,7 +176,7 @@ def storm(chance: random.Random) -> Any:
 
 
 def act(world: Any, chance: random.Random, ts: int) -> None:
-    """The owner says anything, sensible or not; the executor does anything it may."""
+    """The owner sends anything, sensible or not; the executor does anything it may."""
     spans = chance.sample(SPANS, chance.randint(1, 4))
     match chance.randrange(9):
         case 0 | 1:

@@ -39,7 +39,7 @@ class Cluster:
         self.elect()
 
     def elect(self) -> None:
-        """A new owner; the former one is not heard of again."""
+        """A new owner; the former one sends nothing more."""
         self.revision += 10
         self.scheduler = new_scheduler(
             owner_id=f"owner-{self.revision}",

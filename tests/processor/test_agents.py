@@ -53,7 +53,7 @@ class Executor(FakeTableExecutor):
 
 
 class World:
-    """A host and an owner's hub that speaks to it."""
+    """A host and the hub of an owner that calls it."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -197,8 +197,8 @@ def test_a_changefeed_that_cannot_be_opened_is_tried_again(world: World) -> None
     assert world.views()[ORDERS].error == ""
 
 
-def test_who_cannot_serve_a_changefeed_says_so(world: World) -> None:
-    """The owner hears that nothing is held here and why nothing can be; what can be opened later starts with a clean slate."""
+def test_a_changefeed_that_cannot_be_served_is_reported(world: World) -> None:
+    """The owner learns that nothing is held here and why nothing can be; an executor that can be made later starts afresh."""
     world.error = "no plug-in serves orders://"
     world.activate((ORDERS, 1))
     transport = world.hub.transport(ORDERS, 1)
@@ -219,11 +219,11 @@ def test_who_cannot_serve_a_changefeed_says_so(world: World) -> None:
     assert _first_answer(transport).processor_epoch != first.processor_epoch
 
 
-def test_a_vacancy_ends_with_what_it_was_for(world: World) -> None:
+def test_an_unavailable_agent_ends_with_its_epoch(world: World) -> None:
     """A newer epoch is answered for by itself, and an ended changefeed not at all."""
     world.error = "no plug-in serves orders://"
     world.activate((ORDERS, 1))
-    wait("it is vacant", lambda: ORDERS in world.views() and world.views()[ORDERS].error)
+    wait("it is unavailable", lambda: ORDERS in world.views() and world.views()[ORDERS].error)
     former = world.hub.transport(ORDERS, 1)
     world.activate((ORDERS, 2))
     newer = world.hub.transport(ORDERS, 2)
@@ -243,7 +243,7 @@ def test_a_vacancy_ends_with_what_it_was_for(world: World) -> None:
 
 
 def test_without_its_lease_nothing_is_opened_or_ticked(world: World) -> None:
-    """An Exchange is still answered, so that the owner does not wait, but no agent says or does anything."""
+    """An Exchange is still answered, so that the owner does not wait, but no agent reports or does anything."""
     world.activate((ORDERS, 1))
     world.wait_running((ORDERS, 1))
     world.valid = False

@@ -1,4 +1,4 @@
-"""ExchangeServer over real gRPC on the loopback: strict, bounded, and nothing that an agent says is lost on the way."""
+"""ExchangeServer over real gRPC on the loopback: strict, bounded, and no message of an agent is lost on the way."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def report(rows: int = 1) -> SpanReports:
     return SpanReports(1, numbers, SpanBlock(np.empty(0, np.int64)), states, zeros, zeros, zeros, zeros)
 
 
-def said(number: int, body: MessageBody | None = None, *, revision: int = REVISION, owner: str = OWNER) -> Message:
+def reply(number: int, body: MessageBody | None = None, *, revision: int = REVISION, owner: str = OWNER) -> Message:
     return Message(CAPTURE, owner, ORDERS, revision, 1, 9, number, 0, body or DispatchTableResponse(report()))
 
 
@@ -131,7 +131,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_batch_reaches_the_loop_and_is_answered_at_once(server: ExchangeServer, caller: Caller) -> None:
-    """The answer does not wait for exchange_wait_ms when the loop has said all."""
+    """The answer does not wait for exchange_wait_ms when the loop has answered."""
     transport = server.transports.open(ORDERS, 1)
     started = time.monotonic()
     call = caller.start(batch_of(asked(1), asked(2)))
@@ -140,9 +140,9 @@ def test_batch_reaches_the_loop_and_is_answered_at_once(server: ExchangeServer, 
     assert pending.batch == batch_of(asked(1), asked(2))
     assert len(server.transports.deliver(pending.batch.messages)) == 2
     assert [message.number for message in transport.recv()] == [1, 2]
-    transport.send([said(1), said(2, response())])
+    transport.send([reply(1), reply(2, response())])
     assert pending.is_open
-    transport.send([said(3)])
+    transport.send([reply(3)])
     pending.answer()
     answer = decode_batch(call.result())
     assert time.monotonic() - started < 4
@@ -166,7 +166,7 @@ def test_batch_reaches_the_loop_and_is_answered_at_once(server: ExchangeServer, 
 def test_malformed_batch_is_refused_and_changes_nothing(
     server: ExchangeServer, caller: Caller, spoil: Callable[[bytes], bytes], reason: str
 ) -> None:
-    """INVALID_ARGUMENT with the field's name; the loop never hears of it, not even of the good message before the bad one."""
+    """INVALID_ARGUMENT with the field's name; nothing of it reaches the loop, not even the good message before the bad one."""
     spoiled = spoil(encode_batch(batch_of(asked(1, revision=99), asked(2, revision=99), revision=99)))
     code, details = caller.refused(spoiled)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -200,7 +200,7 @@ def test_batch_for_another_capture_is_refused(server: ExchangeServer, caller: Ca
 
 
 def test_batch_of_a_replaced_owner_is_refused(impatient: ExchangeServer, caller: Caller) -> None:
-    """Once a newer owner has spoken, an older one cannot."""
+    """Once a newer owner has called, an older one is refused."""
     caller.call(batch_of(revision=8))
     code, details = caller.refused(batch_of(revision=7))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
@@ -210,17 +210,17 @@ def test_batch_of_a_replaced_owner_is_refused(impatient: ExchangeServer, caller:
     assert (impatient.stats.refused, impatient.stats.seen_revision) == (1, 8)
 
 
-def test_unanswered_turn_returns_what_was_said_and_the_rest_goes_with_the_next(impatient: ExchangeServer, caller: Caller) -> None:
+def test_unanswered_turn_returns_what_was_sent_and_the_rest_goes_with_the_next(impatient: ExchangeServer, caller: Caller) -> None:
     """A busy loop delays no call, and loses nothing."""
     transport = impatient.transports.open(ORDERS, 1)
-    transport.send([said(1)])
+    transport.send([reply(1)])
     assert [message.number for message in caller.call(batch_of(asked(1))).messages] == [1]
     assert caller.call(batch_of(asked(2))).messages == ()
     assert impatient.stats.unanswered == 2
     late = impatient.take()
     assert [pending.batch.messages[0].number for pending in late] == [1, 2], "the loop gets what was accepted"
     assert not any(pending.is_open for pending in late)
-    transport.send([said(2)])
+    transport.send([reply(2)])
     late[0].answer()
     assert [message.number for message in caller.call(batch_of(asked(3))).messages] == [2]
 
@@ -243,7 +243,7 @@ def test_scenario_18_outbox_of_an_agent_is_bounded_and_keeps_the_newest(impatien
     users.send([Message(CAPTURE, OWNER, USERS, REVISION, 1, 9, 1, 0, DispatchTableResponse(report()))])
     rounds = MAX_INBOX_MESSAGES * 2
     for number in range(1, 2 * rounds + 1, 2):
-        orders.send([said(number), said(number + 1, response())])
+        orders.send([reply(number), reply(number + 1, response())])
     answer = caller.call(batch_of())
     numbers = [message.number for message in answer.messages if message.changefeed == ORDERS]
     assert len(numbers) == MAX_INBOX_MESSAGES + 1
@@ -261,16 +261,16 @@ def test_answer_of_a_caller_that_has_gone_is_kept(server: ExchangeServer, caller
     (pending,) = server.take()
     call.cancel()
     until(lambda: not pending.is_open)
-    transport.send([said(1)])
+    transport.send([reply(1)])
     again = caller.start(batch_of(asked(2)))
     taken(server)
     assert [message.number for message in decode_batch(again.result()).messages] == [1]
 
 
-def test_answer_holds_only_what_was_said_in_its_term(impatient: ExchangeServer, caller: Caller) -> None:
-    """Words for a former owner are dropped, words for a newer one wait for it."""
+def test_answer_holds_only_what_was_sent_in_its_term(impatient: ExchangeServer, caller: Caller) -> None:
+    """Messages to a former owner are dropped, messages to a newer one wait for it."""
     transport = impatient.transports.open(ORDERS, 1)
-    transport.send([said(1, revision=6), said(2), said(3, revision=9, owner="owner-2"), said(4)])
+    transport.send([reply(1, revision=6), reply(2), reply(3, revision=9, owner="owner-2"), reply(4)])
     assert [message.number for message in caller.call(batch_of()).messages] == [2, 4]
     newer = caller.call(Batch("owner-2", CAPTURE, 9, ACTIVE))
     assert [message.number for message in newer.messages] == [3]
@@ -289,7 +289,7 @@ def test_one_agents_bad_message_does_not_cost_the_others(impatient: ExchangeServ
         broken.last_synced_ts,
         broken.assignment_epochs,
     )
-    impatient.transports.open(ORDERS, 1).send([said(1, DispatchTableResponse(spans)), said(2)])
+    impatient.transports.open(ORDERS, 1).send([reply(1, DispatchTableResponse(spans)), reply(2)])
     assert [message.number for message in caller.call(batch_of()).messages] == [2]
     assert impatient.stats.unsendable == 1
 
@@ -299,7 +299,7 @@ def test_answer_larger_than_a_batch_goes_in_several(
 ) -> None:
     """What does not fit leads the next answer, in order."""
     monkeypatch.setattr("tablewire.wire.codec.MAX_ROWS_PER_BATCH", 25)
-    impatient.transports.open(ORDERS, 1).send([said(number, DispatchTableResponse(report(10))) for number in range(1, 6)])
+    impatient.transports.open(ORDERS, 1).send([reply(number, DispatchTableResponse(report(10))) for number in range(1, 6)])
     answers = [[message.number for message in caller.call(batch_of()).messages] for _ in range(3)]
     assert answers == [[1, 2], [3, 4], [5]]
 
@@ -317,13 +317,13 @@ def test_messages_without_an_agent_are_strays(server: ExchangeServer, caller: Ca
 
 
 def test_closed_transport_forgets_both_directions(impatient: ExchangeServer, caller: Caller) -> None:
-    """A changefeed that was restarted does not hear or repeat the words of its former run."""
+    """A changefeed that was restarted neither receives nor sends the messages of its former run."""
     former = impatient.transports.open(ORDERS, 1)
-    former.send([said(1)])
+    former.send([reply(1)])
     latter = impatient.transports.open(ORDERS, 1)
     with pytest.raises(ClosedError):
-        former.send([said(2)])
-    latter.send([said(3)])
+        former.send([reply(2)])
+    latter.send([reply(3)])
     assert [message.number for message in caller.call(batch_of(asked(1))).messages] == [3]
     assert len(impatient.transports.deliver([asked(1)])) == 1
     assert [list(former.recv()), [message.number for message in latter.recv()]] == [[], [1]]
@@ -355,8 +355,8 @@ def test_oversize_request_is_refused_by_grpc(server: ExchangeServer) -> None:
 
 
 def test_stop_answers_the_turns_that_wait(caller: Caller, server: ExchangeServer) -> None:
-    """With what was said by then, and within the grace; new calls are refused, health says so before."""
-    server.transports.open(ORDERS, 1).send([said(1)])
+    """With what was sent by then, and within the grace; new calls are refused, and health reports it before."""
+    server.transports.open(ORDERS, 1).send([reply(1)])
     call = caller.start(batch_of(asked(1)))
     assert server.wait(DEADLINE_S)
     started = time.monotonic()
@@ -412,7 +412,7 @@ class Loop:
                 for transport in transports.values():
                     for heard in transport.recv():
                         number += 1
-                        transport.send([replace(said(number, response()), echo=heard.number)])
+                        transport.send([replace(reply(number, response()), echo=heard.number)])
                 pending.answer()
 
     def end(self) -> None:
@@ -421,7 +421,7 @@ class Loop:
         self._thread.join()
 
 
-def test_hub_and_server_speak_with_each_other(server: ExchangeServer) -> None:
+def test_hub_and_server_work_with_each_other(server: ExchangeServer) -> None:
     """Owner's end and processor's end together: a hundred heartbeats, a hundred answers, each in its own turn."""
     loop = Loop(server)
     answered = threading.Semaphore(0)

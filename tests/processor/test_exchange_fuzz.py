@@ -17,12 +17,12 @@ from tablewire.model.ids import CaptureInfo
 from tablewire.model.messages import Batch
 from tablewire.runtime.grpc import listen, new_server, open_channel
 from tablewire.wire.codec import EXCHANGE_METHOD, EXCHANGE_SERVICE, decode_batch, encode_batch
-from tests.processor.test_exchange import ACTIVE, CAPTURE, OWNER, REVISION, asked, batch_of, response, said
+from tests.processor.test_exchange import ACTIVE, CAPTURE, OWNER, REVISION, asked, batch_of, reply, response
 
 TIMEOUT_S = 20.0
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = encode_batch(batch_of(asked(1), asked(2)))
-ANSWER = encode_batch(Batch(CAPTURE, OWNER, REVISION, (), (said(1), said(2, response()))))
+ANSWER = encode_batch(Batch(CAPTURE, OWNER, REVISION, (), (reply(1), reply(2, response()))))
 
 
 @st.composite
@@ -60,7 +60,7 @@ def served() -> Iterator[tuple[ExchangeServer, grpc.Channel]]:
 @example(b"")
 def test_a_processor_takes_batches_alone(served: tuple[ExchangeServer, grpc.Channel], data: bytes) -> None:
     """What is a batch for this capture, of the newest owner, is taken in whole; anything else is refused with its reason and
-    counted, and the loop hears nothing of it."""
+    counted, and nothing of it reaches the loop."""
     server, channel = served
     batch, before = decoded(data), server.stats
     code, text = grpc.StatusCode.OK, ""
@@ -96,7 +96,7 @@ class Liar:
 
 @pytest.fixture(scope="module")
 def lied_to() -> Iterator[tuple[ExchangeHub, Liar]]:
-    """An owner's hub that speaks with a liar all the time."""
+    """The hub of an owner that calls a liar all the time."""
     liar = Liar()
     hub = ExchangeHub(OWNER, config=ExchangeConfig(exchange_timeout_ms=5_000, idle_exchange_ms=1, failure_pause_ms=1))
     hub.set_term(REVISION)

@@ -43,7 +43,7 @@ def server() -> Iterator[ExchangeServer]:
 
 
 def first_turn(server: ExchangeServer, own: PeerTlsSection) -> ProcessorClientView:
-    """What the status says of the capture once one Exchange has succeeded or failed."""
+    """Return the view of the capture once one Exchange has succeeded or failed."""
     hub = ExchangeHub("owner-1", config=ExchangeConfig(idle_exchange_ms=20), credentials=tls.channel_credentials(own))
     never = threading.Event()
     try:
@@ -68,7 +68,7 @@ def test_owner_with_an_allowed_certificate_exchanges(server: ExchangeServer) -> 
 
 
 def test_owner_with_another_certificate_is_refused(server: ExchangeServer) -> None:
-    """The loop never hears of it, and the owner's status says why."""
+    """Nothing of it reaches the loop, and the owner's status has the reason."""
     view = first_turn(server, section("stranger"))
     assert "PERMISSION_DENIED: certificate of stranger may not call here" in view.last_error
     assert server.take() == []

@@ -190,7 +190,7 @@ def test_an_unreachable_etcd_is_told_and_can_be_tried_again(
 def test_scenario_12_a_stopped_process_is_fenced_when_it_wakes_up(
     etcd_server: EtcdServer, session: EtcdSession, cluster: str
 ) -> None:
-    """After SIGSTOP past its lease and SIGCONT, the very next look says "fenced", before anything else could be done."""
+    """After SIGSTOP past its lease and SIGCONT, the very next check returns "fenced", before anything else could be done."""
     command = [sys.executable, str(PROCESS), etcd_server.endpoint, cluster, "p1", str(TTL_S)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     said: queue.Queue[str] = queue.Queue()

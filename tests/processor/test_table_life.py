@@ -134,7 +134,7 @@ def happen(table: SpanTable, row: int, what: Input) -> None:
 
 
 def test_the_compiled_arrays_are_the_table() -> None:
-    """Each listed cell leads where it says, every other one is impossible."""
+    """Each listed cell leads to its phase, every other one is impossible."""
     for what, phase in ALL_CELLS:
         then = CELLS.get((what, phase))
         assert THEN[what, phase] == (IMPOSSIBLE if then is None else then), (what.name, phase.name)
@@ -143,7 +143,7 @@ def test_the_compiled_arrays_are_the_table() -> None:
 
 @pytest.mark.parametrize(("what", "phase"), sorted(CELLS), ids=lambda value: value.name)
 def test_each_cell_on_the_columns(what: Input, phase: Phase) -> None:
-    """A span that has really come to a phase goes where the cell says, and keeps its bookkeeping right."""
+    """A span that has really come to a phase reaches the phase of the cell, and keeps its bookkeeping right."""
     table, row = span_table_in(phase)
     happen(table, row, what)
     table.check()
@@ -164,7 +164,7 @@ def test_each_impossible_cell_tells_its_story(what: Input, phase: Phase) -> None
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in (Phase.STOPPED, Phase.ABSENT)])
 def test_an_acknowledgement_touches_only_what_has_ended(phase: Phase) -> None:
-    """A span that is alive is not forgotten because the owner has heard of it."""
+    """A span that is alive is not forgotten because the owner has acknowledged it."""
     table, row = span_table_in(phase)
     table.acknowledge(1)
     assert table.phase[row] == phase
@@ -192,7 +192,7 @@ def test_nothing_starts_while_a_span_is_on_its_way_out(phase: Phase) -> None:
 
 
 def test_stopped_is_only_reported_after_its_call_has_finished() -> None:
-    """No phase before the executor's last word is reported as Stopped, and only that one is."""
+    """Only the phase after the executor's confirmation is reported as Stopped."""
     assert [phase for phase in Phase if REPORTED[phase] is TableState.STOPPED] == [Phase.STOPPED]
     into = [(rule.input, phase) for rule in RULES for phase in rule.phases if rule.then is Phase.STOPPED]
     assert into == [(Input.FINISHED, Phase.STOPPING)]

@@ -29,7 +29,7 @@ def test_a_mailbox_of_nothing_is_refused() -> None:
 
 
 def test_waiting_ends_by_time() -> None:
-    """Without an item and without a wake-up the wait says so, and a negative time is none."""
+    """Without an item and without a wake-up the wait returns False, and a negative time is none."""
     box: Mailbox[int] = Mailbox(1)
     assert not box.wait(0.01)
     assert not box.wait(-1)

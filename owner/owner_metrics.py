@@ -30,7 +30,7 @@ class Shown(Protocol):
 
     def runs(self) -> Mapping[ChangefeedID, ChangefeedRun]: ...
 
-    def peers(self) -> Iterable[ProcessorClientView]: ...
+    def client_views(self) -> Iterable[ProcessorClientView]: ...
 
     def margin_s(self) -> float | None:
         """Seconds until this owner must stop leading unless its lease is renewed; None: it does not lead."""
@@ -71,7 +71,7 @@ class OwnerMetrics(Collector):
         yield from _placement(runs)
         yield from _loads(runs)
         # The connections of a former leader stay; what they last were is no news.
-        yield from _exchanges(list(self._shown.peers()) if is_leading else [])
+        yield from _exchanges(list(self._shown.client_views()) if is_leading else [])
 
 
 Runs = Sequence[tuple[ChangefeedID, ChangefeedRun]]
@@ -152,7 +152,7 @@ def _loads(runs: Runs) -> Iterable[Metric]:
     return (spans, load)
 
 
-def _exchanges(peers: Sequence[ProcessorClientView]) -> Iterable[Metric]:
+def _exchanges(clients: Sequence[ProcessorClientView]) -> Iterable[Metric]:
     """The calls to each processor that is registered now."""
     duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Started Exchanges and their duration", labels=_BY_CAPTURE)
     failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Failed Exchanges", labels=_BY_CAPTURE)
@@ -170,12 +170,12 @@ def _exchanges(peers: Sequence[ProcessorClientView]) -> Iterable[Metric]:
         labels=_BY_CAPTURE,
     )
     version = GaugeMetricFamily(f"{_PREFIX}_exchange_protocol_version", "Version of the protocol in use", labels=_BY_CAPTURE)
-    for peer in peers:
-        name = [peer.capture_id]
-        duration.add_metric(name, count_value=peer.exchanges, sum_value=peer.exchange_s)
-        failures.add_metric(name, peer.failures)
-        failing.add_metric(name, (peer.failing_ms or 0) / 1000)
-        queued.add_metric(name, peer.queued)
-        dropped.add_metric(name, peer.dropped)
-        version.add_metric(name, peer.version)
+    for client in clients:
+        name = [client.capture_id]
+        duration.add_metric(name, count_value=client.exchanges, sum_value=client.exchange_s)
+        failures.add_metric(name, client.failures)
+        failing.add_metric(name, (client.failing_ms or 0) / 1000)
+        queued.add_metric(name, client.queued)
+        dropped.add_metric(name, client.dropped)
+        version.add_metric(name, client.version)
     return (duration, failures, failing, queued, dropped, version)

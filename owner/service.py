@@ -223,7 +223,7 @@ class OwnerService:
         term = self.term
         return term.runs if term is not None else MappingProxyType({})
 
-    def peers(self) -> Iterable[ProcessorClientView]:
+    def client_views(self) -> Iterable[ProcessorClientView]:
         return self._hub.client_views()
 
     def margin_s(self) -> float | None:

@@ -1,4 +1,4 @@
-"""An owner for the tests of the admin API: real scheduler and agents in virtual time, a registry in memory with the real rules.
+"""An owner for the tests of the admin API: a real scheduler and agents in virtual time, and a store in memory.
 
 `AdminView` is the OwnerPort; `ticking(view)` lets a thread tick it while the test asks through the real API or CLI.
 """
@@ -36,7 +36,7 @@ CREATE = pb.CreateChangefeedRequest(
 
 
 def feed(name: str = CHANGEFEED.id, **fields: object) -> ChangefeedInfo:
-    """The record of a changefeed whose URIs hold a secret."""
+    """Return the record of a changefeed whose source URI has a password."""
     return msgspec.structs.replace(
         ChangefeedInfo(
             id=name,
@@ -117,7 +117,7 @@ class MemoryHistory:
 
 
 class CheckedSource:
-    """A source of which only `check` matters: it fails as configured."""
+    """A source whose checks fail as configured."""
 
     def __init__(self, failures: Sequence[CheckFailure]) -> None:
         self._failures = failures
@@ -134,7 +134,7 @@ class CheckedSource:
 
 
 class AdminRun:
-    """A ChangefeedRun of which only its scheduler and what operators see of it matter."""
+    """A ChangefeedRun that has a scheduler and a runtime and nothing else."""
 
     def __init__(self, view: AdminView, changefeed: ChangefeedID) -> None:
         self.scheduler = view.scheduler(changefeed)
@@ -142,7 +142,7 @@ class AdminRun:
 
 
 class AdminView:
-    """An OwnerPort on a World, and its ElectionPort and TermPort too: changefeed `default/test` runs, any other one does not."""
+    """An OwnerPort on a World, its ElectionPort and its TermPort; only the changefeed `default/test` runs."""
 
     def __init__(self, world: World | None = None, owner_id: str = "owner-1", names: Mapping[int, str] | None = None) -> None:
         self.world = world or World(tables=(1, 2, 3))
@@ -223,7 +223,7 @@ class AdminView:
 
 @contextmanager
 def ticking(view: AdminView) -> Iterator[AdminView]:
-    """Ticks the view's world on a thread of its own; ends with the block, and fails the test if a tick failed."""
+    """Tick the view's world on a thread until the block ends; fail the test if a tick failed."""
     stop = threading.Event()
     failures: list[BaseException] = []
 
@@ -253,7 +253,7 @@ def paused(name: str = "other") -> ChangefeedInfo:
 
 @contextmanager
 def serving(view: AdminView, tls: PeerTlsSection = PeerTlsSection()) -> Iterator[str]:  # noqa: B008 - frozen
-    """The admin API of this view on a free port of the loopback; its address. The view's first record gets it if it leads."""
+    """Serve the admin API of this view on a free port, and return the address, which the view's own record gets."""
     credentials = channel_credentials(tls)
     admin = new_admin_server(view, lambda address: open_channel(address, credentials), interceptors(tls))
     address = f"127.0.0.1:{listen(admin.server, '127.0.0.1', 0, server_credentials(tls))}"

@@ -29,7 +29,7 @@ TIMEOUT_S = 20.0
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Closes what a test opens."""
+    """Close what a test opens."""
     with ExitStack() as stack:
         yield stack
 
@@ -41,7 +41,7 @@ def stub_of(address: str, stack: ExitStack) -> Any:
 
 @pytest.fixture
 def view() -> AdminView:
-    """Three captures, three tables, all replicating."""
+    """Return an owner of three processors and three tables, all replicating."""
     view = AdminView()
     view.world.settle()
     return view
@@ -49,13 +49,13 @@ def view() -> AdminView:
 
 @pytest.fixture
 def stub(view: AdminView, stack: ExitStack) -> Any:
-    """A client of the leader."""
+    """Return a client of the leader."""
     return stub_of(stack.enter_context(serving(view)), stack)
 
 
 @pytest.fixture
 def follower(view: AdminView, stack: ExitStack) -> AdminView:
-    """Another owner, which knows that `view` leads."""
+    """Return another owner, which knows that `view` leads."""
     stack.enter_context(serving(view))
     other = AdminView(view.world, "owner-2")
     other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
@@ -77,7 +77,7 @@ def target_of(view: AdminView, table: int) -> str:
 
 
 def test_a_move_streams_its_states_until_it_is_done(view: AdminView, stub: Any) -> None:
-    """The first message at once, the last one with the end."""
+    """The first message comes at once, the last one has the final state."""
     target = target_of(view, 1)
     with ticking(view):
         jobs = list(stub.MoveTable(pb.MoveTableRequest(table="public.t1", target=target, wait_done=True, wait_ms=20_000)))
@@ -87,8 +87,8 @@ def test_a_move_streams_its_states_until_it_is_done(view: AdminView, stub: Any) 
     assert view.world.primary(1) == target
 
 
-def test_a_move_that_no_tick_decides_is_told_as_pending(view: AdminView, stub: Any) -> None:
-    """It ends at wait_ms with the state as it is."""
+def test_a_move_that_no_tick_decides_stays_pending(view: AdminView, stub: Any) -> None:
+    """The stream ends at wait_ms with the state as it is."""
     jobs = list(stub.MoveTable(pb.MoveTableRequest(table="1", target=target_of(view, 1), wait_ms=100), timeout=TIMEOUT_S))
     assert [job.state for job in jobs] == ["pending"]
 
@@ -129,7 +129,7 @@ def test_a_refusal_has_its_code_and_text(stub: Any, call: str, request_: Any, co
     ],
 )
 def test_trouble_below_has_a_code(view: AdminView, stub: Any, error: OperatingError, code: str, again: bool) -> None:
-    """Only what did certainly not happen is marked as worth asking again."""
+    """Only calls that certainly did nothing are marked as repeatable."""
 
     def fail(_changefeed: ChangefeedID, _by: str) -> ChangefeedInfo:
         raise error
@@ -152,13 +152,13 @@ def test_a_long_text_arrives_cut(view: AdminView, stub: Any) -> None:
 
 
 def test_clip_keeps_what_fits() -> None:
-    """Percent-encoded, a character beyond ASCII counts three bytes a byte."""
+    """A byte beyond ASCII takes three bytes of the percent-encoded header."""
     assert clip("a" * 50, 50) == "a" * 50
     assert clip("ä" * 50, 60).startswith("ä" * 10 + " ... (40 more")
 
 
 def _messages(call: Any) -> list[Any]:
-    """What a call streamed before it ended, however it did."""
+    """Return what a call streamed before it ended, with or without an error."""
     messages = []
     with suppress(grpc.RpcError):
         for message in call:
@@ -167,7 +167,7 @@ def _messages(call: Any) -> list[Any]:
 
 
 def test_tables_come_in_chunks_and_the_first_names_the_changefeed(stack: ExitStack) -> None:
-    """No message grows with the number of tables, and a limit says that it cut."""
+    """No message grows with the number of tables, and a list that a limit cuts says so."""
     count = 2 * CHUNK_ROWS + 10
     view = AdminView(World(tables=range(1, count + 1)))
     view.world.settle()
@@ -190,8 +190,8 @@ def test_keys_and_errors_of_a_span_arrive(view: AdminView, stub: Any) -> None:
     assert "disk is full" in chunks[0].tables[0].error
 
 
-def test_a_follower_passes_every_call_on(view: AdminView, follower: AdminView, stack: ExitStack) -> None:
-    """Unary and streaming; the answer is the leader's."""
+def test_a_follower_forwards_every_call(view: AdminView, follower: AdminView, stack: ExitStack) -> None:
+    """Unary and streaming calls return the leader's answer."""
     stub = stub_of(stack.enter_context(serving(follower)), stack)
     assert stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).answered_by == "owner-1"
     assert stub.QueryChangefeed(pb.ChangefeedRequest(), timeout=TIMEOUT_S).changefeed == FEED
@@ -200,8 +200,8 @@ def test_a_follower_passes_every_call_on(view: AdminView, follower: AdminView, s
         assert list(stub.MoveTable(request, timeout=TIMEOUT_S))[-1].state == "done"
 
 
-def test_a_follower_passes_refusals_on(follower: AdminView, stack: ExitStack) -> None:
-    """Code and text, of unary and of streaming calls."""
+def test_a_follower_forwards_refusals(follower: AdminView, stack: ExitStack) -> None:
+    """Code and text are the leader's, for unary and streaming calls."""
     stub = stub_of(stack.enter_context(serving(follower)), stack)
     error = refused(lambda: stub.QueryChangefeed(pb.ChangefeedRequest(changefeed="no"), timeout=TIMEOUT_S))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "no changefeed default/no; there: default/test")
@@ -209,8 +209,8 @@ def test_a_follower_passes_refusals_on(follower: AdminView, stack: ExitStack) ->
     assert error.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_two_followers_that_hold_each_other_for_the_leader_refuse(view: AdminView, stack: ExitStack) -> None:
-    """One hop, never a circle; a client learns that it may retry."""
+def test_two_followers_that_take_each_other_for_the_leader_refuse(view: AdminView, stack: ExitStack) -> None:
+    """A call makes one hop and never circulates; the client learns that it may retry."""
     first, second = AdminView(view.world, "owner-1"), AdminView(view.world, "owner-2")
     first.leads = second.leads = False
     address = stack.enter_context(serving(first))
@@ -225,8 +225,8 @@ def test_two_followers_that_hold_each_other_for_the_leader_refuse(view: AdminVie
     assert stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).answered_by == "owner-2"
 
 
-def test_a_marked_call_is_never_passed_on(follower: AdminView, stack: ExitStack) -> None:
-    """Even when the follower knows a leader."""
+def test_a_forwarded_call_is_never_forwarded_again(follower: AdminView, stack: ExitStack) -> None:
+    """This holds even if the follower knows a leader."""
     stub = stub_of(stack.enter_context(serving(follower)), stack)
     metadata = ((FORWARDED_KEY, "somebody"),)
     error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S, metadata=metadata))
@@ -234,7 +234,7 @@ def test_a_marked_call_is_never_passed_on(follower: AdminView, stack: ExitStack)
 
 
 def test_without_a_leader_only_status_is_answered(follower: AdminView, stack: ExitStack) -> None:
-    """It says that there is none."""
+    """The status says that there is no leader."""
     follower.records = []
     stub = stub_of(stack.enter_context(serving(follower)), stack)
     assert not stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S).HasField("leader")
@@ -248,7 +248,7 @@ def test_without_a_leader_only_status_is_answered(follower: AdminView, stack: Ex
 
 
 def test_an_owner_without_etcd_says_what_it_cannot_know(view: AdminView, stub: Any) -> None:
-    """Who leads, unless it leads itself; and the changefeeds. It says why."""
+    """It does not know the changefeeds, nor the leader unless it leads; it says why."""
     view.error = "etcd a:1: no answer"
     status = stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
     assert (status.problem, dict(status.changefeeds_by_state)) == ("etcd a:1: no answer", {})
@@ -263,7 +263,7 @@ def test_an_owner_without_etcd_says_what_it_cannot_know(view: AdminView, stub: A
 
 
 def test_a_dead_leader_is_named(follower: AdminView, stack: ExitStack, free_port: int) -> None:
-    """Nothing was asked of it, so the call is worth another try."""
+    """The call was not sent to it, so the client may retry."""
     follower.records = [LeaderRecord(id="owner-1", address=f"127.0.0.1:{free_port}")]
     stub = stub_of(stack.enter_context(serving(follower)), stack)
     error = refused(lambda: stub.ListCaptures(pb.ListCapturesRequest(), timeout=TIMEOUT_S))
@@ -271,8 +271,8 @@ def test_a_dead_leader_is_named(follower: AdminView, stack: ExitStack, free_port
     assert f"the leader owner-1 at 127.0.0.1:{free_port} does not answer" in error.details()
 
 
-def test_waiting_calls_are_limited_and_the_others_go_on(view: AdminView, stub: Any) -> None:
-    """One caller too many is refused and starts no job; reads are answered meanwhile, and cancelling frees the places."""
+def test_waiting_calls_are_limited_and_others_are_answered(view: AdminView, stub: Any) -> None:
+    """A call beyond the limit starts no job; reads are answered meanwhile, and cancelling frees the places."""
     target = target_of(view, 1)
     request = pb.MoveTableRequest(table="1", target=target, wait_done=True, wait_ms=60_000)
     calls = [stub.MoveTable(request, timeout=60) for _ in range(WAITERS_MAX)]
@@ -297,7 +297,7 @@ def test_waiting_calls_are_limited_and_the_others_go_on(view: AdminView, stub: A
 
 
 def test_an_oversize_request_changes_nothing(view: AdminView, stub: Any) -> None:
-    """It is refused before it is read."""
+    """It is refused before it is parsed."""
     request = pb.CreateChangefeedRequest(changefeed="new", source_uri="a:b", sink_uri="a:b", tables=["x" * (2 << 20)])
     error = refused(lambda: stub.CreateChangefeed(request, timeout=TIMEOUT_S))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -305,7 +305,7 @@ def test_an_oversize_request_changes_nothing(view: AdminView, stub: Any) -> None
 
 
 def test_bytes_that_are_no_message_are_refused(view: AdminView, stack: ExitStack) -> None:
-    """By gRPC, as an error of this call alone."""
+    """gRPC fails this call alone."""
     address = stack.enter_context(serving(view))
     channel = stack.enter_context(grpc.insecure_channel(address))
     call = channel.unary_unary("/tablewire.v1.Admin/PauseChangefeed")
@@ -314,7 +314,7 @@ def test_bytes_that_are_no_message_are_refused(view: AdminView, stack: ExitStack
 
 
 def test_passwords_never_leave_the_owner(view: AdminView, stub: Any) -> None:
-    """Neither in a list nor in a query."""
+    """Neither a list nor a query shows them."""
     view.store.create(paused())
     answer = stub.ListChangefeeds(pb.ListChangefeedsRequest(), timeout=TIMEOUT_S)
     assert "secret" not in str(answer)
@@ -323,7 +323,7 @@ def test_passwords_never_leave_the_owner(view: AdminView, stub: Any) -> None:
 
 
 def test_a_silent_stream_outlasts_many_pings(view: AdminView, stack: ExitStack) -> None:
-    """Our clients ask every two seconds whether a connection is alive; the server must not take that for abuse."""
+    """Clients ping an idle connection every two seconds; the server must not treat that as abuse."""
     channel = stack.enter_context(open_channel(stack.enter_context(serving(view))))
     stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
     wait_ms = 5 * KEEPALIVE_INTERVAL_MS
@@ -332,7 +332,7 @@ def test_a_silent_stream_outlasts_many_pings(view: AdminView, stack: ExitStack) 
 
 
 def test_followed_events_come_as_they_happen_and_end_with_the_term(view: AdminView, stub: Any) -> None:
-    """The first message at once, even an empty one; when the leader steps down the caller may ask again."""
+    """The first message comes at once, even an empty one; when the leader steps down the client may retry."""
     call = stub.ListEvents(pb.ListEventsRequest(follow=True), timeout=TIMEOUT_S)
     assert not next(call).events
     view.events.add("capture_joined", subject="a")
@@ -344,7 +344,7 @@ def test_followed_events_come_as_they_happen_and_end_with_the_term(view: AdminVi
 
 
 def test_followers_are_limited_and_leave_room_for_others(stub: Any) -> None:
-    """The limit names itself; who lists is served all the same."""
+    """The error names the limit; a call that lists events is answered nevertheless."""
     calls = [stub.ListEvents(pb.ListEventsRequest(follow=True), timeout=TIMEOUT_S) for _ in range(FOLLOWERS_MAX)]
     for call in calls:
         next(call)

@@ -1,4 +1,4 @@
-"""The admin API, called with anything: it answers, or refuses with a declared code; nothing is changed and nothing breaks."""
+"""The admin API with arbitrary requests: it answers or refuses with a declared code, and breaks nothing."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[AdminView, grpc.Channel]]:
-    """A leader with the changefeed default/test, which is never ticked: nothing can happen but what a call does itself. It is the
-    only owner, so that it cannot resign, and has some events."""
+    """Serve a leader with the changefeed default/test that is never ticked, so that only calls
+    change something. It is the only owner, so that it cannot resign, and has some events."""
     view = AdminView()
     view.world.settle()
     for number in range(EVENTS):
@@ -48,7 +48,7 @@ def served() -> Iterator[tuple[AdminView, grpc.Channel]]:
 
 
 def call(channel: grpc.Channel, name: str, data: bytes) -> tuple[grpc.StatusCode, str]:
-    """What became of it. DEADLINE_EXCEEDED of a stream: it waits for a tick, as it should."""
+    """Call a method and return its status. A stream that waits for a tick ends as DEADLINE_EXCEEDED."""
     method = f"/{SERVICE.full_name}/{name}"
     try:
         if METHODS[name].server_streaming:
@@ -69,7 +69,7 @@ def is_request(name: str, data: bytes) -> bool:
 
 
 def allowed(name: str, data: bytes, code: grpc.StatusCode, text: str) -> bool:
-    """Whether that is a proper end of a call with these bytes."""
+    """Return whether a call with these bytes may end like this."""
     if not is_request(name, data):
         return code is grpc.StatusCode.INTERNAL and UNPARSABLE in text
     return (
@@ -87,7 +87,7 @@ words = st.text(max_size=40)
 @given(names, st.binary(max_size=120))
 @example("PauseChangefeed", b"")
 def test_random_bytes_change_nothing(served: tuple[AdminView, grpc.Channel], name: str, data: bytes) -> None:
-    """Whatever arrives, the registry is as before, but for what a good request asks; the next caller is answered."""
+    """Only a valid request changes the stored changefeeds, and the next caller is answered."""
     view, channel = served
     before = dict(view.store.infos)
     code, text = call(channel, name, data)
@@ -105,7 +105,8 @@ def test_random_bytes_change_nothing(served: tuple[AdminView, grpc.Channel], nam
 def test_random_changefeeds_are_refused_or_good(
     served: tuple[AdminView, grpc.Channel], name: str, source: str, sink: str, tables: list[str], options: dict[str, str]
 ) -> None:
-    """`create` with any texts: a declared refusal, or a record that can be stored and read again; a dry run stores nothing."""
+    """`create` refuses with a declared code, or stores a record that can be read again; a dry run
+    stores nothing."""
     view, channel = served
     before = dict(view.store.infos)
     request = pb.CreateChangefeedRequest(
@@ -126,7 +127,7 @@ def test_random_changefeeds_are_refused_or_good(
 def test_random_names_are_refused(
     served: tuple[AdminView, grpc.Channel], changefeed: str, table: str, target: str, number: int
 ) -> None:
-    """Tables, captures and changefeeds that do not exist are so for every verb."""
+    """Every method refuses tables, processors and changefeeds that do not exist."""
     view, channel = served
     assume(target not in view.world.alive and changefeed not in {info.id for info in view.store.infos.values()})
     requests = {
@@ -148,11 +149,11 @@ numbers = st.one_of(st.integers(0, EVENTS + 2), st.integers(0, 2**64 - 1))
 def test_random_lists_of_events_are_what_was_asked_for(
     served: tuple[AdminView, grpc.Channel], after: int, limit: int, follow: bool
 ) -> None:
-    """Whatever the numbers: the newest of those beyond `after`, in order; who follows gets them at once too."""
+    """The call returns the newest events beyond `after`, in order, at once even if it follows."""
     view, channel = served
     request = pb.ListEventsRequest(after=after, limit=limit, follow=follow)
     call = channel.unary_stream(f"/{SERVICE.full_name}/ListEvents")(request.SerializeToString(), timeout=TIMEOUT_S)
-    # A place of those who follow is free as soon as the server has seen that the former one went.
+    # A place for following is free once the server has noticed that the former client has gone.
     code = grpc.StatusCode.OK
     found: list[int] = []
     try:
@@ -173,7 +174,8 @@ def test_random_lists_of_events_are_what_was_asked_for(
 @given(st.binary(max_size=60))
 @example(b"")
 def test_only_a_good_request_makes_a_leader_resign(data: bytes) -> None:
-    """With a second owner there: bytes that are no message change nothing; any message (it has no fields) is obeyed."""
+    """With a second owner, bytes that are no message change nothing, and any message is obeyed,
+    since it has no fields."""
     view = AdminView()
     view.records.append(msgspec.structs.replace(view.records[0], id="owner-2", address="127.0.0.1:2"))
     with serving(view) as address, closing(open_channel(address)) as channel:
@@ -184,5 +186,5 @@ def test_only_a_good_request_makes_a_leader_resign(data: bytes) -> None:
 
 
 def test_every_call_is_fuzzed() -> None:
-    """What the service declares is what it implements: a call that is added is among those that get random bytes."""
+    """The service implements exactly the declared methods, so a new one gets random bytes too."""
     assert METHODS.keys() == {name for name in vars(AdminServicer) if name[0].isupper()}

@@ -30,7 +30,7 @@ Owner = Callable[..., Result]
 
 @pytest.fixture
 def view() -> AdminView:
-    """Three captures, three tables, all replicating."""
+    """Return an owner of three processors and three tables, all replicating."""
     view = AdminView()
     view.world.settle()
     return view
@@ -38,7 +38,7 @@ def view() -> AdminView:
 
 @pytest.fixture
 def owner(view: AdminView, monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
-    """Runs `owner ...` against the leader, which a thread ticks."""
+    """Return a function that runs `owner ...` against the leader, which a thread ticks."""
     with ExitStack() as stack:
         monkeypatch.setenv("TABLEWIRE_ENDPOINTS", stack.enter_context(serving(view)))
         stack.enter_context(ticking(view))
@@ -50,7 +50,7 @@ def run(*arguments: str, env: dict[str, str | None] | None = None) -> Result:
 
 
 def answer(result: Result) -> Any:
-    """The JSON of a command that succeeded: one object, on one line, the last on stdout."""
+    """Return the JSON of a command that succeeded: one object on one line of stdout."""
     assert result.exit_code == 0, result.output
     return json.loads(only_line(result))
 
@@ -61,7 +61,7 @@ def only_line(result: Result) -> str:
 
 
 def failure(result: Result, code: int = 1) -> str:
-    """The reason of a command that failed: on stderr, and nothing on stdout."""
+    """Return the reason of a command that failed: it is on stderr, and stdout is empty."""
     assert (result.exit_code, result.stdout) == (code, ""), result.output
     return result.stderr
 
@@ -74,15 +74,15 @@ def target_of(view: AdminView, table: int) -> str:
 # What all commands share
 
 
-def test_o_json_stands_before_or_behind_the_command(owner: Owner) -> None:
-    """What stands nearer to the command wins."""
+def test_o_json_may_precede_or_follow_the_command(owner: Owner) -> None:
+    """The option closer to the command wins."""
     assert answer(owner("-o", "json", "status"))["cluster"] == "test"
     assert answer(owner("status", "-o", "json"))["cluster"] == "test"
     assert "owner-1" in owner("-o", "json", "status", "-o", "table").stdout.splitlines()[1]
 
 
 def test_an_error_in_json_is_an_object_on_stdout_and_a_line_on_stderr(owner: Owner) -> None:
-    """Scripts read the code, people the text."""
+    """Scripts read the code, people read the text."""
     result = owner("changefeed", "query", "nope", "-o", "json")
     assert result.exit_code == 1
     error = json.loads(only_line(result))["error"]
@@ -111,12 +111,12 @@ def test_an_error_in_json_is_an_object_on_stdout_and_a_line_on_stderr(owner: Own
     ],
 )
 def test_wrong_usage_is_exit_code_2(owner: Owner, arguments: list[str]) -> None:
-    """Before anybody is asked."""
+    """The command fails before it calls an owner."""
     assert "Usage: owner" in failure(owner(*arguments), 2)
 
 
 def test_a_dead_endpoint_is_skipped(owner: Owner, view: AdminView, free_port: int) -> None:
-    """Whatever the order."""
+    """The order of the endpoints does not matter."""
     alive = view.records[0].address
     for endpoints in (f"127.0.0.1:{free_port},{alive}", f"{alive} 127.0.0.1:{free_port}"):
         result = answer(owner("status", "-o", "json", env={"TABLEWIRE_ENDPOINTS": endpoints}))
@@ -126,7 +126,7 @@ def test_a_dead_endpoint_is_skipped(owner: Owner, view: AdminView, free_port: in
 
 
 def test_when_none_answers_all_that_were_tried_are_named(free_port: int) -> None:
-    """With what each of them did."""
+    """The error says for each endpoint why it did not answer."""
     dead = f"127.0.0.1:{free_port}"
     text = failure(run("status", "--endpoint", dead, "--endpoint", "127.0.0.2:1"))
     assert text == f"Error: no owner answers; tried {dead} (refused), 127.0.0.2:1 (refused)\n"
@@ -134,14 +134,14 @@ def test_when_none_answers_all_that_were_tried_are_named(free_port: int) -> None
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://a:1", "a:0", "a:70000", ":1", "a:b"])
 def test_an_endpoint_that_cannot_be_one_is_refused(endpoint: str) -> None:
-    """By name, and with where it came from."""
+    """The error names the text and where it came from."""
     assert failure(run("status", "--endpoint", endpoint)) == f"Error: --endpoint: {endpoint!r} is not host:port\n"
     text = failure(run("status", env={"TABLEWIRE_ENDPOINTS": endpoint}))
     assert text == f"Error: TABLEWIRE_ENDPOINTS: {endpoint!r} is not host:port\n"
 
 
 def test_a_follower_is_as_good_as_the_leader(owner: Owner, view: AdminView) -> None:
-    """It passes the call on; status says who answered."""
+    """It forwards the call, and status names the owner that answered."""
     other = AdminView(view.world, "owner-2")
     other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
     with serving(other) as address:
@@ -152,15 +152,15 @@ def test_a_follower_is_as_good_as_the_leader(owner: Owner, view: AdminView) -> N
 
 
 def test_without_a_leader_a_command_waits_for_one(owner: Owner, view: AdminView) -> None:
-    """It asks again until its time is over, and then says what is missing."""
+    """It retries until its time has passed, and then says what is missing."""
     view.leads, view.records = False, []
     text = failure(owner("capture", "list", "--timeout-s", "3"))
     assert "owner owner-1 does not lead, and no leader is known: an election is under way" in text
     assert "none: an election is under way" in owner("status").stdout
 
 
-def test_the_last_answer_is_told_when_nobody_answers_any_more(view: AdminView, free_port: int) -> None:
-    """An owner that could not do it and is then lost does not hide why it could not."""
+def test_the_last_answer_is_shown_when_no_owner_answers_later(view: AdminView, free_port: int) -> None:
+    """If an owner refuses and is then lost, the error still says why it refused."""
     view.leads, view.records = False, []
     asked: list[str] = []
 
@@ -182,7 +182,7 @@ def test_the_last_answer_is_told_when_nobody_answers_any_more(view: AdminView, f
 
 
 def test_the_configuration_names_the_owner(view: AdminView, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file's admin address, the variables above it; other variables of this prefix are no concern of a client."""
+    """Variables override the admin address in the file; a client ignores variables of other sections."""
     monkeypatch.setenv("TABLEWIRE_ADVERTISE__HOST", "a processor's key, say")
     with serving(view) as address:
         host, port = address.split(":")
@@ -194,8 +194,8 @@ def test_the_configuration_names_the_owner(view: AdminView, tmp_path: Any, monke
     assert "file nowhere.toml" in failure(run("status", "--config", "nowhere.toml"))
 
 
-def test_text_from_afar_does_not_steer_the_terminal(owner: Owner, view: AdminView) -> None:
-    """Neither by escape sequences nor by markup."""
+def test_remote_text_does_not_control_the_terminal(owner: Owner, view: AdminView) -> None:
+    """Neither escape sequences nor markup have an effect."""
     view.names[1] = "public.[red]t1[/red]\x1b[2J"
     result = owner("table", "list")
     assert "\x1b" not in result.stdout
@@ -207,7 +207,7 @@ def test_text_from_afar_does_not_steer_the_terminal(owner: Owner, view: AdminVie
 
 
 def test_a_move_says_accepted_once_it_is(owner: Owner, view: AdminView) -> None:
-    """Exit code 0, one line."""
+    """The exit code is 0, and stdout has one line."""
     target = target_of(view, 1)
     result = owner("table", "move", "public.t1", "--to", target)
     assert result.exit_code == 0, result.output
@@ -216,7 +216,7 @@ def test_a_move_says_accepted_once_it_is(owner: Owner, view: AdminView) -> None:
 
 
 def test_a_move_with_wait_ends_when_it_is_done(owner: Owner, view: AdminView) -> None:
-    """Its changes go to stderr, its end to stdout."""
+    """Its changes go to stderr, its end goes to stdout."""
     target = target_of(view, 2)
     result = owner("table", "move", "2", "--to", target, "--wait", "-o", "json")
     assert answer(result) == {
@@ -228,7 +228,7 @@ def test_a_move_with_wait_ends_when_it_is_done(owner: Owner, view: AdminView) ->
 
 
 def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, view: AdminView) -> None:
-    """Nothing was changed, and nothing says accepted."""
+    """Nothing changes, and no output says accepted."""
     where = view.world.primary(1)
     text = failure(owner("table", "move", "1", "--to", where))
     assert text == f"Error: move of public.t1 to {where}: refused: capture {where} is already the primary\n"
@@ -237,7 +237,7 @@ def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, v
 
 
 def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view: AdminView) -> None:
-    """It reports the state and that the job continues; exit code 1."""
+    """The exit code is 1; the error reports the state and that the job continues."""
     target = target_of(view, 1)
     view.world.executors[target].hang("prepare", Span(1))
     text = failure(owner("table", "move", "1", "--to", target, "--wait", "--timeout-s", "0.5"))
@@ -245,13 +245,13 @@ def test_a_move_that_does_not_end_in_time_is_not_called_done(owner: Owner, view:
 
 
 def test_rebalance_with_even_loads_is_done(owner: Owner) -> None:
-    """Nothing to move is no failure."""
+    """A rebalance without moves succeeds."""
     assert "rebalance of default/test: done" in owner("rebalance", "--wait").stdout
     assert answer(owner("rebalance", "--wait", "-o", "json"))["state"] == "done"
 
 
 def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view: AdminView) -> None:
-    """For people and as JSON; a drain, a move and a rebalance alike."""
+    """This holds for a drain, a move and a rebalance, as text and as JSON."""
     source, target = view.world.primary(1), target_of(view, 1)
     result = owner("table", "move", "public.t1", "--to", target, "--dry-run")
     lines = result.stdout.splitlines()
@@ -269,7 +269,7 @@ def test_a_dry_run_shows_moves_and_loads_and_changes_nothing(owner: Owner, view:
 
 
 def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -> None:
-    """And ends when it is done."""
+    """It ends when all planned moves are done."""
     view.world.join("d")
     view.world.tables = [*view.world.tables, *range(4, 9)]
     view.world.until(view.world.steady)
@@ -284,7 +284,7 @@ def test_rebalance_moves_what_its_dry_run_named(owner: Owner, view: AdminView) -
 
 
 def test_table_list_shows_every_span(owner: Owner) -> None:
-    """For people and as JSON."""
+    """It does so as text and as JSON."""
     lines = owner("table", "list").stdout.splitlines()
     assert lines[0].split() == ["TABLE", "ID", "STATE", "PRIMARY", "SECONDARY", "CHECKPOINT", "AGE", "STALL", "ERROR"]
     assert [line.split()[0] for line in lines[1:]] == ["public.t1", "public.t2", "public.t3"]
@@ -295,7 +295,7 @@ def test_table_list_shows_every_span(owner: Owner) -> None:
 
 
 def test_table_list_filters_and_says_when_it_cuts(owner: Owner, view: AdminView) -> None:
-    """On stderr, so that stdout holds rows alone."""
+    """The note is on stderr, so that stdout has only rows."""
     result = owner("table", "list", "--limit", "2")
     assert len(result.stdout.splitlines()) == 3
     assert result.stderr == "only the first 2 rows are shown; --limit 0 shows all\n"
@@ -305,13 +305,13 @@ def test_table_list_filters_and_says_when_it_cuts(owner: Owner, view: AdminView)
 
 
 def test_a_long_line_is_neither_cut_nor_wrapped_without_a_terminal(owner: Owner, view: AdminView) -> None:
-    """So that grep finds it."""
+    """Otherwise grep would not find it."""
     view.names[1] = "public." + "x" * 300
     assert view.names[1] in owner("table", "list", "--table", "1").stdout
 
 
 def test_names_that_the_encoding_does_not_have_are_replaced(owner: Owner, view: AdminView) -> None:
-    """A name may not make a command fail, nor break the one line of JSON."""
+    """A name can neither make a command fail nor break the line of JSON."""
     view.names[1] = "public.t\u00fcr\u2028x"
     runner = CliRunner(charset="ascii")
     assert "public.t" in runner.invoke(cli, ["table", "list"]).stdout
@@ -324,7 +324,7 @@ def test_names_that_the_encoding_does_not_have_are_replaced(owner: Owner, view: 
 
 
 def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None:
-    """The life of a changefeed from the outside."""
+    """The commands take a changefeed through its life."""
     assert (
         owner(*CREATE, "--sink-option", "sink_connections=5", "--source-option", "binary=off").stdout
         == "changefeed default/new created\n"
@@ -341,7 +341,7 @@ def test_create_query_pause_resume_remove(owner: Owner, view: AdminView) -> None
 
 
 def test_create_prints_every_failed_check(owner: Owner, view: AdminView) -> None:
-    """In one answer, exit code 1, nothing stored."""
+    """One error names all of them, the exit code is 1, and nothing is stored."""
     view.failures = [CheckFailure("wal_level", "it is replica"), CheckFailure("tables_match", "nothing matches x.*")]
     text = failure(owner(*CREATE))
     assert "2 checks failed: wal_level: it is replica; tables_match: nothing matches x.*" in text
@@ -349,19 +349,19 @@ def test_create_prints_every_failed_check(owner: Owner, view: AdminView) -> None
 
 
 def test_create_of_an_id_that_exists_is_refused(owner: Owner) -> None:
-    """By name."""
+    """The error names the changefeed."""
     arguments = [argument if argument != "new" else "test" for argument in CREATE]
     assert failure(owner(*arguments)) == "Error: changefeed default/test exists already; nothing was changed\n"
 
 
 def test_create_dry_run_stores_nothing(owner: Owner, view: AdminView) -> None:
-    """It says so."""
+    """The output says that nothing was stored."""
     assert owner(*CREATE, "--dry-run").stdout == "changefeed default/new: all checks passed; nothing was stored\n"
     assert len(view.store.infos) == 1
 
 
 def test_query_for_people_says_what_costs_and_what_waits(owner: Owner, view: AdminView) -> None:
-    """No password in sight."""
+    """No password is shown."""
     text = owner("changefeed", "query").stdout
     assert "4.0 KiB" in text
     assert "replicating 3" in text
@@ -370,7 +370,7 @@ def test_query_for_people_says_what_costs_and_what_waits(owner: Owner, view: Adm
 
 
 def test_with_two_changefeeds_one_has_to_be_named(owner: Owner, view: AdminView) -> None:
-    """The text names both."""
+    """The error names both."""
     view.store.create(paused())
     assert "2 changefeeds, so name one; there: default/other, default/test" in failure(owner("table", "list"))
     assert owner("table", "list", "--changefeed", "test").exit_code == 0
@@ -379,7 +379,8 @@ def test_with_two_changefeeds_one_has_to_be_named(owner: Owner, view: AdminView)
 
 
 def test_create_with_wait_ends_when_all_tables_follow(owner: Owner, view: AdminView) -> None:
-    """And when they do not in time, or it is paused meanwhile, it says how far it is and that it was created."""
+    """If they do not in time, or it is paused meanwhile, the error reports the progress and that it
+    was created."""
     view.store.infos.clear()
     created = answer(owner(*CREATE[:3], "test", *CREATE[4:], "--wait", "-o", "json"))
     assert (created["changefeed"], created["spans_by_state"]) == (FEED, {"replicating": 3})
@@ -391,7 +392,7 @@ def test_create_with_wait_ends_when_all_tables_follow(owner: Owner, view: AdminV
 
 
 def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminView) -> None:
-    """And says what it waits for when it is not."""
+    """If it is not in time, the error says what the removal waits for."""
     view.store.create(paused())
     text = failure(owner("changefeed", "remove", "other", "--wait", "--timeout-s", "0.5"))
     assert "default/other is still being removed after 0.5 s; it continues" in text
@@ -424,7 +425,7 @@ def test_capture_list_and_drain(owner: Owner, view: AdminView) -> None:
 
 
 def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> None:
-    """Exit code 1 and the reasons of what is left."""
+    """The exit code is 1, and the error has the stall reasons of what is left."""
     held = next(table for table in (1, 2, 3) if view.world.primary(table) == "a")
     for capture in "bc":
         view.world.executors[capture].hang("prepare", Span(held))
@@ -433,7 +434,7 @@ def test_a_drain_that_does_not_end_says_why(owner: Owner, view: AdminView) -> No
 
 
 def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None:
-    """Here no other owner campaigns, so it is refused; with another one it says who leads."""
+    """The only owner refuses; with a second one the output names the new leader."""
     assert "only owner" in failure(owner("resign"))
     other = AdminView(view.world, "owner-2")
     other.leads = False
@@ -455,14 +456,14 @@ def test_resign_waits_for_the_next_leader(owner: Owner, view: AdminView) -> None
 # Local commands
 
 
-def test_version_asks_nobody() -> None:
-    """For people and as JSON."""
+def test_version_calls_no_owner() -> None:
+    """It shows the version as text and as JSON without calling an owner."""
     assert run("version").stdout.startswith("tablewire 0.")
     assert set(answer(run("version", "-o", "json"))) == {"version", "python"}
 
 
 def test_config_show_says_where_each_value_comes_from(tmp_path: Any) -> None:
-    """File, variable, flag, default."""
+    """A value comes from a file, a variable, a flag or the default."""
     file = tmp_path / "owner.toml"
     file.write_text('cluster = "blue"\n[admin]\nport = 1\n')
     shown = run(
@@ -485,7 +486,7 @@ def test_config_show_says_where_each_value_comes_from(tmp_path: Any) -> None:
     ],
 )
 def test_config_check_refuses_in_one_line(tmp_path: Any, text: str, reason: str) -> None:
-    """With the file and the path of the key."""
+    """The line names the file and the key."""
     file = tmp_path / "owner.toml"
     file.write_text(text)
     said = failure(run("config", "check", "--config", str(file)))
@@ -495,14 +496,14 @@ def test_config_check_refuses_in_one_line(tmp_path: Any, text: str, reason: str)
 
 
 def test_config_check_of_a_right_one(tmp_path: Any) -> None:
-    """Exit code 0."""
+    """The exit code is 0."""
     assert answer(run("config", "check", "-o", "json")) == {"ok": True, "given": 0}
     assert "--set" in failure(run("config", "check", "--set", "nonsense"), 2)
     assert "flag no.key: no such key" in failure(run("config", "check", "--set", "no.key=1"))
 
 
 def test_every_command_has_help() -> None:
-    """And none of it fails."""
+    """No help text fails to render."""
     for context in contexts():
         result = run(*context.command_path.split()[1:], "--help")
         assert result.exit_code == 0
@@ -510,7 +511,7 @@ def test_every_command_has_help() -> None:
 
 
 def test_many_tables_come_as_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one line, whatever their number."""
+    """The object is on one line, whatever the number of tables."""
     view = AdminView(World(tables=range(1, 3001)))
     view.world.settle()
     with serving(view) as address:
@@ -526,7 +527,7 @@ def test_many_tables_come_as_one_json_object(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_events_are_shown_oldest_first_and_limited(owner: Owner, view: AdminView) -> None:
-    """As a table, and as JSON."""
+    """They are shown as a table and as JSON."""
     view.events.add("capture_joined", subject="a", text="registered")
     view.events.add("span_moved", changefeed=FEED, subject="public.t1", text="from a to b", why="move")
     assert [event["kind"] for event in answer(owner("events", "-o", "json"))["events"]] == ["capture_joined", "span_moved"]
@@ -538,7 +539,7 @@ def test_events_are_shown_oldest_first_and_limited(owner: Owner, view: AdminView
 
 
 def test_events_of_an_owner_that_does_not_lead_are_the_leaders(owner: Owner, view: AdminView) -> None:
-    """A follower passes the call on."""
+    """A follower forwards the call."""
     view.events.add("owner_leads", subject="owner-1")
     other = AdminView(view.world, "owner-2")
     other.leads, other.records = False, [*view.records, LeaderRecord(id="owner-2", address="127.0.0.1:2")]
@@ -551,21 +552,21 @@ def test_events_of_an_owner_that_does_not_lead_are_the_leaders(owner: Owner, vie
 
 
 def test_statistics_name_the_busiest_table_first_and_sum_up(view: AdminView, owner: Owner) -> None:
-    """Nothing is made up where executors tell nothing; the lag is known all the same."""
+    """Rates are null if executors report none; the lag is known nevertheless."""
     quiet = answer(owner("changefeed", "statistics", "-o", "json"))
     assert (quiet["rows_per_s"], quiet["tables"][0]["rows_per_s"], quiet["spans"]) == (None, None, 3)
     for table, rows_per_s in ((1, 5.0), (2, 20.0), (3, 0.0)):
         executor = view.world.executors[view.world.primary(table)]
         executor.set_stats(Span(table), Stats(rows_per_s=rows_per_s, bytes_per_s=rows_per_s * 1024))
-    wait_until("rates are told", lambda: answer(owner("changefeed", "query", "-o", "json"))["rows_per_s"] == 25.0, 20.0)
-    told = answer(owner("changefeed", "statistics", "-o", "json"))
-    assert [(row["table"], row["rows_per_s"]) for row in told["tables"]] == [
+    wait_until("rates are reported", lambda: answer(owner("changefeed", "query", "-o", "json"))["rows_per_s"] == 25.0, 20.0)
+    reported = answer(owner("changefeed", "statistics", "-o", "json"))
+    assert [(row["table"], row["rows_per_s"]) for row in reported["tables"]] == [
         ("public.t2", 20.0),
         ("public.t1", 5.0),
         ("public.t3", 0.0),
     ]
-    assert (told["bytes_per_s"], told["tables"][0]["bytes_per_s"]) == (25.0 * 1024, 20.0 * 1024)
-    assert all(row["lag"] >= 50 for row in told["tables"])
+    assert (reported["bytes_per_s"], reported["tables"][0]["bytes_per_s"]) == (25.0 * 1024, 20.0 * 1024)
+    assert all(row["lag"] >= 50 for row in reported["tables"])
     shown = owner("changefeed", "statistics", "--limit", "1").stdout
     assert "25.0 KiB" in shown
     assert "public.t2" in shown
@@ -573,7 +574,7 @@ def test_statistics_name_the_busiest_table_first_and_sum_up(view: AdminView, own
 
 
 def test_a_running_changefeed_is_not_changed(owner: Owner) -> None:
-    """The reason is named."""
+    """The error gives the reason."""
     text = failure(owner("changefeed", "update", "test", "--tables", "public.x"))
     assert text == "Error: changefeed default/test is normal: only a paused one can be changed; nothing was changed\n"
 
@@ -581,7 +582,7 @@ def test_a_running_changefeed_is_not_changed(owner: Owner) -> None:
 def test_a_paused_changefeed_gets_another_filter_and_options(
     owner: Owner, view: AdminView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checks are run with what is to be stored; a failed one changes nothing."""
+    """The checks run on the new values; if one fails, nothing changes."""
     monkeypatch.setenv("SINK_PASSWORD", "pw")
     view.store.infos[paused().changefeed] = paused()
     changed = answer(
@@ -600,18 +601,18 @@ def test_a_paused_changefeed_gets_another_filter_and_options(
 
 @pytest.mark.parametrize(("text", "ts"), [("0/16B3748", 0x16B3748), ("1/2", (1 << 32) + 2), ("23804744", 23804744)])
 def test_a_target_is_an_lsn_or_a_number(owner: Owner, view: AdminView, text: str, ts: int) -> None:
-    """And is stored with the changefeed."""
+    """It is stored with the changefeed."""
     assert answer(owner(*CREATE, "--target-ts", text, "-o", "json"))["target_ts"] == ts
 
 
 @pytest.mark.parametrize("text", ["0/", "x", "-1", "1/2/3", "18446744073709551616"])
 def test_a_target_that_cannot_be_one_is_wrong_usage(owner: Owner, text: str) -> None:
-    """Before anybody is asked."""
+    """The command fails before it calls an owner."""
     assert "neither a number nor an LSN" in failure(owner(*CREATE, "--target-ts", text), 2)
 
 
 def test_a_target_that_has_passed_is_refused(owner: Owner, view: AdminView) -> None:
-    """By name and with where the source is; nothing is stored."""
+    """The error names the position of the source, and nothing is stored."""
     text = failure(owner(*CREATE, "--target-ts", "999"))
     assert "target_ts: the source is at 1000, past the target 999 already" in text
     assert len(view.store.infos) == 1

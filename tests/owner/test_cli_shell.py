@@ -1,4 +1,4 @@
-"""The CLI as a shell sees it: completion, pipes, a stdout that takes nothing, Ctrl-C, and addresses that are no owner's."""
+"""The CLI in a shell: completion, pipes, an unwritable stdout, Ctrl-C, and addresses of other servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def view() -> AdminView:
 
 @pytest.fixture
 def address(view: AdminView) -> Iterator[str]:
-    """Of the leader, which a thread ticks."""
+    """Return the address of the leader, which a thread ticks."""
     with ExitStack() as stack:
         address = stack.enter_context(serving(view))
         stack.enter_context(ticking(view))
@@ -44,7 +44,7 @@ def address(view: AdminView) -> Iterator[str]:
 
 @pytest.fixture
 def stranger() -> Iterator[str]:
-    """The address of a gRPC server that is no owner."""
+    """Return the address of a gRPC server that is not an owner."""
     server = grpc.server(ThreadPoolExecutor(1))
     port = listen(server, "127.0.0.1", 0, None)
     server.start()
@@ -80,7 +80,7 @@ def run(address: str, *arguments: str, stdout: int = subprocess.PIPE) -> tuple[i
     ],
 )
 def test_bash_completes_commands_options_and_names(address: str, tmp_path: Path, line: str, offered: str) -> None:
-    """As the documentation says to turn it on, in a real bash."""
+    """A real bash completes them, set up as the documentation says."""
     program = tmp_path / "owner"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m owner "$@"\n')
     program.chmod(0o755)
@@ -112,7 +112,7 @@ def test_there_is_completion_for_other_shells(shell: str) -> None:
 
 
 def test_without_an_owner_nothing_is_offered(free_port: int) -> None:
-    """Neither an error nor a wait."""
+    """There is neither an error nor a wait."""
     environ = {"_OWNER_COMPLETE": "bash_complete", "COMP_WORDS": "owner capture drain x", "COMP_CWORD": "3"}
     process = subprocess.run(
         [sys.executable, "-c", "from owner.__main__ import main; main()"],
@@ -127,7 +127,7 @@ def test_without_an_owner_nothing_is_offered(free_port: int) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this platform has no /dev/full")
 @pytest.mark.parametrize("arguments", [("table", "list"), ("-o", "json", "table", "list"), ("status",)])
 def test_a_full_disk_is_one_line(address: str, arguments: tuple[str, ...]) -> None:
-    """What could not be written is a failure, and no traceback."""
+    """Output that cannot be written is a failure without a traceback."""
     with open("/dev/full", "wb") as full:
         assert run(address, *arguments, stdout=full.fileno()) == (
             1,
@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line(address: str, arguments: tuple[str, ...]) -> No
 
 
 def test_a_closed_stdout_is_one_line(address: str) -> None:
-    """As `owner status >&-` has it."""
+    """`owner status >&-` prints one line of text on stderr."""
     environ = {**os.environ, "TABLEWIRE_ENDPOINTS": address}
     line = f"exec {sys.executable} -m owner status >&-"
     process = subprocess.run(["sh", "-c", line], env=environ, stderr=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
@@ -145,7 +145,7 @@ def test_a_closed_stdout_is_one_line(address: str) -> None:
 
 
 def test_following_ends_with_its_reader(view: AdminView, address: str) -> None:
-    """`owner events -f | head -1` ends when head has seen enough, although nothing more happens."""
+    """`owner events -f | head -1` ends with head, although no event follows."""
     view.events.add("capture_joined", subject="a")
     process = start(address, "events", "-f")
     assert process.stdout is not None
@@ -154,8 +154,8 @@ def test_following_ends_with_its_reader(view: AdminView, address: str) -> None:
     assert process.wait(WAIT_S) == 0
 
 
-def test_ctrl_c_ends_the_wait_and_says_what_goes_on(view: AdminView, address: str) -> None:
-    """A drain that does not end: exit code 1, and the drain stands."""
+def test_ctrl_c_ends_the_wait_and_says_what_continues(view: AdminView, address: str) -> None:
+    """The exit code is 1, and the drain that was started continues."""
     view.world.paused |= {"b", "c"}
     wait_until("they are silent", lambda: len(view.world.snapshot.silent) == 2, WAIT_S)
     process = start(address, "-o", "json", "capture", "drain", "a", "--wait")
@@ -169,8 +169,8 @@ def test_ctrl_c_ends_the_wait_and_says_what_goes_on(view: AdminView, address: st
     assert view.drains == ["a"]
 
 
-def test_who_answers_without_being_an_owner_is_left_out(address: str, stranger: str) -> None:
-    """A processor's address among the endpoints, or a proxy that has nothing behind it, costs nothing either."""
+def test_a_server_that_is_not_an_owner_is_left_out(address: str, stranger: str) -> None:
+    """The address of a processor, or of a proxy without a backend, costs nothing."""
     for endpoints in (f"{stranger},{address}", f"{address},{stranger}"):
         code, said, errors = run(endpoints, "-o", "json", "status")
         assert (code, errors) == (0, "")
@@ -178,7 +178,7 @@ def test_who_answers_without_being_an_owner_is_left_out(address: str, stranger: 
 
 
 def test_an_endpoint_that_never_answers_costs_nothing(address: str) -> None:
-    """It takes connections and says nothing, as a hung process does: the other one is asked at once."""
+    """It accepts connections and sends nothing, as a hung process does: the other endpoint is asked at once."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hung = f"127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
@@ -193,7 +193,7 @@ def test_an_endpoint_that_never_answers_costs_nothing(address: str) -> None:
 
 
 def test_a_stranger_alone_is_named(stranger: str) -> None:
-    """And not asked for ever."""
+    """It is not asked again endlessly."""
     code, said, errors = run(stranger, "status")
     assert (code, said) == (1, "")
     assert f"{stranger} does not know this call" in errors

@@ -1,4 +1,4 @@
-"""The CLI over TLS: who is let in, by flags and by configuration, and what is said to who is not."""
+"""The CLI over TLS: which clients may call, by flags and by configuration, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def identity(name: str) -> tuple[str, ...]:
 
 
 def section(**options: object) -> PeerTlsSection:
-    """The owners' own identity."""
+    """Return the TLS section of the owners."""
     files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/server.pem", "key_file": f"{FILES}/server.key"}
     return PeerTlsSection(enabled=True, **{**files, **options})  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """A leader that lets in owners and the client "client"."""
+    """Return the address of a leader that accepts owners and the client named client."""
     view = AdminView()
     view.world.settle()
     with serving(view, section(allowed_common_names=("client", "server"))) as address:
@@ -48,12 +48,12 @@ def run(address: str, *arguments: str) -> Result:
 
 
 def test_a_client_with_an_allowed_certificate_is_let_in(address: str) -> None:
-    """By flags."""
+    """The flags name the certificate."""
     assert run(address, *identity("client"), "capture", "list").exit_code == 0
 
 
 def test_the_configuration_may_name_the_certificate(address: str, tmp_path: Path) -> None:
-    """The section [tls], as owners and processors have it."""
+    """The section [tls] is the same as in owners and processors."""
     lines = ["[tls]", "enabled = true", f'ca_file = "{FILES}/ca.pem"']
     lines += [f'cert_file = "{FILES}/client.pem"', f'key_file = "{FILES}/client.key"']
     file = tmp_path / "owner.toml"
@@ -62,7 +62,7 @@ def test_the_configuration_may_name_the_certificate(address: str, tmp_path: Path
 
 
 def test_a_stranger_is_refused_by_name(address: str) -> None:
-    """Our authority signed it, but it may not call."""
+    """Its certificate is signed by the right authority, but its name is not allowed."""
     result = run(address, *identity("stranger"), "capture", "list")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "certificate of stranger may not call here" in result.stderr
@@ -70,14 +70,14 @@ def test_a_stranger_is_refused_by_name(address: str) -> None:
 
 @pytest.mark.parametrize("flags", [(), CA], ids=["plain text", "no certificate"])
 def test_without_a_certificate_there_is_no_connection(address: str, flags: tuple[str, ...]) -> None:
-    """And the endpoint is named."""
+    """The error names the endpoint."""
     result = run(address, *flags, "status", "--timeout-s", "3")
     assert result.exit_code == 1
     assert f"no owner answers; tried {address} (" in result.stderr
 
 
 def test_wrong_files_are_one_line(address: str) -> None:
-    """Before anything is dialled."""
+    """The command fails before it connects."""
     result = run(address, "--tls-ca-file", "nowhere.pem", "status")
     assert result.exit_code == 1
     assert "nowhere.pem" in result.stderr
@@ -85,8 +85,8 @@ def test_wrong_files_are_one_line(address: str) -> None:
     assert "cert_file and key_file belong together" in half.stderr
 
 
-def test_a_follower_passes_calls_on_over_tls() -> None:
-    """With its own certificate."""
+def test_a_follower_forwards_calls_over_tls() -> None:
+    """It presents its own certificate to the leader."""
     view = AdminView()
     view.world.settle()
     other = AdminView(view.world, "owner-2")
@@ -100,9 +100,9 @@ def test_a_follower_passes_calls_on_over_tls() -> None:
     assert "answered by owner-1" in result.stdout
 
 
-def test_events_name_the_certificate_of_who_asked() -> None:
-    """Of the client, also when a follower passed its call on, and then with the follower behind it. What a client says of
-    itself is never shown alone."""
+def test_events_name_the_certificate_of_the_caller() -> None:
+    """A forwarded call shows the client with the follower behind it. A name that a client claims is
+    never shown alone."""
     view = AdminView()
     view.world.settle()
     other = AdminView(view.world, "owner-2")
@@ -119,8 +119,8 @@ def test_events_name_the_certificate_of_who_asked() -> None:
         assert run(follower, *identity("client"), "capture", "drain", "a").exit_code == 0
         assert run(leader, *identity("client"), "rebalance").exit_code == 0
         with open_channel(leader, channel_credentials(section())) as channel:
-            told = ((CALLER_KEY, "alice%0A"), (FORWARDED_KEY, "owner-9"))
-            AdminStub(channel).PauseChangefeed(ChangefeedRequest(changefeed="test"), metadata=told, timeout=10)  # type: ignore[no-untyped-call]
+            claimed = ((CALLER_KEY, "alice%0A"), (FORWARDED_KEY, "owner-9"))
+            AdminStub(channel).PauseChangefeed(ChangefeedRequest(changefeed="test"), metadata=claimed, timeout=10)  # type: ignore[no-untyped-call]
         assert view.store.infos[CHANGEFEED].asked_by == "alice via server"
     asked = [(event.record.kind, event.record.by) for event in view.events.events_after(0) if event.record is not None]
     assert asked == [("drain_requested", "client via server"), ("rebalance_requested", "client")]

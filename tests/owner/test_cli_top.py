@@ -1,4 +1,4 @@
-"""`owner top`: one look after the other where there is no terminal, and a live view, left by q, where there is one."""
+"""`owner top`: text without a terminal, and on a terminal a live view that q ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT_S = 30.0
 
 @pytest.fixture
 def view(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdminView]:
-    """Three captures, three tables, served and ticked."""
+    """Return an owner of three processors and three tables that is served and ticked."""
     view = AdminView()
     view.world.settle()
     with ExitStack() as stack:
@@ -40,27 +40,27 @@ def top(*arguments: str) -> str:
     return result.stdout
 
 
-def test_a_look_shows_all_that_is_to_be_seen(view: AdminView) -> None:
-    """Captures, changefeeds with rates and lag, what stands still with its reason, and what happened."""
+def test_a_view_shows_the_whole_cluster(view: AdminView) -> None:
+    """It shows processors, changefeeds with rates and lag, stalled tables with the reason, and events."""
     for capture in "abc":
         for table in (1, 2, 3):
             if view.world.primary(table) == capture:
                 view.world.executors[capture].set_stats(Span(table), Stats(rows_per_s=1_000.0, bytes_per_s=2_048.0))
     view.events.add("capture_joined", subject="a", text="registered")
-    wait_until("rates are told", lambda: "3,000" in top(), WAIT_S)
+    wait_until("rates are reported", lambda: "3,000" in top(), WAIT_S)
     shown = top("--plain")
     assert "owner-1 leads | 1 owner | processors: ready 3 | changefeeds: normal 1" in shown
     assert "6.0 KiB" in shown
     assert "capture_joined" in shown
     assert "STALLED TABLE" not in shown
-    # Two captures fall silent: what they hold stands still, and says why.
+    # Two processors stop answering: their tables stall, with the reason.
     view.world.paused |= {"a", "b"}
     wait_until("it is seen", lambda: "silent_capture" in top(), WAIT_S)
     assert "silent 2" in top()
 
 
-def test_a_look_as_json_is_a_line(view: AdminView) -> None:
-    """Each with everything, in the shapes of the other commands."""
+def test_a_view_as_json_is_a_line(view: AdminView) -> None:
+    """Each line has the objects of the other commands."""
     lines = top("--count", "2", "--interval-s", "0.1", "-o", "json").splitlines()
     looks = [json.loads(line) for line in lines]
     assert len(looks) == 2
@@ -70,21 +70,21 @@ def test_a_look_as_json_is_a_line(view: AdminView) -> None:
 
 
 def test_without_any_owner_it_fails_at_once(free_port: int) -> None:
-    """With exit code 1 and the reason."""
+    """The exit code is 1, and the error gives the reason."""
     result = CliRunner().invoke(cli, ("top", "--endpoint", f"127.0.0.1:{free_port}"), prog_name="owner")
     assert result.exit_code == 1
     assert "no owner answers" in result.stderr
 
 
-def test_once_is_one_look_as_text(view: AdminView) -> None:
-    """The same as --plain --count 1, and no pause follows it."""
+def test_once_is_one_view_as_text(view: AdminView) -> None:
+    """It equals --plain --count 1, and no pause follows it."""
     result = CliRunner().invoke(cli, ("top", "--once", "--interval-s", "3600"), prog_name="owner")
     assert result.exit_code == 0
     assert result.stdout.count("owner-1 leads") == 1
 
 
 def test_a_wait_is_a_bar_on_a_terminal(view: AdminView) -> None:
-    """A drain that hangs shows how many of how many are gone and why the rest is not; Ctrl-C leaves the terminal as it was."""
+    """A drain that hangs shows its progress and why the rest is left; Ctrl-C restores the terminal."""
     held = next(table for table in (1, 2, 3) if view.world.primary(table) == "a")
     for capture in "bc":
         view.world.executors[capture].hang("prepare", Span(held))
@@ -114,7 +114,7 @@ def test_a_wait_is_a_bar_on_a_terminal(view: AdminView) -> None:
 
 
 def test_on_a_terminal_it_is_live_until_q(view: AdminView) -> None:
-    """The view is redrawn, and q ends it with exit code 0 and a terminal as it was."""
+    """The view is refreshed; q ends it with exit code 0 and restores the terminal."""
     terminal, end = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "owner", "top", "--interval-s", "0.2"],

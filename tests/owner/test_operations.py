@@ -1,4 +1,5 @@
-"""The operator's verbs on a real scheduler: what they answer, and that a refusal says why and changes nothing."""
+"""The operations on a real scheduler: their answers, and that a refusal gives the reason and
+changes nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ from tests.owner.world import CHANGEFEED, World
 
 @pytest.fixture
 def view() -> AdminView:
-    """Three captures, three tables, all replicating."""
+    """Return an owner of three processors and three tables, all replicating."""
     view = AdminView()
     view.world.settle()
     return view
 
 
 def create_request(**fields: object) -> pb.CreateChangefeedRequest:
-    """CREATE with other values."""
+    """Return CREATE with other values."""
     request = pb.CreateChangefeedRequest()
     request.CopyFrom(CREATE)
     for name in fields:
@@ -40,7 +41,7 @@ def create_request(**fields: object) -> pb.CreateChangefeedRequest:
 
 
 def states(job: FollowedJob, view: AdminView, *, until_done: bool = True) -> list[str]:
-    """Each state that following the job shows, while the world is ticked in between."""
+    """Return each state that following the job shows, while the world is ticked."""
     rows = follow([job], until_done=until_done, timeout_s=30.0, is_wanted=lambda: bool(view.world.step()))
     return [state for state, _ in itertools.groupby(row.state for row in rows)]
 
@@ -54,7 +55,7 @@ def other_than(view: AdminView, table: int) -> str:
 
 
 def test_a_move_by_name_ends_at_its_target(view: AdminView) -> None:
-    """The table is named as at the source, and the job is followed to its end."""
+    """The table is named as in the source, and the job is followed to its end."""
     target = other_than(view, 2)
     job = operations.move_table(view, "", "public.t2", target)
     assert job.row().target == "public.t2"
@@ -70,21 +71,21 @@ def test_a_move_by_id_is_followed_until_it_is_accepted(view: AdminView) -> None:
 
 
 def test_scenario_31_a_move_to_where_it_is_is_refused_with_the_reason(view: AdminView) -> None:
-    """Nothing says accepted that changes nothing."""
+    """A move that changes nothing is never accepted."""
     job = operations.move_table(view, "", "1", view.world.primary(1))
     assert states(job, view)[-1] == "refused"
     assert "already the primary" in job.row().reason
 
 
-def test_a_pending_move_is_told_as_pending_when_the_time_is_over(view: AdminView) -> None:
-    """A job that no tick has looked at yet is neither accepted nor refused."""
+def test_a_pending_move_is_reported_as_pending_when_the_time_has_passed(view: AdminView) -> None:
+    """A job that no tick has seen is neither accepted nor refused."""
     job = operations.move_table(view, "", "1", other_than(view, 1))
     rows = list(follow([job], until_done=False, timeout_s=0.05))
     assert [row.state for row in rows] == ["pending"]
 
 
 def test_following_ends_when_the_scheduler_is_another_one(view: AdminView) -> None:
-    """A changefeed that was restarted never leaves its callers waiting for a job that no longer exists."""
+    """A restarted changefeed does not leave its callers waiting for a job that no longer exists."""
     job = operations.move_table(view, "", "1", other_than(view, 1))
     view.world.elect()
     with pytest.raises(RefusedError, match=r"move of public.t1: pending when changefeed default/test stopped running here"):
@@ -102,14 +103,14 @@ def test_following_ends_when_the_scheduler_is_another_one(view: AdminView) -> No
 def test_a_move_of_what_is_not_there_names_it(
     view: AdminView, table: str, target: str, error: type[Exception], text: str
 ) -> None:
-    """An unknown table or capture is one text that also says what there is, and no job is made."""
+    """One error names the unknown table or processor and those that exist; no job is created."""
     with pytest.raises(error, match=text):
         operations.move_table(view, "", table, target)
     assert not view.world.scheduler.queries()
 
 
 def test_an_unknown_table_id_is_refused_by_the_scheduler(view: AdminView) -> None:
-    """An id needs no name to be tried, since names may be behind."""
+    """An id may be newer than the known names, so the scheduler decides."""
     job = operations.move_table(view, "", "77", "a")
     assert states(job, view)[-1] == "refused"
     assert "table 77 is unknown" in job.row().reason
@@ -123,7 +124,7 @@ def test_a_paused_changefeed_has_nothing_to_move(view: AdminView) -> None:
 
 
 def test_rebalance_with_nothing_to_move_is_done(view: AdminView) -> None:
-    """One that finds even loads ends with the next tick."""
+    """If the loads are even, it ends with the next tick."""
     (job,) = operations.rebalance(view, "")
     assert states(job, view)[-1] == "done"
 
@@ -133,7 +134,7 @@ def test_rebalance_with_nothing_to_move_is_done(view: AdminView) -> None:
 
 
 def test_the_only_changefeed_needs_no_name_and_two_do(view: AdminView) -> None:
-    """The text names those that there are."""
+    """The error names those that exist."""
     assert operations.query_changefeed(view, "").changefeed == FEED
     view.store.create(paused())
     with pytest.raises(InvalidRequestError, match=r"2 changefeeds, so name one; there: default/other, default/test"):
@@ -144,7 +145,7 @@ def test_the_only_changefeed_needs_no_name_and_two_do(view: AdminView) -> None:
 
 
 def test_one_that_is_being_removed_does_not_make_a_name_necessary(view: AdminView) -> None:
-    """Unless there is no other."""
+    """It counts only if there is no other."""
     view.store.create(feed("old", state=ChangefeedState.REMOVED))
     assert operations.query_changefeed(view, "").changefeed == FEED
     del view.store.infos[CHANGEFEED]
@@ -167,7 +168,7 @@ def test_a_changefeed_id_that_cannot_be_one_is_refused(name: str) -> None:
 
 
 def test_a_namespace_may_be_given() -> None:
-    """`namespace/id`, and `default` if not."""
+    """Without one it is `default`."""
     assert str(parse_changefeed("team-a/orders_2")) == "team-a/orders_2"
     assert str(parse_changefeed("orders")) == "default/orders"
 
@@ -177,7 +178,7 @@ def test_a_namespace_may_be_given() -> None:
 
 
 def test_create_names_every_failed_check_and_stores_nothing(view: AdminView) -> None:
-    """One answer, passwords hidden, and the source is closed."""
+    """One error names them with passwords hidden, and the source is closed."""
     view.failures = [
         CheckFailure("wal_level", "wal_level is replica, not logical"),
         CheckFailure("sink_writable", "cannot connect to postgresql://me:hunter2@sink/db"),
@@ -190,7 +191,7 @@ def test_create_names_every_failed_check_and_stores_nothing(view: AdminView) -> 
 
 
 def test_create_stores_what_was_written_and_hides_passwords(view: AdminView, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plug-in gets the secret, etcd what the operator wrote."""
+    """The plug-in receives the secret, etcd receives what the operator wrote."""
     monkeypatch.setenv("SOURCE_PASSWORD", "s3cret")
     request = create_request(
         source_uri="postgresql://me:${SOURCE_PASSWORD}@source/db",
@@ -211,7 +212,7 @@ def test_create_stores_what_was_written_and_hides_passwords(view: AdminView, mon
 
 
 def test_create_with_an_unset_variable_names_it(view: AdminView, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is asked of the source."""
+    """The source is not called."""
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(ConfigError, match="variable NOT_SET is not set"):
         operations.create_changefeed(view, create_request(source_uri="postgresql://a:${NOT_SET}@b/c"))
@@ -219,14 +220,14 @@ def test_create_with_an_unset_variable_names_it(view: AdminView, monkeypatch: py
 
 
 def test_a_dry_run_checks_and_stores_nothing(view: AdminView) -> None:
-    """All checks ran."""
+    """All checks run."""
     operations.create_changefeed(view, create_request(dry_run=True))
     assert view.sources
     assert list(view.store.infos) == [CHANGEFEED]
 
 
 def test_an_id_that_exists_is_refused_before_any_check(view: AdminView) -> None:
-    """The source is not asked."""
+    """The source is not called."""
     with pytest.raises(AlreadyExistsError, match="default/test exists already; nothing was changed"):
         operations.create_changefeed(view, create_request(changefeed="test"))
     assert not view.requests
@@ -244,14 +245,14 @@ def test_an_id_that_exists_is_refused_before_any_check(view: AdminView) -> None:
     ],
 )
 def test_a_create_that_cannot_be_right_is_refused_at_once(view: AdminView, fields: dict[str, object], text: str) -> None:
-    """The text says what and where."""
+    """The error says what is wrong and where."""
     with pytest.raises(InvalidRequestError, match=text):
         operations.create_changefeed(view, create_request(**fields))
     assert not view.requests
 
 
 def test_scenario_33_a_paused_changefeed_is_shown_as_stopped(view: AdminView) -> None:
-    """And a second pause is refused with the reason."""
+    """A second pause is refused with the reason."""
     assert operations.pause_changefeed(view, "").state == "stopped"
     row = operations.query_changefeed(view, "")
     assert (row.state, row.running, row.retained_bytes) == ("stopped", False, 4096)
@@ -263,15 +264,15 @@ def test_scenario_33_a_paused_changefeed_is_shown_as_stopped(view: AdminView) ->
 
 
 def test_a_removal_must_name_its_changefeed(view: AdminView) -> None:
-    """Even while there is one."""
+    """This holds even if there is only one."""
     with pytest.raises(InvalidRequestError, match="must name its changefeed"):
         operations.remove_changefeed(view, "")
     assert operations.remove_changefeed(view, "test") == FEED
     assert operations.query_changefeed(view, "test").state == "removed"
 
 
-def test_a_query_tells_how_far_and_what_it_waits_for(view: AdminView) -> None:
-    """Watermark, lag, retained bytes, states, the slowest span."""
+def test_a_query_shows_the_progress_and_what_it_waits_for(view: AdminView) -> None:
+    """It has watermark, lag, retained bytes, states and the slowest span."""
     view.world.advance(700)
     view.world.run(5)
     view.world.executors[other_than(view, 1)].hang("prepare", Span(1))
@@ -290,7 +291,7 @@ def test_a_query_tells_how_far_and_what_it_waits_for(view: AdminView) -> None:
 
 
 def test_before_bootstrap_every_span_waits_for_it() -> None:
-    """An owner that knows nothing yet says so."""
+    """An owner that knows no tables yet says so."""
     view = AdminView()
     view.world.settle()
     view.world.elect()
@@ -303,7 +304,7 @@ def test_before_bootstrap_every_span_waits_for_it() -> None:
 
 
 def test_tables_are_filtered_by_capture_table_and_stall(view: AdminView) -> None:
-    """All filters must hold."""
+    """A row must match all filters."""
 
     def listed(**fields: object) -> list[int]:
         _, rows = operations.list_tables(view, pb.ListTablesRequest(**fields))
@@ -326,8 +327,8 @@ def test_tables_are_filtered_by_capture_table_and_stall(view: AdminView) -> None
     assert 1 in listed(capture=target)
 
 
-def test_a_row_tells_who_and_why(view: AdminView) -> None:
-    """A table in a move shows both captures and its stall reason."""
+def test_a_row_names_processors_and_reason(view: AdminView) -> None:
+    """A table in a move shows both processors and its stall reason."""
     target = other_than(view, 1)
     view.world.executors[target].hang("prepare", Span(1))
     operations.move_table(view, "", "1", target)
@@ -340,7 +341,7 @@ def test_a_row_tells_who_and_why(view: AdminView) -> None:
 
 
 def test_scenario_32_lists_agree_with_each_other(view: AdminView) -> None:
-    """Captures, tables and the query count the same spans."""
+    """Processors, tables and the query count the same spans."""
     held = {row.id: row.spans for row in cluster_operations.list_captures(view)}
     _, rows = operations.list_tables(view, pb.ListTablesRequest())
     primaries = [row.primary for row in rows]
@@ -349,7 +350,7 @@ def test_scenario_32_lists_agree_with_each_other(view: AdminView) -> None:
 
 
 def test_captures_show_state_and_labels(view: AdminView) -> None:
-    """A silent capture shows as silent, and one without changefeeds as idle."""
+    """A silent processor is shown as silent, and one without changefeeds as idle."""
     view.world.paused.add("b")
     view.world.run(60)
     rows = {row.id: row for row in cluster_operations.list_captures(view)}
@@ -360,7 +361,8 @@ def test_captures_show_state_and_labels(view: AdminView) -> None:
 
 
 def test_scenario_23_a_drain_counts_until_nothing_is_left(view: AdminView) -> None:
-    """Never 0 before a tick has taken it in, then down to 0, and the others hold everything."""
+    """The count is never 0 before a tick has seen the drain; then it falls to 0, and the others
+    have all tables."""
     progress = cluster_operations.drain(view, "a")
     assert progress.draining
     assert progress.remaining >= 1
@@ -371,7 +373,7 @@ def test_scenario_23_a_drain_counts_until_nothing_is_left(view: AdminView) -> No
 
 
 def test_scenario_22_a_drain_may_be_asked_for_again_and_cancelled_once(view: AdminView) -> None:
-    """Repeating it tells how it stands; cancelling what is not there is refused."""
+    """Repeating it returns the progress; cancelling what does not exist is refused."""
     cluster_operations.drain(view, "a")
     cluster_operations.drain(view, "a")
     assert view.drains == ["a"]
@@ -382,7 +384,7 @@ def test_scenario_22_a_drain_may_be_asked_for_again_and_cancelled_once(view: Adm
         cluster_operations.drain(view, "z")
 
 
-def test_a_drain_that_cannot_go_on_says_why(view: AdminView) -> None:
+def test_a_drain_that_cannot_continue_says_why(view: AdminView) -> None:
     """What is left is counted by stall reason."""
     held = next(table for table in (1, 2, 3) if view.world.primary(table) == "a")
     for capture in "bc":
@@ -395,7 +397,7 @@ def test_a_drain_that_cannot_go_on_says_why(view: AdminView) -> None:
 
 
 def test_a_drained_capture_that_left_is_gone(view: AdminView) -> None:
-    """Who waits for a drain sees its end."""
+    """A client that waits for a drain sees its end."""
     cluster_operations.drain(view, "a")
     view.world.die("a")
     assert cluster_operations.drain_progress(view, "a").gone
@@ -406,7 +408,7 @@ def test_a_drained_capture_that_left_is_gone(view: AdminView) -> None:
 
 
 def test_status_counts_what_there_is(view: AdminView) -> None:
-    """Leader, owners, captures and changefeeds by state."""
+    """It has the leader, the owners, and processors and changefeeds by state."""
     view.records.append(LeaderRecord(id="owner-2", address="127.0.0.1:2"))
     view.store.create(paused())
     status = cluster_operations.cluster_status(view)
@@ -418,7 +420,7 @@ def test_status_counts_what_there_is(view: AdminView) -> None:
 
 
 def test_status_of_a_follower_without_a_leader_says_so(view: AdminView) -> None:
-    """It counts captures without claiming to know how they are."""
+    """It counts the processors as unknown."""
     view.leads, view.records = False, []
     status = cluster_operations.cluster_status(view)
     assert (status.HasField("leader"), status.leader_revision) == (False, 0)
@@ -426,7 +428,7 @@ def test_status_of_a_follower_without_a_leader_says_so(view: AdminView) -> None:
 
 
 def test_the_only_owner_does_not_resign(view: AdminView) -> None:
-    """No other owner could take over, so nothing is changed."""
+    """No other owner could lead, so nothing changes."""
     with pytest.raises(RefusedError, match="only owner"):
         cluster_operations.resign(view)
     assert view.leads
@@ -446,7 +448,7 @@ def test_a_world_without_tables_has_empty_lists() -> None:
 
 
 def test_a_resume_shows_what_was_stored_before_the_leader_has_looked(view: AdminView) -> None:
-    """What the leader saw last was the pause; warning is what only it can know."""
+    """The leader last saw the pause; only a warning is known to the leader alone."""
     seen = view.runtime(CHANGEFEED)
     assert seen is not None
     view.runtime = lambda _changefeed: dataclasses.replace(seen, state="stopped")  # type: ignore[method-assign]

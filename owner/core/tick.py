@@ -15,22 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from owner.core import watermark
+from owner.core import events, watermark
 from owner.core.bootstrap import try_finish_bootstrap
 from owner.core.captures import Capture
-from owner.core.events import (
-    BootstrapDone,
-    Event,
-    FailoverBegan,
-    FailoverDone,
-    GuardEngaged,
-    GuardReleased,
-    OrphansFound,
-    PlacementReason,
-    SpanMoved,
-    SpansPlaced,
-    TwoWriters,
-)
+from owner.core.events import Event, PlacementReason
 from owner.core.inbox import receive_messages
 from owner.core.job_requests import take_changes, take_requests
 from owner.core.jobs import JobRequest
@@ -131,28 +119,28 @@ def _take_losses(core: Core, gone: Sequence[Capture]) -> None:
         spans = sum(lost.values())
         since_ms, spans_before = core.failover or (core.now_ms, 0)
         core.failover = (since_ms, spans_before + spans)
-        core.events.append(FailoverBegan(tuple(lost), spans))
+        core.events.append(events.FailoverBegan(tuple(lost), spans))
 
 
 def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
     """Add the events that are known at the end of a tick only."""
-    tables, events = core.tables, core.events
+    tables = core.tables
     size, alive = tables.size, sum(1 for _ in core.captures.alive())
     if bootstrapped:
-        events.append(BootstrapDone(len(tables)))
+        core.events.append(events.BootstrapDone(len(tables)))
     for row, stays, goes in core.replication.two_writers:
-        events.append(TwoWriters(tables.span(row), core.captures[stays].id, core.captures[goes].id))
+        core.events.append(events.TwoWriters(tables.span(row), core.captures[stays].id, core.captures[goes].id))
     if orphans := core.replication.notes[Note.ORPHAN]:
-        events.append(OrphansFound(orphans))
+        core.events.append(events.OrphansFound(orphans))
     if core.failover is not None and not (tables.wanted[:size] & (tables.primary[:size] == NO_CAPTURE)).any():
         since_ms, spans = core.failover
         core.failover = None
-        events.append(FailoverDone(spans, core.now_ms - since_ms))
+        core.events.append(events.FailoverDone(spans, core.now_ms - since_ms))
     if core.mass_failure_guard.is_active and not guard_was_active:
         waiting = tables.live[:size] & (tables.state[:size] == ABSENT)
-        events.append(GuardEngaged(int(np.count_nonzero(waiting)) if core.bootstrap.done else 0, alive))
+        core.events.append(events.GuardEngaged(int(np.count_nonzero(waiting)) if core.bootstrap.done else 0, alive))
     elif guard_was_active and not core.mass_failure_guard.is_active:
-        events.append(GuardReleased(alive))
+        core.events.append(events.GuardReleased(alive))
 
 
 def _finish_moves(core: Core) -> None:
@@ -168,7 +156,7 @@ def _finish_moves(core: Core) -> None:
             tables.moved_ms[row] = core.now_ms
             _report_move(core, row, _WHY[task])
     if placed:
-        core.events.append(SpansPlaced(placed))
+        core.events.append(events.SpansPlaced(placed))
     for row in [row for row in tables.origin if tables.task[row] not in PLANNED]:
         del tables.origin[row]
 
@@ -181,7 +169,7 @@ def _report_move(core: Core, row: int, why: PlacementReason) -> None:
     if origin.job is not None:
         job_id, asked_by = origin.job.id, origin.job.asked_by
         origin.job.count_move()
-    core.events.append(SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
+    core.events.append(events.SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
 
 
 def _drop(core: Core) -> None:

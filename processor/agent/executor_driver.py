@@ -77,20 +77,23 @@ class ExecutorDriver:
 
     def _remove(self) -> None:
         self._make(Call.REMOVE, lambda row: self._executor.remove_table_span(self._table.spans[row]))
-        self._make(Call.IS_REMOVED, self._is_removed)
+        last: dict[int, Ts] = {}
+
+        def is_removed(row: int) -> bool:
+            checkpoint_ts, is_finished = self._executor.is_remove_table_span_finished(self._table.spans[row])
+            if is_finished:
+                last[row] = _checked_ts(checkpoint_ts)
+            return is_finished
+
+        self._make(Call.IS_REMOVED, is_removed)
+        self._table.advance_checkpoints(list(last), list(last.values()))
 
     def _remove_failed(self) -> None:
         if not self._table.is_settled() and self._table.rows_due(Call.REMOVE):
             self._remove()
 
-    def _is_removed(self, row: int) -> bool:
-        checkpoint_ts, is_finished = self._executor.is_remove_table_span_finished(self._table.spans[row])
-        if is_finished:
-            self._table.advance_checkpoint(row, _checked_ts(checkpoint_ts))
-        return is_finished
-
     def _add(self, row: int, *, is_prepare: bool) -> bool:
-        start = Checkpoint(int(self._table.start_ts[row]), int(self._table.start_resolved_ts[row]))
+        start = Checkpoint(self._table.start_ts.item(row), self._table.start_resolved_ts.item(row))
         return self._executor.add_table_span(self._table.spans[row], start, is_prepare)
 
     def _add_write(self, row: int) -> bool:
@@ -98,14 +101,14 @@ class ExecutorDriver:
 
     def _raise_epoch(self, row: int) -> bool:
         if self._fence is not None:
-            self._fence.set_assignment_epoch(self._table.spans[row], int(self._table.granted_epoch[row]))
+            self._fence.set_assignment_epoch(self._table.spans[row], self._table.granted_epoch.item(row))
         return True
 
     def _is_behind(self, row: int) -> bool:
         """Return whether changes between the grant and the point from which the span was prepared are missing here: they are
         unless the sink is further than that point."""
         status = self._executor.get_table_span_status(self._table.spans[row], False)
-        return status.checkpoint.checkpoint_ts <= int(self._table.prepared_from[row])
+        return status.checkpoint.checkpoint_ts <= self._table.prepared_from.item(row)
 
     # Statuses --------------------------------------------------------------------------------------------------------
 

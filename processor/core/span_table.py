@@ -278,10 +278,12 @@ class SpanTable:
         self.epoch[row] = self.granted_epoch[row]
         self._mark(np.array([row]))
 
-    def advance_checkpoint(self, row: int, checkpoint_ts: int) -> None:
-        """Note the last checkpoint_ts of a span (0: not known). Nothing goes back."""
-        self.checkpoint_ts[row] = max(int(self.checkpoint_ts[row]), checkpoint_ts)
-        self.resolved_ts[row] = max(int(self.resolved_ts[row]), checkpoint_ts)
+    def advance_checkpoints(self, rows: Sequence[int], checkpoint_ts: Sequence[int]) -> None:
+        """Note the last checkpoint_ts of spans that were removed (0: not known). Nothing goes back."""
+        if rows:
+            last = np.array(checkpoint_ts, np.uint64)
+            self.checkpoint_ts[rows] = np.maximum(self.checkpoint_ts[rows], last)
+            self.resolved_ts[rows] = np.maximum(self.resolved_ts[rows], last)
 
     def observe(self, rows: Rows, checkpoint_ts: U64, resolved_ts: U64, last_synced_ts: U64) -> None:
         """Note the progress of observed rows, shape (len(rows),) each. Nothing goes back; rows that moved are marked."""

@@ -112,7 +112,7 @@ def span_table_in(phase: Phase) -> tuple[SpanTable, int]:
     if phase > Phase.REMOVING:
         table.apply(Input.TAKEN, [row])
     if phase > Phase.STOPPING:
-        table.advance_checkpoint(row, 150)
+        table.advance_checkpoints([row], [150])
         table.apply(Input.FINISHED, [row])
     table.stamp[row] = 1
     table.state_stamp[row] = 1

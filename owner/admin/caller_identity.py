@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
+from tablewire.runtime.addresses import parse_address
+
 CALLER_KEY: Final = "tablewire-caller"
 """Metadata of a forwarded call: the name of its caller."""
 NAME_LENGTH_MAX: Final = 128
@@ -28,9 +30,7 @@ def caller_of(context: Any) -> str:
 def _host_of(peer: str) -> str:
     """Return the host of `ipv4:127.0.0.1:4711` or `ipv6:[::1]:4711`; the port is of no use."""
     kind, _, address = unquote(peer).partition(":")
-    if kind in ("ipv4", "ipv6"):
-        return _clean(address.rpartition(":")[0].strip("[]"))
-    return _clean(kind)
+    return _clean(parse_address(address)[0] if kind in ("ipv4", "ipv6") else kind)
 
 
 def _clean(text: str) -> str:

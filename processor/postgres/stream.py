@@ -43,6 +43,7 @@ from processor.postgres.wire import (
 from tablewire.errors import InvariantError, OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import SourceUnavailableError, error_text
+from tablewire.runtime.backoff import Backoff
 
 FRAMES_A_TURN_MAX = 20_000
 """After so many frames a stream looks after its other duties, even while more are there."""
@@ -200,7 +201,7 @@ class ChangeStream(ABC):
             raise
 
     def _run(self) -> None:
-        delay_s = RECONNECT_MIN_S
+        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
@@ -223,9 +224,8 @@ class ChangeStream(ABC):
                 self._fail_all(error)
                 return
             if time.monotonic() - started > RECONNECT_MAX_S:
-                delay_s = RECONNECT_MIN_S
-            self._stopping.wait(delay_s)
-            delay_s = min(2 * delay_s, RECONNECT_MAX_S)
+                backoff.reset()
+            self._stopping.wait(backoff.next_s())
 
     def _note_loss(self, error: SourceUnavailableError, started: float) -> None:
         now = time.monotonic()

@@ -37,6 +37,7 @@ from tablewire.model.states import TableState
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import SourceUnavailableError
 from tablewire.postgres.lsn import format_lsn
+from tablewire.runtime.backoff import Backoff
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
@@ -80,7 +81,7 @@ class TableWork:
         self._retry_at = 0.0
         self._failing_since: float | None = None
         self._is_unsure = False  # a commit may have happened without an answer
-        self._delay_s = RETRY_MIN_S
+        self._backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         self._gathers = False  # a batch is worth waiting for, for a moment
         self._gather_bytes = services.batch_max_bytes // GATHER_SHARE
         self._rates = (time.monotonic(), 0, 0)
@@ -263,7 +264,7 @@ class TableWork:
                     self._look_up(session)
                 again = self._write(session)
             self._failing_since = None
-            self._delay_s = RETRY_MIN_S
+            self._backoff.reset()
         except ReloadNeededError as error:
             self._copy_again(session, error)
         except WriteNotAllowedError:
@@ -317,8 +318,7 @@ class TableWork:
         if now - self._failing_since > self._services.error_after_s:
             self.fail(error)
             return
-        self._wait_before_retry(self._delay_s)
-        self._delay_s = min(2 * self._delay_s, RETRY_MAX_S)
+        self._wait_before_retry(self._backoff.next_s())
 
     def _wait_before_retry(self, delay_s: float) -> None:
         self.queue.is_writing = False

@@ -15,6 +15,7 @@ from typing import Any
 from deploy.local.admin import Admin, AdminError
 from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
+from tablewire.runtime.addresses import parse_address
 from tests.plugins.counter_world import WAIT_S, CounterWorld, now_ms
 
 SAMPLE_INTERVAL_S = 0.05
@@ -24,8 +25,7 @@ PULSE_MS = 400
 
 def gateway(member: EtcdServer, path: str, body: dict[str, Any], *, token: str = "") -> dict[str, Any]:
     """Call etcd's JSON gateway; raise OSError if the member does not answer. token: of the calling user."""
-    host, port = member.endpoint.rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection = http.client.HTTPConnection(*parse_address(member.endpoint), timeout=5)
     with closing(connection):
         connection.request("POST", path, json.dumps(body), {"Authorization": token} if token else {})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())

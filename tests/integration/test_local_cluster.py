@@ -17,6 +17,7 @@ from deploy.local.net import free_port
 from deploy.local.node import OWNER, to_toml
 from deploy.local.process import ManagedProcess, StartError, wait_until
 from deploy.local.runfolder import LOCK_NAME, RunFolder, sweep
+from tablewire.runtime.addresses import parse_address
 
 pytestmark = pytest.mark.integration
 
@@ -43,9 +44,8 @@ def test_toml_is_read_back() -> None:
 def test_links_to_etcd_are_apart(tmp_path: Path) -> None:
     """The members of a cluster of etcd alone answer through the proxies, and each client has a link of its own."""
     with Cluster(tmp_path, etcd=1, owners=0, processors=0) as cluster:
-        host, port = cluster.etcd_endpoints[0].split(":")
         assert cluster.etcd_endpoints[0] != cluster.etcd.endpoints[0]
-        with socket.create_connection((host, int(port)), timeout=10) as client:
+        with socket.create_connection(parse_address(cluster.etcd_endpoints[0]), timeout=10) as client:
             client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.0 200"
         assert cluster.link("cli", "etcd0").accepted == 1
@@ -70,8 +70,7 @@ def test_a_port_lost_before_the_first_start_costs_nothing(tmp_path: Path, which:
     with Cluster(tmp_path, etcd=1, owners=0, processors=0, links=links) as cluster:
         node = cluster.add_node(OWNER, 0)
         lost = getattr(node, which)
-        host, port = lost.split(":")
-        with socket.create_server((host, int(port))):
+        with socket.create_server(parse_address(lost)):
             cluster.start_node("owner0")
             assert getattr(node, which) != lost
             assert cluster.wait_for_leader() == "owner0"
@@ -84,8 +83,10 @@ def test_a_port_lost_later_is_an_error(tmp_path: Path) -> None:
     """A node whose address is known to others does not return at another one."""
     with Cluster(tmp_path, etcd=1, owners=1, processors=0) as cluster:
         cluster.kill("owner0")
-        host, port = cluster.node("owner0").address.split(":")
-        with socket.create_server((host, int(port))), pytest.raises(StartError, match="cannot listen on"):
+        with (
+            socket.create_server(parse_address(cluster.node("owner0").address)),
+            pytest.raises(StartError, match="cannot listen on"),
+        ):
             cluster.start_node("owner0")
 
 
@@ -122,6 +123,7 @@ import sys, os
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from deploy.local.runfolder import RunFolder
+from tablewire.runtime.addresses import parse_address
 with RunFolder(Path(sys.argv[1])) as run:
     print(run.path, flush=True)
     sys.stdin.read()

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.local.process import wait_until
 from deploy.local.proxy import BUFFER_BYTES, Link, ProxyLoop, TcpProxy
+from tablewire.runtime.addresses import parse_address
 
 WAIT_S = 10.0
 QUIET_S = 0.2
@@ -62,8 +63,7 @@ def proxy(echo: Echo) -> Iterator[TcpProxy]:
 
 
 def dial(proxy: TcpProxy) -> socket.socket:
-    host, port = proxy.endpoint.split(":")
-    return socket.create_connection((host, int(port)), timeout=WAIT_S)
+    return socket.create_connection(parse_address(proxy.endpoint), timeout=WAIT_S)
 
 
 def exchange(proxy: TcpProxy) -> None:

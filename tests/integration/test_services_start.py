@@ -14,6 +14,7 @@ from deploy.local.etcd import EtcdServer
 from deploy.local.net import free_port
 from deploy.local.node import ROOT, service_environment
 from deploy.local.process import ManagedProcess, wait_until
+from tablewire.runtime.addresses import parse_address
 
 pytestmark = pytest.mark.integration
 
@@ -92,15 +93,13 @@ def test_it_says_where_it_is_and_leaves_when_asked(service: str, tmp_path: Path,
         ready = next(event for line in log.read_text().splitlines() if (event := json.loads(line))["event"] == f"{service}_ready")
         for path, text in (("/readyz", "200 OK"), ("/healthz", "200 OK"), ("/metrics", f"tablewire_{service}_")):
             wait_until(f"{path} answers", lambda p=path, t=text: t in _get(ready["http"], p), TIMEOUT_S)
-        host, _, port = ready["address"].rpartition(":")
-        socket.create_connection((host, int(port)), 5.0).close()
+        socket.create_connection(parse_address(ready["address"]), 5.0).close()
         assert process.terminate(TIMEOUT_S) == 0
     finally:
         process.kill()
 
 
 def _get(address: str, path: str) -> str:
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), 5.0) as connection:
+    with socket.create_connection(parse_address(address), 5.0) as connection:
         connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         return b"".join(iter(lambda: connection.recv(65_536), b"")).decode()

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from deploy.local.node import OWNER, PROCESSOR, Node
 from deploy.local.process import wait_until
 from tablewire.runtime import tls
+from tablewire.runtime.addresses import parse_address
 from tablewire.runtime.grpc import open_channel
 from tablewire.runtime.sections import PeerTlsSection
 from tablewire.v1 import admin_pb2 as pb
@@ -80,10 +81,12 @@ def called(address: str, world: TlsWorld, role: str, method: Any) -> tuple[grpc.
 
 def refusal_without_certificate(address: str, ca_file: Path) -> str:
     """Return how a TLS server refuses a client without a certificate; empty if it accepts it."""
-    host, port = address.split(":")
     context = ssl.create_default_context(cafile=str(ca_file))
     try:
-        with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain, server_hostname=host) as secure:
+        with (
+            socket.create_connection(parse_address(address), 10) as plain,
+            context.wrap_socket(plain, server_hostname=parse_address(address)[0]) as secure,
+        ):
             secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
             secure.recv(1)  # with TLS 1.3 the refusal comes after the handshake of the client
     except ssl.SSLError as error:

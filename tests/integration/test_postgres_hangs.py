@@ -94,7 +94,7 @@ def test_source_that_hangs_as_a_whole_is_the_tables_error(new_postgres: Callable
         try:
             wait_until(has_failed, "the table's error")
         finally:
-            server.takeover()
+            server.resume()
         assert any(word in texts[0] for word in ("not answered", "timeout"))
 
 
@@ -139,4 +139,4 @@ def test_calls_of_the_agent_return_at_once_while_source_and_sink_hang(new_postgr
                 call()
                 assert time.monotonic() - started < AT_ONCE_S
         finally:
-            server.takeover()
+            server.resume()

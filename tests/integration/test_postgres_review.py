@@ -204,7 +204,7 @@ def assert_closes(executor: PostgresExecutor, server: PostgresServer) -> None:
         closer.join(15.0)
         assert not closer.is_alive(), "close() hangs"
     finally:
-        server.takeover()
+        server.resume()
         closer.join(30.0)
 
 

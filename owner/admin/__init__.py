@@ -1,1 +1,1 @@
-"""What operators can ask of the owner, and the gRPC service that they ask."""
+"""What operators can ask of an owner: the operations, dry runs, and the gRPC service for them."""

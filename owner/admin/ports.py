@@ -1,8 +1,9 @@
 """What the admin API needs of an owner process. `owner.service.OwnerService` is the OwnerPort.
 
-A port is a Protocol for what belongs to a room above this one; for the rooms below, the operations
-use the classes themselves. Everything here may be called from any thread and returns at once,
-except for `changefeeds` and the writes of a term, which talk to etcd and take at most its deadline.
+A port is a Protocol for what belongs to a package above this one; for the packages below,
+operations use the classes themselves. Everything here may be called from any thread and returns at
+once, except for `changefeeds` and the writes of a term, which talk to etcd and take at most its
+deadline.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 
 import psycopg
+from psycopg import sql
 
 from processor.postgres.replication import ReplicationConnection
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
@@ -27,8 +28,7 @@ from tablewire.postgres.connections import (
     cut,
     error_text,
     is_connection_loss,
-    quote_name,
-    quote_text,
+    quoted,
 )
 
 CHUNK_BYTES = 256 * 1024
@@ -134,7 +134,7 @@ class SnapshotRunner:
         try:
             position, name = replication.create_snapshot_slot()
             source.execute(b"SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            source.execute(f"SET TRANSACTION SNAPSHOT {quote_text(name)}".encode())
+            source.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             return position
         finally:
             self._replication = None
@@ -188,7 +188,7 @@ class SnapshotRunner:
         columns = []
         for column in schema.columns:
             cast = copy_cast(types, column.type_oid, self._binary)
-            columns.append(f"{quote_name(column.name)}{'::pg_catalog.' + cast if cast else ''}")
+            columns.append(f"{quoted(column.name)}{'::pg_catalog.' + cast if cast else ''}")
         statement = f"COPY (SELECT {', '.join(columns)} FROM ONLY {schema.quoted}) TO STDOUT (FORMAT binary)"
         try:
             with source.cursor() as cursor, cursor.copy(statement.encode()) as copy:

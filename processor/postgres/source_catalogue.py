@@ -1,6 +1,7 @@
-"""The source's catalogue as the executor's threads read it: shapes of tables and what their types are called.
+"""The source's catalogue as the executor's threads read it: tables, the publication, and types.
 
-One connection, shared under a lock; opened when it is needed and again after it broke. Any thread; blocking.
+One connection, shared under a lock; opened when it is needed and again after it was lost. All calls
+block; any thread.
 """
 
 from __future__ import annotations
@@ -10,31 +11,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from psycopg import sql
+from psycopg.rows import args_row
+
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
-from tablewire.postgres.catalogue import TableSchema, describe_table, identity_problem
-from tablewire.postgres.connections import (
-    Connection,
-    ReconnectingConnection,
-    SourceUnavailableError,
-    server_name,
-)
+from tablewire.postgres.catalogue import TableSchema, describe_table
+from tablewire.postgres.connections import Connection, ReconnectingConnection, SourceUnavailableError, server_name
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
 
 FIRST_USER_OID = 16384
-"""Types below are the server's own and have the same id on every server."""
+"""Types with smaller ids are built in, and the same on every server."""
 STATEMENT_TIMEOUT_MS = 15_000
 CLIENT_TIMEOUT_S = 20.0
-"""Longer than the server's own limit: only a server that does not keep it is given up by this."""
+"""Longer than the timeout of the server: it only ends what a hanging server cannot."""
 CLOSE_TIMEOUT_S = 1.0
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class TypeInfo:
-    """A type of the source. kind: b(ase), e(num), d(omain), c(omposite), r(ange), m(ultirange). element_oid: 0 = not an array;
-    base_oid: of a domain, else 0. has_user_fields: a composite with a field whose type is not the server's own."""
+    """A type of the source.
+
+    kind: b(ase), e(num), d(omain), c(omposite), r(ange) or m(ultirange). element_oid: of an array, else
+    0; base_oid: of a domain, else 0. has_user_fields: a composite with a field whose type is not built in.
+    """
 
     oid: int
     schema: str
@@ -42,8 +44,8 @@ class TypeInfo:
     kind: str
     element_oid: int
     has_binary: bool
-    base_oid: int = 0
-    has_user_fields: bool = False
+    base_oid: int
+    has_user_fields: bool
 
     @property
     def is_builtin(self) -> bool:
@@ -51,7 +53,7 @@ class TypeInfo:
 
 
 def base_of(types: Mapping[int, TypeInfo], oid: int) -> TypeInfo:
-    """The type itself, or what a domain stands on."""
+    """Return the type, or the base type of a domain."""
     info = types[oid]
     while info.kind == "d" and info.base_oid in types:
         info = types[info.base_oid]
@@ -63,8 +65,11 @@ COPY_TEXT_ARRAY = "text[]"
 
 
 def copy_cast(types: Mapping[int, TypeInfo], oid: int, binary: bool) -> str:
-    """What a column is cast to when it is copied from the source, so that its binary form means the same everywhere; empty = it
-    stays as it is. Enums become text, and arrays of user-defined types (whose binary form names a type id) arrays of text."""
+    """Return the cast of a column in a COPY of the source, so that its binary form means the same everywhere.
+
+    Empty: no cast. Enums become text, and arrays of user-defined types, whose binary form contains a
+    type id, arrays of text.
+    """
     info = base_of(types, oid)
     if not binary or not info.has_binary or info.kind == "e":
         return COPY_TEXT
@@ -87,47 +92,47 @@ class SourceCatalogue:
         self._types: dict[int, TypeInfo] = {}
 
     def publication(self) -> PublicationInfo:
-        """The changefeed's publication; OperatingError when it is gone."""
+        """Return the changefeed's publication; raise OperatingError if it no longer exists."""
         found = self._run(lambda connection: read_publication(connection, self._publication))
         if found is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found
 
     def slot_ts(self) -> Ts:
-        """Where the changefeed's slot stands: the source has let go of everything before; 0 when there is no slot."""
+        """Return the position of the changefeed's slot, before which the source keeps nothing; 0 if there is no slot."""
         slot = self._run(lambda connection: read_slot(connection, self._publication))
         return 0 if slot is None else slot.confirmed_ts
 
     def describe(self, table_id: TableID) -> TableSchema:
-        """The shape of a table now; OperatingError when it cannot be replicated, with the reason."""
+        """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
         schema = self._run(lambda connection: describe_table(connection, table_id))
         if schema is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
-        problem = identity_problem(schema.full_name, schema.replica_identity, schema.usable_key)
-        if problem:
+        if problem := schema.why_unusable():
             raise OperatingError(problem)
         return schema
 
     def published(self) -> Mapping[TableID, Ts]:
-        """The tables that the publication lists, each with the position at which it was added (0: from the beginning);
-        OperatingError when the publication is gone."""
+        """Return the tables that the publication lists, with the position at which each was added (0: from the beginning).
+
+        Raise OperatingError if the publication no longer exists.
+        """
         added = self.publication().added
         listed = self._run(lambda connection: published_tables(connection, self._publication))
         return {table_id: added.get(table_id, 0) for table_id in listed}
 
     def types(self, oids: Sequence[int]) -> dict[int, TypeInfo]:
-        """What these types are; OperatingError when one is gone."""
+        """Return these types; raise OperatingError if one no longer exists."""
         missing = [oid for oid in oids if oid not in self._types]
         if missing:
-            for info in self._run(lambda connection: _read_types(connection, missing)):
-                self._types[info.oid] = info
-        unknown = [oid for oid in oids if oid not in self._types]
-        if unknown:
-            raise OperatingError(f"the source has no type with id {unknown[0]} any more")
+            self._types.update(self._run(lambda connection: _read_types(connection, missing)))
+        for oid in missing:
+            if oid not in self._types:
+                raise OperatingError(f"type {oid} no longer exists at the source")
         return {oid: self._types[oid] for oid in oids}
 
     def types_with_parts(self, oids: Sequence[int]) -> Mapping[int, TypeInfo]:
-        """These types, with the elements of arrays and the bases of domains."""
+        """Return these types, with the element types of arrays and the base types of domains."""
         found: dict[int, TypeInfo] = {}
         wanted = sorted(set(oids))
         while wanted:
@@ -137,7 +142,7 @@ class SourceCatalogue:
         return found
 
     def close(self) -> None:
-        """For good. A query that is under way is cut off after a moment; a thread that is just connecting ends by itself."""
+        """Close for good. A running query is cut after a moment; a thread that is connecting ends by itself."""
         self._is_closed.set()
         if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
             self._connection.cut()
@@ -148,10 +153,9 @@ class SourceCatalogue:
         finally:
             self._lock.release()
 
-    def _run(self, work: Callable[[Connection], _Answer]) -> _Answer:
+    def _run(self, work: Callable[[Connection], _Result]) -> _Result:
         with self._lock:
-            if self._is_closed.is_set():
-                raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
+            self._require_open()
             try:
                 return self._connection.run("read the catalogue", work)
             finally:
@@ -159,33 +163,22 @@ class SourceCatalogue:
                     self._connection.close()
 
     def _set_up(self, connection: Connection) -> None:
+        self._require_open()
+        # With an empty path, format_type qualifies every type that is not built in.
+        connection.execute(sql.SQL("SET search_path = ''; SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS))
+
+    def _require_open(self) -> None:
         if self._is_closed.is_set():
             raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
-        # With an empty path, format_type qualifies every type that is not the server's own.
-        connection.execute(f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode())
 
 
-def _read_types(connection: Connection, oids: Sequence[int]) -> list[TypeInfo]:
+def _read_types(connection: Connection, oids: Sequence[int]) -> dict[int, TypeInfo]:
     query = (
-        "SELECT t.oid::bigint, n.nspname, t.typname, t.typtype,"
+        "SELECT t.oid::bigint, n.nspname, t.typname, t.typtype::text,"
         " CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END, t.typsend <> 0, t.typbasetype::bigint,"
         " EXISTS (SELECT FROM pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid"
         f" AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {FIRST_USER_OID})"
         " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY(%s::bigint[]::oid[])"
     )
-    found = []
-    for row in connection.execute(query.encode(), (list(oids),)):
-        oid, schema, name, kind, element, has_binary, base, has_user_fields = row
-        found.append(
-            TypeInfo(
-                oid=int(str(oid)),
-                schema=str(schema),
-                name=str(name),
-                kind=kind.decode() if isinstance(kind, bytes) else str(kind),
-                element_oid=int(str(element)),
-                has_binary=bool(has_binary),
-                base_oid=int(str(base)),
-                has_user_fields=bool(has_user_fields),
-            )
-        )
-    return found
+    with connection.cursor(row_factory=args_row(TypeInfo)) as cursor:
+        return {info.oid: info for info in cursor.execute(query, (list(oids),))}

@@ -1,7 +1,8 @@
 """What owners and processors share about PostgreSQL as a source.
 
-source.py is the Source that the owner uses; slots.py, checks.py and catalogue.py are its parts; connections.py, lsn.py and
-options.py are shared with the executor in processor/postgres. Importing the package alone loads no driver.
+source.py is the Source that the owner uses; slots.py, checks.py and sink_checkpoint.py are its parts.
+catalogue.py, connections.py, lsn.py, names.py and options.py are shared with the executor in
+processor/postgres. Importing the package alone loads no driver.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def new_source(request: SourceRequest) -> Source:
-    """Return the Source of a `postgresql://` URI, without I/O; raise OperatingError for a URI or an option that is wrong."""
+    """Return the Source of a `postgresql://` URI, without I/O; raise OperatingError for a wrong URI or option."""
     from tablewire.postgres.source import PostgresSource
 
     return PostgresSource(request)

@@ -1,7 +1,8 @@
-"""Connections to PostgreSQL, and error texts that never hold a password.
+"""Connections to PostgreSQL, and error texts that never contain a password.
 
-URIs come here with their `${NAME}` already expanded (tablewire.etcd.records); libpq itself adds PGPASSWORD, the passfile and the
-service file. Blocking; any thread; a connection belongs to the thread that uses it.
+`${NAME}` in a URI is expanded before it comes here (tablewire.etcd.records); libpq itself reads
+PGPASSWORD, the password file and the service file. All calls block; a connection belongs to the
+thread that uses it.
 """
 
 from __future__ import annotations
@@ -9,61 +10,71 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
-from psycopg import conninfo
+from psycopg import abc, adapt, conninfo, sql
 
 from tablewire.errors import OperatingError
+from tablewire.postgres.lsn import parse_lsn
 from tablewire.runtime.uris import redact_uri
 
 CONNECT_TIMEOUT_S = 5
 TCP_USER_TIMEOUT_MS = 10_000
-"""A peer that acknowledges nothing for this long is gone; without it a cut link holds a connection for minutes."""
+"""A peer that acknowledges nothing for this long is gone; otherwise a cut link keeps a connection for minutes."""
 KEEPALIVE_IDLE_S = 5
 SCHEMES = ("postgresql", "postgres")
 
-Connection: TypeAlias = psycopg.Connection[tuple[object, ...]]
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 _Result = TypeVar("_Result")
 
 
 class SourceUnavailableError(OperatingError):
-    """The server did not answer or ended the connection: worth another try."""
+    """The server is unreachable or ended the connection; a retry may succeed."""
 
 
 class StatementError(OperatingError):
     """The server refused a statement."""
 
 
+class _LsnLoader(adapt.Loader):
+    """Reads a pg_lsn column as a number."""
+
+    def load(self, data: abc.Buffer) -> int:
+        return parse_lsn(bytes(data).decode())
+
+
 def parse_uri(uri: str) -> dict[str, str]:
-    """The parameters of a connection URI, OperatingError (without the URI's text) if it cannot be parsed."""
+    """Return the parameters of a connection URI; raise OperatingError, without the text of the URI, if it is malformed."""
     if uri.partition("://")[0] not in SCHEMES:
         raise OperatingError(f"{redact_uri(uri)}: not a postgresql:// URI")
     path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
     if "@" in path:
-        # libpq would take a part of the password for the port and the rest for the database, and show both in its errors.
+        # libpq would take part of the password for the port and the rest for the database, and show both in its errors.
         raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI: '/' and '@' in a password are written %2F and %40")
     try:
         parameters = conninfo.conninfo_to_dict(uri)
     except psycopg.ProgrammingError as error:
         # libpq quotes the part that it did not understand, which may be the password: the cause is dropped on purpose.
-        raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI ({_class_of(error)})") from None
+        raise OperatingError(f"{redact_uri(uri)}: not a valid connection URI ({type(error).__name__})") from None
     return {key: str(value) for key, value in parameters.items() if value is not None}
 
 
 def server_name(uri: str) -> str:
-    """`host:port/dbname` of a URI, for texts."""
+    """Return `host:port/dbname` of a URI, for messages."""
     parameters = parse_uri(uri)
     host = parameters.get("host") or parameters.get("hostaddr") or "localhost"
     return f"{host}:{parameters.get('port', '5432')}/{parameters.get('dbname') or parameters.get('user', '')}"
 
 
 def connect(uri: str, *, application_name: str, replication: bool = False) -> Connection:
-    """A new connection in autocommit, UTF-8 on both sides, with dead-peer detection; SourceUnavailableError if there is none.
+    """Open a connection in autocommit mode that detects dead peers; raise SourceUnavailableError if that fails.
 
-    replication: a walsender that also takes SQL (`replication=database`). What the URI itself sets wins over our defaults.
+    The encoding is UTF-8 on both sides, and pg_lsn columns are read as numbers. replication: a
+    walsender that also accepts SQL (`replication=database`). Parameters of the URI override the
+    defaults here.
     """
     parameters: dict[str, str] = {
         "connect_timeout": str(CONNECT_TIMEOUT_S),
@@ -78,14 +89,24 @@ def connect(uri: str, *, application_name: str, replication: bool = False) -> Co
     if replication:
         parameters["replication"] = "database"
     try:
-        return psycopg.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
+        connection = psycopg.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
     except psycopg.Error as error:
         raise SourceUnavailableError(f"{server_name(uri)}: {error_text(error)}") from None
+    connection.adapters.register_loader("pg_lsn", _LsnLoader)
+    return connection
+
+
+def fetch_value(connection: Connection, query: str | sql.Composed, parameters: Sequence[object] = ()) -> Any:
+    """Return the first column of the first row, None if the query returns no row."""
+    row = connection.execute(query, parameters).fetchone()
+    return None if row is None else row[0]
 
 
 def cut(connection: Connection) -> None:
-    """Ends the connection under whoever waits on it: they get an OperationalError at once, even if the server never answers. Any
-    thread; the connection must still be closed by its own."""
+    """End the connection below the thread that waits on it, which gets an OperationalError at once. Any thread.
+
+    This works even if the server never answers. The owning thread must still close the connection.
+    """
     try:
         with socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
             twin.shutdown(socket.SHUT_RDWR)
@@ -95,7 +116,7 @@ def cut(connection: Connection) -> None:
 
 @contextmanager
 def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
-    """Cuts the connection when the block takes longer. A server that hangs keeps none of the limits that it was given itself."""
+    """Cut the connection if the block takes longer: a server that hangs does not observe its own timeouts."""
     lock = threading.Lock()
     is_over = False
 
@@ -116,10 +137,10 @@ def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
 
 
 class ReconnectingConnection:
-    """A connection that is opened when it is first used, and again after it was lost. One thread; `cut` is for any.
+    """A connection that is opened when it is first used, and again after it was lost. One thread; `cut`: any thread.
 
-    set_up is called with each new connection. limit_s: how long set_up and one piece of work may take together; set it above
-    the server's own limits, so that it only ends what a server that hangs no longer can.
+    set_up is called with each new connection. limit_s: how long set_up and one call of `run` may take
+    together; set it above the timeouts of the server, so that it only ends what a hanging server cannot.
     """
 
     def __init__(self, uri: str, *, application_name: str, set_up: Callable[[Connection], object], limit_s: float) -> None:
@@ -131,10 +152,10 @@ class ReconnectingConnection:
         self._is_cut = False
 
     def run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
-        """Return work(connection); run it once more, on a new connection, when an earlier call opened this one and it is lost.
+        """Return work(connection); repeat it once, on a new connection, if an earlier call opened this one and it is lost.
 
-        Raise SourceUnavailableError when the connection fails, StatementError for another error of the server; their text
-        begins with the server and "cannot <what>".
+        Raise SourceUnavailableError if the connection fails, StatementError for another error of
+        the server; the text begins with the server and "cannot <what>".
         """
         is_new = self._connection is None
         connection = self._connection = self._connection or connect(self._uri, application_name=self._application_name)
@@ -153,7 +174,7 @@ class ReconnectingConnection:
         return self.run(what, work)
 
     def cut(self) -> None:
-        """End the work that is running; it is not tried again."""
+        """End the running call of `run`; it is not repeated."""
         self._is_cut = True
         if (connection := self._connection) is not None:
             cut(connection)
@@ -165,41 +186,27 @@ class ReconnectingConnection:
 
 
 def error_text(error: psycopg.Error) -> str:
-    """One line: what the server (or libpq) said, with its detail, without passwords."""
+    """Return the message of the server (or libpq) with its detail, on one line and without passwords."""
     diagnostic = error.diag
     text = diagnostic.message_primary or next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     if diagnostic.message_detail:
-        text = f"{text} ({' '.join(diagnostic.message_detail.split())})"
+        text = f"{text} ({diagnostic.message_detail})"
     return redact_uri(" ".join(text.split()))
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:
-    """Whether the error ended the connection, or the server is going away or starting: another try may go well."""
+    """Return whether the error ended the connection, or the server is starting or shutting down: a retry may succeed."""
     code = error.sqlstate
     if code is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return code.startswith(("08", "57P"))
 
 
-def quote_name(name: str) -> str:
-    """A quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quote_table(schema: str, name: str) -> str:
-    return f"{quote_name(schema)}.{quote_name(name)}"
+def quoted(*names: str) -> str:
+    """Return the SQL identifier of these names, joined by dots."""
+    return sql.Identifier(*names).as_string(None)
 
 
 def full_table_name(schema: str, name: str) -> str:
-    """`schema.name` for people and as a key: a part that holds a dot or a quote is quoted, so that no two tables share one."""
-    return ".".join(quote_name(part) if "." in part or '"' in part else part for part in (schema, name))
-
-
-def quote_text(text: str) -> str:
-    """A quoted SQL string that does not depend on standard_conforming_strings."""
-    escaped = text.replace("\\", "\\\\").replace("'", "''")
-    return f"E'{escaped}'" if "\\" in text else f"'{escaped}'"
-
-
-def _class_of(error: Exception) -> str:
-    return type(error).__name__
+    """Return `schema.name` for messages and keys; a part with a dot or a quote is quoted, so that names are unique."""
+    return ".".join(quoted(part) if "." in part or '"' in part else part for part in (schema, name))

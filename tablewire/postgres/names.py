@@ -1,7 +1,8 @@
 """Names of what a changefeed owns at its source. Pure.
 
-The slot and the publication have one name: `tablewire_<id>` for a plain id in the namespace `default`, else
-`tablewire_<namespace>_<id>_h<digest>`, so that no two changefeeds share one. At most 63 bytes of [a-z0-9_].
+The slot and the publication have the same name: `tablewire_<id>` for a plain id in the namespace
+`default`, else `tablewire_<namespace>_<id>_h<digest>`, so that no two changefeeds share one. At most
+63 bytes of [a-z0-9_].
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _DIGEST_END = re.compile(rf"_h[0-9a-f]{{{_DIGEST_CHARS}}}\Z")
 
 
 def slot_name(changefeed: ChangefeedID) -> str:
-    """The changefeed's permanent slot; its publication has the same name."""
+    """Return the name of the changefeed's permanent slot and of its publication."""
     plain = _PREFIX + changefeed.id
     if (
         changefeed.namespace == DEFAULT_NAMESPACE
         and _PLAIN.match(changefeed.id)
-        and not _DIGEST_END.search(changefeed.id)  # else an id could spell another changefeed's digest
+        and not _DIGEST_END.search(changefeed.id)  # otherwise an id could spell another changefeed's digest
         and len(plain) <= NAME_BYTES_MAX
     ):
         return plain
@@ -36,5 +37,5 @@ def slot_name(changefeed: ChangefeedID) -> str:
 
 
 def temporary_slot_name(changefeed: ChangefeedID, token: str) -> str:
-    """A temporary slot of one connection; `token` (of [a-z0-9_], at most 24 characters) is unique at the server."""
+    """Return the name of a temporary slot. token: unique at the server, at most 24 characters of [a-z0-9_]."""
     return slot_name(changefeed)[: NAME_BYTES_MAX - len(token) - 1] + "_" + token

@@ -1,77 +1,68 @@
-"""Options of a PostgreSQL changefeed (`--source-option key=value`), checked as a whole by whoever reads them. Pure."""
+"""Options of a PostgreSQL changefeed (`--source-option key=value`), checked together. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 
 from tablewire.errors import OperatingError
 
 _MEBIBYTE = 1024 * 1024
+_BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+
+
+def _number(default: int, least: int, most: int) -> int:
+    """Return a field that accepts whole numbers between two bounds."""
+    value: int = field(default=default, metadata={"bounds": (least, most)})
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresOptions:
-    """Every key with its default; bounds in `_BOUNDS`. All of them but `binary` and `existing_rows` are numbers.
+    """Each option with its default and its bounds.
 
-    sink_connections: writers of one processor at the sink. queue_max_bytes: changes of one table that wait for the sink;
-    queues_max_bytes: of all tables of one processor. batch_max_bytes: of one sink transaction, unless one source transaction is
-    larger. catch_up_streams: tables that fell behind are read again by so many extra walsenders. snapshot_threads: initial
-    copies at a time. error_after_ms: how long a lost connection is retried quietly. binary: ask for binary values.
-    existing_rows: what a first copy does with a sink table that holds rows already: refuse | truncate.
+    sink_connections: writers of one processor at the sink. queue_max_bytes: changes of one table that
+    wait for the sink; queues_max_bytes: of all tables of one processor. batch_max_bytes: of one sink
+    transaction, unless one source transaction is larger. catch_up_streams: extra walsenders that read
+    tables again. snapshot_threads: concurrent first copies. error_after_ms: how long a lost connection
+    is retried without an error. binary: request binary values. existing_rows: what a first copy does
+    with a sink table that already holds rows: refuse or truncate.
     """
 
-    sink_connections: int = 4
-    queue_max_bytes: int = 64 * _MEBIBYTE
-    queues_max_bytes: int = 256 * _MEBIBYTE
-    batch_max_bytes: int = 4 * _MEBIBYTE
-    catch_up_streams: int = 1
-    snapshot_threads: int = 1
-    error_after_ms: int = 15_000
-    statement_timeout_ms: int = 60_000
-    takeover_wait_ms: int = 300
-    file_max_bytes: int = 64 * _MEBIBYTE
+    sink_connections: int = _number(4, 1, 64)
+    queue_max_bytes: int = _number(64 * _MEBIBYTE, 64 * 1024, 1024 * _MEBIBYTE)
+    queues_max_bytes: int = _number(256 * _MEBIBYTE, 64 * 1024, 16 * 1024 * _MEBIBYTE)
+    batch_max_bytes: int = _number(4 * _MEBIBYTE, 1024, 256 * _MEBIBYTE)
+    catch_up_streams: int = _number(1, 1, 16)
+    snapshot_threads: int = _number(1, 1, 16)
+    error_after_ms: int = _number(15_000, 0, 3_600_000)
+    statement_timeout_ms: int = _number(60_000, 1_000, 3_600_000)
+    takeover_wait_ms: int = _number(300, 50, 5_000)
+    file_max_bytes: int = _number(64 * _MEBIBYTE, 64 * 1024, 16 * 1024 * _MEBIBYTE)
     binary: bool = True
-    existing_rows: str = "refuse"
-
-
-_BOUNDS: Mapping[str, tuple[int, int]] = {
-    "sink_connections": (1, 64),
-    "queue_max_bytes": (64 * 1024, 1024 * _MEBIBYTE),
-    "queues_max_bytes": (64 * 1024, 16 * 1024 * _MEBIBYTE),
-    "batch_max_bytes": (1024, 256 * _MEBIBYTE),
-    "catch_up_streams": (1, 16),
-    "snapshot_threads": (1, 16),
-    "error_after_ms": (0, 3_600_000),
-    "statement_timeout_ms": (1_000, 3_600_000),
-    "takeover_wait_ms": (50, 5_000),
-    "file_max_bytes": (64 * 1024, 16 * 1024 * _MEBIBYTE),
-}
-_WORDS: Mapping[str, tuple[str, ...]] = {"existing_rows": ("refuse", "truncate")}
-_BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+    existing_rows: str = field(default="refuse", metadata={"words": ("refuse", "truncate")})
 
 
 def parse_options(options: Mapping[str, str]) -> PostgresOptions:
-    """The options; OperatingError names the first key or value that cannot be right."""
-    known = {field.name for field in fields(PostgresOptions)}
-    values: dict[str, object] = {}
-    for key, text in options.items():
+    """Return the options; raise OperatingError that names the first unknown key or wrong value."""
+    known = {option.name: option for option in fields(PostgresOptions)}
+    for key in options:
         if key not in known:
             raise OperatingError(f"source option {key!r} does not exist; there are: {', '.join(sorted(known))}")
-        values[key] = _parse(key, str(text).strip())
-    return PostgresOptions(**values)  # type: ignore[arg-type]  # each value was parsed by its own key
+    values = {key: _parse(known[key], str(text).strip()) for key, text in options.items()}
+    return PostgresOptions(**values)  # type: ignore[arg-type]  # each value was parsed for its own field
 
 
-def _parse(key: str, text: str) -> object:
-    if key in _WORDS:
-        if text not in _WORDS[key]:
-            raise OperatingError(f"source option {key}: {text!r} is none of {', '.join(_WORDS[key])}")
+def _parse(option: Field[object], text: str) -> object:
+    if words := option.metadata.get("words"):
+        if text not in words:
+            raise OperatingError(f"source option {option.name}: {text!r} is none of {', '.join(words)}")
         return text
-    if key not in _BOUNDS:
+    if "bounds" not in option.metadata:
         if text.lower() not in _BOOLEANS:
-            raise OperatingError(f"source option {key}: {text!r} is neither true nor false")
+            raise OperatingError(f"source option {option.name}: {text!r} is neither true nor false")
         return _BOOLEANS[text.lower()]
-    least, most = _BOUNDS[key]
+    least, most = option.metadata["bounds"]
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise OperatingError(f"source option {key}: {text!r} is not a whole number from {least} to {most}")
+        raise OperatingError(f"source option {option.name}: {text!r} is not a whole number from {least} to {most}")
     return int(text)

@@ -1,21 +1,24 @@
-"""What a PostgreSQL sink says of its own past: how far the source's slot may have been advanced on its account.
+"""The record at a PostgreSQL sink of how far the source's slot may have been advanced.
 
-Before the owner advances the slot to a position, it notes that position at the sink, and everything at or before it has been
-durable there by then. So a sink whose note lies before the slot has lost commits that it had confirmed: it was restored from a
-backup, or a standby that lacked them has taken over. The source cannot give those changes again. The owner and every writer ask
-for this before they go on; **invariant: slot <= note**, so whoever compares reads the slot first.
+Before the owner advances the slot to a position, it records that position at the sink, where
+everything at or before it is durable by then. A sink whose record is before the slot has therefore
+lost commits that it had confirmed: it was restored from a backup, or a standby that lacked them was
+promoted. The source cannot send those changes again. The owner and every writer check this before
+they continue. **Invariant: slot <= record**, so read the slot first when comparing them.
 """
 
 from __future__ import annotations
 
+from psycopg import sql
+
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import Connection, ReconnectingConnection, StatementError, quote_text
-from tablewire.postgres.lsn import format_lsn, parse_lsn
+from tablewire.postgres.connections import Connection, ReconnectingConnection, StatementError, fetch_value
+from tablewire.postgres.lsn import format_lsn
 
 STATEMENT_TIMEOUT_MS = 5_000
 CLIENT_TIMEOUT_S = 10.0
-"""Longer than the server's own limit: only a server that does not keep it is given up by this."""
+"""Longer than the timeout of the server: it only ends what a hanging server cannot."""
 CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS tablewire.checkpoints (
   changefeed text PRIMARY KEY,
@@ -26,76 +29,64 @@ CREATE TABLE IF NOT EXISTS tablewire.checkpoints (
 COMMENT ON TABLE tablewire.checkpoints IS
   'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.'"""
 OWNER_SESSION = "tablewire owner"
-"""The application name of the owner's session, which stays open between two notes."""
-CREATE_LOCK = 0x7461626C65776972  # "tablewir": one creator of Tablewire's own tables at a time
+"""The application name of the owner's session, which stays open between two records."""
+CREATE_LOCK = 0x7461626C65776972
+"""An advisory lock ("tablewir"): Tablewire's own tables are created by one session at a time."""
+SYNCHRONOUS_COMMIT = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+"""Positions that the sink confirms must be durable; a setting stronger than "on" is left alone."""
 _CREATE = f"""
 BEGIN;
 SELECT pg_advisory_xact_lock({CREATE_LOCK});
 CREATE SCHEMA IF NOT EXISTS tablewire;
 {CREATE_TABLE};
 COMMIT"""
-_EXISTS = "SELECT to_regclass('tablewire.checkpoints') IS NOT NULL"
+_SAVE = """
+INSERT INTO tablewire.checkpoints AS c (changefeed, incarnation, position) VALUES (%s, %s, %s)
+ON CONFLICT (changefeed) DO UPDATE SET incarnation = EXCLUDED.incarnation, updated_at = clock_timestamp(),
+  position = CASE c.incarnation WHEN EXCLUDED.incarnation THEN greatest(c.position, EXCLUDED.position)
+             ELSE EXCLUDED.position END WHERE c.incarnation <= EXCLUDED.incarnation"""
 
 
-def read_sql(changefeed: str, incarnation: int) -> str:
-    """One row with the note of this life of the changefeed, none when there is none."""
-    return (
-        f"SELECT position::text FROM tablewire.checkpoints WHERE changefeed = {quote_text(changefeed)}"
-        f" AND incarnation = {incarnation}"
-    )
+def require_no_lost_commits(connection: Connection, changefeed: str, incarnation: int, slot_ts: Ts, sink: str) -> None:
+    """Raise OperatingError if the sink has lost confirmed commits. slot_ts: the position of the slot, read before this call."""
+    query = "SELECT position FROM tablewire.checkpoints WHERE changefeed = %s AND incarnation = %s"
+    recorded_ts = fetch_value(connection, query, (changefeed, incarnation))
+    if recorded_ts is not None and recorded_ts < slot_ts:
+        raise OperatingError(
+            f"{sink} is at {format_lsn(recorded_ts)}, but had confirmed everything up to {format_lsn(slot_ts)}, the position of"
+            " the source's slot: it has lost commits (was it restored from a backup, or was a standby promoted?), and the source"
+            " cannot send them again; remove the changefeed and create it again, or, to continue without them, delete its row at"
+            f" the sink (tablewire.checkpoints, changefeed {changefeed})"
+        )
 
 
-def require_kept(noted: str | None, slot_ts: Ts, where: str, changefeed: str) -> None:
-    """OperatingError when the sink has lost confirmed commits. noted: the row's position, None without one (nothing is known
-    then). slot_ts: where the slot stood before the row was read."""
-    if noted is None or parse_lsn(noted) >= slot_ts:
-        return
-    raise OperatingError(
-        f"{where} stands at {noted}, but had confirmed everything up to {format_lsn(slot_ts)}, where the source's slot is by now:"
-        " it has lost commits (was it restored from a backup, or did a standby take over?), and the source cannot give them"
-        " again; remove the changefeed and create it anew, or, to go on without them, delete its row at the sink"
-        f" (tablewire.checkpoints, changefeed {changefeed})"
-    )
+class SinkCheckpoint:
+    """The owner's side: one connection to the sink, opened when it is needed. One thread."""
 
-
-class SinkNotes:
-    """The owner's side: one connection to the sink, made when it is needed. One thread."""
-
-    def __init__(self, uri: str, where: str, changefeed: str) -> None:
-        self._where = where
+    def __init__(self, uri: str, sink: str, changefeed: str) -> None:
+        self._sink = sink
         self._changefeed = changefeed
         self._connection = ReconnectingConnection(uri, application_name=OWNER_SESSION, set_up=_set_up, limit_s=CLIENT_TIMEOUT_S)
 
-    def note(self, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
-        """Notes target_ts, durably, unless the sink has lost commits: see `require_kept`. slot_ts: where the slot stands."""
+    def record(self, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
+        """Record target_ts durably. slot_ts: the position of the slot; see `require_no_lost_commits`."""
+
+        def save(connection: Connection) -> None:
+            require_no_lost_commits(connection, self._changefeed, incarnation, slot_ts, self._sink)
+            connection.execute(_SAVE, (self._changefeed, incarnation, format_lsn(target_ts)))
+
         try:
-            self._connection.run("note a checkpoint", lambda found: self._note(found, incarnation, slot_ts, target_ts))
+            self._connection.run("record a checkpoint", save)
         except StatementError:
-            self.close()  # the table may be gone: the next connection makes it again
+            self.close()  # the table may be gone: the next connection creates it again
             raise
 
     def close(self) -> None:
         self._connection.close()
 
-    def _note(self, connection: Connection, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
-        row = connection.execute(read_sql(self._changefeed, incarnation).encode()).fetchone()
-        require_kept(None if row is None else str(row[0]), slot_ts, self._where, self._changefeed)
-        connection.execute(
-            (
-                "INSERT INTO tablewire.checkpoints AS c (changefeed, incarnation, position)"
-                f" VALUES ({quote_text(self._changefeed)}, {incarnation}, '{format_lsn(target_ts)}')"
-                " ON CONFLICT (changefeed) DO UPDATE SET incarnation = EXCLUDED.incarnation, updated_at = clock_timestamp(),"
-                " position = CASE c.incarnation WHEN EXCLUDED.incarnation THEN greatest(c.position, EXCLUDED.position)"
-                " ELSE EXCLUDED.position END WHERE c.incarnation <= EXCLUDED.incarnation"
-            ).encode()
-        )
-
 
 def _set_up(connection: Connection) -> None:
-    connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}".encode())
-    connection.execute(
-        b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    row = connection.execute(_EXISTS.encode()).fetchone()
-    if row is None or not row[0]:
-        connection.execute(_CREATE.encode())
+    connection.execute(sql.SQL("SET statement_timeout = {0}; SET lock_timeout = {0}").format(STATEMENT_TIMEOUT_MS))
+    connection.execute(SYNCHRONOUS_COMMIT)
+    if not fetch_value(connection, "SELECT to_regclass('tablewire.checkpoints') IS NOT NULL"):
+        connection.execute(_CREATE)

@@ -1,15 +1,18 @@
 """What a changefeed owns at its source: a publication and a permanent slot of the same name.
 
-The publication lists its tables one by one, for two reasons: FOR ALL TABLES needs a superuser, and the server then sends only
-what is wanted. It needs CREATE on the database and ownership of each table. It is made before the slot, so that no position of
-the slot lies before it: at an older position the server knows no publication (an error up to PostgreSQL 17, a warning and
-skipped rows in 18). Its comment holds what the executor must know: the incarnation (the source's clock in µs when it was made;
-a changefeed that is removed and created again gets a larger one), the position at which it existed for sure, and for each table
-that was added later the position at which it was: changes of that table from before may have gone by unpublished, so whoever
-holds less of it than that must copy it again.
+The publication lists its tables one by one, because FOR ALL TABLES needs a superuser, and because the
+server then sends only what is needed. It requires CREATE on the database and ownership of each table.
+It is created before the slot, so that no position of the slot is before it: there the server knows no
+publication (an error up to PostgreSQL 17, a warning and skipped rows in 18).
 
-A new table is added under a lock that waits for its open writers, for at most LOCK_TIMEOUT_MS: servers before 17.5, 16.9,
-15.13, 14.18 and 13.21 lose changes of a table that is added while it is being written.
+Its comment holds what the executor must know: the incarnation (the clock of the source in µs when it
+was created; a changefeed that is removed and created again gets a larger one), the position at which
+it certainly existed, and for each table that was added later the position at which that happened.
+Earlier changes of that table may not have been published, so a writer that holds less must copy it again.
+
+A new table is added under a lock that waits for its open writers, for at most LOCK_TIMEOUT_MS:
+servers before 17.5, 16.9, 15.13, 14.18 and 13.21 lose changes of a table that is added while it is
+being written.
 """
 
 from __future__ import annotations
@@ -19,59 +22,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
+from psycopg import sql
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import SourceTable
-from tablewire.postgres.connections import Connection, error_text, quote_name, quote_table, quote_text
+from tablewire.postgres.connections import Connection, error_text, fetch_value
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 1_000
 ADD_TABLES_MAX = 100
-"""Tables added in one transaction: each one rewrites the comment."""
+"""Tables added in one transaction: each of these rewrites the comment."""
 _VERSIONS_WITHOUT_LOSS = {13: 130021, 14: 140018, 15: 150013, 16: 160009, 17: 170005}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """The permanent slot. lost: the server has removed WAL that it needed. database: where it belongs."""
+    """The permanent slot. is_lost: the server has removed WAL that it needs. database: the one it belongs to."""
 
     name: str
     plugin: str
     database: str
     restart_ts: Ts
     confirmed_ts: Ts
-    lost: bool
+    is_lost: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PublicationInfo:
-    """The publication and what its comment says. added: where each table that it has not listed from the beginning was added
-    (for the last time)."""
+    """The publication and its comment. added: where each table was last added that was not listed from the beginning."""
 
     name: str
     incarnation: int
     created_ts: Ts
     added: Mapping[TableID, Ts]
 
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.name)
+
 
 def read_slot(connection: Connection, name: str) -> SlotInfo | None:
-    """The slot of this name, None when there is none."""
+    """Return the slot with this name, None if there is none."""
     row = connection.execute(
-        "SELECT plugin, database, restart_lsn::text, confirmed_flush_lsn::text, coalesce(wal_status = 'lost', false)"
-        " FROM pg_replication_slots WHERE slot_name = %s",
+        "SELECT plugin, database, coalesce(restart_lsn, '0/0'), coalesce(confirmed_flush_lsn, '0/0'),"
+        " coalesce(wal_status = 'lost', false) FROM pg_replication_slots WHERE slot_name = %s",
         (name,),
     ).fetchone()
-    if row is None:
-        return None
-    restart = parse_lsn(str(row[2])) if row[2] is not None else 0
-    confirmed = parse_lsn(str(row[3])) if row[3] is not None else 0
-    return SlotInfo(name, str(row[0]), str(row[1]), restart, confirmed, bool(row[4]))
+    return None if row is None else SlotInfo(name, *row)
 
 
 def read_publication(connection: Connection, name: str) -> PublicationInfo | None:
-    """The publication of this name, None when there is none; OperatingError when it is not one of Tablewire's."""
+    """Return the publication with this name, None if there is none; raise OperatingError if Tablewire did not create it."""
     row = connection.execute(
         "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = %s", (name,)
     ).fetchone()
@@ -83,117 +86,125 @@ def read_publication(connection: Connection, name: str) -> PublicationInfo | Non
         return PublicationInfo(name, int(comment["incarnation"]), parse_lsn(comment["created_lsn"]), added)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OperatingError(
-            f"publication {name} exists at the source, but Tablewire did not make it: drop or rename it"
+            f"publication {name} exists at the source, but Tablewire did not create it: drop or rename it"
         ) from None
 
 
-def create_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> PublicationInfo:
-    """Makes the publication for these tables, with its comment; OperatingError with the server's reason."""
-    targets = ", ".join(f"TABLE ONLY {table.quoted}" if not i else f"ONLY {table.quoted}" for i, table in enumerate(tables))
+def create_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> None:
+    """Create the publication of these tables, with its comment."""
     try:
         with connection.transaction():
             row = connection.execute(
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_current_wal_insert_lsn()::text"
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_current_wal_insert_lsn()"
             ).fetchone()
             assert row is not None
-            connection.execute(f"CREATE PUBLICATION {quote_name(name)}{' FOR ' + targets if targets else ''}".encode())
-            _comment(connection, PublicationInfo(name, int(str(row[0])), parse_lsn(str(row[1])), {}))
+            publication = PublicationInfo(name, row[0], row[1], {})
+            listed = sql.SQL(" FOR TABLE {}").format(_list(tables)) if tables else sql.SQL("")
+            connection.execute(sql.SQL("CREATE PUBLICATION {}{}").format(publication.identifier, listed))
+            _comment(connection, publication)
     except psycopg.errors.DuplicateObject:
-        pass  # another owner was faster: what it made is read below
+        return  # another owner was faster
     except psycopg.Error as error:
         raise OperatingError(f"cannot create publication {name}: {error_text(error)}") from None
-    made = read_publication(connection, name)
-    if made is None:
-        raise OperatingError(f"publication {name} vanished while it was being created")
-    return made
 
 
 def create_slot(connection: Connection, name: str) -> SlotInfo:
-    """Makes the permanent slot. It waits for the transactions that are open now, at most CREATE_SLOT_TIMEOUT_MS."""
+    """Create the permanent slot. This waits for the transactions that are open now, for at most CREATE_SLOT_TIMEOUT_MS."""
     try:
         with connection.transaction():
-            connection.execute(f"SET LOCAL statement_timeout = {CREATE_SLOT_TIMEOUT_MS}".encode())
+            connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(CREATE_SLOT_TIMEOUT_MS))
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
     except psycopg.errors.DuplicateObject:
-        pass
+        pass  # another owner was faster
     except psycopg.errors.QueryCanceled:
         raise OperatingError(
             f"cannot create slot {name}: transactions at the source stay open for more than {CREATE_SLOT_TIMEOUT_MS // 1000} s "
-            "(pg_stat_activity names them); end them and try again"
+            "(pg_stat_activity shows them); end them and try again"
         ) from None
     except psycopg.Error as error:
         raise OperatingError(f"cannot create slot {name}: {error_text(error)}") from None
-    made = read_slot(connection, name)
-    if made is None:
-        raise OperatingError(f"slot {name} vanished while it was being created")
-    return made
+    slot = read_slot(connection, name)
+    if slot is None:
+        raise OperatingError(f"slot {name} was dropped while it was being created")
+    return slot
 
 
-def published_tables(connection: Connection, name: str) -> dict[TableID, str]:
-    """The tables that the publication lists, each with its quoted name."""
+def published_tables(connection: Connection, name: str) -> dict[TableID, sql.Identifier]:
+    """Return the tables that the publication lists."""
     rows = connection.execute(
-        "SELECT r.prrelid::bigint, n.nspname, c.relname FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
+        "SELECT c.oid::bigint, n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid"
         " JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
         (name,),
-    ).fetchall()
-    return {int(str(row[0])): quote_table(str(row[1]), str(row[2])) for row in rows}
+    )
+    return {table_id: sql.Identifier(schema, table) for table_id, schema, table in rows}
 
 
-def sync_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> None:
-    """Makes the publication list these tables. OperatingError names the first table that it could not add or drop.
+def sync_publication(connection: Connection, publication: PublicationInfo, tables: Sequence[SourceTable]) -> None:
+    """Make the publication list these tables; raise OperatingError for the first one that cannot be added or dropped.
 
-    A table without a usable replica identity is not listed, and taken out if it was: the source refuses updates and deletes of a
-    published table that has none, and whoever writes there must not suffer. What it then misses is copied anew when it is back.
+    A table without a usable replica identity is not listed: the source refuses updates and deletes of
+    such a table while it is published. It is copied again when it returns, since its changes are missed.
     """
-    listed = published_tables(connection, name)
-    wanted = {table.table_id for table in tables if not table.why_unusable()}
-    for table_id, quoted in listed.items():
-        if table_id not in wanted:
-            _alter(connection, f"ALTER PUBLICATION {quote_name(name)} DROP TABLE ONLY {quoted}", quoted)
-    missing = [table for table in tables if table.table_id in wanted and table.table_id not in listed]
+    listed = published_tables(connection, publication.name)
+    usable = {table.table_id: table for table in tables if not table.why_unusable()}
+    for table_id in listed.keys() - usable.keys():
+        _drop_table(connection, publication, listed[table_id])
+    missing = [table for table_id, table in usable.items() if table_id not in listed]
     version = connection.info.server_version
-    lock = version < _VERSIONS_WITHOUT_LOSS.get(version // 10_000, 0)
-    step = 1 if lock else ADD_TABLES_MAX
+    must_lock = version < _VERSIONS_WITHOUT_LOSS.get(version // 10_000, 0)
+    step = 1 if must_lock else ADD_TABLES_MAX
     for at in range(0, len(missing), step):
         group = missing[at : at + step]
         try:
-            _add_tables(connection, name, group, lock)
+            _add_tables(connection, publication.name, group, must_lock)
         except psycopg.Error:
             for table in group:
-                _add_table(connection, name, table, lock)
+                _add_table(connection, publication.name, table, must_lock)
 
 
-def _add_table(connection: Connection, name: str, table: SourceTable, lock: bool) -> None:
+def _drop_table(connection: Connection, publication: PublicationInfo, table: sql.Identifier) -> None:
     try:
-        _add_tables(connection, name, [table], lock)
+        connection.execute(sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}").format(publication.identifier, table))
+    except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
+        return
+    except psycopg.Error as error:
+        text = f"cannot drop table {table.as_string(None)} from publication {publication.name}: {error_text(error)}"
+        raise OperatingError(text) from None
+
+
+def _add_table(connection: Connection, name: str, table: SourceTable, must_lock: bool) -> None:
+    try:
+        _add_tables(connection, name, [table], must_lock)
     except (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedTable):
-        return  # another owner added it, or it is gone again: the next call sees what is true
+        return  # another owner added it, or it was dropped: the next call reads the current state
     except psycopg.Error as error:
         raise OperatingError(f"cannot add table {table.full_name} to publication {name}: {error_text(error)}") from None
 
 
-def _add_tables(connection: Connection, name: str, tables: Sequence[SourceTable], lock: bool) -> None:
-    """Adds all or none, and notes in the same transaction where that was."""
+def _add_tables(connection: Connection, name: str, tables: Sequence[SourceTable], must_lock: bool) -> None:
+    """Add all tables or none, and record the position in the comment, in one transaction."""
     with connection.transaction():
-        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
-        connection.execute(b"SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))  # one writer of the comment at a time
-        if lock:
-            for table in tables:
-                connection.execute(f"LOCK TABLE ONLY {table.quoted} IN SHARE ROW EXCLUSIVE MODE".encode())
-        targets = ", ".join(f"TABLE ONLY {table.quoted}" if not i else f"ONLY {table.quoted}" for i, table in enumerate(tables))
-        connection.execute(f"ALTER PUBLICATION {quote_name(name)} ADD {targets}".encode())
+        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT_MS))
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))  # one writer of the comment at a time
+        if must_lock:
+            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(_list(tables)))
+        connection.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(name), _list(tables)))
         publication = read_publication(connection, name)
-        row = connection.execute(b"SELECT pg_current_wal_insert_lsn()::text").fetchone()
         assert publication is not None
-        assert row is not None
+        position: Ts = fetch_value(connection, "SELECT pg_current_wal_insert_lsn()")
         listed = published_tables(connection, name)
         added = {table_id: ts for table_id, ts in publication.added.items() if table_id in listed}
-        added.update((table.table_id, parse_lsn(str(row[0]))) for table in tables)
+        added.update((table.table_id, position) for table in tables)
         _comment(connection, replace(publication, added=added))
 
 
+def _list(tables: Sequence[SourceTable]) -> sql.Composed:
+    """Return `ONLY a, ONLY b`."""
+    return sql.SQL(", ").join(sql.SQL("ONLY {}").format(table.identifier) for table in tables)
+
+
 def _comment(connection: Connection, publication: PublicationInfo) -> None:
-    """Writes what `read_publication` reads."""
+    """Write the comment that `read_publication` reads."""
     comment: dict[str, object] = {
         "tablewire": 1,
         "incarnation": publication.incarnation,
@@ -201,24 +212,11 @@ def _comment(connection: Connection, publication: PublicationInfo) -> None:
     }
     if publication.added:
         comment["added"] = {str(table_id): format_lsn(ts) for table_id, ts in publication.added.items()}
-    text = quote_text(json.dumps(comment))
-    connection.execute(f"COMMENT ON PUBLICATION {quote_name(publication.name)} IS {text}".encode())
-
-
-def _alter(connection: Connection, statement: str, what: str) -> None:
-    try:
-        connection.execute(statement.encode())
-    except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
-        return
-    except psycopg.Error as error:
-        raise OperatingError(f"cannot drop table {what} from its publication: {error_text(error)}") from None
+    connection.execute(sql.SQL("COMMENT ON PUBLICATION {} IS {}").format(publication.identifier, json.dumps(comment)))
 
 
 def advance_slot(connection: Connection, slot: SlotInfo, target_ts: Ts) -> None:
-    """Moves the slot to target_ts, never back and never beyond the WAL that is on disk."""
-    row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
-    assert row is not None
-    target = min(target_ts, parse_lsn(str(row[0])))
-    if target <= slot.confirmed_ts:
-        return
-    connection.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", (slot.name, format_lsn(target)))
+    """Advance the slot to target_ts, never backwards and never past the WAL that is on disk."""
+    target_ts = min(target_ts, fetch_value(connection, "SELECT pg_current_wal_flush_lsn()"))
+    if target_ts > slot.confirmed_ts:
+        connection.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", (slot.name, format_lsn(target_ts)))

@@ -1,7 +1,7 @@
 """PostgresSource: one changefeed's view of its PostgreSQL source, as the owner needs it (tablewire/source.py).
 
-Blocking; one thread at a time. One connection, opened when it is needed and again after it broke; nothing is kept that a new
-owner could not read from the server.
+All calls block; one thread at a time. One connection is opened when it is needed, and again after it
+was lost. Nothing is kept that a new owner could not read from the server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import psycopg
 import structlog
+from psycopg import sql
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
@@ -22,14 +23,15 @@ from tablewire.postgres.connections import (
     ReconnectingConnection,
     SourceUnavailableError,
     StatementError,
+    fetch_value,
     parse_uri,
     server_name,
 )
-from tablewire.postgres.lsn import parse_lsn
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
-from tablewire.postgres.sink_checkpoint import SinkNotes
+from tablewire.postgres.sink_checkpoint import SinkCheckpoint
 from tablewire.postgres.slots import (
+    SlotInfo,
     advance_slot,
     create_publication,
     create_slot,
@@ -40,7 +42,8 @@ from tablewire.postgres.slots import (
 from tablewire.source import CheckFailure, SourceRequest
 
 HEARTBEAT_AFTER_S = 10.0
-"""A checkpoint that stands still this long behind the WAL's end gets a message into the WAL, so that walsenders report again."""
+"""If a checkpoint is behind the end of the WAL and has not moved for this long, a message is written to the WAL, so that
+walsenders report their position again."""
 DROP_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_MS = 30_000
 CLIENT_TIMEOUT_S = 300.0
@@ -50,72 +53,69 @@ _log = structlog.get_logger(__name__)
 
 
 class PostgresSource:
-    """See the module. Every method may raise OperatingError with one clear text."""
+    """See the module. Every method may raise OperatingError with one clear message."""
 
     def __init__(self, request: SourceRequest) -> None:
-        """No I/O. OperatingError for a URI, a filter or an option that cannot be right."""
+        """Check the URI, the filter and the options, without I/O."""
         parse_uri(request.source_uri)
         parse_options(request.options)
         self._request = request
         self._filter = TableFilter(request.tables)
         self._name = slot_name(request.changefeed)
+        set_timeout = sql.SQL("SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS)
         self._connection = ReconnectingConnection(
             request.source_uri,
             application_name="tablewire owner",
-            set_up=lambda connection: connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}".encode()),
+            set_up=lambda connection: connection.execute(set_timeout),
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._advanced: tuple[Ts, float] = (0, 0.0)
-        self._is_note_missing = False
-        self._notes: SinkNotes | None = None
+        self._waits_for_sink = False
+        self._sink_checkpoint: SinkCheckpoint | None = None
         if request.sink_uri.partition("://")[0] in SCHEMES:
-            where = f"sink {server_name(request.sink_uri)}"
-            self._notes = SinkNotes(request.sink_uri, where, str(request.changefeed))
-        self._warned: frozenset[TableID] = frozenset()
+            sink = f"sink {server_name(request.sink_uri)}"
+            self._sink_checkpoint = SinkCheckpoint(request.sink_uri, sink, str(request.changefeed))
+        self._unusable: frozenset[TableID] = frozenset()
 
     def check(self) -> Sequence[CheckFailure]:
-        """All that `create` promises; changes nothing. Uses connections of its own."""
+        """Return each requirement of `create` that is not met. Change nothing. This uses connections of its own."""
         return run_checks(self._request, self._filter, self._name)
 
     def start(self) -> Ts:
-        """Makes publication and slot where they are missing; the position from which the slot gives changes."""
+        """Create the publication and the slot if they are missing; return the position after which the slot has changes."""
         return self._connection.run("start", self._start)
 
     def tables(self) -> Mapping[TableID, str]:
-        """What the filter matches now, after the publication (if there is one) was made to list the same tables."""
+        """Return the tables that the filter matches now; make the publication, if it exists, list them."""
         return self._connection.run("list tables", self._tables)
 
     def current_ts(self) -> Ts:
-        """The end of the WAL that is written: every commit that was answered by now is at or before it."""
-
-        def read(connection: Connection) -> Ts:
-            return _position(connection, "SELECT pg_current_wal_lsn()::text")
-
-        return self._connection.run("read the position", read)
+        """Return the end of the written WAL: every commit that was acknowledged is at or before it."""
+        return self._connection.run("read the position", _wal_end)
 
     def advance(self, checkpoint_ts: Ts) -> None:
-        """Moves the slot behind the global checkpoint; never back, and not while the sink cannot note it first. Also wakes an
-        idle source's walsenders. OperatingError when the sink has lost what it had confirmed."""
+        """Advance the slot to the global checkpoint, never backwards, and not before the sink has recorded it.
+
+        Also wake the walsenders of an idle source. Raise OperatingError if the sink has lost what it had confirmed.
+        """
         self._connection.run("advance the slot", lambda connection: self._advance(connection, checkpoint_ts))
 
     def retained_bytes(self) -> int:
-        """WAL that the server keeps for the slot; 0 when there is no slot."""
+        """Return how much WAL the server keeps for the slot; 0 if there is no slot."""
 
         def read(connection: Connection) -> int:
             slot = read_slot(connection, self._name)
-            if slot is None:
-                return 0
-            return max(0, _position(connection, "SELECT pg_current_wal_lsn()::text") - slot.restart_ts)
+            return 0 if slot is None else max(0, _wal_end(connection) - slot.restart_ts)
 
         return self._connection.run("read the slot", read)
 
     def drop(self) -> None:
-        """Removes slot and publication; idempotent."""
+        """Drop the slot and the publication. Idempotent."""
         self._connection.run("drop the slot", self._drop)
 
     def close(self) -> None:
-        if self._notes is not None:
-            self._notes.close()
+        if self._sink_checkpoint is not None:
+            self._sink_checkpoint.close()
         self._connection.close()
 
     def _start(self, connection: Connection) -> Ts:
@@ -126,83 +126,82 @@ class PostgresSource:
                 f"slot {self._name} exists at the source, but its publication does not: changes since it was dropped are lost; "
                 "remove the changefeed and create it again"
             )
-        if slot is not None:
-            self._verify_slot(connection, slot.database, slot.plugin, slot.lost)
         if publication is None:
-            create_publication(connection, self._name, _usable(matching_tables(connection, self._filter)))
+            tables = matching_tables(connection, self._filter)
+            create_publication(connection, self._name, [table for table in tables if not table.why_unusable()])
         if slot is None:
-            slot = create_slot(connection, self._name)
+            return create_slot(connection, self._name).confirmed_ts
+        self._require_usable(connection, slot)
         return slot.confirmed_ts
 
-    def _verify_slot(self, connection: Connection, database: str, plugin: str, lost: bool) -> None:
-        if database != connection.info.dbname or plugin != "pgoutput":
+    def _require_usable(self, connection: Connection, slot: SlotInfo) -> None:
+        if slot.database != connection.info.dbname or slot.plugin != "pgoutput":
             raise OperatingError(
-                f"slot {self._name} belongs to database {database} and plugin {plugin}: another changefeed of this name uses "
-                "this server; choose another id"
+                f"slot {slot.name} belongs to database {slot.database} and plugin {slot.plugin}: another changefeed with this"
+                " name uses this server; choose another id"
             )
-        if lost:
+        if slot.is_lost:
             raise OperatingError(
-                f"slot {self._name} is lost: the source removed WAL that it needed (max_slot_wal_keep_size); "
+                f"slot {slot.name} is lost: the source removed WAL that it needed (max_slot_wal_keep_size); "
                 "remove the changefeed and create it again"
             )
 
     def _tables(self, connection: Connection) -> Mapping[TableID, str]:
         found = matching_tables(connection, self._filter)
-        if read_publication(connection, self._name) is not None:
-            sync_publication(connection, self._name, found)
-        self._warn(found)
+        publication = read_publication(connection, self._name)
+        if publication is not None:
+            sync_publication(connection, publication, found)
+        self._log_unusable(found)
         return {table.table_id: table.full_name for table in found}
 
-    def _warn(self, tables: Sequence[SourceTable]) -> None:
-        """Says once of each table why its changes cannot be told apart, and again when that comes back."""
+    def _log_unusable(self, tables: Sequence[SourceTable]) -> None:
+        """Log once for each table why it is unusable, and again if it becomes so again."""
         problems = {table.table_id: problem for table in tables if (problem := table.why_unusable())}
-        for table_id in problems.keys() - self._warned:
+        for table_id in problems.keys() - self._unusable:
             _log.warning("source_table_unusable", changefeed=str(self._request.changefeed), reason=problems[table_id])
-        self._warned = frozenset(problems)
+        self._unusable = frozenset(problems)
 
     def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
         slot = read_slot(connection, self._name)
         if slot is None:
             raise OperatingError(f"slot {self._name} does not exist at the source")
-        self._verify_slot(connection, slot.database, slot.plugin, slot.lost)
-        is_noted = True
-        publication = read_publication(connection, self._name) if self._notes is not None else None
-        if self._notes is not None and publication is not None and checkpoint_ts > slot.confirmed_ts:
-            is_noted = self._note(self._notes, publication.incarnation, slot.confirmed_ts, checkpoint_ts)
+        self._require_usable(connection, slot)
         try:
-            if is_noted:
+            if self._is_recorded(connection, slot, checkpoint_ts):
                 advance_slot(connection, slot, checkpoint_ts)
         except psycopg.errors.ObjectInUse:
-            return  # an advance of a former owner is still under way: this one will be repeated
-        self._beat(connection, checkpoint_ts)
+            return  # a former owner is still advancing it: this call will be repeated
+        self._send_heartbeat(connection, checkpoint_ts)
 
-    def _note(self, notes: SinkNotes, incarnation: int, slot_ts: Ts, checkpoint_ts: Ts) -> bool:
-        """Whether the sink has noted the checkpoint. Why not is said once, until it goes well again."""
+    def _is_recorded(self, connection: Connection, slot: SlotInfo, checkpoint_ts: Ts) -> bool:
+        """Record the checkpoint at the sink; return False, and log it once, if the sink is unavailable."""
+        if self._sink_checkpoint is None or checkpoint_ts <= slot.confirmed_ts:
+            return True
+        publication = read_publication(connection, self._name)
+        if publication is None:
+            return True
         try:
-            notes.note(incarnation, slot_ts, checkpoint_ts)
+            self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, checkpoint_ts)
         except (SourceUnavailableError, StatementError) as error:
-            if not self._is_note_missing:
+            if not self._waits_for_sink:
                 _log.warning("slot_waits_for_sink", changefeed=str(self._request.changefeed), reason=str(error))
-            self._is_note_missing = True
+            self._waits_for_sink = True
             return False
-        self._is_note_missing = False
+        self._waits_for_sink = False
         return True
 
-    def _beat(self, connection: Connection, checkpoint_ts: Ts) -> None:
+    def _send_heartbeat(self, connection: Connection, checkpoint_ts: Ts) -> None:
         last_ts, since = self._advanced
         now = time.monotonic()
         if checkpoint_ts != last_ts:
             self._advanced = (checkpoint_ts, now)
-        elif now - since >= HEARTBEAT_AFTER_S and checkpoint_ts < _position(connection, "SELECT pg_current_wal_lsn()::text"):
+        elif now - since >= HEARTBEAT_AFTER_S and checkpoint_ts < _wal_end(connection):
             connection.execute("SELECT pg_logical_emit_message(false, 'tablewire', 'heartbeat')")
             self._advanced = (checkpoint_ts, now)
 
     def _drop(self, connection: Connection) -> None:
         deadline = time.monotonic() + DROP_TIMEOUT_S
-        while True:
-            slot = read_slot(connection, self._name)
-            if slot is None or slot.database != connection.info.dbname:
-                break
+        while (slot := read_slot(connection, self._name)) is not None and slot.database == connection.info.dbname:
             try:
                 connection.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
             except psycopg.errors.UndefinedObject:
@@ -211,15 +210,11 @@ class PostgresSource:
                 if time.monotonic() >= deadline:
                     raise OperatingError(f"slot {self._name} is in use at the source; try again") from None
                 time.sleep(0.05)
-        if read_publication(connection, self._name) is not None:
-            connection.execute(f'DROP PUBLICATION IF EXISTS "{self._name}"'.encode())
+        publication = read_publication(connection, self._name)
+        if publication is not None:
+            connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(publication.identifier))
 
 
-def _usable(tables: Sequence[SourceTable]) -> list[SourceTable]:
-    return [table for table in tables if not table.why_unusable()]
-
-
-def _position(connection: Connection, query: str) -> Ts:
-    row = connection.execute(query.encode()).fetchone()
-    assert row is not None
-    return parse_lsn(str(row[0]))
+def _wal_end(connection: Connection) -> Ts:
+    position: Ts = fetch_value(connection, "SELECT pg_current_wal_lsn()")
+    return position

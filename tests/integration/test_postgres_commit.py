@@ -73,6 +73,6 @@ def test_commits_are_durable_whatever_the_role_says(source_db: str, sink_db: str
         connection.execute(psycopg.sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(psycopg.sql.Identifier(name)))
     session = SinkConnection(sink_db, "test", 10_000)
     try:
-        assert session.execute("SHOW synchronous_commit")[-1].get_value(0, 0) == b"on"
+        assert session.query("SHOW synchronous_commit") == [("on",)]
     finally:
         session.connection.close()

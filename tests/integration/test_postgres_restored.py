@@ -68,7 +68,7 @@ def test_changefeed_that_starts_again_on_a_restored_sink_says_so(source_db: str,
         restore(kit, *state)
         late = kit.executor("c", 3)
         for name in ("busy", "idle"):
-            with pytest.raises(OperatingError, match=r"stands at \w+/\w+, but had confirmed everything up to \w+/\w+"):
+            with pytest.raises(OperatingError, match=r"is at \w+/\w+, but had confirmed everything up to \w+/\w+"):
                 begin(late, [kit.span(name)], checkpoint_ts)
         with pytest.raises(OperatingError, match="has lost commits"):
             kit.source.advance(current(kit))
@@ -119,10 +119,10 @@ def test_slot_waits_for_a_sink_that_is_away(source_db: str, sink_db: str) -> Non
         slot = f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{kit.source._name}'"
         before = kit.run(slot)
         kit.run("INSERT INTO t VALUES (1)")
-        uri = kit.source._notes._connection._uri  # type: ignore[union-attr]
-        kit.source._notes._connection._uri = uri + "_away"  # type: ignore[union-attr]
+        uri = kit.source._sink_checkpoint._connection._uri  # type: ignore[union-attr]
+        kit.source._sink_checkpoint._connection._uri = uri + "_away"  # type: ignore[union-attr]
         kit.source.advance(current(kit))
         assert kit.run(slot) == before
-        kit.source._notes._connection._uri = uri  # type: ignore[union-attr]
+        kit.source._sink_checkpoint._connection._uri = uri  # type: ignore[union-attr]
         kit.source.advance(current(kit))
         assert kit.run(slot) != before

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psycopg.pq import ExecStatus
 
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
@@ -252,14 +253,14 @@ def test_warning_of_skipped_changes_is_known_by_its_code(source_db: str, sink_db
         connection = kit.executor()._connect_replication("test")
         try:
             warn = "DO $$ BEGIN RAISE WARNING 'X' USING ERRCODE = '%s'; END $$"
-            connection._execute(warn % "01000")
+            connection._execute(warn % "01000", ExecStatus.COMMAND_OK)
             connection.raise_warnings()
 
             def meet() -> None:
-                connection._execute(warn % "55000")
+                connection._execute(warn % "55000", ExecStatus.COMMAND_OK)
                 connection.raise_warnings()
 
-            with pytest.raises(OperatingError, match="cannot give all changes: X"):
+            with pytest.raises(OperatingError, match="cannot send all changes: X"):
                 meet()
         finally:
             connection.close()

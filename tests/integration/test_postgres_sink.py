@@ -65,7 +65,7 @@ def test_scenario_12_old_writer_paused_behind_its_pipeline_blocks_nobody(source_
         old.take_over(schema, first, 100, False)
         write(old, schema, first, inserts(shape, [[1]], 200))
         new.take_over(schema, second, 100, False)
-        connection = old._connection
+        connection = old.connection
         assert connection is not None
         collect, is_sent, may_look = connection._collect, threading.Event(), threading.Event()
 

@@ -1,12 +1,13 @@
-"""Where changes go: the Protocols that the table workers drive, and the sinks by the scheme of their URI.
+"""Where changes are written: the interface that the table workers use; registry.py finds a sink by its URI.
 
-postgres.py  data and position in one transaction, fenced by the position's row: exactly once
-files.py     JSON lines, at least once, each row identified
-blackhole.py counts and forgets, for benchmarks
+postgres_sink.py  data and position in one transaction, fenced by the row of the position: exactly once
+files.py          JSON lines, at least once, each row identified
+blackhole.py      counts and discards, for benchmarks
 
-One SinkSession a thread (a connection, if the sink has such a thing). A table is written by one session at a time. Errors:
-EpochRefusedError when a newer writer has taken over; SinkUnavailableError for what may go well at another try;
-WriteNotAllowedError when this processor's lease is in doubt; any other OperatingError is the table's own.
+Each thread has its own SinkSession (with a connection, if the sink needs one). A table is written by one
+session at a time. Errors: EpochRefusedError if a newer writer has taken over; SinkUnavailableError if a
+retry may succeed; WriteNotAllowedError if the lease of this processor is in doubt; any other
+OperatingError is the table's own.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from tablewire.postgres.catalogue import TableSchema
 
 
 class SinkUnavailableError(OperatingError):
-    """The sink did not answer, or refused for now: worth another try."""
+    """The sink is unreachable or refused for now; a retry may succeed."""
 
 
 class WriteNotAllowedError(OperatingError):
-    """may_write said no right before a commit: nothing was written."""
+    """may_write returned False right before a commit: nothing was written."""
 
 
 class ReloadNeededError(OperatingError):
-    """What the table holds at the source cannot be followed by changes any more: it must be copied again."""
+    """Changes are not sufficient to follow the source's table: it must be copied again."""
 
 
 class LostCommitsError(ReloadNeededError):
@@ -39,8 +40,10 @@ class LostCommitsError(ReloadNeededError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fence:
-    """Who may write: compared as a whole, the greatest that a sink has seen wins. incarnation tells a changefeed from an
-    earlier one of the same name."""
+    """The right to write: compared as a whole; the greatest that a sink has seen wins.
+
+    incarnation: distinguishes a changefeed from an earlier one of the same name.
+    """
 
     incarnation: int
     changefeed_epoch: int
@@ -49,22 +52,34 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class TakeoverResult:
-    """What a takeover found. position: how far the sink is, 0 when it does not know. needs_snapshot: it was never filled."""
+    """What a takeover found. position: how far the sink is, 0 if unknown. needs_snapshot: it was never filled."""
 
     position: Ts
     needs_snapshot: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SinkContext:
+    """What a sink must know of its executor. writer: a word that identifies this process at the sink."""
+
+    changefeed: ChangefeedID
+    writer: str
+    may_write: Callable[[], bool]
+
+    def require_allowed(self) -> None:
+        if not self.may_write():
+            raise WriteNotAllowedError("the lease of this processor is in doubt")
+
+
 class SinkTransaction(Protocol):
-    """One fenced unit of work on one table. After an error, or without `commit`, `rollback` must be called."""
+    """A fenced unit of work on one table. After an error, or without `commit`, `rollback` must be called."""
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
-        """Writes the changes in order; the number of rows. is_last: nothing follows, and the end of the last part is the new
-        position."""
+        """Write the changes in order; return the number of rows. is_last: the end of the last part is the new position."""
         ...
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
-        """Fills the table from the chunks of a COPY BINARY stream of its columns; `position` is where changes go on."""
+        """Fill the table from the chunks of a COPY BINARY stream of its columns; changes follow after `position`."""
         ...
 
     def commit(self) -> None: ...
@@ -72,52 +87,50 @@ class SinkTransaction(Protocol):
     def rollback(self) -> None: ...
 
 
-class SinkSession(Protocol):
-    """What one thread writes with."""
+class SinkSession:
+    """What one thread writes with. A sink without connections and positions implements only the first two methods."""
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
-        """Makes `fence` the table's writer, whoever was; EpochRefusedError when a greater one has been. A table that the sink
-        has never seen starts at granted_ts, after a snapshot if that is wanted."""
-        ...
+        """Make `fence` the table's writer in place of any other; raise EpochRefusedError if there was a greater one.
 
-    def begin(self, schema: TableSchema, fence: Fence) -> SinkTransaction: ...
+        A table that the sink has never seen starts at granted_ts, after a snapshot if that is wanted.
+        """
+        raise NotImplementedError
+
+    def begin(self, schema: TableSchema, fence: Fence) -> SinkTransaction:
+        raise NotImplementedError
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
-        """How far the table is at the sink, for a writer whose last commit may or may not have happened: it waits for the
-        end of what is still under way there. 0: the sink does not know. EpochRefusedError: another one has taken over."""
-        ...
+        """Return how far the table is at the sink, for a writer that does not know whether its last commit succeeded.
+
+        Wait for the end of what the sink is still doing. 0: unknown. EpochRefusedError: another writer has taken over.
+        """
+        return 0
 
     def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
-        """Notes that the table must be copied again before anything else is written to it; in a changefeed that makes no copies,
-        that it stands still until an operator says otherwise."""
-        ...
+        """Record that the table must be copied again before anything else is written to it.
+
+        In a changefeed without first copies: that it must not be written until an operator decides.
+        """
+        raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
 
     def warm(self) -> None:
-        """Does early what the first use would have to wait for; changes nothing at the sink, and fails silently."""
-        ...
+        """Do early what the first use would wait for; change nothing at the sink, and ignore errors."""
 
     def forget(self, table_id: TableID) -> None:
-        """The table is not written here any more: caches may go."""
-        ...
-
-    def reset(self) -> None:
-        """After an error: a broken connection is given up, the next call makes a new one."""
-        ...
+        """Drop what is cached for a table that is no longer written here."""
 
     def cancel(self) -> None:
-        """Asks the sink to end what the session waits for; `cut` if it cannot be asked. Any thread; waits for at most seconds."""
-        ...
+        """Cancel what the session waits for at the sink; `cut` if that fails. Takes seconds at most. Any thread."""
 
     def cut(self) -> None:
-        """Ends the connection under the session's thread, which gets an error at once, even from a sink that hangs. Any
-        thread."""
-        ...
+        """End the connection below the session's thread, which gets an error at once, even if the sink hangs. Any thread."""
 
     def close(self) -> None: ...
 
 
 class Sink(Protocol):
-    """All sessions of one executor share it. takes_binary: values may come in binary form, else everything comes as text."""
+    """Shared by all sessions of one executor. takes_binary: values may be binary; otherwise all of them are text."""
 
     @property
     def takes_binary(self) -> bool: ...
@@ -125,12 +138,3 @@ class Sink(Protocol):
     def session(self) -> SinkSession: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SinkContext:
-    """What a sink must know of its executor. writer: a word that names this process at the sink."""
-
-    changefeed: ChangefeedID
-    writer: str
-    may_write: Callable[[], bool]

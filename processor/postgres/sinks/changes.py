@@ -1,7 +1,8 @@
-"""Changes as single statements, in the order of the source: always right, and the quickest way for a few. Pure but for SQL.
+"""Changes as single statements, in the order of the source: always correct, and the fastest way for a few of them. Pure.
 
-With a key, an insert is an upsert and so is an update that sent every column. Without one, an update or delete picks exactly one
-of the rows that are byte for byte the old one, so that duplicates stay as many as they are at the source.
+With a key, an insert is an upsert, and so is an update that contains every column. Without one, an
+update or delete picks exactly one of the rows that equal the old one byte for byte, so the number of
+duplicates stays the same as at the source.
 """
 
 from __future__ import annotations
@@ -18,31 +19,26 @@ _ARRAY_TYPE_AT = 12
 
 
 def statements(plan: TargetPlan, frames: Iterable[bytes]) -> list[Statement]:
-    """The statements of these changes, in order."""
+    """Return the statements of these changes, in order."""
     found: list[Statement] = []
     for frame in frames:
         kind, old, new = read_change(frame)
         if kind == TRUNCATE:
-            found.append((truncate_sql(plan), ()))
+            found.append((plan.truncate_sql, ()))
             continue
         if plan.patches:
             patch(plan, old)
             patch(plan, new)
         if kind == INSERT:
             assert new is not None
-            found.append((_cached(plan, "upsert" if plan.key else "insert"), parameters(new)))
+            found.append((plan.insert_sql, parameters(new)))
         elif kind == DELETE:
             assert old is not None
-            found.append(_delete(plan, old))
+            found.append((plan.delete_sql, parameters(key_of(plan, old) if plan.key else old)))
         else:
             assert new is not None
             found += _update(plan, old, new)
     return found
-
-
-def truncate_sql(plan: TargetPlan) -> str:
-    """TRUNCATE is refused for a table that others refer to; deleting does the same."""
-    return f"DELETE FROM {plan.quoted}" if plan.is_referenced else f"TRUNCATE {plan.quoted}"
 
 
 def parameters(values: Iterable[Value]) -> list[bytes | None]:
@@ -54,7 +50,7 @@ def key_of(plan: TargetPlan, values: Sequence[Value]) -> list[Value]:
 
 
 def old_key(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value]) -> list[Value]:
-    """The key of the row before the update: the old tuple is only sent when its identity changed (or is the whole row)."""
+    """Return the key before the update: the old tuple is only sent if its identity changed (or is the whole row)."""
     key = key_of(plan, old if old is not None else new)
     if any(value is None for value in key):
         raise OperatingError(f"{plan.quoted}: the source sent an update without the key of its row")
@@ -62,7 +58,7 @@ def old_key(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value])
 
 
 def patch(plan: TargetPlan, values: list[Value] | None) -> None:
-    """Gives array values the sink's id of their element type."""
+    """Replace the id of the element type in array values by the sink's."""
     if values is None:
         return
     for at, oid in plan.patches:
@@ -71,54 +67,25 @@ def patch(plan: TargetPlan, values: list[Value] | None) -> None:
             values[at] = value[:_ARRAY_TYPE_AT] + oid + value[_ARRAY_HEADER_BYTES:]
 
 
-def _cached(plan: TargetPlan, name: str) -> str:
-    sql = plan.cache.get((name,))
-    if sql is None:
-        if name == "upsert":
-            sql = plan.insert() + plan.conflict()
-        elif name == "insert":
-            sql = plan.insert()
-        elif plan.key:
-            sql = f"DELETE FROM {plan.quoted} WHERE {plan.by_key(1)}"
-        else:
-            sql = f"DELETE FROM {plan.quoted} WHERE {plan.by_row(1)}"
-        plan.cache[name,] = sql
-    return sql
-
-
-def _delete(plan: TargetPlan, old: Sequence[Value]) -> Statement:
-    return delete_statement(plan, key_of(plan, old) if plan.key else old)
-
-
-def delete_statement(plan: TargetPlan, values: Sequence[Value]) -> Statement:
-    """values: of the key, or of the whole row when there is none."""
-    return _cached(plan, "delete"), parameters(values)
-
-
 def _update(plan: TargetPlan, old: Sequence[Value] | None, new: Sequence[Value]) -> list[Statement]:
     if not plan.key:
         if old is None:
             raise OperatingError(
                 f"{plan.quoted}: the source sent an update without its old row; its replica identity was changed"
             )
-        # With the whole old row at hand, a value that was not sent is the old one.
+        # With the whole old row known, a value that was not sent is the old one.
         whole = [before if value is None else value for value, before in zip(new, old, strict=True)]
-        return [(update_sql(plan, tuple(range(len(whole))), by_row=True), parameters([*whole, *old]))]
+        return [(plan.update_sql(tuple(range(len(whole)))), parameters([*whole, *old]))]
     before = old_key(plan, old, new)
+    if None in new:
+        return [partial_update(plan, new, before)]
+    upsert = (plan.insert_sql, parameters(new))
+    if before == key_of(plan, new):
+        return [upsert]
+    return [(plan.delete_sql, parameters(before)), upsert]
+
+
+def partial_update(plan: TargetPlan, new: Sequence[Value], key: Iterable[Value]) -> Statement:
+    """Return an update of the columns that were sent, of the row with this key."""
     present = tuple(at for at, value in enumerate(new) if value is not None)
-    if len(present) == len(new):
-        upsert = (_cached(plan, "upsert"), parameters(new))
-        if before == key_of(plan, new):
-            return [upsert]
-        return [(_cached(plan, "delete"), parameters(before)), upsert]
-    return [(update_sql(plan, present, by_row=False), parameters([*(new[at] for at in present), *before]))]
-
-
-def update_sql(plan: TargetPlan, present: tuple[int, ...], by_row: bool) -> str:
-    """An update of these columns; the values of the old key or row follow theirs."""
-    sql = plan.cache.get(("update", present))
-    if sql is None:
-        sets = ", ".join(f"{plan.columns[at].quoted} = {plan.columns[at].value(n + 1)}" for n, at in enumerate(present))
-        where = plan.by_row(len(present) + 1) if by_row else plan.by_key(len(present) + 1)
-        sql = plan.cache["update", present] = f"UPDATE {plan.quoted} SET {sets} WHERE {where}"
-    return sql
+    return plan.update_sql(present), parameters([*(new[at] for at in present), *key])

@@ -1,28 +1,33 @@
-"""A connection to a PostgreSQL sink, used through psycopg's `pq` layer: pipelines of prepared statements with binary values that
-came from the source as they are, and COPY streams.
+"""A connection to a PostgreSQL sink.
 
-One thread owns it; `cancel` is for any thread. Every wait is on the socket, so that other threads run meanwhile, and is bounded
-by the server's statement_timeout and by CLIENT_TIMEOUT_S. Errors are psycopg's; `sink_error` says what they mean for a table.
+Changes go through psycopg's `pq` layer: pipelines of prepared statements, whose binary values come from
+the source unchanged, and COPY streams. One thread owns a connection; `cancel` is for any thread. Every
+wait releases the interpreter, and is bounded by the server's statement_timeout and by CLIENT_TIMEOUT_S.
+Errors are psycopg's; `sink_error` translates them.
 """
 
 from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 
 from processor.postgres.sinks import SinkUnavailableError
 from tablewire.errors import OperatingError
+from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema, describe_named_table
 from tablewire.postgres.connections import connect, cut, error_text, is_connection_loss, time_limit
+from tablewire.postgres.sink_checkpoint import SYNCHRONOUS_COMMIT, require_no_lost_commits
 
 CLIENT_TIMEOUT_S = 120.0
-"""Longer than the server's own limits: only a server that does not keep them is given up by this."""
+"""Longer than the timeouts of the server: it only ends what a hanging server cannot."""
 COPY_TIMEOUT_S = 24 * 3600.0
-"""The same for the first copy of a table, whose statements have no limit at the server."""
+"""The same for the first copy of a table, whose statements have no timeout at the server."""
 SETUP_TIMEOUT_S = 10.0
 """For the settings of a new connection."""
 CANCEL_TIMEOUT_S = 2.0
@@ -34,24 +39,20 @@ RETRY_CODES = frozenset(
         "40001",  # serialization failure
         "40P01",  # deadlock
         "55P03",  # lock not available in time
-        "57014",  # cancelled, by a timeout or an operator
+        "57014",  # canceled, by a timeout or an operator
         "25P03",  # idle in transaction for too long
-        "53000",
-        "53100",  # disk full
-        "53200",  # out of memory
-        "53300",  # too many connections
-        "53400",
+        "25006",  # read-only: a failover may be in progress
+        *("53000", "53100", "53200", "53300", "53400"),  # no disk space, memory or connection left
         "58030",  # an I/O error
-        "25006",  # read-only: a failover may be under way
     }
 )
 
 Statement = tuple[str, Sequence["bytes | None"]]
-"""SQL and its values in binary format (without their length)."""
+"""SQL and its values in binary format, without their length."""
 
 
 def sink_error(error: psycopg.Error, where: str) -> OperatingError:
-    """What an error of the sink means: SinkUnavailableError if another try may go well."""
+    """Return the error of a table: SinkUnavailableError if a retry may succeed."""
     text = f"{where}: {error_text(error)}"
     if is_connection_loss(error) or error.sqlstate in RETRY_CODES:
         return SinkUnavailableError(text)
@@ -63,8 +64,8 @@ class SinkConnection:
 
     def __init__(self, uri: str, application_name: str, statement_timeout_ms: int) -> None:
         self.connection = connect(uri, application_name=application_name)
-        self.connection.prepare_threshold = None  # prepared statements are kept here, by name
-        self.patience_s = CLIENT_TIMEOUT_S
+        self.connection.prepare_threshold = None  # `run` prepares its statements by name
+        self.timeout_s = CLIENT_TIMEOUT_S
         """How long one wait for the server may last."""
         self._pgconn = self.connection.pgconn
         self._poll = select.poll()
@@ -82,45 +83,35 @@ class SinkConnection:
 
     def _set_up(self, statement_timeout_ms: int) -> None:
         self.connection.execute(
-            (
-                f"SET search_path = ''; SET statement_timeout = {statement_timeout_ms};"
-                f" SET lock_timeout = {LOCK_TIMEOUT_MS};"
-                f" SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_TIMEOUT_MS};"
-                # Batches join small sets of keys with tables of any size, whose statistics say nothing about the batch.
-                " SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;"
-                " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan"
-            ).encode()
+            f"SET search_path = ''; SET statement_timeout = {statement_timeout_ms}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
+            f" SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_TIMEOUT_MS};"
+            # Batches join small sets of keys with tables of any size, whose statistics say nothing about the batch.
+            " SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;"
+            " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan"
         )
-        # A position that the sink has confirmed must be durable; a stronger setting than "on" is left alone.
-        self.connection.execute(
-            b"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-        )
-        self._become_replica()
-
-    def _become_replica(self) -> None:
-        """Triggers and foreign keys fired at the source already; switching them off needs a privilege that may be missing."""
-        try:
-            self.connection.execute(b"SET session_replication_role = replica")
-        except psycopg.errors.InsufficientPrivilege:
-            return
+        self.connection.execute(SYNCHRONOUS_COMMIT)
+        # Triggers and foreign keys fired at the source already; switching them off needs a privilege that may be missing.
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            self.connection.execute("SET session_replication_role = replica")
 
     @property
     def is_broken(self) -> bool:
         return self._pgconn.status != pq.ConnStatus.OK
 
     def run(self, statements: Sequence[Statement]) -> list[pq.abc.PGresult]:
-        """The statements in one pipeline, in order; a result each. The first error is raised, nothing behind it has run."""
+        """Run the statements in one pipeline; return a result for each. Raise the first error; nothing after it has run."""
         if len(self._prepared) > PREPARED_MAX:
-            self._forget_prepared()
+            self._prepared.clear()
+            self.execute("DEALLOCATE ALL")
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
         expected: list[bool] = []
-        for sql, values in statements:
-            name = self._prepared.get(sql)
+        for text, values in statements:
+            name = self._prepared.get(text)
             if name is None:
                 self._names += 1
-                name = self._prepared[sql] = b"s%d" % self._names
-                pgconn.send_prepare(name, sql.encode())
+                name = self._prepared[text] = b"s%d" % self._names
+                pgconn.send_prepare(name, text.encode())
                 expected.append(False)
             pgconn.send_query_prepared(name, values, [1] * len(values), result_format=0)
             expected.append(True)
@@ -128,7 +119,7 @@ class SinkConnection:
         results, error = self._collect(expected)
         pgconn.exit_pipeline_mode()
         if error is not None:
-            self._prepared.clear()  # what stood behind the error was not prepared; `rollback` frees the others
+            self._prepared.clear()  # what follows the error was not prepared; `rollback` frees the others
             raise error
         return results
 
@@ -151,32 +142,35 @@ class SinkConnection:
         return results, error
 
     def rollback(self) -> None:
-        """Ends the open transaction, and forgets every prepared statement: it may not know all of them any more."""
+        """End the open transaction, and drop all prepared statements: after an error some may not exist."""
         self._prepared.clear()
         self.execute("ROLLBACK; DEALLOCATE ALL")
 
-    def execute(self, sql: str) -> list[pq.abc.PGresult]:
-        """One or more statements without values; a result each. The first error is raised."""
-        self._pgconn.send_query(sql.encode())
+    def execute(self, statements: str) -> None:
+        """Run one or more statements without values; raise the first error."""
+        self._pgconn.send_query(statements.encode())
         self._flush()
-        return self._results()
+        self._require_success()
 
-    def copy_in(self, sql: str, chunks: Iterable[bytes]) -> list[pq.abc.PGresult]:
-        """Statements of which the last is COPY … FROM STDIN, then its data; the results of all."""
+    def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
+        """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
+        with time_limit(self.connection, self.timeout_s):
+            cursor = psycopg.ClientCursor(self.connection).execute(query, values)
+            while cursor.nextset():
+                continue
+            return cursor.fetchall() if cursor.description is not None else []
+
+    def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
+        """Run COPY … FROM STDIN with this data."""
         pgconn = self._pgconn
-        pgconn.send_query(sql.encode())
+        pgconn.send_query(statement.encode())
         self._flush()
-        results: list[pq.abc.PGresult] = []
-        while True:
-            result = self._next_result()
-            if result is None:
-                raise psycopg.OperationalError("COPY did not start")
-            if result.status == pq.ExecStatus.COPY_IN:
-                break
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                self._results()
-                raise psycopg.errors.error_from_result(result)
-            results.append(result)
+        result = self._next_result()
+        if result is None:
+            raise psycopg.OperationalError("COPY did not start")
+        if result.status != pq.ExecStatus.COPY_IN:
+            self._require_success()
+            raise psycopg.errors.error_from_result(result)
         try:
             for chunk in chunks:
                 while not pgconn.put_copy_data(chunk):
@@ -186,16 +180,16 @@ class SinkConnection:
             if not self.is_broken:
                 self._end_copy(type(error).__name__.encode())
                 try:
-                    self._results()
+                    self._require_success()
                 except psycopg.Error as failure:
                     if isinstance(error, psycopg.Error):
-                        raise failure from None  # the server's own reason for a COPY that broke
+                        raise failure from None  # the server's reason for a COPY that failed
             raise
         self._end_copy(None)
-        return [*results, *self._results()]
+        self._require_success()
 
     def cancel(self) -> None:
-        """Ends the statement that is running, if there is one; a server that cannot be asked loses the connection. Any thread."""
+        """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
         if self.connection.closed:
             return
         try:
@@ -203,10 +197,15 @@ class SinkConnection:
         except psycopg.Error:
             cut(self.connection)
 
-    def describe(self, schema: str, name: str) -> TableSchema | None:
-        """The table of this name here, None when there is none."""
-        with time_limit(self.connection, self.patience_s):
-            return describe_named_table(self.connection, schema, name)
+    def describe(self, schema: TableSchema) -> TableSchema | None:
+        """Return the table with this name at the sink, None if there is none."""
+        with time_limit(self.connection, self.timeout_s):
+            return describe_named_table(self.connection, schema.schema, schema.name)
+
+    def require_no_lost_commits(self, changefeed: str, incarnation: int, slot_ts: Ts, sink: str) -> None:
+        """Raise OperatingError if the sink has lost confirmed commits; see tablewire/postgres/sink_checkpoint.py."""
+        with time_limit(self.connection, self.timeout_s):
+            require_no_lost_commits(self.connection, changefeed, incarnation, slot_ts, sink)
 
     def close(self) -> None:
         self.connection.close()
@@ -216,24 +215,18 @@ class SinkConnection:
             self._flush()
         self._flush()
 
-    def _forget_prepared(self) -> None:
-        self._prepared.clear()
-        self.execute("DEALLOCATE ALL")
-
-    def _results(self) -> list[pq.abc.PGresult]:
-        results: list[pq.abc.PGresult] = []
+    def _require_success(self) -> None:
+        """Read all remaining results; raise the first error."""
         error: psycopg.Error | None = None
         while (result := self._next_result()) is not None:
             if result.status == pq.ExecStatus.FATAL_ERROR and error is None:
                 error = psycopg.errors.error_from_result(result)
-            results.append(result)
         if error is not None:
             raise error
-        return results
 
     def _flush(self) -> None:
         pgconn = self._pgconn
-        deadline = time.monotonic() + self.patience_s
+        deadline = time.monotonic() + self.timeout_s
         while pgconn.flush():
             for _, event in self._poll_write.poll(1000):
                 if event & ~select.POLLOUT:
@@ -242,7 +235,7 @@ class SinkConnection:
 
     def _next_result(self) -> pq.abc.PGresult | None:
         pgconn = self._pgconn
-        deadline = time.monotonic() + self.patience_s
+        deadline = time.monotonic() + self.timeout_s
         while pgconn.is_busy():
             if self._poll.poll(1000):
                 pgconn.consume_input()
@@ -253,4 +246,4 @@ class SinkConnection:
     def _check(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             self.close()
-            raise psycopg.OperationalError(f"the sink did not answer for {self.patience_s:g} s")
+            raise psycopg.OperationalError(f"the sink did not answer for {self.timeout_s:g} s")

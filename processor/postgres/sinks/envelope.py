@@ -3,10 +3,11 @@
 {"op": "c" | "u" | "d" | "r" (first copy) | "t" (truncate), "before": {...} | null, "after": {...} | null,
  "source": {"lsn": "16/B374D848", "ordinal": 0, "txid": 731, "ts_ms": ..., "schema": "public", "table": "t"}, "ts_ms": ...}
 
-(lsn, ordinal) identifies a change of a table for ever: lsn is where the source's commit record starts, ordinal counts the table's
-changes in that transaction; in a first copy lsn is the snapshot's position and ordinal counts rows. A change that was written
-twice has both the same. Columns whose value did not change and was not sent are left out of "after" and named in "unchanged".
-Values: booleans, whole numbers and finite floats as such, everything else as PostgreSQL's text.
+(lsn, ordinal) identifies a change of a table forever: lsn is the position of the source's commit record,
+ordinal counts the table's changes in that transaction; in a first copy lsn is the position of the
+snapshot and ordinal counts rows. A change that was written twice has the same pair both times. Columns
+whose value did not change and was not sent are omitted from "after" and listed in "unchanged". Values:
+booleans, integers and finite floats as such, everything else as PostgreSQL's text.
 """
 
 from __future__ import annotations
@@ -15,23 +16,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from processor.postgres.wire import (
-    DELETE,
-    INSERT,
-    NULL_VALUE,
-    TRUNCATE,
-    Part,
-    Relation,
-    Value,
-    read_change,
-)
+from processor.postgres.wire import DELETE, INSERT, NULL_VALUE, TRUNCATE, Part, Relation, Value, read_change
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.lsn import format_lsn
 
-_BOOL_OID = 16
-_INTEGER_OIDS = frozenset((20, 21, 23, 26))
-_FLOAT_OIDS = frozenset((700, 701))
 _COPY_HEAD_BYTES = 19
 
 
@@ -44,16 +33,16 @@ def _float(text: str) -> object:
     return number if math.isfinite(number) else text
 
 
-def _reader(type_oid: int) -> Callable[[str], object]:
-    if type_oid == _BOOL_OID:
-        return _boolean
-    if type_oid in _INTEGER_OIDS:
-        return int
-    return _float if type_oid in _FLOAT_OIDS else str
+_READERS: Mapping[int, Callable[[str], object]] = {
+    16: _boolean,
+    **dict.fromkeys((20, 21, 23, 26), int),
+    **dict.fromkeys((700, 701), _float),
+}
+"""By type id: bool, integers and oid, floats."""
 
 
 def change_lines(parts: Sequence[Part], first_ordinal: int, now_ms: int) -> Iterator[bytes]:
-    """A line for each change of these parts. first_ordinal: of the first one, when its transaction began earlier."""
+    """Yield a line for each change of these parts. first_ordinal: of the first one, if its transaction began earlier."""
     transaction = None
     ordinal = first_ordinal
     for part in parts:
@@ -68,7 +57,7 @@ def change_lines(parts: Sequence[Part], first_ordinal: int, now_ms: int) -> Iter
             "schema": part.relation.schema,
             "table": part.relation.name,
         }
-        readers = [_reader(column.type_oid) for column in part.relation.columns]
+        readers = [_READERS.get(column.type_oid, str) for column in part.relation.columns]
         for frame in part.frames:
             source["ordinal"] = ordinal
             yield _line(_change(part.relation, readers, frame), source, now_ms)
@@ -96,8 +85,8 @@ def _change(relation: Relation, readers: Sequence[Callable[[str], object]], fram
 
 
 def copy_lines(schema: TableSchema, chunks: Iterable[bytes], position: Ts, now_ms: int) -> Iterator[bytes]:
-    """A line for each row of a COPY BINARY stream whose columns were all cast to text."""
-    readers = [_reader(column.type_oid) for column in schema.columns]
+    """Yield a line for each row of a COPY BINARY stream whose columns were all cast to text."""
+    readers = [_READERS.get(column.type_oid, str) for column in schema.columns]
     names = [column.name for column in schema.columns]
     source: dict[str, object] = {
         "lsn": format_lsn(position),
@@ -115,42 +104,19 @@ def copy_lines(schema: TableSchema, chunks: Iterable[bytes], position: Ts, now_m
 
 
 def _copied_rows(chunks: Iterable[bytes]) -> Iterator[list[Value]]:
-    data = b""
-    is_headless = False
+    """Yield the values of each row; a chunk holds whole rows."""
     for chunk in chunks:
-        data += chunk
-        at = 0
-        if not is_headless:
-            if len(data) < _COPY_HEAD_BYTES:
-                continue
-            at, is_headless = _COPY_HEAD_BYTES + int.from_bytes(data[15:19], "big"), True
-        while (found := _copied_row(data, at)) is not None:
-            row, at = found
-            yield row
-        data = data[at:]
-
-
-def _copied_row(data: bytes, at: int) -> tuple[list[Value], int] | None:
-    """The row that starts at `at` and where it ends; None when it is not all there, or is the end mark."""
-    count = int.from_bytes(data[at : at + 2], "big", signed=True)
-    if len(data) < at + 2 or count < 0:
-        return None
-    at += 2
-    row: list[Value] = []
-    for _ in range(count):
-        head = data[at : at + 4]
-        if len(head) < 4:
-            return None
-        if head == NULL_VALUE:
-            row.append(NULL_VALUE)
-            at += 4
-            continue
-        end = at + 4 + int.from_bytes(head, "big")
-        if len(data) < end:
-            return None
-        row.append(data[at:end])
-        at = end
-    return row, at
+        at = _COPY_HEAD_BYTES if chunk.startswith(b"PGCOPY\n") else 0
+        while at < len(chunk):
+            count = int.from_bytes(chunk[at : at + 2], "big", signed=True)  # -1: the end of the stream
+            at += 2
+            row: list[Value] = []
+            for _ in range(count):
+                end = at + 4 + max(0, int.from_bytes(chunk[at : at + 4], "big", signed=True))
+                row.append(chunk[at:end])
+                at = end
+            if count >= 0:
+                yield row
 
 
 def _json_value(reader: Callable[[str], object], value: Value) -> object:

@@ -1,14 +1,15 @@
 """The files sink: JSON lines below a folder, at least once, each change identified (envelope.py).
 
 <folder>/<schema>.<table>/
-    <incarnation>-<changefeed_epoch>-<assignment_epoch>-<number>.jsonl   changes; numbers of 20 digits, so names sort by age
-    snapshot-<incarnation>-<table id>.jsonl                              the first copy, there once it is complete
-    epochs/<incarnation>-<changefeed_epoch>-<assignment_epoch>           who has taken the table over
+    <incarnation>-<changefeed_epoch>-<assignment_epoch>-<number>.jsonl   changes; names sort by age
+    snapshot-<incarnation>-<table id>.jsonl                              the first copy, once complete
+    snapshot-<incarnation>-<table id>.position                           where changes follow it
+    epochs/<incarnation>-<changefeed_epoch>-<assignment_epoch>           the writers of the table
 
-A writer only ever appends to files of its own epoch, and only while no greater epoch has been announced; a paused writer that
-wakes up can at most repeat, in its own file, changes that its successor writes too. A batch is on disk (fsync) before the
-checkpoint moves; a torn last line of an earlier writer is cut off by the next one. With processors on several machines the
-folder must be a shared one.
+A writer only appends to files of its own epoch, and only while no greater epoch has been announced; a
+paused writer that continues can at most repeat, in its own file, changes that its successor writes too.
+A batch is on disk (fsync) before the checkpoint advances; the next writer cuts off an incomplete last
+line. With processors on several machines the folder must be a shared one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from processor.postgres.sinks import Fence, SinkContext, SinkUnavailableError, TakeoverResult, WriteNotAllowedError
+from processor.postgres.sinks import Fence, SinkContext, SinkSession, SinkUnavailableError, TakeoverResult
 from processor.postgres.sinks.envelope import change_lines, copy_lines
 from processor.postgres.wire import Part, Transaction
 from tablewire.errors import EpochRefusedError, OperatingError
@@ -30,9 +31,9 @@ from tablewire.postgres.checks import sink_folder
 
 EPOCHS_KEPT = 50
 TORN_FILES_MAX = 3
-"""Only the newest files can have a torn last line."""
+"""Only the newest files can have an incomplete last line."""
 TAIL_BYTES = 64 * 1024
-"""How far a torn line is looked for from a file's end at a time."""
+"""How much of a file is searched for the last line end at a time."""
 WRITE_BYTES = 1024 * 1024
 
 
@@ -43,7 +44,7 @@ class FilesSink:
 
     def __init__(self, uri: str, context: SinkContext, file_max_bytes: int) -> None:
         self._root = sink_folder(uri)
-        self._context = context
+        self.context = context
         self._file_max_bytes = file_max_bytes
         self._tables: dict[TableID, TableFiles] = {}
 
@@ -51,23 +52,17 @@ class FilesSink:
         return FilesSession(self)
 
     def table(self, schema: TableSchema, fence: Fence) -> TableFiles:
-        """The files of this writer of the table."""
+        """Return the files of this writer of the table."""
         found = self._tables.get(schema.table_id)
         if found is None or found.fence != fence:
-            if found is not None:
-                found.close()
+            self.forget(schema.table_id)
             folder = self._root / f"{_file_name(schema.schema)}.{_file_name(schema.name)}"
             found = self._tables[schema.table_id] = TableFiles(folder, fence, self._file_max_bytes)
         return found
 
     def forget(self, table_id: TableID) -> None:
-        found = self._tables.pop(table_id, None)
-        if found is not None:
+        if (found := self._tables.pop(table_id, None)) is not None:
             found.close()
-
-    def require_allowed(self) -> None:
-        if not self._context.may_write():
-            raise WriteNotAllowedError("the lease of this processor is in doubt")
 
     def close(self) -> None:
         for table_id in list(self._tables):
@@ -75,42 +70,45 @@ class FilesSink:
 
 
 class TableFiles:
-    """The files that one writer (one fence) appends to, and what its predecessors left."""
+    """The files that one writer (one fence) appends to, and those of its predecessors."""
 
     def __init__(self, folder: Path, fence: Fence, file_max_bytes: int) -> None:
         self.folder = folder
         self.fence = fence
+        self.prefix = f"{fence.incarnation:020d}-{fence.changefeed_epoch:020d}-{fence.assignment_epoch:020d}"
         self._file_max_bytes = file_max_bytes
         self._descriptor: int | None = None
         self._number = 0
         self._size = 0
 
     def take_over(self, table_id: TableID) -> Ts | None:
-        """Announces the fence; the position of the first copy if it is complete."""
+        """Announce the fence; return the position of the first copy if that is complete."""
         epochs = self.folder / "epochs"
         epochs.mkdir(parents=True, exist_ok=True)
         self.require_newest()
-        (epochs / _fence_name(self.fence)).touch()
+        (epochs / self.prefix).touch()
         _sync_folder(epochs)
-        # Announced: an older writer that comes now sees it, and a newer one that came meanwhile is seen here.
+        # The fence is announced: an older writer that comes now sees it, and this call sees a newer one that came meanwhile.
         self.require_newest()
-        names = sorted(path.name for path in epochs.iterdir())
-        for name in names[:-EPOCHS_KEPT]:
-            (epochs / name).unlink(missing_ok=True)
+        for path in sorted(epochs.iterdir())[:-EPOCHS_KEPT]:
+            path.unlink(missing_ok=True)
         for path in self.folder.glob("*.tmp"):
             path.unlink(missing_ok=True)
         for path in sorted(self.folder.glob("[0-9]*.jsonl"))[-TORN_FILES_MAX:]:
             _cut_torn_line(path)
-        self._number = sum(1 for _ in self.folder.glob(f"{_fence_name(self.fence)}-*.jsonl"))
-        return self._snapshot_position(table_id)
+        self._number = sum(1 for _ in self.folder.glob(f"{self.prefix}-*.jsonl"))
+        try:
+            return int(self.snapshot_path(table_id, "position").read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
 
     def require_newest(self) -> None:
         newest = max((path.name for path in (self.folder / "epochs").iterdir()), default="")
-        if newest > _fence_name(self.fence):
+        if newest > self.prefix:
             raise EpochRefusedError(f"{self.folder.name}: a newer writer ({newest}) has taken the table over")
 
     def append(self, data: bytes) -> None:
-        """At the end of the current file; a new one when it is large."""
+        """Write at the end of the current file; begin a new one if it is large."""
         if self._descriptor is None or self._size >= self._file_max_bytes:
             self._open_next()
         assert self._descriptor is not None
@@ -121,11 +119,11 @@ class TableFiles:
             view = view[written:]
 
     def mark(self) -> tuple[int, int]:
-        """Where the end is now, for `cut`."""
+        """Return the current end, for `cut`."""
         return self._number, self._size
 
     def cut(self, mark: tuple[int, int]) -> None:
-        """Takes back what was appended behind the mark."""
+        """Remove what was appended after the mark."""
         number, size = mark
         while self._number > number:
             self.close()
@@ -141,8 +139,8 @@ class TableFiles:
         if self._descriptor is not None:
             os.fdatasync(self._descriptor)
 
-    def snapshot_path(self, table_id: TableID) -> Path:
-        return self.folder / f"snapshot-{self.fence.incarnation:020d}-{table_id}.jsonl"
+    def snapshot_path(self, table_id: TableID, kind: str) -> Path:
+        return self.folder / f"snapshot-{self.fence.incarnation:020d}-{table_id}.{kind}"
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -150,8 +148,7 @@ class TableFiles:
             self._descriptor = None
 
     def _open_next(self) -> None:
-        if self._descriptor is not None:
-            self.sync()
+        self.sync()
         self.close()
         self._number += 1
         self._descriptor = os.open(self._path(self._number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -159,24 +156,17 @@ class TableFiles:
         _sync_folder(self.folder)
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{_fence_name(self.fence)}-{number:06d}.jsonl"
-
-    def _snapshot_position(self, table_id: TableID) -> Ts | None:
-        """Kept beside the copy, written before the copy got its name."""
-        try:
-            return int(self.snapshot_path(table_id).with_suffix(".position").read_text(encoding="ascii"))
-        except FileNotFoundError:
-            return None
+        return self.folder / f"{self.prefix}-{number:06d}.jsonl"
 
 
-class FilesSession:
-    """Holds nothing of its own."""
+class FilesSession(SinkSession):
+    """Holds nothing of its own: the sink holds the files."""
 
     def __init__(self, sink: FilesSink) -> None:
         self._sink = sink
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
-        self._sink.require_allowed()
+        self._sink.context.require_allowed()
         with _errors(schema):
             position = self._sink.table(schema, fence).take_over(schema.table_id)
         if position is not None and position < schema.published_ts:
@@ -189,33 +179,12 @@ class FilesSession:
     def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
         return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))
 
-    def position(self, schema: TableSchema, fence: Fence) -> Ts:
-        return 0  # at least once: what may have been written is written again
-
-    def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
-        raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
-
-    def warm(self) -> None:
-        """Nothing to do."""
-
     def forget(self, table_id: TableID) -> None:
         self._sink.forget(table_id)
 
-    def reset(self) -> None:
-        """Nothing breaks."""
-
-    def cancel(self) -> None:
-        """Nothing waits for long."""
-
-    def cut(self) -> None:
-        """There is no connection."""
-
-    def close(self) -> None:
-        """The sink holds the files."""
-
 
 class FilesTransaction:
-    """Lines of one batch. They can be seen in the file before the commit, and are taken back by a rollback."""
+    """The lines of one batch. They are visible in the file before the commit; a rollback removes them."""
 
     def __init__(self, sink: FilesSink, schema: TableSchema, files: TableFiles) -> None:
         self._sink = sink
@@ -224,33 +193,30 @@ class FilesTransaction:
         self._mark = files.mark()
         self._temporary: Path | None = None
         self._next_ordinal: tuple[Transaction | None, int] = (None, 0)
-        """Behind the last call of apply: a source transaction may come in pieces, all of them here. A batch that is written
-        again after a rollback counts anew."""
+        """After the last call of apply: a source transaction may arrive in pieces, all of them here. A batch that is written
+        again after a rollback counts from the beginning."""
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
+        transaction, ordinal = self._next_ordinal
+        if parts[0].transaction is not transaction:
+            ordinal = 0
         with _errors(self._schema):
             self._require_allowed()
-            known, ordinal = self._next_ordinal
-            first_ordinal = ordinal if parts[0].transaction is known else 0
-            self._append(change_lines(parts, first_ordinal, time.time_ns() // 1_000_000))
-        count = sum(len(part.frames) for part in parts)
+            self._append(change_lines(parts, ordinal, time.time_ns() // 1_000_000))
         last = parts[-1].transaction
-        of_last = sum(len(part.frames) for part in parts if part.transaction is last)
-        begun = first_ordinal if parts[0].transaction is last else 0
-        self._next_ordinal = (last, begun + of_last)
-        return count
+        begun = ordinal if parts[0].transaction is last else 0
+        self._next_ordinal = (last, begun + sum(len(part.frames) for part in parts if part.transaction is last))
+        return sum(len(part.frames) for part in parts)
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
-        path = self._files.snapshot_path(schema.table_id)
-        self._temporary = path.with_name(path.name + f".{_fence_name(self._files.fence)}.tmp")
+        self._temporary = self._files.snapshot_path(schema.table_id, f"jsonl.{self._files.prefix}.tmp")
         with _errors(schema):
             self._require_allowed()
             with self._temporary.open("wb") as file:
-                for line in copy_lines(schema, rows, position, time.time_ns() // 1_000_000):
-                    file.write(line)
+                file.writelines(copy_lines(schema, rows, position, time.time_ns() // 1_000_000))
                 file.flush()
                 os.fsync(file.fileno())
-            path.with_suffix(".position.tmp").write_text(str(position), encoding="ascii")
+            self._files.snapshot_path(schema.table_id, "position.tmp").write_text(str(position), encoding="ascii")
 
     def commit(self) -> None:
         with _errors(self._schema):
@@ -258,10 +224,10 @@ class FilesTransaction:
             if self._temporary is None:
                 self._files.sync()
                 return
-            path = self._files.snapshot_path(self._schema.table_id)
-            # The position last: it says that the copy is complete.
-            self._temporary.rename(path)
-            path.with_suffix(".position.tmp").rename(path.with_suffix(".position"))
+            table_id = self._schema.table_id
+            self._temporary.rename(self._files.snapshot_path(table_id, "jsonl"))
+            # Last, as it means that the copy is complete.
+            self._files.snapshot_path(table_id, "position.tmp").rename(self._files.snapshot_path(table_id, "position"))
             _sync_folder(self._files.folder)
             self._temporary = None
 
@@ -274,7 +240,7 @@ class FilesTransaction:
             self._sink.forget(self._schema.table_id)
 
     def _require_allowed(self) -> None:
-        self._sink.require_allowed()
+        self._sink.context.require_allowed()
         self._files.require_newest()
 
     def _append(self, lines: Iterator[bytes]) -> None:
@@ -292,22 +258,17 @@ class FilesTransaction:
 
 @contextmanager
 def _errors(schema: TableSchema) -> Iterator[None]:
-    """What the file system says, as errors of the sink. A full disk may have room later; a missing right stays missing."""
+    """Translate errors of the file system: a full disk may have space later, a missing permission remains."""
     try:
         yield
-    except PermissionError as error:
-        raise OperatingError(f"table {schema.full_name}: the files sink cannot be written: {error}") from None
     except OSError as error:
-        raise SinkUnavailableError(f"table {schema.full_name}: the files sink cannot be written: {error}") from None
+        kind = OperatingError if isinstance(error, PermissionError) else SinkUnavailableError
+        raise kind(f"table {schema.full_name}: the files sink cannot be written: {error}") from None
 
 
 def _file_name(name: str) -> str:
-    """A name as a part of a file's name, reversible."""
+    """Return the name as a part of a file's name, reversibly."""
     return quote(name, safe=" ()[]{}+,;=@$~!#&'").replace(".", "%2E")
-
-
-def _fence_name(fence: Fence) -> str:
-    return f"{fence.incarnation:020d}-{fence.changefeed_epoch:020d}-{fence.assignment_epoch:020d}"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -319,7 +280,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cuts off what follows the last line end."""
+    """Cut off what follows the last line end."""
     with path.open("r+b") as file:
         end = size = file.seek(0, os.SEEK_END)
         while end:

@@ -1,11 +1,12 @@
-"""Many changes of a table with a key folded into what they come to: for each key the row as it is at the end, or that it is gone.
+"""Folds many changes of a table with a key: for each key, the row at the end, or that it is gone.
 
-Two ways. The quick one looks only at the key of each frame, and the last frame of a key wins; it gives up (None) when an update
-changed a key. The careful one reads every value, so that it can put together updates that lack unchanged values; it gives up when
-only the sink knows a value of a row whose key changes. Pure.
+The quick way looks only at the key of each frame, and the last frame of a key wins; it gives up (None)
+if an update changed a key. The careful way reads every value, so it can merge updates that lack
+unchanged values; it gives up if only the sink knows a value of a row whose key changes. Pure.
 
-Keys are compared by their bytes. Two keys that PostgreSQL holds equal but whose bytes differ (numeric 1.0 and 1.00) are folded
-apart, which is right as long as all deletes are applied before all rows: at the end at most one of the two is there.
+Keys are compared by their bytes. Two keys that PostgreSQL considers equal but whose bytes differ
+(numeric 1.0 and 1.00) are folded separately, which is correct if all deletes are applied before all
+rows: at the end at most one of the two exists.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from processor.postgres.wire import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNC
 Key: TypeAlias = "tuple[bytes, ...]"
 _MARKER_AT = FRAME_HEADER + 5
 _FIRST_AT = FRAME_HEADER + 8
-"""Where the first column's kind byte stands in a frame whose only tuple follows the marker."""
+"""The offset of the first column's kind byte in a frame whose only tuple follows the marker."""
 
 
 @dataclass(slots=True)
 class Folded:
-    """What changes come to. deletes: keys whose rows were there before. inserted: frames of whole rows whose keys were not there
-    before; frames: of whole rows that replace one that was, or may have been; rows: the same, read. partial: values to set in
-    rows that are there, None = stays."""
+    """The result of folding.
+
+    deletes: keys whose rows existed before. inserted: frames of whole rows whose keys did not exist
+    before; frames: of whole rows that replace one that did, or may have; rows: the same, read.
+    partial: values to set in existing rows; None = unchanged.
+    """
 
     deletes: list[Key] = field(default_factory=list)
     inserted: list[bytes] = field(default_factory=list)
@@ -37,8 +41,8 @@ class Folded:
     partial: list[tuple[Key, list[Value]]] = field(default_factory=list)
 
 
-def behind_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
-    """What follows the last TRUNCATE, and whether there was one: what came before it does not matter."""
+def after_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
+    """Return what follows the last TRUNCATE, and whether there was one."""
     for at in range(len(frames) - 1, -1, -1):
         if frames[at][FRAME_HEADER] == TRUNCATE:
             return frames[at + 1 :], True
@@ -46,7 +50,7 @@ def behind_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
 
 
 def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
-    """By the last frame of each key; only for a key of leading columns. The frames of the result may lack unchanged values."""
+    """Fold by the last frame of each key; only for a key of leading columns. Resulting frames may lack unchanged values."""
     count = len(plan.key)
     if plan.key != tuple(range(count)) or plan.patches:
         return None
@@ -76,7 +80,7 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
 
 
 def _split(key: bytes, count: int) -> Key:
-    """The values of `count` columns that follow each other with their kinds."""
+    """Return the values of `count` consecutive columns with their kinds."""
     if count == 1:
         return (key[1:],)
     values: list[bytes] = []
@@ -89,7 +93,7 @@ def _split(key: bytes, count: int) -> Key:
 
 
 def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
-    """By reading every value; None when a row whose key changed lacks a value that is not among the changes."""
+    """Fold by reading every value; return None if a row whose key changed lacks a value that is not among the changes."""
     whole: dict[Key, list[Value]] = {}
     partial: dict[Key, list[Value]] = {}
     gone: dict[Key, None] = {}
@@ -110,21 +114,17 @@ def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
             for at, value in zip(plan.key, before, strict=True):
                 if new[at] is None:  # a long key value that did not change is sent in the old tuple alone
                     new[at] = value
-        is_whole = None not in new
-        if kind == UPDATE:
-            key = _as_key(key_of(plan, new))
-            if before != key:
-                if not is_whole:
-                    known = whole.get(before)
-                    if known is None:
-                        return None
-                    new, is_whole = _merged(known, new), True
-                whole.pop(before, None)
-                partial.pop(before, None)
-                gone[before] = None
-        else:
-            key = _as_key(key_of(plan, new))
-        if is_whole:
+        key = _as_key(key_of(plan, new))
+        if kind == UPDATE and before != key:
+            if None in new:
+                known = whole.get(before)
+                if known is None:
+                    return None
+                new = _merged(known, new)
+            whole.pop(before, None)
+            partial.pop(before, None)
+            gone[before] = None
+        if None not in new:
             partial.pop(key, None)
             gone.pop(key, None)
             whole[key] = new

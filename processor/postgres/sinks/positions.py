@@ -1,27 +1,28 @@
-"""Tablewire's own tables at a PostgreSQL sink: how far each table is, and who writes it.
+"""Tablewire's own tables at a PostgreSQL sink: how far each table is, and which writer may write it.
 
-tablewire.positions has one row a (changefeed, table). It is the fence: every write transaction locks the row first and goes on
-only if the row names it as the writer, and a takeover writes a greater fence into it under the same lock. tablewire.takeovers
-keeps the last takeovers of each table for audits; tablewire.checkpoints is the owner's (tablewire/postgres/sink_checkpoint.py).
-Only SQL here; `postgres.py` says when it runs.
+tablewire.positions has one row for each (changefeed, table). It is the fence: every write transaction
+first locks the row, and continues only if the row names it as the writer; a takeover writes a greater
+fence into it under the same lock. tablewire.takeovers keeps the last takeovers of each table for
+audits; tablewire.checkpoints is the owner's (tablewire/postgres/sink_checkpoint.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import psycopg
-from psycopg import pq
 
 from processor.postgres.sinks import Fence
 from processor.postgres.sinks.connection import SinkConnection, Statement
 from tablewire.model.ids import Ts
 from tablewire.postgres import sink_checkpoint
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import quote_text
-from tablewire.postgres.lsn import format_lsn, parse_lsn
+from tablewire.postgres.lsn import format_lsn
 
 TAKEOVERS_KEPT = 200
 SNAPSHOT_LOST = "lost"
-"""The sink has lost commits of it, and its changefeed makes no copies."""
+"""The sink has lost commits of the table, and its changefeed makes no first copies."""
 SNAPSHOT_DONE = "done"
 SNAPSHOT_PENDING = "pending"
 SNAPSHOT_RELOAD = "reload"
@@ -63,158 +64,140 @@ CREATE INDEX IF NOT EXISTS takeovers_by_table ON tablewire.takeovers (changefeed
 {sink_checkpoint.CREATE_TABLE};
 COMMIT"""
 
-_FENCE_VALUES = "incarnation = $3::text::int8 AND changefeed_epoch = $4::text::int8 AND assignment_epoch = $5::text::int8"
 _REFUSAL = "tablewire: another writer has taken the table over"
 LOCK_SQL = (
     f"SELECT (CASE WHEN count(*) = 1 THEN '1' ELSE '{_REFUSAL}' END)::int FROM (SELECT FROM tablewire.positions"
-    f" WHERE changefeed = $1::text AND table_name = $2::text AND {_FENCE_VALUES} FOR UPDATE) locked"
+    " WHERE changefeed = $1::text AND table_name = $2::text AND incarnation = $3::text::int8"
+    " AND changefeed_epoch = $4::text::int8 AND assignment_epoch = $5::text::int8 FOR UPDATE) locked"
 )
-"""An error at the server (the text is no number) when the fence is not the writer: what was sent behind it in the same pipeline
-is not run, and nothing stays locked, even if the writer never looks at the answer."""
+"""Fails at the server (the text is no number) if the row names another writer: later statements of the same pipeline do not run,
+and nothing stays locked, even if the writer never reads the result."""
 MOVE_SQL = (
     "UPDATE tablewire.positions SET position = $3::text::pg_lsn, updated_at = clock_timestamp()"
     " WHERE changefeed = $1::text AND table_name = $2::text"
 )
 
-
-def exists(connection: SinkConnection) -> bool:
-    result = connection.execute(
-        "SELECT to_regclass('tablewire.positions') IS NOT NULL AND to_regclass('tablewire.takeovers') IS NOT NULL"
-        " AND to_regclass('tablewire.checkpoints') IS NOT NULL"
-    )
-    return result[-1].get_value(0, 0) == b"t"
-
-
-def create(connection: SinkConnection) -> None:
-    """Makes schema and tables where they are missing."""
-    if not exists(connection):
-        connection.execute(_CREATE)
-
-
-def lock_statement(changefeed: str, table_name: str, fence: Fence) -> Statement:
-    """Locks the row if `fence` is its writer; else an error of which `is_refusal` is true."""
-    return LOCK_SQL, [
-        changefeed.encode(),
-        table_name.encode(),
-        b"%d" % fence.incarnation,
-        b"%d" % fence.changefeed_epoch,
-        b"%d" % fence.assignment_epoch,
-    ]
-
-
-def is_refusal(error: psycopg.Error) -> bool:
-    """Whether a lock statement found another writer."""
-    return isinstance(error, psycopg.errors.InvalidTextRepresentation) and _REFUSAL in str(error)
-
-
-def move_statement(changefeed: str, table_name: str, position: Ts) -> Statement:
-    """Sets the position of a row that this transaction has locked: behind a lock statement it is only run if that went well."""
-    return MOVE_SQL, [changefeed.encode(), table_name.encode(), format_lsn(position).encode()]
-
-
-class PositionRow:
-    """What the row says."""
-
-    __slots__ = ("columns", "fence", "position", "snapshot", "source_table_id")
-
-    def __init__(self, result: pq.abc.PGresult) -> None:
-        values = [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
-        self.fence = Fence(int(values[0]), int(values[1]), int(values[2]))
-        self.position: Ts = parse_lsn(values[3])
-        self.snapshot = values[4]
-        self.source_table_id = int(values[5])
-        self.columns = tuple(values[6].split("\n")) if values[6] else ()
-
-
-_ROW = (
-    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id,"
-    " array_to_string(columns, E'\\n')"
-    " FROM tablewire.positions WHERE changefeed = {changefeed} AND table_name = {table}"
+_KEY = "changefeed = %(changefeed)s AND table_name = %(table)s"
+_READ = (
+    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id, columns"
+    f" FROM tablewire.positions WHERE {_KEY}"
+)
+# Earlier versions did not quote names in the key: the row of this very table gets the name that is used now.
+_BEGIN_TAKEOVER = f"""
+BEGIN; SET LOCAL lock_timeout = %(lock_timeout_ms)s; SET LOCAL idle_in_transaction_session_timeout = %(idle_timeout_ms)s;
+UPDATE tablewire.positions SET table_name = %(table)s WHERE changefeed = %(changefeed)s AND table_name = %(unquoted)s
+  AND source_table_id = %(table_id)s AND %(unquoted)s <> %(table)s;
+INSERT INTO tablewire.positions (changefeed, table_name, source_table_id, incarnation, changefeed_epoch, assignment_epoch,
+    position, snapshot, writer)
+  VALUES (%(changefeed)s, %(table)s, %(table_id)s, %(incarnation)s, %(changefeed_epoch)s, %(assignment_epoch)s,
+    %(position)s, %(snapshot)s, %(writer)s) ON CONFLICT DO NOTHING;
+{_READ} FOR UPDATE"""
+_TAKE_OVER = f"""
+UPDATE tablewire.positions SET source_table_id = %(table_id)s, incarnation = %(incarnation)s,
+  changefeed_epoch = %(changefeed_epoch)s, assignment_epoch = %(assignment_epoch)s, position = %(position)s,
+  snapshot = %(snapshot)s, writer = %(writer)s, taken_at = clock_timestamp(), updated_at = clock_timestamp() WHERE {_KEY};
+INSERT INTO tablewire.takeovers (changefeed, table_name, incarnation, changefeed_epoch, assignment_epoch, writer, position)
+  SELECT changefeed, table_name, incarnation, changefeed_epoch, assignment_epoch, writer, position
+    FROM tablewire.positions WHERE {_KEY};
+DELETE FROM tablewire.takeovers WHERE {_KEY} AND number <=
+  (SELECT number FROM tablewire.takeovers WHERE {_KEY} ORDER BY number DESC OFFSET {TAKEOVERS_KEPT} LIMIT 1)"""
+# The transaction id in the xmax of a locked row is one that its backend holds.
+_HOLDERS = (
+    "SELECT l.pid FROM tablewire.positions p JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = p.xmax"
+    " AND l.granted JOIN pg_stat_activity a ON a.pid = l.pid WHERE a.application_name LIKE 'tablewire%%'"
+    f" AND l.pid <> pg_backend_pid() AND {_KEY}"
 )
 
 
-def read_row(connection: SinkConnection, changefeed: str, table_name: str, for_update: bool) -> PositionRow | None:
-    sql = _ROW.format(changefeed=quote_text(changefeed), table=quote_text(table_name))
-    result = connection.execute(sql + (" FOR UPDATE" if for_update else ""))[-1]
-    return PositionRow(result) if result.ntuples else None
+@dataclass(frozen=True, slots=True)
+class PositionRow:
+    """A row of tablewire.positions. columns: of the source's table when it was last written."""
+
+    fence: Fence
+    position: Ts
+    snapshot: str
+    source_table_id: int
+    columns: tuple[str, ...]
 
 
-def insert_sql(changefeed: str, schema: TableSchema, fence: Fence, position: Ts, snapshot: str, writer: str) -> str:
-    """A row for a table that was never here; nothing if there is one."""
-    return (
-        "INSERT INTO tablewire.positions (changefeed, table_name, source_table_id, incarnation, changefeed_epoch,"
-        f" assignment_epoch, position, snapshot, writer) VALUES ({quote_text(changefeed)}, {quote_text(schema.full_name)},"
-        f" {schema.table_id}, {fence.incarnation}, {fence.changefeed_epoch}, {fence.assignment_epoch}, '{format_lsn(position)}',"
-        f" '{snapshot}', {quote_text(writer)}) ON CONFLICT DO NOTHING"
-    )
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The rows of one changefeed. writer: a word that identifies this process."""
+
+    changefeed: str
+    writer: str
+
+    def create(self, connection: SinkConnection) -> None:
+        """Create the schema and the tables that are missing."""
+        names = ["tablewire.positions", "tablewire.takeovers", "tablewire.checkpoints"]
+        if connection.query("SELECT 1 FROM unnest(%s::text[]) t WHERE to_regclass(t) IS NULL", (names,)):
+            connection.execute(_CREATE)
+
+    def lock_statement(self, table: str, fence: Fence) -> Statement:
+        """Return a statement that locks the row if `fence` is its writer, and else fails; see `is_refusal`."""
+        numbers = (fence.incarnation, fence.changefeed_epoch, fence.assignment_epoch)
+        return LOCK_SQL, [self.changefeed.encode(), table.encode(), *(b"%d" % number for number in numbers)]
+
+    def move_statement(self, table: str, position: Ts) -> Statement:
+        """Return a statement that sets the position of a locked row; in a pipeline it only runs if the lock succeeded."""
+        return MOVE_SQL, [self.changefeed.encode(), table.encode(), format_lsn(position).encode()]
+
+    def read(self, connection: SinkConnection, table: str, for_update: bool = False) -> PositionRow | None:
+        return _row(connection.query(_READ + (" FOR UPDATE" if for_update else ""), self._key(table)))
+
+    def begin_takeover(
+        self, connection: SinkConnection, schema: TableSchema, fence: Fence, position: Ts, snapshot: str, **timeouts: int
+    ) -> PositionRow | None:
+        """Begin a transaction, insert a row for a table that has none, lock the row and return it."""
+        unquoted = f"{schema.schema}.{schema.name}"
+        values = self._values(schema, fence, position, snapshot)
+        return _row(connection.query(_BEGIN_TAKEOVER, {**values, "unquoted": unquoted, **timeouts}))
+
+    def take_over(self, connection: SinkConnection, schema: TableSchema, fence: Fence, position: Ts, snapshot: str) -> None:
+        """Make this process the writer of a locked row, and add that to the history."""
+        connection.query(_TAKE_OVER, self._values(schema, fence, position, snapshot))
+
+    def holders(self, connection: SinkConnection, table: str) -> list[int]:
+        """Return the process ids of Tablewire's other backends that hold the lock of the row."""
+        return [row[0] for row in connection.query(_HOLDERS, self._key(table))]
+
+    def set_snapshot(self, connection: SinkConnection, table: str, snapshot: str, position: Ts | None = None) -> None:
+        """Set the state of the first copy, and the position after which changes follow it."""
+        query = (
+            "UPDATE tablewire.positions SET snapshot = %(snapshot)s, position = coalesce(%(position)s, position),"
+            f" updated_at = clock_timestamp() WHERE {_KEY}"
+        )
+        lsn = None if position is None else format_lsn(position)
+        connection.query(query, {**self._key(table), "snapshot": snapshot, "position": lsn})
+
+    def set_columns(self, connection: SinkConnection, table: str, columns: tuple[str, ...]) -> None:
+        """Keep the columns of the source's table, which distinguishes a dropped one from one that only the sink has."""
+        query = f"UPDATE tablewire.positions SET columns = %(columns)s::text[] WHERE {_KEY}"
+        connection.query(query, {**self._key(table), "columns": list(columns)})
+
+    def _key(self, table: str) -> dict[str, object]:
+        return {"changefeed": self.changefeed, "table": table}
+
+    def _values(self, schema: TableSchema, fence: Fence, position: Ts, snapshot: str) -> dict[str, object]:
+        return {
+            **self._key(schema.full_name),
+            "table_id": schema.table_id,
+            "incarnation": fence.incarnation,
+            "changefeed_epoch": fence.changefeed_epoch,
+            "assignment_epoch": fence.assignment_epoch,
+            "position": format_lsn(position),
+            "snapshot": snapshot,
+            "writer": self.writer,
+        }
 
 
-def rename_sql(changefeed: str, schema: TableSchema) -> str:
-    """Earlier versions did not quote names in the key: the row of this very table gets its own name. Empty for a plain name."""
-    plain = f"{schema.schema}.{schema.name}"
-    if plain == schema.full_name:
-        return ""
-    return (
-        f"UPDATE tablewire.positions SET table_name = {quote_text(schema.full_name)} WHERE changefeed = {quote_text(changefeed)}"
-        f" AND table_name = {quote_text(plain)} AND source_table_id = {schema.table_id};"
-    )
+def _row(rows: list[tuple[Any, ...]]) -> PositionRow | None:
+    if not rows:
+        return None
+    incarnation, changefeed_epoch, assignment_epoch, position, snapshot, table_id, columns = rows[0]
+    return PositionRow(Fence(incarnation, changefeed_epoch, assignment_epoch), position, snapshot, table_id, tuple(columns))
 
 
-def take_sql(changefeed: str, schema: TableSchema, fence: Fence, position: Ts, snapshot: str, writer: str) -> str:
-    """The takeover of a locked row, and its entry in the history."""
-    where = f"changefeed = {quote_text(changefeed)} AND table_name = {quote_text(schema.full_name)}"
-    return (
-        f"UPDATE tablewire.positions SET source_table_id = {schema.table_id}, incarnation = {fence.incarnation},"
-        f" changefeed_epoch = {fence.changefeed_epoch}, assignment_epoch = {fence.assignment_epoch},"
-        f" position = '{format_lsn(position)}', snapshot = '{snapshot}', writer = {quote_text(writer)},"
-        f" taken_at = clock_timestamp(), updated_at = clock_timestamp() WHERE {where};"
-        " INSERT INTO tablewire.takeovers"
-        " (changefeed, table_name, incarnation, changefeed_epoch, assignment_epoch, writer, position)"
-        f" VALUES ({quote_text(changefeed)}, {quote_text(schema.full_name)}, {fence.incarnation}, {fence.changefeed_epoch},"
-        f" {fence.assignment_epoch}, {quote_text(writer)}, '{format_lsn(position)}');"
-        f" DELETE FROM tablewire.takeovers WHERE {where} AND number <= (SELECT number FROM tablewire.takeovers WHERE {where}"
-        f" ORDER BY number DESC OFFSET {TAKEOVERS_KEPT} LIMIT 1)"
-    )
-
-
-def require_kept(connection: SinkConnection, changefeed: str, fence: Fence, slot_ts: Ts, where: str) -> None:
-    """OperatingError when the sink has lost commits that it had confirmed before the source's slot was at slot_ts."""
-    result = connection.execute(sink_checkpoint.read_sql(changefeed, fence.incarnation))[-1]
-    noted = (result.get_value(0, 0) or b"").decode() if result.ntuples else None
-    sink_checkpoint.require_kept(noted, slot_ts, where, changefeed)
-
-
-def holders(connection: SinkConnection, changefeed: str, table_name: str) -> list[int]:
-    """Backends of Tablewire that hold the row's lock: the transaction id in the row's xmax is one that they hold."""
-    sql = (
-        "SELECT l.pid FROM tablewire.positions p JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = p.xmax"
-        " AND l.granted JOIN pg_stat_activity a ON a.pid = l.pid WHERE a.application_name LIKE 'tablewire%'"
-        f" AND l.pid <> pg_backend_pid() AND p.changefeed = {quote_text(changefeed)} AND p.table_name = {quote_text(table_name)}"
-    )
-    result = connection.execute(sql)[-1]
-    return [int(result.get_value(row, 0) or b"0") for row in range(result.ntuples)]
-
-
-def reload_sql(changefeed: str, table_name: str, snapshot: str) -> str:
-    """The table must be copied again (SNAPSHOT_RELOAD), or would have to be (SNAPSHOT_LOST)."""
-    return (
-        f"UPDATE tablewire.positions SET snapshot = '{snapshot}', updated_at = clock_timestamp()"
-        f" WHERE changefeed = {quote_text(changefeed)} AND table_name = {quote_text(table_name)}"
-    )
-
-
-def snapshot_statement(changefeed: str, table_name: str, position: Ts) -> str:
-    """The first copy is complete: changes go on behind `position`."""
-    return (
-        f"UPDATE tablewire.positions SET position = '{format_lsn(position)}', snapshot = '{SNAPSHOT_DONE}',"
-        f" updated_at = clock_timestamp() WHERE changefeed = {quote_text(changefeed)} AND table_name = {quote_text(table_name)}"
-    )
-
-
-def columns_statement(changefeed: str, table_name: str, columns: tuple[str, ...]) -> str:
-    """Keeps which columns the source's table had last, so that a dropped one is told from one that only the sink has."""
-    names = ", ".join(quote_text(name) for name in columns)
-    return (
-        f"UPDATE tablewire.positions SET columns = ARRAY[{names}]::text[]"
-        f" WHERE changefeed = {quote_text(changefeed)} AND table_name = {quote_text(table_name)}"
-    )
+def is_refusal(error: psycopg.Error) -> bool:
+    """Return whether a lock statement found another writer."""
+    return isinstance(error, psycopg.errors.InvalidTextRepresentation) and _REFUSAL in str(error)

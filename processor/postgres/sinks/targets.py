@@ -1,11 +1,13 @@
-"""The table at a PostgreSQL sink that a source's table is written to: made when it is missing, extended by new columns, and
-planned: which wire type each value has there, which columns tell rows apart, and the SQL of each kind of change.
+"""The table at a PostgreSQL sink that a source's table is written to.
 
-Everything runs inside the fenced transaction that needs it, so that a writer that was replaced changes no table either.
+It is created if it is missing, extended by new columns, and planned: the wire type of each value, the
+columns that identify rows, and the SQL of each kind of change. Everything runs inside the fenced
+transaction that needs it, so a writer that was replaced does not change a table either.
 
-A **wire type** is a type of the sink that reads the bytes which the stream (or a COPY of the source) gives: the source's own
-type when it is the server's or exists at the sink under the same name, text for enums, for types without a binary form, and for
-everything when the changefeed does not ask for binary values. A column whose type differs from its wire type is cast.
+A **wire type** is a type of the sink that reads the bytes of the stream (or of a COPY of the source):
+the source's own type if it is built in or exists at the sink under the same name; text for enums, for
+types without a binary form, and for everything if the changefeed does not use binary values. A column
+whose type differs from its wire type is cast.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
+
+from psycopg import sql
 
 from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.sinks.connection import SinkConnection
@@ -20,17 +25,19 @@ from processor.postgres.source_catalogue import COPY_TEXT, COPY_TEXT_ARRAY, Sour
 from processor.postgres.wire import Relation, RelationColumn
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
-from tablewire.postgres.connections import quote_name, quote_table, quote_text
+from tablewire.postgres.connections import quoted
 
 TEXT_OID = 25
 TEXT_ARRAY_OID = 1009
-_TEXT = 'pg_catalog."text"'
 
 
 @dataclass(frozen=True, slots=True)
 class WireType:
-    """sql: the type's name at the sink. patch: the element's type id that array values must be given, None if they fit.
-    is_element: values can be gathered in an array and come out of unnest as one column."""
+    """A type that reads wire values.
+
+    sql: its name at the sink. patch: the id that array values must carry for their element type, None
+    if they are right. is_element: values fit into an array, from which unnest returns one column.
+    """
 
     sql: str
     oid: int
@@ -38,107 +45,181 @@ class WireType:
     is_element: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+_TEXT = WireType(quoted("pg_catalog", "text"), TEXT_OID)
+_TEXT_ARRAY = WireType(f"{_TEXT.sql}[]", TEXT_ARRAY_OID, is_element=False)
+
+
+@dataclass(frozen=True)
 class TargetColumn:
-    """One column of the source and where it goes. cast: the type to cast to, empty when wire and column agree."""
+    """A column of the source and where it is written. cast: the type to cast to, empty if the wire type is the column's."""
 
     name: str
     wire: WireType
     cast: str
 
-    @property
+    @cached_property
     def quoted(self) -> str:
-        return quote_name(self.name)
+        return quoted(self.name)
 
-    def value(self, number: int) -> str:
-        """Parameter `number` as a value of the column."""
+    def parameter(self, number: int) -> str:
+        """Return parameter `number` as a value of the column."""
         text = f"${number}::{self.wire.sql}"
         return f"{text}::{self.cast}" if self.cast else text
 
-    @property
+    @cached_property
     def staged(self) -> str:
-        """The column of a staging table as a value of the column."""
+        """The column of a staging table `s` as a value of the column."""
         return f"s.{self.quoted}::{self.cast}" if self.cast else f"s.{self.quoted}"
 
 
 class WriteMode(IntEnum):
-    """How many changes at once are written, quickest first. A unique constraint that is violated takes a plan to the next one:
-    rows may be there already (COPY), or swap values of another unique column (UPSERT); one by one is as the source did it."""
+    """How many changes at once are written, fastest first.
+
+    If a unique constraint is violated, the plan continues in the next mode: rows may exist already
+    (COPY), or exchange values of another unique column (UPSERT); SINGLE follows the source's order.
+    """
 
     COPY = 0
     UPSERT = 1
     SINGLE = 2
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class TargetPlan:
-    """How rows of one relation are written. key: positions of the columns that tell rows apart, empty = only whole rows do.
-    The plan is immutable but for `way`, and for `cache`, SQL that was built once."""
+    """How rows of one relation are written. Immutable except for `mode`.
+
+    quoted: the table. key: positions of the columns that identify rows; empty if only whole rows do.
+    """
 
     relation: Relation
     quoted: str
     columns: tuple[TargetColumn, ...]
     key: tuple[int, ...]
-    is_referenced: bool
+    truncate_sql: str
     mode: WriteMode = WriteMode.COPY
-    cache: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _updates: dict[tuple[int, ...], str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def names(self) -> str:
         return ", ".join(column.quoted for column in self.columns)
 
-    @property
+    @cached_property
     def is_direct(self) -> bool:
-        """Every column takes its wire type as it is."""
+        """Every column takes its wire type without a cast."""
         return not any(column.cast for column in self.columns)
 
-    @property
+    @cached_property
     def patches(self) -> tuple[tuple[int, bytes], ...]:
         return tuple((at, column.wire.patch) for at, column in enumerate(self.columns) if column.wire.patch is not None)
 
-    def insert(self) -> str:
-        values = ", ".join(column.value(at + 1) for at, column in enumerate(self.columns))
-        return f"INSERT INTO {self.quoted} ({self.names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
+    @cached_property
+    def copy_sql(self) -> str:
+        return f"COPY {self.quoted} ({self.names}) FROM STDIN (FORMAT binary)"
 
-    def conflict(self) -> str:
-        """What makes an insert an upsert."""
+    @cached_property
+    def insert_sql(self) -> str:
+        """An insert of one row, with a key an upsert; parameters: its values."""
+        values = ", ".join(column.parameter(at + 1) for at, column in enumerate(self.columns))
+        return f"INSERT INTO {self.quoted} ({self.names}) OVERRIDING SYSTEM VALUE VALUES ({values}){self._conflict}"
+
+    @cached_property
+    def delete_sql(self) -> str:
+        """Parameters: the values of the key, of the whole row without one."""
+        return f"DELETE FROM {self.quoted} WHERE {self._condition(1)}"
+
+    @cached_property
+    def delete_many_sql(self) -> str:
+        """Parameters: an array of the values of each key column."""
+        key = [self.columns[at] for at in self.key]
+        arrays = ", ".join(f"${n + 1}::{column.wire.sql}[]" for n, column in enumerate(key))
+        names = ", ".join(column.quoted for column in key)
+        return f"DELETE FROM {self.quoted} t USING unnest({arrays}) AS s ({names}) WHERE {self._staged_key}"
+
+    def update_sql(self, present: tuple[int, ...]) -> str:
+        """Return an update of these columns; parameters: their values, then those of the old key or row."""
+        if (text := self._updates.get(present)) is None:
+            sets = ", ".join(f"{self.columns[at].quoted} = {self.columns[at].parameter(n + 1)}" for n, at in enumerate(present))
+            text = f"UPDATE {self.quoted} SET {sets} WHERE {self._condition(len(present) + 1)}"
+            self._updates[present] = text
+        return text
+
+    def upsert_staged_sql(self, stage: str) -> str:
+        """Return an insert of all rows of a staging table, with a key an upsert."""
+        return f"INSERT INTO {self.quoted} ({self.names}) {self._staged_values} FROM {stage} s{self._conflict}"
+
+    def update_staged_sql(self, stage: str) -> str:
+        """Return an update of all rows that exist and are in a staging table."""
+        return f"UPDATE {self.quoted} t SET {self._staged_sets} FROM {stage} s WHERE {self._staged_key}"
+
+    @cached_property
+    def _staged_values(self) -> str:
+        return "OVERRIDING SYSTEM VALUE SELECT " + ", ".join(column.staged for column in self.columns)
+
+    @cached_property
+    def _staged_sets(self) -> str:
+        others = [column for at, column in enumerate(self.columns) if at not in self.key]
+        return ", ".join(f"{column.quoted} = {column.staged}" for column in others)
+
+    @cached_property
+    def _staged_key(self) -> str:
+        return " AND ".join(f"t.{self.columns[at].quoted} = {self.columns[at].staged}" for at in self.key)
+
+    @cached_property
+    def _conflict(self) -> str:
+        """What makes an insert an upsert, if there is a key."""
+        if not self.key:
+            return ""
         key = ", ".join(self.columns[at].quoted for at in self.key)
         sets = ", ".join(f"{column.quoted} = EXCLUDED.{column.quoted}" for column in self.columns)
         return f" ON CONFLICT ({key}) DO UPDATE SET {sets}"
 
-    def by_key(self, first: int) -> str:
-        """A condition on the key, parameters from `first` on."""
-        return " AND ".join(f"{self.columns[at].quoted} = {self.columns[at].value(first + n)}" for n, at in enumerate(self.key))
+    def _condition(self, first: int) -> str:
+        """Return a condition on the key, with parameters from `first` on; without a key, one that picks exactly one of the
+        rows that equal this one byte for byte."""
+        if self.key:
+            key = [(self.columns[at], first + n) for n, at in enumerate(self.key)]
+            return " AND ".join(f"{column.quoted} = {column.parameter(number)}" for column, number in key)
+        values = ", ".join(column.parameter(first + at) for at, column in enumerate(self.columns))
+        return f"ctid = (SELECT ctid FROM {self.quoted} WHERE ROW({self.names})::record *= ROW({values})::record LIMIT 1)"
 
-    def by_row(self, first: int) -> str:
-        """A condition that picks exactly one of the rows that are, byte for byte, this one."""
-        row = ", ".join(column.quoted for column in self.columns)
-        values = ", ".join(column.value(first + at) for at, column in enumerate(self.columns))
-        return f"ctid = (SELECT ctid FROM {self.quoted} WHERE ROW({row})::record *= ROW({values})::record LIMIT 1)"
+
+def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
+    """Return the sink's table; raise OperatingError if it does not exist."""
+    target = connection.describe(schema)
+    if target is None:
+        raise OperatingError(f"table {schema.full_name} no longer exists at the sink; create it, or have it copied again")
+    return target
 
 
 def create_table(connection: SinkConnection, schema: TableSchema) -> None:
-    """Makes the table (and its schema) if there is none of its name; OperatingError when a type is missing at the sink."""
-    if connection.describe(schema.schema, schema.name) is not None:
+    """Create the table and its schema if there is none of its name; raise OperatingError if a type is missing at the sink."""
+    if connection.describe(schema) is not None:
         return
     if not schema.columns:
         raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")
-    lines = [f"{quote_name(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
+    lines = [f"{quoted(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
     key = schema.primary_key or schema.identity
     if key:
-        lines.append(f"PRIMARY KEY ({', '.join(map(quote_name, key))})")
+        lines.append(f"PRIMARY KEY ({', '.join(map(quoted, key))})")
     if schema.identity and set(schema.identity) != set(key):
-        lines.append(f"UNIQUE ({', '.join(map(quote_name, schema.identity))})")
-    found = connection.execute(f"SELECT to_regnamespace({quote_text(quote_name(schema.schema))}) IS NOT NULL")[-1]
-    if found.get_value(0, 0) != b"t":
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_name(schema.schema)}")
+        lines.append(f"UNIQUE ({', '.join(map(quoted, schema.identity))})")
+    if not connection.query("SELECT 1 WHERE to_regnamespace(%s) IS NOT NULL", (quoted(schema.schema),)):
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema.schema)}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
 
 
+def add_column(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> None:
+    """Add the column to the table. Rows that are older than the column have its missing_text without ever being written."""
+    change = f"ALTER TABLE {schema.quoted} ADD COLUMN {quoted(column.name)} {ddl_type(connection, schema, column)}"
+    if column.missing_text is not None:
+        default = sql.Literal(column.missing_text).as_string(None)
+        change += f" DEFAULT {default}; ALTER TABLE {schema.quoted} ALTER COLUMN {quoted(column.name)} DROP DEFAULT"
+    connection.execute(change)
+
+
 def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> str:
-    """The column's type as DDL; OperatingError when the sink does not have it."""
-    found = connection.execute(f"SELECT to_regtype({quote_text(column.type_text)}) IS NOT NULL")[-1]
-    if found.get_value(0, 0) != b"t":
+    """Return the column's type as DDL; raise OperatingError if it is missing at the sink."""
+    if not connection.query("SELECT 1 WHERE to_regtype(%s) IS NOT NULL", (column.type_text,)):
         raise OperatingError(
             f"table {schema.full_name}: column {column.name} has type {column.type_text}, which the sink does not have; "
             "create it there"
@@ -147,7 +228,7 @@ def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueC
 
 
 class TargetPlanner:
-    """Plans relations; keeps the plan of each table while its relation stays the same. One session's, one thread."""
+    """Plans relations, and keeps the plan of each table while its relation stays the same. For one session; one thread."""
 
     def __init__(self, catalogue: SourceCatalogue, binary: bool) -> None:
         self._catalogue = catalogue
@@ -156,10 +237,10 @@ class TargetPlanner:
         self._uncommitted: set[int] = set()
         """Planned in the open transaction, which may have extended their tables at the sink."""
         self._modes: dict[int, tuple[Relation, WriteMode]] = {}
-        """What plans had learnt that were rolled back."""
+        """The write modes of plans that were rolled back."""
 
     def cached(self, relation: Relation) -> TargetPlan | None:
-        """The plan of exactly this shape."""
+        """Return the plan of exactly this shape, if there is one."""
         plan = self._plans.get(relation.relation_id)
         return plan if plan is not None and (plan.relation is relation or plan.relation == relation) else None
 
@@ -171,7 +252,7 @@ class TargetPlanner:
         self._uncommitted.clear()
 
     def rolled_back(self) -> None:
-        """Columns that were added in the transaction are not there: its plans must be made again, and go on in their way."""
+        """Drop the plans of the transaction, whose columns do not exist, but keep their write modes."""
         for relation_id in self._uncommitted:
             plan = self._plans.pop(relation_id, None)
             if plan is not None:
@@ -181,133 +262,72 @@ class TargetPlanner:
     def plan(
         self, connection: SinkConnection, schema: TableSchema, relation: Relation, known_columns: Sequence[str]
     ) -> TargetPlan:
-        """Extends the sink's table where it must, and plans. known_columns: of the source's table when it was last written.
-        OperatingError for a change of shape that cannot be followed. Inside a transaction."""
-        full_name = schema.full_name
-        target = connection.describe(schema.schema, schema.name)
-        if target is None:
-            raise OperatingError(f"table {full_name} does not exist at the sink any more; create it, or start the table anew")
+        """Extend the sink's table if needed, and plan it. Inside a transaction.
+
+        known_columns: of the source's table when it was last written. Raise OperatingError for a change
+        of shape that cannot be followed.
+        """
+        target = describe_target(connection, schema)
         names = {column.name for column in relation.columns}
         for name in known_columns:
             if name not in names and target.column(name) is not None:
                 raise OperatingError(
-                    f"table {full_name}: column {name} was dropped or renamed at the source; do the same at the sink to go on"
+                    f"table {schema.full_name}: column {name} was dropped or renamed at the source; "
+                    "do the same at the sink to continue"
                 )
         missing = [column for column in relation.columns if target.column(column.name) is None]
         if missing:
             self._add_columns(connection, schema, missing)
-            target = connection.describe(schema.schema, schema.name)
-            assert target is not None
-        types = self._catalogue.types_with_parts([column.type_oid for column in relation.columns])
-        columns = tuple(
-            self._target_column(connection, full_name, column, types, target.column(column.name)) for column in relation.columns
-        )
+            target = describe_target(connection, schema)
+        columns = self._columns(connection, target, relation.columns, is_copy=False)
         key = self._key(connection, schema, relation, target)
-        plan = TargetPlan(relation, schema.quoted, columns, key, is_referenced(connection, target))
-        planned, way = self._modes.pop(relation.relation_id, (relation, WriteMode.COPY))
-        plan.mode = way if planned == relation else WriteMode.COPY
+        plan = TargetPlan(relation, schema.quoted, columns, key, truncate_sql(connection, target))
+        planned, mode = self._modes.pop(relation.relation_id, (relation, WriteMode.COPY))
+        plan.mode = mode if planned == relation else WriteMode.COPY
         self._plans[relation.relation_id] = plan
         self._uncommitted.add(relation.relation_id)
         return plan
 
-    def copy_types(self, connection: SinkConnection, schema: TableSchema) -> dict[str, WireType]:
-        """The wire type of each column, by name, in a COPY of the source: see `copy_cast`."""
-        types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
-        found: dict[str, WireType] = {}
-        for column in schema.columns:
-            cast = copy_cast(types, column.type_oid, self._binary)
-            if cast == COPY_TEXT:
-                found[column.name] = WireType(_TEXT, TEXT_OID)
-            elif cast == COPY_TEXT_ARRAY:
-                found[column.name] = WireType(f"{_TEXT}[]", TEXT_ARRAY_OID)
-            else:
-                found[column.name] = self._wire_type(connection, schema.full_name, column.name, types, column.type_oid)
-        return found
+    def copy_columns(self, connection: SinkConnection, schema: TableSchema) -> tuple[TargetColumn, ...]:
+        """Return the columns of a COPY of the source; see `copy_cast`."""
+        return self._columns(connection, describe_target(connection, schema), schema.columns, is_copy=True)
 
-    def _add_columns(self, connection: SinkConnection, schema: TableSchema, missing: Sequence[RelationColumn]) -> None:
-        fresh = self._catalogue.describe(schema.table_id)
-        for column in missing:
-            known = fresh.column(column.name)
-            if known is None or known.type_oid != column.type_oid:
-                raise OperatingError(
-                    f"table {schema.full_name}: column {column.name} appeared and changed again before it was replicated; "
-                    "add it at the sink to go on"
-                )
-            statement = f"ALTER TABLE {schema.quoted} ADD COLUMN {quote_name(column.name)} {ddl_type(connection, schema, known)}"
-            if known.missing_text is None and known.has_default and not _is_empty(connection, schema):
-                # A default that differs from row to row (or one that was set later, which cannot be told from it) gave old rows
-                # values that no change has told of.
-                raise ReloadNeededError(
-                    f"table {schema.full_name}: column {column.name} was added with a default of its own in each row"
-                )
-            if known.missing_text is not None:
-                # Rows from before the column have this value at the source without ever having been written.
-                statement += f" DEFAULT {quote_text(known.missing_text)}"
-                statement += f"; ALTER TABLE {schema.quoted} ALTER COLUMN {quote_name(column.name)} DROP DEFAULT"
-            connection.execute(statement)
-
-    def _target_column(
+    def _columns(
         self,
         connection: SinkConnection,
-        full_name: str,
-        column: RelationColumn,
-        types: Mapping[int, TypeInfo],
-        target: CatalogueColumn | None,
-    ) -> TargetColumn:
-        if target is None:
-            raise OperatingError(
-                f"table {full_name}: column {column.name} cannot be written at the sink (is it generated there?)"
-            )
-        wire = self._wire_type(connection, full_name, column.name, types, column.type_oid)
-        cast = "" if wire.oid == target.type_oid else quote_table(target.type_schema, target.type_name)
-        return TargetColumn(column.name, wire, cast)
+        target: TableSchema,
+        columns: Sequence[RelationColumn | CatalogueColumn],
+        is_copy: bool,
+    ) -> tuple[TargetColumn, ...]:
+        types = self._catalogue.types_with_parts([column.type_oid for column in columns])
+        wires = _WireTypes(connection, target.full_name, types, self._binary)
+        found = []
+        for column in columns:
+            wire = (wires.of_copy if is_copy else wires.of)(column.name, column.type_oid)
+            there = target.column(column.name)
+            if there is None:
+                text = f"column {column.name} cannot be written at the sink (is it generated there?)"
+                raise OperatingError(f"table {target.full_name}: {text}")
+            cast = "" if wire.oid == there.type_oid else quoted(there.type_schema, there.type_name)
+            found.append(TargetColumn(column.name, wire, cast))
+        return tuple(found)
 
-    def _wire_type(
-        self, connection: SinkConnection, full_name: str, column: str, types: Mapping[int, TypeInfo], oid: int
-    ) -> WireType:
-        info = base_of(types, oid)
-        if not self._binary or not info.has_binary or info.kind == "e":
-            return WireType(_TEXT, TEXT_OID)
-        if info.element_oid and not types[info.element_oid].is_builtin:
-            return self._array_type(connection, full_name, column, types, types[info.element_oid])
-        if info.is_builtin:
-            return WireType(quote_table(info.schema, info.name), info.oid, is_element=not info.element_oid)
-        if info.kind == "c" and info.has_user_fields:
-            raise OperatingError(
-                f"table {full_name}: column {column} has type {info.name}, a composite of user-defined types, whose binary form "
-                "holds the source's type ids; create the changefeed with the source option binary=false"
-            )
-        sink_oid = self._sink_type(connection, full_name, column, info)
-        return WireType(quote_table(info.schema, info.name), sink_oid, is_element=info.kind != "c")
-
-    def _array_type(
-        self, connection: SinkConnection, full_name: str, column: str, types: Mapping[int, TypeInfo], element: TypeInfo
-    ) -> WireType:
-        """Binary arrays name their element's type by its id, which differs between databases: it is replaced in each value."""
-        element = base_of(types, element.oid)
-        if element.kind == "e" or not element.has_binary:
-            return WireType(f"{_TEXT}[]", TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"), is_element=False)
-        if element.kind == "c":
-            raise OperatingError(
-                f"table {full_name}: column {column} is an array of the composite type {element.name}; "
-                "create the changefeed with the source option binary=false"
-            )
-        sink_oid = element.oid if element.is_builtin else self._sink_type(connection, full_name, column, element)
-        name = quote_table(element.schema, element.name)
-        return WireType(f"{name}[]", self._array_oid(connection, sink_oid), sink_oid.to_bytes(4, "big"), is_element=False)
-
-    def _sink_type(self, connection: SinkConnection, full_name: str, column: str, info: TypeInfo) -> int:
-        quoted = quote_table(info.schema, info.name)
-        found = connection.execute(f"SELECT to_regtype({quote_text(quoted)})::oid::int8")[-1].get_value(0, 0)
-        if found is None:
-            raise OperatingError(
-                f"table {full_name}: column {column} has type {quoted}, which the sink does not have; create it there"
-            )
-        return int(found)
-
-    def _array_oid(self, connection: SinkConnection, element_oid: int) -> int:
-        result = connection.execute(f"SELECT typarray::int8 FROM pg_catalog.pg_type WHERE oid = {element_oid}")[-1]
-        return int(result.get_value(0, 0) or b"0")
+    def _add_columns(self, connection: SinkConnection, schema: TableSchema, missing: Sequence[RelationColumn]) -> None:
+        current = self._catalogue.describe(schema.table_id)
+        for column in missing:
+            known = current.column(column.name)
+            if known is None or known.type_oid != column.type_oid:
+                raise OperatingError(
+                    f"table {schema.full_name}: column {column.name} was added and changed again before it was replicated; "
+                    "add it at the sink to continue"
+                )
+            if known.missing_text is None and known.has_default and has_rows(connection, schema):
+                # A default that differs by row (or one that was set later, which looks the same) gave old rows values that
+                # no change contains.
+                raise ReloadNeededError(
+                    f"table {schema.full_name}: column {column.name} was added with a default that differs by row"
+                )
+            add_column(connection, schema, known)
 
     def _key(self, connection: SinkConnection, schema: TableSchema, relation: Relation, target: TableSchema) -> tuple[int, ...]:
         if relation.replica_identity in ("d", "i"):
@@ -317,34 +337,92 @@ class TargetPlanner:
             names = schema.identity if all(name in at_by_name for name in schema.identity) else ()
             key = tuple(at_by_name[name] for name in names)
         # Without a key and without whole old rows (the primary key was dropped) the source itself refuses updates and deletes
-        # of a published table, and inserts need no key: what comes can be written.
+        # of a published table, and inserts need no key: every change that arrives can be written.
         if key:
             _require_unique(connection, schema, [relation.columns[at].name for at in key], target)
         return key
 
 
-def _is_empty(connection: SinkConnection, schema: TableSchema) -> bool:
-    return connection.execute(f"SELECT EXISTS (SELECT FROM {schema.quoted})")[-1].get_value(0, 0) != b"t"
+class _WireTypes:
+    """The wire types of one table's columns. types: of the source, by id."""
 
+    def __init__(self, connection: SinkConnection, full_name: str, types: Mapping[int, TypeInfo], binary: bool) -> None:
+        self._connection = connection
+        self._full_name = full_name
+        self._types = types
+        self._binary = binary
 
-def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequence[str], target: TableSchema) -> None:
-    """The sink must be able to find a row by its key, and to refuse a second one."""
-    wanted = ", ".join(quote_text(name) for name in sorted(names))
-    result = connection.execute(
-        "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL"
-        f" AND i.indexprs IS NULL AND i.indrelid = {target.table_id}::oid"
-        " AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_catalog.pg_attribute a"
-        " WHERE a.attrelid = i.indrelid AND a.attnum = ANY((i.indkey::int2[])[0:i.indnkeyatts - 1]))"
-        f" = (SELECT array_agg(n ORDER BY n) FROM unnest(ARRAY[{wanted}]::text[]) n)"
-    )[-1]
-    if not result.ntuples:
+    def of_copy(self, column: str, oid: int) -> WireType:
+        """Return the wire type of a column in a COPY of the source."""
+        cast = copy_cast(self._types, oid, self._binary)
+        if cast == COPY_TEXT:
+            return _TEXT
+        return _TEXT_ARRAY if cast == COPY_TEXT_ARRAY else self.of(column, oid)
+
+    def of(self, column: str, oid: int) -> WireType:
+        """Return the wire type of a column in the stream."""
+        info = base_of(self._types, oid)
+        if not self._binary or not info.has_binary or info.kind == "e":
+            return _TEXT
+        if info.element_oid and not self._types[info.element_oid].is_builtin:
+            return self._of_array(column, base_of(self._types, info.element_oid))
+        name = quoted(info.schema, info.name)
+        if info.is_builtin:
+            return WireType(name, info.oid, is_element=not info.element_oid)
+        if info.kind == "c" and info.has_user_fields:
+            raise OperatingError(
+                f"table {self._full_name}: column {column} has type {info.name}, a composite of user-defined types, whose binary"
+                " form holds the source's type ids; create the changefeed with the source option binary=false"
+            )
+        return WireType(name, self._sink_ids(column, name)[0], is_element=info.kind != "c")
+
+    def _of_array(self, column: str, element: TypeInfo) -> WireType:
+        """Return the type of an array; its binary form contains the id of the element's type, which must be replaced."""
+        if element.kind == "e" or not element.has_binary:
+            return WireType(_TEXT_ARRAY.sql, TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"), is_element=False)
+        if element.kind == "c":
+            raise OperatingError(
+                f"table {self._full_name}: column {column} is an array of the composite type {element.name}; "
+                "create the changefeed with the source option binary=false"
+            )
+        name = quoted(element.schema, element.name)
+        oid, array_oid = self._sink_ids(column, name)
+        return WireType(f"{name}[]", array_oid, oid.to_bytes(4, "big"), is_element=False)
+
+    def _sink_ids(self, column: str, name: str) -> tuple[int, int]:
+        """Return the ids at the sink of a type and of its array type."""
+        query = "SELECT oid::int8, typarray::int8 FROM pg_catalog.pg_type WHERE oid = to_regtype(%s)"
+        for oid, array_oid in self._connection.query(query, (name,)):
+            return oid, array_oid
         raise OperatingError(
-            f"table {schema.full_name} at the sink has no unique index on ({', '.join(names)}), "
-            "by which the source tells rows apart"
+            f"table {self._full_name}: column {column} has type {name}, which the sink does not have; create it there"
         )
 
 
-def is_referenced(connection: SinkConnection, target: TableSchema) -> bool:
-    """Whether foreign keys of other tables point here."""
-    result = connection.execute(f"SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = {target.table_id}::oid LIMIT 1")[-1]
-    return bool(result.ntuples)
+def has_rows(connection: SinkConnection, schema: TableSchema) -> bool:
+    return bool(connection.query(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(schema.identifier)))
+
+
+def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequence[str], target: TableSchema) -> None:
+    """Raise OperatingError unless the sink can find a row by its key, and refuse a second one."""
+    found = connection.query(
+        "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL"
+        " AND i.indexprs IS NULL AND i.indrelid = %s::oid"
+        " AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_catalog.pg_attribute a"
+        " WHERE a.attrelid = i.indrelid AND a.attnum = ANY((i.indkey::int2[])[0:i.indnkeyatts - 1]))"
+        " = (SELECT array_agg(n ORDER BY n) FROM unnest(%s::text[]) n)",
+        (target.table_id, list(names)),
+    )
+    if not found:
+        raise OperatingError(
+            f"table {schema.full_name} at the sink has no unique index on ({', '.join(names)}), "
+            "by which the source identifies rows"
+        )
+
+
+def truncate_sql(connection: SinkConnection, target: TableSchema) -> str:
+    """Return TRUNCATE, or, as it is refused for a table that foreign keys refer to, a DELETE of the whole table."""
+    is_referenced = connection.query(
+        "SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = %s::oid LIMIT 1", (target.table_id,)
+    )
+    return f"DELETE FROM {target.quoted}" if is_referenced else f"TRUNCATE {target.quoted}"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.postgres.sinks.encoding import encode_array, encode_frames, encode_rows
-from processor.postgres.sinks.folding import Folded, behind_truncate, fold_carefully, fold_quickly
+from processor.postgres.sinks.folding import Folded, after_truncate, fold_carefully, fold_quickly
 from processor.postgres.sinks.targets import TargetColumn, TargetPlan, WireType
 from processor.postgres.wire import NULL_VALUE, Relation, RelationColumn, Value, read_change
 
@@ -49,7 +49,7 @@ def plan() -> TargetPlan:
     text = WireType("text", 25)
     columns = tuple(TargetColumn(name, text, "") for name in ("k", "a", "b"))
     relation = Relation(0, "public", "t", "d", tuple(RelationColumn(c.name, 25, -1, c.name == "k") for c in columns))
-    return TargetPlan(relation, '"public"."t"', columns, (0,), False)
+    return TargetPlan(relation, '"public"."t"', columns, (0,), 'TRUNCATE "public"."t"')
 
 
 def read_new(frame: bytes) -> list[Value]:
@@ -80,8 +80,8 @@ def test_array_of_keys() -> None:
 def test_only_what_follows_the_last_truncate_matters() -> None:
     """And whether there was one."""
     frames = [insert(b"a", None, None), truncate(), insert(b"b", None, None), truncate(), insert(b"c", None, None)]
-    assert behind_truncate(frames) == (frames[4:], True)
-    assert behind_truncate(frames[:1]) == (frames[:1], False)
+    assert after_truncate(frames) == (frames[4:], True)
+    assert after_truncate(frames[:1]) == (frames[:1], False)
 
 
 def applied(start: dict[bytes, list[Value]], folded: Folded) -> dict[bytes, list[Value]]:

@@ -14,7 +14,7 @@ from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
 from tablewire.model.ids import ChangefeedID
 from tablewire.postgres.catalogue import TableSchema
 
-SCHEMA = TableSchema(7, "public", "t", "d", ("id",), ("id",), ())
+SCHEMA = TableSchema(7, "public", "t", "d", True, ("id",), ("id",), ())
 RELATION = Relation(7, "public", "t", "d", (RelationColumn("id", 23, -1, True),))
 FENCE = Fence(1, 1, 1)
 

@@ -37,7 +37,7 @@ def as_release(world: CounterWorld, plugin: Path, name: str, lowest: int, highes
     node = world.cluster.node(name)
     command = [sys.executable, "-m", "tests.integration.versioned_process", node.kind, str(lowest), str(highest)]
     environment = service_environment(environment_of(plugin))
-    node.process = ManagedProcess(name, [*command, str(node.config_file)], log=node.log, env=environment, cwd=ROOT)
+    node._process = ManagedProcess(name, [*command, str(node.config_file)], log=node.log, env=environment, cwd=ROOT)
 
 
 def upgrade(world: CounterWorld, plugin: Path, name: str, lowest: int, highest: int) -> None:

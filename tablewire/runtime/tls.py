@@ -7,7 +7,6 @@ server or a client, uses what the files hold then.
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
 from collections.abc import Callable, Collection
@@ -34,7 +33,7 @@ class PemTexts:
 
 
 class PemFiles:
-    """The files of a TlsSection, read again when they change. Any thread. path: of the section, for error texts.
+    """The files of a TlsSection, read again at each use. Any thread. path: of the section, for error texts.
 
     The constructor raises ConfigError if they are unusable. Later, for instance while they are being replaced one by one, the
     last usable contents stay in use, and the log says why.
@@ -43,31 +42,29 @@ class PemFiles:
     def __init__(self, section: TlsSection, path: str) -> None:
         self._section, self._path = section, path
         self._lock = threading.Lock()
-        self._seen = self._stamps()
-        self._pem = _load(section, path)
+        self._refused: PemTexts | str | None = None  # contents, or the error of reading them
+        self._pem = _read(section, path)
+        _check(self._pem, section, path)
 
     def current(self) -> PemTexts:
         """Return the usable contents at this moment."""
         with self._lock:
-            stamps = self._stamps()
-            if stamps == self._seen:
-                return self._pem
+            pem: PemTexts | None = None
             try:
-                pem = _load(self._section, self._path)
+                pem = _read(self._section, self._path)
+                if pem in (self._pem, self._refused):
+                    return self._pem
+                _check(pem, self._section, self._path)
+                if _read(self._section, self._path) != pem:
+                    return self._pem  # replaced while they were checked: the next connection reads them
             except ConfigError as error:
-                self._seen = stamps
-                _log.warning("certificates_unusable", reason=str(error))
+                if self._refused != (pem or str(error)):
+                    _log.warning("certificates_unusable", reason=str(error))
+                self._refused = pem or str(error)
                 return self._pem
-            if self._stamps() != stamps:
-                return self._pem  # replaced while they were read: the next connection reads them
-            self._seen = stamps
-            if pem != self._pem:
-                self._pem = pem
-                _log.info("certificates_replaced", key=self._path, cert_file=self._section.cert_file)
+            self._pem, self._refused = pem, None
+            _log.info("certificates_replaced", key=self._path, cert_file=self._section.cert_file)
             return self._pem
-
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(map(_stamp, (self._section.ca_file, self._section.cert_file, self._section.key_file)))
 
 
 def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None:
@@ -163,12 +160,16 @@ class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]
         return make(checked, handler.request_deserializer, handler.response_serializer)
 
 
-def _load(section: TlsSection, path: str) -> PemTexts:
+def _read(section: TlsSection, path: str) -> PemTexts:
     def read(name: str) -> bytes | None:
         file = getattr(section, name)
         return read_file(file, f"{path}.{name}: {file}") if file else None
 
-    pem = PemTexts(read("ca_file"), read("key_file"), read("cert_file"))
+    return PemTexts(read("ca_file"), read("key_file"), read("cert_file"))
+
+
+def _check(pem: PemTexts, section: TlsSection, path: str) -> None:
+    """Raise ConfigError if the files are unusable."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if pem.root is not None:
         try:
@@ -181,16 +182,6 @@ def _load(section: TlsSection, path: str) -> PemTexts:
         except (ssl.SSLError, OSError, ValueError) as error:
             reason = f"{section.cert_file} and {section.key_file} are no usable pair: {error}"
             raise ConfigError(f"{path}.cert_file, {path}.key_file: {reason}") from error
-    return pem
-
-
-def _stamp(file: str) -> tuple[int, int, int] | None:
-    """Return what changes with the file's contents."""
-    try:
-        found = os.stat(file) if file else None
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None
 
 
 def _refuse_passphrase() -> str:

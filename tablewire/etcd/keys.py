@@ -65,10 +65,6 @@ def capture_key(cluster: str, capture_id: CaptureID) -> str:
     return captures_prefix(cluster) + check_name("capture", capture_id)
 
 
-def capture_of(cluster: str, key: str) -> CaptureID | None:
-    return _last_element(captures_prefix(cluster), key)
-
-
 def changefeeds_prefix(cluster: str) -> str:
     return f"{cluster_prefix(cluster)}changefeeds/"
 

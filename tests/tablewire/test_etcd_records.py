@@ -114,8 +114,8 @@ def test_keys_are_those_of_the_design() -> None:
     assert etcd_keys.drain_key("c", "p-1") == "/tablewire/c/drains/p-1"
     assert etcd_keys.evicted_key("c", "p-1") == "/tablewire/c/evicted/p-1"
     assert etcd_keys.event_key("c", 9) < etcd_keys.event_key("c", 10)
-    assert etcd_keys.capture_of("c", "/tablewire/c/captures/p-1") == "p-1"
-    assert etcd_keys.capture_of("c", "/tablewire/c/captures/p-1/x") is None
+    assert etcd_keys.drain_of("c", "/tablewire/c/drains/p-1") == "p-1"
+    assert etcd_keys.drain_of("c", "/tablewire/c/drains/p-1/x") is None
     assert etcd_keys.drain_of("c", "/tablewire/c/captures/p-1") is None
     assert etcd_keys.evicted_of("c", "/tablewire/c/evicted/p-1") == "p-1"
     assert etcd_keys.evicted_of("c", "/tablewire/c/drains/p-1") is None

@@ -1,8 +1,8 @@
-"""What owners, processors and plug-ins share. A plug-in needs only what can be imported from here, and `tablewire.testing`.
+"""What owners, processors and plug-ins share. A plug-in needs only this and `tablewire.testing`.
 
-Its rooms, lowest first: errors; model (values without I/O); wire (messages as bytes) and runtime (configuration, logs, TLS,
-threads); etcd; executor.py and source.py (what a plug-in implements); postgres (what both services need of that source);
-testing (a network in one thread, and fakes).
+Its rooms, lowest first: errors; model (values without I/O); wire (messages as bytes) and runtime
+(configuration, logs, TLS, threads); etcd; executor.py and source.py (what a plug-in implements);
+postgres (what both services need of that source); testing (a network in one thread, and fakes).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ if not TYPE_CHECKING:
     )  # fmt: skip
 
     def __getattr__(name: str) -> object:
-        """Import the module of a name at its first use: the package itself stays cheap for those who need one module of it."""
+        """Import the module of a name at its first use, so that importing the package is fast."""
         if name in __all__:
             for module in map(import_module, (f"tablewire.{one}" for one in _MODULES)):
                 if name in vars(module):

@@ -1,7 +1,8 @@
 """Errors of Tablewire, by whose fault they are.
 
-An OperatingError is expected: it is handled where it arises, retried by the next tick, or shown to the operator in one line.
-ConcurrentTickError and ClosedError mean that a caller broke a contract, InvariantError that Tablewire has a bug.
+An OperatingError is expected: it is handled where it arises, retried by the next tick, or shown to
+the operator in one line. ConcurrentTickError and ClosedError mean that a caller broke a contract,
+InvariantError that Tablewire has a bug.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ class TablewireError(Exception):
 
 
 class OperatingError(TablewireError):
-    """An expected failure of a peer, etcd, a source or a request. Its text names what failed and where."""
+    """An expected failure of a peer, etcd, a source or a request; the text says what and where."""
 
 
 class ConfigError(OperatingError):

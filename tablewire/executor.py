@@ -1,11 +1,12 @@
 """TableExecutor: the interface that a plug-in implements to do its own work for each table.
 
-The agent calls an executor from one thread. Every call must return at once (work happens on threads of the executor), is
-repeated until it has taken effect, and must therefore be idempotent. An exception is an error of that span alone: the agent
-removes the span and reports it as Stopped with its last checkpoint and the text, and the owner schedules it again.
+The agent calls an executor from one thread. Every call must return at once (work happens on threads
+of the executor), is repeated until it has taken effect, and must therefore be idempotent. An
+exception is an error of that span alone: the agent removes the span and reports it as Stopped with
+its last checkpoint and the text, and the owner schedules it again.
 
-A plug-in offers a factory `new_executor(request: ExecutorRequest) -> TableExecutor` under the entry point group
-`tablewire.executors`, named after the scheme of the source URI.
+A plug-in offers a factory `new_executor(request: ExecutorRequest) -> TableExecutor` under the entry
+point group `tablewire.executors`, named after the scheme of the source URI.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class TableExecutor(Protocol):
     def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
         """Start a phase of an Add; return False if it cannot start yet, and the call is repeated.
 
-        Phase one (is_prepare): get ready to continue after `checkpoint`, and write nothing. Phase two, which follows only when
-        the span is prepared: write everything after `checkpoint`.
+        Phase one (is_prepare): get ready to continue after `checkpoint`, and write nothing. Phase
+        two, which follows only when the span is prepared: write everything after `checkpoint`.
         """
         ...
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
-        """Return whether the phase is finished: in phase one the span can write at once, in phase two it writes."""
+        """Return whether the span can write at once (phase one), or writes (phase two)."""
         ...
 
     def remove_table_span(self, span: Span) -> bool:
@@ -39,33 +40,33 @@ class TableExecutor(Protocol):
         ...
 
     def is_remove_table_span_finished(self, span: Span) -> tuple[Ts, bool]:
-        """Return (last checkpoint_ts, True) and forget the span once no write can follow. checkpoint_ts 0: unknown."""
+        """Return (last checkpoint_ts or 0, True), and forget the span, once no write can follow."""
         ...
 
     def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
-        """Return the status of the span, ABSENT with Checkpoint(0, 0) if it is unknown. Raise its background failure."""
+        """Return the status, ABSENT for an unknown span. Raise the span's background failure."""
         ...
 
 
 @runtime_checkable
 class FencedTableExecutor(Protocol):
-    """Optional: the sink refuses writes with an older assignment_epoch. The owner knows whether an executor is fenced."""
+    """Optional: the sink refuses writes with an older assignment_epoch."""
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
-        """Set the epoch, right before phase two of an Add, and later to raise it while the span writes."""
+        """Set the epoch, before phase two of an Add, and later to raise it."""
         ...
 
 
 @runtime_checkable
 class BarrierTableExecutor(Protocol):
-    """Optional: receives the barrier of every heartbeat. Nothing may be written past it; see `Barrier`."""
+    """Optional: receives every barrier; nothing may be written past it (see `Barrier`)."""
 
     def set_barrier(self, barrier: Barrier) -> None: ...
 
 
 @runtime_checkable
 class BulkTableExecutor(Protocol):
-    """Optional: returns the statuses of many spans in one call instead of one call of get_table_span_status for each."""
+    """Optional: returns the statuses of many spans in one call."""
 
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns: ...
 
@@ -81,8 +82,8 @@ class ClosableTableExecutor(Protocol):
 class ExecutorMeter:
     """Figures of an executor for /metrics.
 
-    rows_written, bytes_written: since it was made, never decreasing. queue_bytes: read but not yet written; queue_bytes_max:
-    the limit. read_ts: how far the source has been read.
+    rows_written, bytes_written: since it was made, never decreasing. queue_bytes: read but not yet
+    written; queue_bytes_max: the limit. read_ts: how far the source has been read.
     """
 
     rows_written: int = 0
@@ -103,11 +104,13 @@ class MeteredTableExecutor(Protocol):
 class ExecutorRequest:
     """What a processor knows when it starts the executor of a changefeed.
 
-    tables: the filter, as in SourceRequest. start_ts: where the changefeed started at its source. table_names: the names of
-    tables that the owner knows, by id; may be empty.
-    wake(): called by the executor, on any thread, when the state of a span has changed, so that the agent reports it at once.
-    may_write(): called by the executor, on any thread, right before each commit or flush at the sink. False means that the
-    lease of this processor is in doubt: put the work back and ask again later. It never blocks.
+    tables: the filter, as in SourceRequest. start_ts: where the changefeed started at its source.
+    table_names: the names of tables that the owner knows, by id; may be empty.
+    wake(): called by the executor, on any thread, when the state of a span has changed, so that the
+    agent reports it at once.
+    may_write(): called by the executor, on any thread, right before each commit or flush at the
+    sink. False means that the lease of this processor is in doubt: put the work back and ask again
+    later. It never blocks.
     """
 
     capture_id: CaptureID

@@ -1,7 +1,8 @@
-"""Source: the interface through which the owner sees a source. Blocking; called on a thread of its changefeed.
+"""Source: how the owner sees a source. Blocking; called on a thread of its changefeed.
 
-A plug-in offers a factory `new_source(request: SourceRequest) -> Source` under the entry point group `tablewire.sources`,
-named after the scheme of the source URI. The factory does no I/O, and raises OperatingError for a URI or an option that is wrong.
+A plug-in offers a factory `new_source(request: SourceRequest) -> Source` under the entry point
+group `tablewire.sources`, named after the scheme of the source URI. The factory does no I/O, and
+raises OperatingError for a URI or an option that is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tablewire.model.spans import SpanBlock
 
 @dataclass(frozen=True, slots=True)
 class CheckFailure:
-    """A requirement of `changefeed create` that is not met. check: a stable word; reason: one clear sentence."""
+    """A requirement of `changefeed create` that is not met. check: a stable word."""
 
     check: str
     reason: str
@@ -27,8 +28,9 @@ class CheckFailure:
 class SourceRequest:
     """The source of a changefeed.
 
-    tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes. start_ts: 0 before the first start, then
-    where the changefeed started. options: from --source-option, checked by the plug-in.
+    tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes. start_ts: 0
+    before the first start, then where the changefeed started. options: from --source-option,
+    checked by the plug-in.
     """
 
     changefeed: ChangefeedID
@@ -91,9 +93,9 @@ class SplitSource(Protocol):
     """
 
     def spans(self, table_ids: I64) -> SpanBlock:
-        """Return the spans of these tables, by table and start key, without a gap or an overlap (`HashRanges` is one way).
+        """Return the spans of these tables, in order, without gap or overlap (see `HashRanges`).
 
-        table_ids: sorted, unique. The result must be the same in every owner: one that differs removes the previous spans and
-        adds its own.
+        table_ids: sorted, unique. The result must be the same in every owner: one that differs
+        removes the previous spans and adds its own.
         """
         ...

@@ -1,1 +1,1 @@
-"""etcd: sessions, watches and leases, and the keys and records that a cluster stores. How is shared state kept?"""
+"""How shared state is kept: sessions, watches and leases of etcd, and a cluster's keys and records."""

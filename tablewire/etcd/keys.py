@@ -8,8 +8,9 @@
     /tablewire/<cluster>/evicted/<capture_id>          EvictionRecord, until the capture must have stopped
     /tablewire/<cluster>/events/<sequence>             EventRecord, a bounded number
 
-A `..._key` function checks the names that it is given, so that a name from a command line cannot reach another key. A
-`..._of` function returns what a key belongs to, None for a key of another kind.
+A `..._key` function checks the names that it is given, so that a name from a command line cannot
+reach another key. A `..._of` function returns what a key belongs to, None for a key of another
+kind.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def owner_prefix(cluster: str) -> str:
 
 
 def owner_key(cluster: str, lease_id: int) -> str:
-    """Return the key of a candidate. It contains the lease, so that a candidate with a new lease is a new candidate."""
+    """Return the key of a candidate, which with a new lease is a new candidate."""
     return f"{owner_prefix(cluster)}{lease_id:016x}"
 
 
@@ -120,7 +121,7 @@ def events_prefix(cluster: str) -> str:
 
 
 def event_key(cluster: str, sequence: int) -> str:
-    """Return the key of an event, with leading zeros, so that keys are in the order of their numbers."""
+    """Return the key of an event; leading zeros keep the keys in the order of their numbers."""
     return f"{events_prefix(cluster)}{sequence:0{EVENT_SEQUENCE_DIGITS}d}"
 
 

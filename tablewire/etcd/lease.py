@@ -1,12 +1,13 @@
 """One etcd lease that is kept alive, and the deadline until which its holder may rely on it.
 
-The deadline can only be too early: it counts from when the last successful keep-alive was **sent** (etcd renewed the lease then
-or later), less a margin for stopping what must stop. It is a time of `lease_clock`, which also runs while the machine is
-suspended: a process that was paused (SIGSTOP, a frozen VM) finds the deadline passed at its first look at the clock. Therefore
-check `is_valid` immediately before every effect.
+The deadline can only be too early: it counts from when the last successful keep-alive was **sent**
+(etcd renewed the lease then or later), less a margin for stopping what must stop. It is a time of
+`lease_clock`, which also runs while the machine is suspended: a process that was paused (SIGSTOP, a
+frozen VM) finds the deadline passed at its first look at the clock. Therefore check `is_valid`
+immediately before every effect.
 
-A lease that was lost is never revived, even if etcd still has it and a later keep-alive succeeds: others have already acted on
-the loss. The holder must take a new lease.
+A lease that was lost is never revived, even if etcd still has it and a later keep-alive succeeds:
+others have already acted on the loss. The holder must take a new lease.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ _CLOCK_ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def lease_clock() -> float:
     """Return the seconds that deadlines of leases are compared with.
 
-    On Linux this is CLOCK_BOOTTIME, which unlike CLOCK_MONOTONIC (and `time.monotonic`) runs while the machine is suspended.
+    On Linux this is CLOCK_BOOTTIME, which unlike CLOCK_MONOTONIC (and `time.monotonic`) runs while
+    the machine is suspended.
     """
     return time.clock_gettime(_CLOCK_ID)
 
 
 class LeaseKeeper:
-    """A lease, granted by the constructor (EtcdError if etcd fails) and kept alive while `run` runs. Any thread.
+    """A lease, granted when it is made (or EtcdError), kept alive while `run` runs. Any thread.
 
-    ttl_s is rounded up to whole seconds. on_lost(reason) is called once, at least margin_s before the lease can expire, on the
-    thread that noticed the loss; never after `close`.
+    ttl_s is rounded up to whole seconds. on_lost(reason) is called once, at least margin_s before
+    the lease can expire, on the thread that noticed the loss; never after `close`.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class LeaseKeeper:
         self._due_at = sent_at + self._interval_s
 
     def deadline(self) -> float:
-        """Return the time of `lease_clock` until which the lease may be relied on; -inf once it is lost or closed."""
+        """Return until when the lease is valid, by `lease_clock`; -inf once it is lost or closed."""
         with self._condition:
             return -math.inf if self.lost_reason or self._closed else self._deadline
 
@@ -93,7 +95,7 @@ class LeaseKeeper:
         self._on_lost(reason)
 
     def close(self) -> None:
-        """Stop keeping the lease alive and relying on it. It expires at etcd, or the caller revokes it. Idempotent."""
+        """Stop keeping the lease alive; the caller may revoke it. Idempotent."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -121,7 +123,7 @@ class LeaseKeeper:
                 self._renewed(sent_at, ttl_s)
 
     def _renewed(self, sent_at: float, ttl_s: int) -> None:
-        """Move the deadline, unless it has passed while the response was on its way: others may have seen the loss."""
+        """Move the deadline, unless it has already passed: others may have seen the loss."""
         with self._condition:
             if self._clock() < self._deadline:
                 self._deadline = sent_at + ttl_s - self._margin_s

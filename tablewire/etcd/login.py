@@ -1,8 +1,9 @@
 """Authentication as an etcd user: a password becomes a token, which is sent with every request.
 
-etcd drops tokens when they were unused for five minutes, when its users or roles change, and when a member restarts. A request
-that is refused because of its token was not applied, so it is sent again with a new one. As long as authentication is disabled
-at etcd, requests carry no token; the services may therefore be given their user before authentication is enabled.
+etcd drops tokens when they were unused for five minutes, when its users or roles change, and when a
+member restarts. A request that is refused because of its token was not applied, so it is sent again
+with a new one. As long as authentication is disabled at etcd, requests carry no token; the services
+may therefore be given their user before authentication is enabled.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _log = structlog.get_logger("tablewire.etcd")
 
 
 class Login:
-    """The token of one user. password() is called for each login, so a changed password needs no restart. Any thread."""
+    """The token of one user. password() is called for each login. Any thread."""
 
     def __init__(self, username: str, password: Callable[[], str]) -> None:
         self._username = username
@@ -37,7 +38,7 @@ class Login:
         self._token: Metadata | None = None
 
     def metadata(self, authenticate: Callable[[str, str], str]) -> Metadata:
-        """Return the token, from authenticate(username, password) if there is none. Raise EtcdError if etcd refuses."""
+        """Return the token; call authenticate(username, password) if there is none."""
         with self._lock:  # one login at a time: etcd makes a login expensive on purpose
             if self._token is None:
                 try:
@@ -59,7 +60,7 @@ class Login:
 
 
 def etcd_login(section: EtcdSection) -> Login | None:
-    """Return the configured user, None if there is none. Raise ConfigError if the password cannot be read."""
+    """Return the configured user, if any. Raise ConfigError if the password cannot be read."""
     if not section.username:
         return None
 

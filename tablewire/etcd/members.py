@@ -1,8 +1,9 @@
 """The members of an etcd cluster: failover between them, and how one request is sent.
 
-All requests go to one member until it fails, then to the next. We use etcd3's generated stubs instead of its
-MultiEndpointEtcd3Client, which keeps its failover state without a lock (a late error of one thread marks the member that
-another thread has just chosen as failed) and waits by the wall clock. Any thread.
+All requests go to one member until it fails, then to the next. We use etcd3's generated stubs
+instead of its MultiEndpointEtcd3Client, which keeps its failover state without a lock (a late error
+of one thread marks the member that another thread has just chosen as failed) and waits by the wall
+clock. Any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tablewire.runtime.tls import PemTexts
 ATTEMPTS_MIN = 2
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 REQUIRE_LEADER = ("hasleader", "true")
-"""Metadata that makes a member without a quorum end a stream instead of leaving it open and silent."""
+"""Metadata that makes a member without a quorum end a stream, which would otherwise stay silent."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A member that is back is used at once, not after gRPC's default backoff of up to two minutes.
@@ -47,7 +48,7 @@ _T = TypeVar("_T")
 
 
 class Member:
-    """One endpoint and its stubs. Its channel connects at the first request, and reconnects by itself."""
+    """One endpoint and its stubs. The channel connects at its first use, and reconnects by itself."""
 
     def __init__(self, endpoint: str, pem: Callable[[], PemTexts] | None) -> None:
         self.endpoint = endpoint
@@ -57,7 +58,7 @@ class Member:
         self._open()
 
     def renew(self) -> None:
-        """Open a new channel if the TLS files have changed. Requests on the previous one may finish until the next renewal."""
+        """Open a new channel if the TLS files have changed; close the previous one at the next call."""
         pem = self._provide_pem() if self._provide_pem is not None else None
         if pem == self._pem:
             return
@@ -110,7 +111,7 @@ class Members:
         self._is_closed = False
 
     def repeat(self, what: str, method: Method[_T], request: Any) -> _T:
-        """Send a request that may be applied twice, and return its response. what: for the text of an error."""
+        """Send a request that may be applied twice. what: for the text of an error."""
         return self.call(what, method, request, self.attempts)[0]
 
     def call(self, what: str, method: Method[_T], request: Any, attempts: int, timeout_s: float | None = None) -> tuple[_T, int]:
@@ -151,7 +152,7 @@ class Members:
             return self._members[self._current]
 
     def fail_over(self, failed: Member) -> None:
-        """Use the next member, unless another thread has already moved on from this one, and renew its TLS files."""
+        """Use the next member, unless another thread already does, and renew the failed one."""
         with self._lock:
             if self._is_closed:
                 return
@@ -164,7 +165,7 @@ class Members:
         return NO_TOKEN if self._login is None else self._login.metadata(self._authenticate)
 
     def forget_token(self, used: Metadata, text: str) -> bool:
-        """Drop the token if a request that failed with this text may succeed with a new one; return whether it may."""
+        """Return whether a new token may help after an error with this text, and drop the old one."""
         if self._login is None or not is_token_refusal(text):
             return False
         self._login.forget(used)

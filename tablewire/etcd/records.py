@@ -1,8 +1,9 @@
 """The records in etcd: frozen structs as versioned JSON, converted by `encode` and `decode`.
 
-Missing fields of an older version get their defaults. Unknown fields of a newer version are **kept** in `unknown`, so that a
-service of the previous version that changes a record during a rolling upgrade writes them back. A record with a higher `format`
-is refused: its writer declares that older versions cannot read it.
+Missing fields of an older version get their defaults. Unknown fields of a newer version are
+**kept** in `unknown`, so that a service of the previous version that changes a record during a
+rolling upgrade writes them back. A record with a higher `format` is refused: its writer declares
+that older versions cannot read it.
 
 A URI is stored as written: `${VAR}` is not expanded (see `tablewire.runtime.uris`).
 """
@@ -44,7 +45,7 @@ class ChangefeedState(StrEnum):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records. unknown: the fields of a newer version; it is not a field in JSON itself."""
+    """Base of all records. unknown: the fields of a newer version; not a field of the JSON itself."""
 
     ts_fields: ClassVar[tuple[str, ...]] = ()
 
@@ -59,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaderRecord(Record, frozen=True, kw_only=True):
-    """A candidate; the leader if its key has the lowest create revision. address: host:port of its admin gRPC server."""
+    """A candidate for leadership. address: host:port of its admin gRPC server."""
 
     id: str
     address: str
@@ -78,7 +79,7 @@ class _RegisteredCapture(Record, frozen=True, kw_only=True):
 
 
 class CaptureRecord(_RegisteredCapture, frozen=True, kw_only=True):
-    """A processor process. address: host:port of its gRPC server. protocol_lowest, protocol_highest: see ProtocolVersions."""
+    """A processor process. address: host:port of its gRPC server."""
 
     started_at: Timestamp
     liveness: LivenessState = LivenessState.ALIVE
@@ -93,10 +94,11 @@ class CaptureRecord(_RegisteredCapture, frozen=True, kw_only=True):
 class ChangefeedInfo(Record, frozen=True, kw_only=True):
     """One replication job.
 
-    version: of the software that created it. tables: the filter, see `tablewire.source.SourceRequest`. epoch: grows with
-    every (re)start, see `next_epoch`. start_ts: 0 until the source has been started. target_ts: 0 for no end. error: what
-    stopped or disturbs it, empty if nothing does. asked_by: the caller who requested its last change, empty if the owner
-    made it (the changefeed failed, or reached its target).
+    version: of the software that created it. tables: the filter, see
+    `tablewire.source.SourceRequest`. epoch: grows with every (re)start, see `next_epoch`. start_ts:
+    0 until the source has been started. target_ts: 0 for no end. error: what stopped or disturbs
+    it, empty if nothing does. asked_by: the caller who requested its last change, empty if the
+    owner made it (the changefeed failed, or reached its target).
     """
 
     ts_fields: ClassVar[tuple[str, ...]] = ("start_ts", "target_ts")
@@ -153,9 +155,9 @@ class EvictionRecord(_RegisteredCapture, frozen=True, kw_only=True):
 class EventRecord(Record, frozen=True, kw_only=True):
     """One event of the cluster, for people; it contains no secrets.
 
-    kind: a snake_case word. owner: the leader that recorded it. changefeed: empty if it concerns the whole cluster. subject:
-    the capture, table or owner that it concerns. by: the caller who requested it (`owner.admin.caller_identity`), empty if
-    there is none. job: the id of its job.
+    kind: a snake_case word. owner: the leader that recorded it. changefeed: empty if it concerns
+    the whole cluster. subject: the capture, table or owner that it concerns. by: the caller who
+    requested it (`owner.admin.caller_identity`), empty if there is none. job: the id of its job.
     """
 
     at: Timestamp
@@ -179,10 +181,11 @@ def now() -> datetime:
 
 
 def next_epoch(previous: int, revision: int) -> int:
-    """Return the epoch of a changefeed's next start. previous: 0 for a new changefeed. revision: of etcd, read just now.
+    """Return the epoch of a changefeed's next start. revision: of etcd, read just now.
 
-    It is above the previous epoch and not below the revision. Revisions only grow, so a changefeed that is removed and created
-    again starts above all its former epochs, which a sink may still hold.
+    It is above the previous epoch and not below the revision. Revisions only grow, so a changefeed
+    that is removed and created again starts above all its former epochs, which a sink may still
+    hold.
     """
     return max(previous + 1, revision)
 
@@ -195,7 +198,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(kind: type[_R], key: str, value: bytes) -> _R:
-    """Return the record at `key`; raise OperatingError, which names the key but never the value, if it cannot be read."""
+    """Return the record; raise OperatingError, which names the key, if it is unreadable."""
     try:
         fields = msgspec.json.decode(value)
         if not isinstance(fields, dict):

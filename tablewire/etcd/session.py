@@ -1,11 +1,12 @@
-"""A session with an etcd cluster: reads, guarded writes, leases and watches, with failover between members.
+"""A session with an etcd cluster: reads, guarded writes, leases and watches.
 
-No type of `etcd3` or gRPC leaves tablewire/etcd, and every failure is an EtcdError. Each attempt at a request takes at most
-`request_timeout_ms`, all attempts together twice that.
+No type of `etcd3` or gRPC leaves tablewire/etcd, and every failure is an EtcdError. Each attempt at
+a request takes at most `request_timeout_ms`, all attempts together twice that.
 
-A **read** that fails is repeated on another member. A **write** is repeated only if it cannot be applied twice: each key that it
-writes must be compared with the revision (or absence) that it had before. If the repetition then finds its keys changed, they
-are read in the same transaction; when all of them hold what this write says, written together, the first attempt was applied.
+A **read** that fails is repeated on another member. A **write** is repeated only if it cannot be
+applied twice: each key that it writes must be compared with the revision (or absence) that it had
+before. If the repetition then finds its keys changed, they are read in the same transaction; when
+all of them hold what this write says, written together, the first attempt was applied.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def etcd_credentials(section: ClientTlsSection) -> Callable[[], PemTexts] | None
 
 
 def open_session(section: EtcdSection) -> EtcdSession:
-    """Return a session as configured, without I/O at etcd. Raise ConfigError if a file cannot be used."""
+    """Return a session as configured. Raise ConfigError if a file cannot be used."""
     return EtcdSession(
         section.endpoints,
         request_timeout_ms=section.request_timeout_ms,
@@ -64,7 +65,8 @@ def open_session(section: EtcdSection) -> EtcdSession:
 class EtcdSession:
     """See the module. Any thread.
 
-    endpoints: host:port each. credentials: called again whenever a connection has failed; None for plain text.
+    endpoints: host:port each. credentials: called again whenever a connection has failed; None for
+    plain text.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class EtcdSession:
         return key_value(response.kvs[0]) if response.kvs else None
 
     def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
-        """Return all keys that start with the prefix, in order, and the revision of that state. Linearizable."""
+        """Read all keys with this prefix, linearizably; return them in order, with the revision."""
         state = read_prefix(self.members, prefix)
         return list(state.entries.values()), state.revision
 
@@ -139,7 +141,7 @@ class EtcdSession:
     # -- leases
 
     def grant(self, ttl_s: int) -> tuple[int, int]:
-        """Grant a lease; return its id and the TTL that etcd chose, in seconds, which may be longer than ttl_s.
+        """Grant a lease; return its id and its TTL in seconds, which may be longer than ttl_s.
 
         This may be repeated: a lease whose response was lost holds no key and expires.
         """
@@ -150,9 +152,10 @@ class EtcdSession:
         return response.ID, response.TTL
 
     def keep_alive_once(self, lease_id: int, *, timeout_s: float | None = None) -> int:
-        """Renew the lease, and return its TTL in seconds. Raise LeaseLostError if it does not exist.
+        """Renew the lease; return its TTL in seconds. Raise LeaseLostError if it does not exist.
 
-        This is one attempt, on one member, of at most timeout_s; after a failure the next call uses another member.
+        This is one attempt, on one member, of at most timeout_s; after a failure the next call uses
+        another member.
         """
         request, most_s = rpc.LeaseKeepAliveRequest(ID=lease_id), self.members.request_timeout_s
         timeout_s = most_s if timeout_s is None else min(timeout_s, most_s)

@@ -37,7 +37,7 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """The condition that a revision of a key has this value; the revisions of a key that does not exist are 0."""
+    """The condition that a revision of a key has this value, which is 0 for a missing key."""
 
     key: str
     attribute: Literal["create_revision", "mod_revision"]
@@ -60,7 +60,7 @@ def is_unchanged(key: str, mod_revision: int) -> Compare:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A write of one key. lease: 0 for none, which also detaches the key from the lease that it had."""
+    """A write of one key. lease: 0 for none, which detaches the key from its lease."""
 
     key: str
     value: bytes
@@ -74,8 +74,9 @@ _NOTHING: Mapping[str, KeyValue] = MappingProxyType({})
 class TransactionResult:
     """The outcome of a transaction; true if it was applied.
 
-    revision: etcd's after the transaction, and the mod_revision of what it put. found: if it was not applied, the keys that it
-    writes and those of `read_on_failure`, without the ones that do not exist.
+    revision: etcd's after the transaction, and the mod_revision of what it put. found: if it was
+    not applied, the keys that it writes and those of `read_on_failure`, without the ones that do
+    not exist.
     """
 
     applied: bool
@@ -99,7 +100,7 @@ class PrefixState:
 
 
 def prefix_end(prefix: str) -> bytes:
-    """Return the first key after all keys with this prefix, which is UTF-8 and not empty, so its last byte is below 0xff."""
+    """Return the first key after all keys with this prefix, whose last byte is below 0xff."""
     raw = to_bytes(prefix)
     return raw[:-1] + bytes((raw[-1] + 1,))
 
@@ -132,7 +133,7 @@ def get_message(key: str) -> Any:
 
 
 def is_repeatable(compares: Sequence[Compare], written: Sequence[str]) -> bool:
-    """Return whether a transaction cannot be applied twice: each key that it writes is compared with its previous state."""
+    """Return whether each written key is compared with its previous state."""
     pinned = {compare.key for compare in compares if compare.attribute == "mod_revision" or compare.revision == 0}
     return pinned.issuperset(written)
 

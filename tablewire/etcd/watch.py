@@ -206,7 +206,8 @@ class WatchThread:
                     members.forget_token(metadata, response.cancel_reason)
                     raise EtcdUnavailableError(f"{where}: {response.cancel_reason or 'ended by etcd'}")
                 if response.header.revision < self._seen_revision:
-                    # etcd was created again, or restored from a backup: what is known here was never in this etcd.
+                    # etcd was created again, or restored from a backup: what is known here was
+                    # never in this etcd.
                     self._forget(self.watches)
                     raise CompactedError(f"{where}: its revision went back to {response.header.revision}")
                 self._seen_revision = response.header.revision

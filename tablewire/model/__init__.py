@@ -1,1 +1,1 @@
-"""Values without I/O that both services share. What are a span, a checkpoint, a message?"""
+"""Values without I/O: what a span, a checkpoint, a barrier and a message are."""

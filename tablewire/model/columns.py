@@ -15,7 +15,7 @@ F64: TypeAlias = npt.NDArray[np.float64]
 
 
 class Columns:
-    """Base of dataclasses (eq=False) that hold columns: they compare by value and are not hashable."""
+    """Base of dataclasses (eq=False) with columns: they compare by value and have no hash."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]

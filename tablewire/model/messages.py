@@ -1,4 +1,4 @@
-"""Messages between the owner and its processors: frozen values whose columns are never written again."""
+"""Messages between the owner and its processors: frozen values with read-only columns."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from tablewire.model.spans import SpanBlock
 from tablewire.model.states import LivenessState
 
 PROTOCOL_VERSION = 1
-"""The version of the messages in this module. The codec translates the versions of older processes."""
+"""The version of these messages. The codec translates those of older processes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heartbeat(Columns):
-    """Owner -> agent: the barrier, which reports have arrived, and numbers for spans that were reported by name.
+    """Owner -> agent: the barrier, which reports have arrived, and numbers for new spans.
 
-    acked: the largest message number of the agent that the owner has applied; the agent's next report contains what changed
-    since then (0: everything). numbers and spans, one element each: the number that identifies the span from now on, under
-    this owner_revision. collect_stats: the next response should contain statistics. by_name: the agent must forget all
-    numbers and report everything by name on base 0, because the owner received a number that it does not know.
+    acked: the largest message number of the agent that the owner has applied; the agent's next
+    report contains what changed since then (0: everything). numbers and spans, one element each:
+    the number that identifies the span from now on, under this owner_revision. collect_stats: the
+    next response should contain statistics. by_name: the agent must forget all numbers and report
+    everything by name on base 0, because the owner received a number that it does not know.
     """
 
     barrier: Barrier
@@ -41,10 +42,11 @@ class Heartbeat(Columns):
 class DispatchTableRequest(Columns):
     """Owner -> agent: AddTable (prepare or write) and RemoveTable, one element for each span.
 
-    numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts, resolved_ts: where to start an
-    Add, 0 for a Remove. assignment_epochs: the fencing token of ADD_WRITE, otherwise 0. acked: as in Heartbeat (0: not
-    given), so that an Add to an agent whose Stopped was applied is not dropped until the next heartbeat. jobs: the manual job
-    of each element (`tablewire.model.jobs`), 0 if none, for logs only; empty if no element has one.
+    numbers: the owner's number of the span, never 0. actions: DispatchAction. checkpoint_ts,
+    resolved_ts: where to start an Add, 0 for a Remove. assignment_epochs: the fencing token of
+    ADD_WRITE, otherwise 0. acked: as in Heartbeat (0: not given), so that an Add to an agent whose
+    Stopped was applied is not dropped until the next heartbeat. jobs: the manual job of each
+    element (`tablewire.model.jobs`), 0 if none, for logs only; empty if no element has one.
     """
 
     numbers: U32
@@ -61,7 +63,7 @@ class DispatchTableRequest(Columns):
 class SpanStats(Columns):
     """Statistics of some spans of a report.
 
-    rows: their positions in the columns of the report. puller_resolved_ts: 0 if the executor has no stage "puller".
+    rows: their positions in the report. puller_resolved_ts: 0 if there is no stage "puller".
     in_snapshot: 1 during the initial snapshot.
     """
 
@@ -76,14 +78,17 @@ class SpanStats(Columns):
 class SpanReports(Columns):
     """Agent -> owner: the states of spans, one element for each.
 
-    base: the `acked` that the report builds on. It contains every span that changed since then; a span that is gone is
-    ABSENT. With base 0 it is complete: a span that it does not contain is ABSENT at this agent.
-    numbers: the owner's number of the span, or 0 while it has none. `spans` holds the spans of the zeros, in their order.
-    states: TableState codes. assignment_epochs: the permission that the span writes or wrote under, 0 if none.
+    base: the `acked` that the report builds on. It contains every span that changed since then; a
+    span that is gone is ABSENT. With base 0 it is complete: a span that it does not contain is
+    ABSENT at this agent.
+    numbers: the owner's number of the span, or 0 while it has none. `spans` holds the spans of the
+    zeros, in their order.
+    states: TableState codes. assignment_epochs: the permission that the span writes or wrote under,
+    0 if none.
     errors: (position, text) of each span that an error of its executor stopped.
-    more: this is a chunk, and the report continues in the message with the next number, whose base is this message's number.
-    Only with its last chunk is a report complete (`join_reports`). The last chunk is a HeartbeatResponse, the others are
-    DispatchTableResponses.
+    more: this is a chunk, and the report continues in the message with the next number, whose base
+    is this message's number. Only with its last chunk is a report complete (`join_reports`). The
+    last chunk is a HeartbeatResponse, the others are DispatchTableResponses.
     """
 
     base: int
@@ -105,8 +110,9 @@ class SpanReports(Columns):
 def join_reports(chunks: Sequence[SpanReports]) -> SpanReports:
     """Return the report whose chunks these are, in the order of their numbers.
 
-    The caller has checked that the base of each chunk but the first is the number of the previous one, and that only the last
-    one has `more` False. The positions of statistics and errors count through all chunks.
+    The caller has checked that the base of each chunk but the first is the number of the previous
+    one, and that only the last one has `more` False. The positions of statistics and errors count
+    through all chunks.
     """
     if len(chunks) == 1:
         return chunks[0]
@@ -144,7 +150,8 @@ def join_reports(chunks: Sequence[SpanReports]) -> SpanReports:
 class HeartbeatResponse:
     """Agent -> owner: the response to a heartbeat.
 
-    fenced: the sink refuses older assignment epochs. held: how many spans are neither ABSENT nor STOPPED at this agent.
+    fenced: the sink refuses older assignment epochs. held: how many spans are neither ABSENT nor
+    STOPPED at this agent.
     checksum: `span_checksum` of those that have a number.
     """
 
@@ -157,7 +164,7 @@ class HeartbeatResponse:
 
 @dataclass(frozen=True, slots=True)
 class DispatchTableResponse:
-    """Agent -> owner: sent when the state of a span changes or a dispatch was received, without waiting for a heartbeat."""
+    """Agent -> owner: sent when a span changes or after a dispatch, before the next heartbeat."""
 
     reports: SpanReports
 
@@ -169,9 +176,10 @@ MessageBody: TypeAlias = Heartbeat | HeartbeatResponse | DispatchTableRequest | 
 class Message:
     """One message.
 
-    owner_revision: of the owner that sends or receives it. processor_epoch: of the agent that sends or receives it (0 in a
-    Heartbeat to an agent whose epoch is not known yet). number: counts the messages of the sender, from 1, for each
-    (owner_revision, capture). echo: the last number that the agent received from the owner; 0 in the owner's messages.
+    owner_revision: of the owner that sends or receives it. processor_epoch: of the agent that sends
+    or receives it (0 in a Heartbeat to an agent whose epoch is not known yet). number: counts the
+    messages of the sender, from 1, for each (owner_revision, capture). echo: the last number that
+    the agent received from the owner; 0 in the owner's messages.
     """
 
     sender: str
@@ -187,7 +195,7 @@ class Message:
 
 
 class Transport(Protocol):
-    """Carries messages of one node. Never blocks; may lose, repeat, delay and reorder messages. One thread."""
+    """The messages of one node. Never blocks; may lose, repeat, delay and reorder. One thread."""
 
     def send(self, messages: Sequence[Message]) -> None: ...
 
@@ -197,7 +205,7 @@ class Transport(Protocol):
 
 
 def span_checksum(numbers: U32, states: U8) -> int:
-    """Return a checksum of numbered spans and their states that does not depend on their order (uint64, a wrapping sum)."""
+    """Return a checksum of spans and their states that does not depend on their order (uint64)."""
     words = (numbers.astype(np.uint64) << np.uint64(8)) | states.astype(np.uint64)
     words = words * np.uint64(0x9E3779B97F4A7C15)
     words ^= words >> np.uint64(29)
@@ -215,10 +223,11 @@ class ActiveChangefeed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All messages from one owner process to one processor process, or back, in one call of Exchange.
+    """All messages between an owner and a processor in one direction of one Exchange.
 
-    sender, receiver and owner_revision are the same in every message. active: all active changefeeds of the owner (the
-    processor closes the agents of all others); () from a processor. version: of the wire; a response has its request's.
+    sender, receiver and owner_revision are the same in every message. active: all active
+    changefeeds of the owner (the processor closes the agents of all others); () from a processor.
+    version: of the wire; a response has its request's.
     """
 
     sender: str

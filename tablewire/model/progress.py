@@ -18,8 +18,9 @@ _NO_CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({})
 class Checkpoint:
     """The progress of a span.
 
-    checkpoint_ts: everything at or before it is durable in the sink. resolved_ts: everything at or before it has been received
-    from the source; never below checkpoint_ts. last_synced_ts: the last commit that was written, 0 if none was.
+    checkpoint_ts: everything at or before it is durable in the sink. resolved_ts: everything at or
+    before it has been received from the source; never below checkpoint_ts. last_synced_ts: the last
+    commit that was written, 0 if none was.
     """
 
     checkpoint_ts: Ts
@@ -29,7 +30,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Rates of a span over the last statistics interval. stage_checkpoints: by stage ("puller", "snapshot", "sink")."""
+    """Rates of a span. stage_checkpoints: by stage ("puller", "snapshot", "sink")."""
 
     rows_per_s: float = 0.0
     bytes_per_s: float = 0.0
@@ -38,7 +39,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class TableStatus:
-    """The status of a span as its executor reports it. error: what stopped it, empty if nothing did."""
+    """The status that an executor reports. error: what stopped the span, empty if nothing did."""
 
     span: Span
     state: TableState
@@ -97,14 +98,14 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """The spans that one capture writes, with their checkpoints. `spans` is computed as it is read."""
+    """The spans that one capture writes. `spans` is computed as it is read."""
 
     spans: Mapping[Span, Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
 class SpanView:
-    """One span after the last tick. primary, secondary: None where there is none. error: the executor's last one."""
+    """One span after the last tick. error: the last one of its executor."""
 
     span: Span
     state: ReplicationState

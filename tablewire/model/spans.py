@@ -13,7 +13,7 @@ from tablewire.model.ids import TableID
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """A half-open key range of a table. Empty keys are unbounded, so a whole table is `Span(table_id)`."""
+    """A half-open key range. Empty keys are unbounded: a whole table is `Span(table_id)`."""
 
     table_id: TableID
     start_key: bytes = b""
@@ -29,7 +29,8 @@ class Span:
 class SpanBlock(Columns, Sequence[Span]):
     """Spans as columns.
 
-    start_keys and end_keys hold one byte string for each span, or both are () when every span is a whole table.
+    start_keys and end_keys hold one byte string for each span, or both are () when every span is a
+    whole table.
     """
 
     table_ids: I64

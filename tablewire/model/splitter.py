@@ -19,7 +19,7 @@ class Splitter(Protocol):
     """Deterministic: the same ids give the same spans in every process."""
 
     def split(self, table_ids: I64) -> SpanBlock:
-        """Return spans that cover these tables without a gap or an overlap. table_ids: sorted, unique."""
+        """Return spans that cover these tables without gap or overlap. table_ids: sorted, unique."""
         ...
 
 

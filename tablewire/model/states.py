@@ -1,4 +1,4 @@
-"""The enums of the protocol. A value is the lower-case name; columns and the wire hold the `code` of a member.
+"""The enums of the protocol. Columns and the wire hold the `code` of a member.
 
 A code is the position in the definition, so new members are only ever appended.
 """
@@ -33,7 +33,7 @@ class CodedEnum(StrEnum):
 
 
 class TableState(CodedEnum):
-    """The state of a span as an agent reports it. Each leads to the next; a prepare can also be undone."""
+    """The state of a span as an agent reports it. Each state leads to the next."""
 
     ABSENT = "absent"
     PREPARING = "preparing"

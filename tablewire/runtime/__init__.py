@@ -1,1 +1,1 @@
-"""Process plumbing of both services: configuration, logs, metrics, mailbox, shutdown, the etcd session, TLS."""
+"""What every service needs: configuration, logs, metrics, HTTP, gRPC, TLS, threads, queues."""

@@ -10,7 +10,8 @@ _DOUBLINGS_MAX = 30
 class Backoff:
     """Pauses that double from `min_s` to `max_s` seconds until `reset`.
 
-    Each pause is shortened at random by up to half, so that processes do not retry in step. Not thread-safe.
+    Each pause is shortened at random by up to half, so that processes do not retry in step. Not
+    thread-safe.
     """
 
     def __init__(self, min_s: float, max_s: float) -> None:

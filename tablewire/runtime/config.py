@@ -1,6 +1,7 @@
-"""Configuration: TOML files, then `TABLEWIRE_*` variables, then flags, each overriding what comes before it.
+"""Configuration: TOML files, overridden by `TABLEWIRE_*` variables, overridden by flags.
 
-A configuration is a tree of `Section`s, frozen structs whose fields all have a default, bounds and a description:
+A configuration is a tree of `Section`s, frozen structs whose fields all have a default, bounds and
+a description:
 
     class Lease(Section, frozen=True, kw_only=True):
         ttl_ms: Annotated[int, key("How long etcd keeps the lease", ge=2_000, le=600_000)] = 10_000
@@ -9,11 +10,12 @@ A configuration is a tree of `Section`s, frozen structs whose fields all have a 
     in the environment        TABLEWIRE_LEASE__TTL_MS=5000      lists: a,b   maps: zone=a,rack=7   (or JSON)
     as a flag                 {"lease.ttl_ms": 5000}            None means that the flag was not given
 
-A frozen dataclass is a section too, if the metadata of its fields are arguments of `key`: code that must not import this module
-defines its settings that way.
+A frozen dataclass is a section too, if the metadata of its fields are arguments of `key`: code that
+must not import this module defines its settings that way.
 
-An unknown key, a value of the wrong type or out of bounds is one ConfigError, in one line, with the path of the key and where
-it was given. Each value is converted by itself, so that the path in the text is always the key's.
+An unknown key, a value of the wrong type or out of bounds is one ConfigError, in one line, with the
+path of the key and where it was given. Each value is converted by itself, so that the path in the
+text is always the key's.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _BOUNDS = (
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all configuration structs. A check of several keys belongs into __post_init__ and raises ValueError."""
+    """Base of configuration structs. __post_init__ raises ValueError if keys contradict each other."""
 
 
 _S = TypeVar("_S")
@@ -52,7 +54,7 @@ _Values: TypeAlias = Iterator[tuple[str, tuple[Any, str]]]
 
 
 def key(doc: str, **bounds: Any) -> msgspec.Meta:
-    """Return the annotation of a key: its description, and bounds as in msgspec (ge, gt, le, lt, min_length, ...)."""
+    """Return the annotation of a key: its description, and msgspec's bounds (ge, le, ...)."""
     return msgspec.Meta(description=doc, **bounds)
 
 
@@ -108,7 +110,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> _S:
-    """Return the configuration; later files override earlier ones. Raise ConfigError with what is wrong and where."""
+    """Return the configuration; later files override earlier ones."""
     return load_with_origins(kind, files=files, environ=environ, flags=flags)[0]
 
 
@@ -119,7 +121,7 @@ def load_with_origins(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> tuple[_S, dict[str, str]]:
-    """Do the same as `load`, and return the origin of each key that was given ("file ...", "flag ...") by its path."""
+    """Return the configuration, and by its path the origin ("file ...") of each key that was given."""
     keys = {one.path: one for one in describe(kind)}
     given: dict[str, tuple[Any, str]] = {}
     for file in files:
@@ -152,7 +154,7 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_file(file: Path | str, where: str) -> bytes:
-    """Return the contents of a small file; raise ConfigError, whose text begins with `where`, if it cannot be read."""
+    """Return the contents of a small file. where: the beginning of the text of a ConfigError."""
     try:
         with Path(file).open("rb") as stream:
             contents = stream.read(FILE_BYTES_MAX + 1)
@@ -209,7 +211,7 @@ def _convert(one: ConfigKey, value: Any, origin: str, is_text: bool) -> Any:
 
 
 def _parse_text(one: ConfigKey, value: Any, origin: str) -> Any:
-    """Parse the text of a list or a map: JSON, or the short form a,b and name=value,name=value. Return any other value."""
+    """Parse the text of a list or a map: JSON, or a,b and name=value,name=value."""
     container = get_origin(one.bare)
     if container not in (list, tuple, dict) or not isinstance(value, str):
         return value

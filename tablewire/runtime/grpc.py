@@ -1,4 +1,4 @@
-"""gRPC as both services use it: limits and options, servers, channels, health and reflection. Any thread."""
+"""gRPC: limits and options, servers, channels, health and reflection. Any thread."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MIN_PING_INTERVAL_MS: Final = 1_000
 """A server closes the connection of a client that pings more often."""
 RECONNECT_MIN_MS: Final = 100
 RECONNECT_MAX_MS: Final = 1_000
-"""gRPC's backoff between two attempts to connect; short, so that a peer that is back is used at once."""
+"""The backoff between two attempts to connect; short, so that a peer that is back is used soon."""
 
 GrpcOptions: TypeAlias = list[tuple[str, int]]
 
 CredentialsProvider: TypeAlias = Callable[[], grpc.ChannelCredentials]
-"""Returns the current credentials: another object once they have changed (`tls.renewed_channel_credentials`)."""
+"""Returns the current credentials; they are another object once they have changed."""
 
 _SIZES: Final[GrpcOptions] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -47,10 +47,11 @@ def channel_options() -> GrpcOptions:
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
         ("grpc.min_reconnect_backoff_ms", RECONNECT_MAX_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
-        # Each channel has its own connection and backoff; otherwise a new process would inherit those of the previous one at
-        # its address.
+        # Each channel has its own connection and backoff; otherwise a new process would inherit
+        # those of the previous one at its address.
         ("grpc.use_local_subchannel_pool", 1),
-        # The protocol restates what was lost; a retry inside gRPC would be a second call at the same time.
+        # The protocol restates what was lost; a retry inside gRPC would be a second call at the
+        # same time.
         ("grpc.enable_retries", 0),
         # Peers are reached directly, whatever proxy the environment names.
         ("grpc.enable_http_proxy", 0),
@@ -70,7 +71,7 @@ def server_options() -> GrpcOptions:
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """Return a channel to host:port, in plain text without credentials. It connects at its first use."""
+    """Return a channel to host:port, which connects at its first use."""
     if credentials is None:
         return grpc.insecure_channel(address, options=channel_options())
     return grpc.secure_channel(address, credentials, options=channel_options())
@@ -86,7 +87,7 @@ class RenewedChannel:
         self.channel = open_channel(address, self._used)
 
     def renew(self) -> bool:
-        """Replace `channel` if there are new credentials; return whether it was. Call it after a call has failed."""
+        """After a failed call, replace `channel` if there are new credentials; return whether."""
         current = self._provide() if self._provide is not None else self._used
         if current is self._used:
             return False
@@ -114,7 +115,7 @@ def new_server(
 
 
 def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Bind host:port (port 0: a free one) and return the port. Raise OperatingError if it cannot be bound."""
+    """Bind host:port (0: a free port) and return the port. Raise OperatingError if that fails."""
     address = format_address(host, port)
     try:
         bound = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
@@ -126,7 +127,7 @@ def listen(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCr
 
 
 class ServerHealth(health.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 of a server as a whole ("") and of each of its services, always the same for all."""
+    """grpc.health.v1 of a server ("") and of each of its services, always the same for all."""
 
     def __init__(self, services: Sequence[str]) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class ServerHealth(health.HealthServicer):  # type: ignore[misc]
 
 
 def add_health_and_reflection(server: grpc.Server, services: Sequence[str]) -> ServerHealth:
-    """Add both to a server that has not started. services: their full names. It reports NOT_SERVING at first."""
+    """Add both to a server that has not started; it reports NOT_SERVING at first."""
     servicer = ServerHealth(services)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

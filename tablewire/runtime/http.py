@@ -1,7 +1,7 @@
-"""The HTTP port of a service: /metrics for Prometheus, /healthz (is the process healthy) and /readyz (does it accept work).
+"""The HTTP port of a service: /metrics, /healthz (is it healthy), /readyz (does it accept work).
 
-It is served by threads of its own, so that it answers while the rest of the process is busy. A check returns the reason why it
-fails, "" if it passes; it must not block.
+It is served by threads of its own, so that it answers while the rest of the process is busy. A
+check returns the reason why it fails, "" if it passes; it must not block.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def always_passes() -> str:
 
 
 class HttpServer:
-    """Binds the port in the constructor (OperatingError if it cannot; port 0: a free one), and serves after `start`."""
+    """Binds the port when it is made (0: a free one; OperatingError), and serves after `start`."""
 
     def __init__(
         self,

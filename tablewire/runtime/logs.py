@@ -1,8 +1,9 @@
-"""Logs: one event a line on stderr, as JSON or text. The main module of a service calls `configure` once.
+"""Logs: one event a line on stderr, as JSON or text. The main module calls `configure` once.
 
-The event is a snake_case word; everything else is a field, and the ids of the process are fields of every event. Passwords are
-removed from every field, exceptions included. Records of other libraries (logging, warnings) are written in the same form. A
-line that cannot be written is dropped: logging must never stop the service.
+The event is a snake_case word; everything else is a field, and the ids of the process are fields of
+every event. Passwords are removed from every field, exceptions included. Records of other libraries
+(logging, warnings) are written in the same form. A line that cannot be written is dropped: logging
+must never stop the service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Metrics of one process, with a registry of its own. Every family is called `tablewire_<service>_...`.
+"""Metrics of one process, with a registry of its own, called `tablewire_<service>_...`.
 
-A family has few labels with few values (changefeed, state, reason), never a table or a span. Any thread.
+A family has few labels with few values (changefeed, state, reason), never a table or a span. Any
+thread.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Metrics:
         return self._keep(Histogram(self._full(name), doc, labels, registry=self.registry, buckets=buckets))
 
     def forget(self, **labels: str) -> None:
-        """Remove the children that have all of these labels, for example `forget(changefeed="default/orders")`."""
+        """Remove the children with all of these labels, such as changefeed="default/orders"."""
         with self._lock:
             families = list(self._families)
         for family in families:

@@ -1,4 +1,4 @@
-"""Plug-ins: the factory that an installed distribution offers for the scheme of a source URI. Any thread.
+"""Plug-ins: the factory that an installed distribution offers for a scheme. Any thread.
 
 The installed distributions are read at each call, which takes a few milliseconds.
 """
@@ -18,7 +18,8 @@ SOURCES = "tablewire.sources"
 def find_factory(group: str, uri: str) -> Any:
     """Return the object of the entry point that is named after the scheme of `uri`.
 
-    Raise OperatingError if the URI has no scheme, if no distribution or more than one serves it, or if it cannot be imported.
+    Raise OperatingError if the URI has no scheme, if no distribution or more than one serves it, or
+    if it cannot be imported.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator or not scheme:

@@ -1,6 +1,7 @@
-"""A limit on the calls per second that a gRPC server accepts: one token bucket for all callers together.
+"""A limit on the calls per second of a gRPC server: one token bucket for all callers.
 
-A refused call costs the server almost nothing: it uses no worker thread and its request is not read. Any thread.
+A refused call costs the server almost nothing: it uses no worker thread and its request is not
+read. Any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import grpc
 
 
 class RateLimit(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls above the limit with RESOURCE_EXHAUSTED. per_s: on average; burst: at once, after a quiet period."""
+    """Refuses calls above the limit: `per_s` on average, `burst` at once after a quiet period."""
 
     def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._burst, self._clock = per_s, burst, clock

@@ -1,7 +1,7 @@
-"""Configuration sections that both services have: etcd, TLS, logs, and the addresses they listen on.
+"""Configuration sections that both services have: etcd, TLS, logs, and listening addresses.
 
-A server binds `host` and `port` (0: a free port); others connect to `advertise` where it differs (containers, several
-interfaces).
+A server binds `host` and `port` (0: a free port); others connect to `advertise` where it differs
+(containers, several interfaces).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MARGIN_MAX_S = 2.0
 
 
 def default_margin_s(ttl_s: float) -> float:
-    """Return how long before a lease can expire its holder stops: a fifth of the TTL, within bounds."""
+    """Return how long before its lease can expire a process stops: a fifth of the TTL, bounded."""
     return min(MARGIN_MAX_S, max(MARGIN_MIN_S, ttl_s * MARGIN_SHARE))
 
 

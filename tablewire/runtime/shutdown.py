@@ -1,4 +1,4 @@
-"""How a process ends: gracefully at the first signal, at once at the second, and at an unexpected exception in any thread."""
+"""How a process ends: gracefully at a signal, at once at a second one or a bug in any thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = structlog.get_logger("tablewire.shutdown")
 
 
 def run_thread(name: str, run: Callable[[], None]) -> threading.Thread:
-    """Start a daemon thread. An exception that leaves `run` is logged and ends the process with EXIT_BUG.
+    """Start a daemon thread. An exception in it is logged and ends the process with EXIT_BUG.
 
     Otherwise a service could look alive although one of its threads has ended.
     """
@@ -51,13 +51,14 @@ def end_process(code: int) -> None:
 class Shutdown:
     """An event that SIGTERM and SIGINT set, and that threads wait for.
 
-    A thread of its own ("signals") reads the signals from a pipe. So they work while the main thread is busy, and the event is
-    never set inside a signal handler that has interrupted a thread which holds the event's lock.
+    A thread of its own ("signals") reads the signals from a pipe. So they work while the main
+    thread is busy, and the event is never set inside a signal handler that has interrupted a thread
+    which holds the event's lock.
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        """What requested the shutdown first ("SIGTERM", or the text given to `request`); empty before."""
+        """What requested the shutdown ("SIGTERM", or the text given to `request`); empty before."""
         self._requested = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -73,7 +74,7 @@ class Shutdown:
         return self._requested.wait(timeout_s)
 
     def on_request(self, callback: Callable[[], None]) -> None:
-        """Call back once, on the requesting thread, or immediately if the request was already made. It must not block."""
+        """Call back once, on the requesting thread or, after a request, immediately."""
         with self._lock:
             if not self._requested.is_set():
                 self._callbacks.append(callback)

@@ -1,8 +1,9 @@
-"""TLS: credentials of gRPC servers and channels from the configured files, and which clients may call.
+"""TLS: credentials of servers and channels from the configured files, and which clients may call.
 
-Files are read and checked when a process starts: a certificate that does not match its key is one ConfigError that names both
-files, not a handshake that fails later. Replaced files need no restart: existing connections continue, and each new one, of a
-server or a client, uses what the files hold then.
+Files are read and checked when a process starts: a certificate that does not match its key is one
+ConfigError that names both files, not a handshake that fails later. Replaced files need no restart:
+existing connections continue, and each new one, of a server or a client, uses what the files hold
+then.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _log = structlog.get_logger("tablewire.tls")
 
 @dataclass(frozen=True, slots=True)
 class PemTexts:
-    """The contents of the files of a TlsSection, None where no file is named. root None: the system's certificates."""
+    """The contents of the files of a TlsSection. root: None for the system's certificates."""
 
     root: bytes | None
     key: bytes | None
@@ -33,10 +34,10 @@ class PemTexts:
 
 
 class PemFiles:
-    """The files of a TlsSection, read again at each use. Any thread. path: of the section, for error texts.
+    """The files of a TlsSection, read again at each use. Any thread. path: for error texts.
 
-    The constructor raises ConfigError if they are unusable. Later, for instance while they are being replaced one by one, the
-    last usable contents stay in use, and the log says why.
+    The constructor raises ConfigError if they are unusable. Later, for instance while they are
+    being replaced one by one, the last usable contents stay in use, and the log says why.
     """
 
     def __init__(self, section: TlsSection, path: str) -> None:
@@ -93,13 +94,13 @@ def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None
 
 
 def channel_credentials(section: PeerTlsSection | ClientTlsSection) -> grpc.ChannelCredentials | None:
-    """Return credentials that do not follow the files, for a short-lived process; None for plain text."""
+    """Return the current credentials, for a short-lived process; None for plain text."""
     provide = renewed_channel_credentials(section)
     return provide() if provide is not None else None
 
 
 def renewed_channel_credentials(section: PeerTlsSection | ClientTlsSection) -> Callable[[], grpc.ChannelCredentials] | None:
-    """Return a provider of credentials, to be called again when a connection has failed; None for plain text. Any thread.
+    """Return a provider of credentials, to be called after a failure; None for plain text.
 
     It returns the same object as long as the files are unchanged.
     """
@@ -120,7 +121,7 @@ def renewed_channel_credentials(section: PeerTlsSection | ClientTlsSection) -> C
 
 
 def interceptors(section: PeerTlsSection) -> tuple[grpc.ServerInterceptor, ...]:
-    """Return the interceptors of a server: the check of allowed_common_names, if any are configured."""
+    """Return the check of allowed_common_names for a server, if any are configured."""
     return (CommonNames(section.allowed_common_names),) if section.enabled and section.allowed_common_names else ()
 
 
@@ -133,7 +134,7 @@ def warn_of_roles(section: PeerTlsSection) -> None:
 
 
 class CommonNames(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Accepts only clients whose certificate has one of these common names; others get PERMISSION_DENIED with theirs."""
+    """Accepts only clients whose certificate has one of these common names."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self._allowed = frozenset(allowed)

@@ -1,4 +1,4 @@
-"""URIs of sources and sinks: `${VAR}` is expanded when they are used, and passwords are hidden wherever they are shown."""
+"""URIs of sources and sinks: `${VAR}` is expanded at their use, passwords are never shown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _UNENCODED = re.compile(
     r"(?!\d{1,5}(?:$|[\s\"'<>(),;/#]|\?[^@\s]*=))"  # a port
     r"(?P<password>[^\n@]{0,512}(?:@[^\s@]{0,512}(?=@)){0,9})@"
 )
-"""A password with characters that a URI cannot contain (a space, a quote, a question mark): it extends to the next '@'.
-The bounds keep the time linear for any text."""
+"""A password with characters that a URI cannot contain (a space, a quote, a question mark): it
+extends to the next '@'. The bounds keep the time linear for any text."""
 _SECRET_NAME = r"(?P<name>\b\w{0,64}?(?:password|passwd|secret|token)\w{0,64}[\"']?\s*[=:]\s*)"
 _SECRET_PARAMETER = re.compile(rf"(?<=[?&]){_SECRET_NAME}(?P<value>[^\s&]+)", re.IGNORECASE)
 _SECRET_FIELD = re.compile(
@@ -30,8 +30,9 @@ _AROUND = "\"'<>(),.;:"
 def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
     """Replace every `${VAR}` by the value of the variable; raise ConfigError if one is not set.
 
-    In the user part and the query of a URI the value is percent-encoded, so that any password works unchanged; elsewhere (the
-    whole URI, a host, a path) it is inserted literally. Values are not expanded again.
+    In the user part and the query of a URI the value is percent-encoded, so that any password works
+    unchanged; elsewhere (the whole URI, a host, a path) it is inserted literally. Values are not
+    expanded again.
     """
     authority = text.find("://")
     path = _first(text, "/", authority + 3)
@@ -49,7 +50,7 @@ def resolve_uri(text: str, environ: Mapping[str, str]) -> str:
 
 
 def redact_uri(text: str) -> str:
-    """Replace every password in the text, in URIs and in `password=…` fields. A password written as `${VAR}` is kept."""
+    """Replace every password in URIs and `password=…` fields, except one written as `${VAR}`."""
     if "://" in text:
         text = _UNENCODED.sub(_hide_unencoded, _AUTHORITY.sub(_hide_user, text))
     return _SECRET_FIELD.sub(_hide_field, _SECRET_PARAMETER.sub(_hide_field, text))
@@ -58,8 +59,8 @@ def redact_uri(text: str) -> str:
 def _hide_user(match: re.Match[str]) -> str:
     """Hide everything between the colon after the user and the last '@'.
 
-    A '/' or '@' in a password should be percent-encoded; if it is not, the text must not leak either. Therefore the last '@' of
-    all counts, even if that hides a host and a path.
+    A '/' or '@' in a password should be percent-encoded; if it is not, the text must not leak
+    either. Therefore the last '@' of all counts, even if that hides a host and a path.
     """
     scheme, rest = match.group("scheme"), match.group("rest")
     user, colon, tail = rest.partition(":")

@@ -1,4 +1,4 @@
-"""A test kit for schedulers, agents and executors: a network in one thread, a scripted executor, a sink that counts writers."""
+"""A test kit: a network in one thread, a scripted executor, and a sink that counts writers."""
 
 from tablewire.testing.fake_executor import FakeCall, FakeTableExecutor, UnfencedFakeTableExecutor
 from tablewire.testing.fake_sink import FakeSink

@@ -38,7 +38,7 @@ class FakeCall(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A span that the executor holds. is_starting: phase two was accepted and is not finished. polls: by step."""
+    """A span that is held. is_starting: phase two is not finished. polls: by step."""
 
     row: int
     is_starting: bool = False
@@ -87,10 +87,10 @@ class UnfencedFakeTableExecutor:
         self._stats: dict[Span, Stats] = {}
         self._last_lookup: tuple[Sequence[Span], npt.NDArray[np.intp], int] | None = None
 
-    # The script ----------------------------------------------------------------------------------------------------
+    # -- the script
 
     def advance(self, ts: Ts, span: Span | None = None) -> None:
-        """Receive everything up to `ts`, for all spans or this one; those that replicate also write it, up to the barrier."""
+        """Receive everything up to `ts`; spans that replicate also write it, up to the barrier."""
         rows = np.flatnonzero(self._state) if span is None else np.array([self._held[span].row], np.intp)
         self._ts[rows, _RESOLVED] = np.maximum(self._ts[rows, _RESOLVED], np.uint64(ts))
         self._write(rows[self._state[rows] == _REPLICATING], np.uint64(ts))
@@ -106,7 +106,7 @@ class UnfencedFakeTableExecutor:
         self._raises.append((call, span, error or RuntimeError(f"scripted failure of {call}")))
 
     def hang(self, step: str, span: Span | None = None) -> None:
-        """Do not finish this step ("prepare", "write" or "stop") of the span, or of all spans, until `let_go`."""
+        """Do not finish this step ("prepare", "write", "stop") of one or all spans until `let_go`."""
         if step not in _STEPS:
             raise ValueError(f"a step is one of {', '.join(_STEPS)}, not {step!r}")
         self._hangs.add((span, step))
@@ -134,7 +134,7 @@ class UnfencedFakeTableExecutor:
         """Return the last epoch that was set, 0 if none was."""
         return self._held[span].epoch if span in self._held else 0
 
-    # TableExecutor -------------------------------------------------------------------------------------------------
+    # -- TableExecutor
 
     def add_table_span(self, span: Span, checkpoint: Checkpoint, is_prepare: bool) -> bool:
         self._called("add_table_span", span, is_prepare)
@@ -206,7 +206,7 @@ class UnfencedFakeTableExecutor:
         stats = self._stats.get(span) if collect_stat else None
         return TableStatus(span, self.state(span), Checkpoint(*self._ts[row].tolist()), stats)
 
-    # Optional methods ----------------------------------------------------------------------------------------------
+    # -- optional methods
 
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
         """Return the statuses of many spans. The call is not recorded in `calls`."""
@@ -227,7 +227,7 @@ class UnfencedFakeTableExecutor:
         for span in list(self._held):
             self._forget(span)
 
-    # Inside --------------------------------------------------------------------------------------------------------
+    # -- inside
 
     def _fence(self, _held: _Held) -> tuple[int, int] | None:
         return None
@@ -293,7 +293,7 @@ class UnfencedFakeTableExecutor:
         return _NO_ROW if held is None else held.row
 
     def _look_up(self, spans: Sequence[Span]) -> npt.NDArray[np.intp]:
-        """Return the rows of these spans; remember them for the same list, until a span is added or forgotten."""
+        """Return the rows of these spans; remember them for the same list while nothing changes."""
         if self._last_lookup is not None and self._last_lookup[0] is spans and self._last_lookup[2] == self._version:
             return self._last_lookup[1]
         rows = np.array([held.row if (held := self._held.get(span)) is not None else _NO_ROW for span in spans], np.intp)
@@ -333,13 +333,15 @@ class UnfencedFakeTableExecutor:
 class FakeTableExecutor(UnfencedFakeTableExecutor):
     """A TableExecutor that follows a script, with all optional methods.
 
-    With no arguments every step is finished within the call that requests it, and checkpoints move when `advance` is called.
+    With no arguments every step is finished within the call that requests it, and checkpoints move
+    when `advance` is called.
 
-    sink: shared by several executors; None for no sink. name: the writer's name at the sink. changefeed_epoch: the first half of
-    the fence. prepare_polls, write_polls, stop_polls: how many times `is_…_finished` returns False first. refusals: how many
-    times each add_table_span and remove_table_span returns False first. auto_advance: how far each request for the status moves a
-    replicating span.
-    It raises RuntimeError where a caller breaks the contract (a write of a span that is not prepared, a call after close).
+    sink: shared by several executors; None for no sink. name: the writer's name at the sink.
+    changefeed_epoch: the first half of the fence. prepare_polls, write_polls, stop_polls: how many
+    times `is_…_finished` returns False first. refusals: how many times each add_table_span and
+    remove_table_span returns False first. auto_advance: how far each request for the status moves a
+    replicating span. It raises RuntimeError where a caller breaks the contract (a write of a span
+    that is not prepared, a call after close).
     """
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:

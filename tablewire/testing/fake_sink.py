@@ -21,11 +21,12 @@ class _SinkRow:
 
 
 class FakeSink:
-    """A sink that several FakeTableExecutors share: it fences like a real one, stores positions, and counts writers.
+    """A sink for several FakeTableExecutors: it fences, stores positions, and counts writers.
 
-    A fenced writer takes over a span with (changefeed_epoch, assignment_epoch). A pair older than the stored one is refused; a
-    newer one excludes the previous writer. An unfenced writer is never refused. A writer whose next write would be accepted is
-    effective; two effective writers of a span are a violation.
+    A fenced writer takes over a span with (changefeed_epoch, assignment_epoch). A pair older than
+    the stored one is refused; a newer one excludes the previous writer. An unfenced writer is never
+    refused. A writer whose next write would be accepted is effective; two effective writers of a
+    span are a violation.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class FakeSink:
         return (0, 0) if row is None else row.fence
 
     def take_over(self, span: Span, writer: str, fence: tuple[int, int] | None, granted: Ts) -> Ts:
-        """Add a writer; return where it starts, max(granted, stored). Raise EpochRefusedError if its fence is too old."""
+        """Add a writer; return where it starts. Raise EpochRefusedError if its fence is too old."""
         row = self._rows.setdefault(span, _SinkRow())
         if fence is not None:
             if fence < row.fence:

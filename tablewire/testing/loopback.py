@@ -39,12 +39,12 @@ def _deliver(_sender: str, _receiver: str, _message: Message) -> Deliver:
 class LoopbackNetwork:
     """Connects a Scheduler and Agents. Not thread-safe.
 
-    A sent message is in the receiver's next `recv`; a message to an id without a transport is lost. Unless `codec` is False,
-    each message is encoded and decoded on the way.
+    A sent message is in the receiver's next `recv`; a message to an id without a transport is lost.
+    Unless `codec` is False, each message is encoded and decoded on the way.
     """
 
     hook: Callable[[str, str, Message], Deliver]
-    """(sender, receiver, message) -> its fate; called when a message is sent. By default everything is delivered."""
+    """(sender, receiver, message) -> its fate; called when a message is sent."""
 
     def __init__(self, seed: int = 0, *, codec: bool = True) -> None:
         self.hook = _deliver
@@ -54,14 +54,16 @@ class LoopbackNetwork:
         self._held: list[Message] = []
 
     def transport(self, node_id: str) -> Transport:
-        """Return the transport of a node. A second call for the same id is a restart: the inbox is new, and the previous
-        transport no longer receives anything."""
+        """Return the transport of a node. A second call for the same id is a restart.
+
+        The inbox is new, and the previous transport no longer receives anything.
+        """
         inbox: deque[Message] = deque(maxlen=MAX_INBOX_MESSAGES)
         self._inboxes[node_id] = inbox
         return _LoopbackTransport(self, node_id, inbox)
 
     def release(self) -> None:
-        """Deliver the held messages, in an order that the seed determines, without asking the hook again."""
+        """Deliver the held messages in an order that the seed determines, without the hook."""
         held, self._held = self._held, []
         self._random.shuffle(held)
         for message in held:

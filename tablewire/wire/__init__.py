@@ -1,1 +1,1 @@
-"""The wire format of messages. How does a message become bytes, and who understands which version?"""
+"""The wire format: how a message becomes bytes, and which versions two processes share."""

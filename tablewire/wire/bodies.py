@@ -1,7 +1,7 @@
 """The four bodies of an envelope as protobuf messages, and back. Used by codec.py.
 
-Error texts begin with the path of the field in v1/schedule.proto. A `_check_` function checks a value in both directions, after
-the lengths and types of its columns have been checked.
+Error texts begin with the path of the field in v1/schedule.proto. A `_check_` function checks a
+value in both directions, after the lengths and types of its columns have been checked.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_body(envelope: pb.Envelope, rows: Rows) -> MessageBody:
 
 
 def fits(value: int, bits: int, path: str) -> int:
-    """Return the value as an int; raise CodecError unless it is an unsigned integer of at most this many bits."""
+    """Return the value as an int; raise CodecError unless it is unsigned and has at most `bits`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -290,7 +290,7 @@ def _read_checkpoints(source: Any, path: str, rows: int) -> dict[str, Any]:
 
 
 def _write_rates(rates: F64, path: str, rows: int) -> bytes:
-    """Encode the rates. An invalid one (a plug-in's division by zero) becomes 0, so that it does not cost the report."""
+    """Encode rates; an invalid one (a plug-in's division by zero) becomes 0."""
     check_array(rates, path, np.float64, rows)
     return np.where(_is_rate(rates), rates, 0.0).astype(_RATE).tobytes()
 

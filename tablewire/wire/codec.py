@@ -1,11 +1,12 @@
 """Messages as bytes and back. Pure functions, for any thread.
 
-`encode_message` and `decode_message` convert one message, `BatchBuilder` and `decode_batch` all messages of one call of Exchange.
-Decoding is strict: whatever the bytes are, the result is a valid message or a CodecError that names the field. Encoding raises
-CodecError, before anything is sent, for values that break the contract of tablewire/model/messages.py (a bug of the caller).
+`encode_message` and `decode_message` convert one message, `BatchBuilder` and `decode_batch` all
+messages of one call of Exchange. Decoding is strict: whatever the bytes are, the result is a valid
+message or a CodecError that names the field. Encoding raises CodecError, before anything is sent,
+for values that break the contract of tablewire/model/messages.py (a bug of the caller).
 
-A decoder accepts several versions and an encoder writes a given one, while a Message is always as in tablewire/model/messages.py:
-differences between versions are translated here and nowhere else.
+A decoder accepts several versions and an encoder writes a given one, while a Message is always as
+in tablewire/model/messages.py: differences between versions are translated here and nowhere else.
 """
 
 from __future__ import annotations
@@ -123,10 +124,11 @@ class BatchBuilder:
         return len(self._parts) - 1
 
     def add(self, message: Message) -> bool:
-        """Add the message; return False if the batch is too full. Raise CodecError if it does not fit into any batch."""
+        """Add the message; return False if the batch is full. Raise CodecError if it fits into none."""
         _require_ends(message, self._sender, self._receiver, self._owner_revision)
         body = encode_message(message, self._version)
-        # The tag and length of field 6 of Batch: the parts can be joined without copying the message through protobuf again.
+        # The tag and length of field 6 of Batch: the parts can be joined without copying the
+        # message through protobuf again.
         head = b"\x32" + _varint(len(body))
         size, rows = len(head) + len(body), rows_of(message)
         if self._bytes + size > MAX_MESSAGE_BYTES:

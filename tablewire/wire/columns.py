@@ -1,7 +1,7 @@
-"""Columns of numbers as bytes, in the forms that `Column` in v1/schedule.proto explains. No Python code runs per element.
+"""Columns of numbers as bytes, in the forms that `Column` in v1/schedule.proto explains.
 
-Packing chooses the cheapest form: one constant; a base and narrow deltas (0 is kept apart); the same with outliers as exceptions.
-Unpacking checks every length and range.
+Packing chooses the cheapest form: one constant; a base and narrow deltas (0 is kept apart); the
+same with outliers as exceptions. Unpacking checks every length and range.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def pack(column: Any, values: npt.NDArray[Any], path: str, dtype: type[np.generic], rows: int) -> None:
-    """Fill a pb Column with `values`; raise CodecError unless they are `rows` elements of `dtype` (unsigned or int64)."""
+    """Fill a pb Column; raise CodecError unless `values` are `rows` elements of `dtype`."""
     check_array(values, path, dtype, rows)
     if rows and dtype is np.int64:
         _pack_u64(column, values.view(np.uint64) ^ _SIGN)
@@ -47,7 +47,7 @@ def check_array(values: npt.NDArray[Any], path: str, dtype: type[np.generic], ro
 
 
 def unpack(column: Any, path: str, dtype: type[_Scalar], rows: int) -> npt.NDArray[_Scalar]:
-    """Return the `rows` elements of a pb Column, read-only; raise CodecError if they are not valid elements of `dtype`."""
+    """Return the elements, read-only; raise CodecError unless they are `rows` valid ones of `dtype`."""
     if not rows and (column.base or column.width or column.deltas or column.positions or column.values):
         raise CodecError(f"{path}: a column of 0 elements holds data")
     values: npt.NDArray[Any] = _unpack_u64(column, path, rows) if rows else np.empty(0, np.uint64)
@@ -77,7 +77,8 @@ def _pack_u64(column: Any, values: U64) -> None:
     if lowest == highest:
         column.base = lowest
         return
-    # 0 wraps around to the maximum here: this is the lowest element except 0, minus one, so that its delta is 1.
+    # 0 wraps around to the maximum here: this is the lowest element except 0, minus one, so that
+    # its delta is 1.
     base = lowest - 1 if lowest else int((values - np.uint64(1)).min())
     width = _width(highest - base)
     if len(values) >= MIN_ROWS_TO_SEARCH:
@@ -104,10 +105,11 @@ def _width(largest_delta: int) -> int:
 
 
 def _cheapest(values: U64, lowest: int, highest: int, base: int, width: int) -> tuple[int, int, npt.NDArray[np.bool_] | None]:
-    """Return (width, base, mask of the exceptions or None) of the plain form, or of a cheaper narrower one.
+    """Return (width, base, exceptions) of the plain form, or of a cheaper narrower one.
 
-    A narrower form is anchored at the low or the high end. It has at least the exceptions of a wider one with the same anchor,
-    so the search ends at the first width whose exceptions alone cost more than the best form.
+    A narrower form is anchored at the low or the high end. It has at least the exceptions of a
+    wider one with the same anchor, so the search ends at the first width whose exceptions alone
+    cost more than the best form.
     """
     best_cost = len(values) * width
     best: tuple[int, int, npt.NDArray[np.bool_] | None] = (width, base, None)
@@ -137,7 +139,8 @@ def _anchored(
     if width == 0:
         return (lowest, values != np.uint64(lowest)), (highest, values != np.uint64(highest))
     reach = (1 << (8 * width)) - 1
-    # The width is narrower than the plain form's: reach < highest - base, so neither sum nor difference overflows.
+    # The width is narrower than the plain form's: reach < highest - base, so neither sum nor
+    # difference overflows.
     low = values > np.uint64(base + reach)
     high = values <= np.uint64(highest - reach)
     if lowest == 0:

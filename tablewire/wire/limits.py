@@ -1,4 +1,4 @@
-"""Limits of the wire. What exceeds one is refused with a CodecError before memory is allocated for it."""
+"""Limits of the wire. What exceeds one is refused before memory is allocated for it."""
 
 from __future__ import annotations
 

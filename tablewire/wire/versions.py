@@ -27,7 +27,7 @@ class ProtocolVersions:
 
 
 SUPPORTED_VERSIONS = ProtocolVersions()
-"""The versions of this build. A release that changes the wire raises `highest` and keeps the previous version for one release."""
+"""The versions of this build. A release that changes the wire keeps the previous version too."""
 
 INCOMPATIBLE_LABEL = "incompatible"
-"""The label in listings of captures whose versions do not overlap with the owner's; its value is the reason."""
+"""The label of captures without a version in common with the owner; its value is the reason."""

@@ -35,6 +35,8 @@ from tablewire.runtime.uris import redact_uri
 from tablewire.source import Source, SplitSource, StartedSource
 
 PREVIOUS_WAIT_S = 1.0
+POLLS_PER_QUIET_CHECK = 5
+"""While the source stands still at the checkpoint, its slot is looked at in every fifth poll only."""
 
 _log = structlog.get_logger("owner.worker")
 
@@ -109,6 +111,8 @@ class ChangefeedWorker:
         self._previous = previous
         self._stop = threading.Event()
         self._backoff = Backoff(config.retry_min_ms / 1000, config.retry_max_ms / 1000)
+        self._polled: tuple[Ts, Ts] | None = None  # source_ts and checkpoint_ts of the last poll
+        self._quiet_polls = 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -164,6 +168,7 @@ class ChangefeedWorker:
     def _serve(self) -> None:
         """Return when the worker was stopped or its duty is done; raise what the source raises."""
         source = self._new_source(self.info)
+        self._polled = None
         try:
             if self.duty is Duty.DROP:
                 source.drop()
@@ -198,10 +203,13 @@ class ChangefeedWorker:
 
     def _poll(self, source: Source) -> None:
         # Before the listing: if there is no table in it, the source is replicated up to here.
-        source_ts = source.current_ts()
+        source_ts, checkpoint_ts = source.current_ts(), self.stored_checkpoint_ts
         if self.duty is Duty.RUN:
             self._list_tables(source, source_ts)
-            checkpoint_ts = self.stored_checkpoint_ts
+            is_quiet = (source_ts, checkpoint_ts) == self._polled and source_ts <= checkpoint_ts
+            self._polled, self._quiet_polls = (source_ts, checkpoint_ts), self._quiet_polls + 1 if is_quiet else 0
+            if self._quiet_polls % POLLS_PER_QUIET_CHECK:
+                return
             if checkpoint_ts:
                 source.advance(checkpoint_ts)
         self._publish(source_ts=source_ts, retained_bytes=source.retained_bytes(), error="")

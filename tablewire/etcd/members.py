@@ -72,6 +72,10 @@ class Member:
         if self._retired is not None:
             self._retired.close()
 
+    def keep_alive(self, request: Any, timeout_s: float, metadata: Metadata) -> Any:
+        """Renew a lease once. A member without a quorum refuses at once, so that the next one is tried in time."""
+        return self._keep_alive(request, timeout_s, (REQUIRE_LEADER, *metadata))
+
     def _open(self) -> None:
         if self._pem is None:
             self.channel = grpc.insecure_channel(self.endpoint, options=CHANNEL_OPTIONS)
@@ -80,6 +84,12 @@ class Member:
             self.channel = grpc.secure_channel(self.endpoint, credentials, options=CHANNEL_OPTIONS)
         self.kv = rpc.KVStub(self.channel)
         self.lease = rpc.LeaseStub(self.channel)
+        # A stream of one message for etcd, and a unary call here, which needs no thread.
+        self._keep_alive = self.channel.unary_unary(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
+        )
         self.watch = rpc.WatchStub(self.channel)
         self.auth = rpc.AuthStub(self.channel)
 

@@ -14,18 +14,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import etcd3.etcdrpc as rpc
 
 from tablewire.errors import EtcdError
-from tablewire.etcd.login import Login, Metadata, etcd_login
-from tablewire.etcd.members import REQUIRE_LEADER, Member, Members
+from tablewire.etcd.login import Login, etcd_login
+from tablewire.etcd.members import Members
 from tablewire.etcd.values import (
     Compare,
-    EtcdUnavailableError,
     KeyValue,
     LeaseLostError,
     Put,
@@ -39,7 +36,7 @@ from tablewire.etcd.values import (
     revision_if_applied,
     to_bytes,
 )
-from tablewire.etcd.watch import OnChange, PrefixWatch, WatchThread, read_prefix
+from tablewire.etcd.watch import PROGRESS_INTERVAL_S, OnChange, PrefixWatch, WatchThread, read_prefix
 from tablewire.runtime.sections import ClientTlsSection, EtcdSection
 from tablewire.runtime.tls import PemFiles, PemTexts
 
@@ -159,9 +156,7 @@ class EtcdSession:
         """
         request, most_s = rpc.LeaseKeepAliveRequest(ID=lease_id), self.members.request_timeout_s
         timeout_s = most_s if timeout_s is None else min(timeout_s, most_s)
-        response, _ = self.members.call("keep a lease alive", lambda member: partial(_keep_alive, member), request, 1, timeout_s)
-        if response is None:
-            raise EtcdUnavailableError("etcd: keep a lease alive: the member closed the stream without an answer")
+        response, _ = self.members.call("keep a lease alive", lambda member: member.keep_alive, request, 1, timeout_s)
         if response.TTL <= 0:
             raise LeaseLostError(f"etcd lease {lease_id:016x} has expired or was revoked")
         return int(response.TTL)
@@ -176,15 +171,27 @@ class EtcdSession:
 
     # -- watches
 
-    def watch_prefix(self, prefix: str, on_change: OnChange | None = None, *, name: str = "watch") -> PrefixWatch:
-        """Return a watch of all keys below the prefix; see `PrefixWatch`."""
-        return self.watch_prefixes({prefix: on_change}, name=name)[0]
+    def watch_prefix(
+        self,
+        prefix: str,
+        on_change: OnChange | None = None,
+        *,
+        name: str = "watch",
+        progress_interval_s: float = PROGRESS_INTERVAL_S,
+    ) -> PrefixWatch:
+        """Return a watch of all keys below the prefix; see `PrefixWatch` and `watch_prefixes`."""
+        return self.watch_prefixes({prefix: on_change}, name=name, progress_interval_s=progress_interval_s)[0]
 
-    def watch_prefixes(self, prefixes: Mapping[str, OnChange | None], *, name: str) -> list[PrefixWatch]:
-        """Return watches that share one stream and one thread, in the order of the prefixes."""
+    def watch_prefixes(
+        self, prefixes: Mapping[str, OnChange | None], *, name: str, progress_interval_s: float = PROGRESS_INTERVAL_S
+    ) -> list[PrefixWatch]:
+        """Return watches that share one stream and one thread, in the order of the prefixes.
+
+        progress_interval_s: how often etcd is asked for a sign of life. Without one for three intervals the stream is replaced.
+        """
         with self._lock:
             self.members.require_open()
-            thread = WatchThread(self.members, prefixes, name)
+            thread = WatchThread(self.members, prefixes, name, progress_interval_s)
             self._watches.add(thread)
         return thread.watches
 
@@ -195,12 +202,3 @@ class EtcdSession:
             threads = list(self._watches)
         for thread in threads:
             thread.close()
-
-
-def _keep_alive(member: Member, request: Any, timeout_s: float, metadata: Metadata) -> Any:
-    """Return the first response of the stream, None if there is none."""
-    call = member.lease.LeaseKeepAlive(iter((request,)), timeout_s, (REQUIRE_LEADER, *metadata))
-    try:
-        return next(call, None)
-    finally:
-        call.cancel()

@@ -11,7 +11,7 @@ closed:
 
 A stream that no longer delivers anything, although its connection is open, ends in three ways: etcd
 ends it when the member loses its quorum (REQUIRE_LEADER); the watch ends it when progress requests
-were unanswered for STALL_TIMEOUT_S (a frozen process, a cut link); `close` cancels it. A stream
+stay unanswered (a frozen process, a cut link); `close` cancels it. A stream
 resumes after the revision of a change, never after that of a progress response: etcd 3.5.0 to 3.5.7
 may send one before the changes that precede it.
 """
@@ -43,7 +43,8 @@ from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.shutdown import run_thread
 
 PROGRESS_INTERVAL_S = 1.0
-STALL_TIMEOUT_S = 3.0
+STALLED_INTERVALS = 3
+"""A stream that has delivered nothing for this many progress intervals is replaced."""
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
@@ -88,8 +89,8 @@ class PrefixWatch:
         return self._watch_thread.error
 
     def silence_s(self) -> float:
-        """Return the seconds since etcd last responded: at most about PROGRESS_INTERVAL_S while the
-        watch works."""
+        """Return the seconds since etcd last responded: at most about the progress
+        interval while the watch works."""
         return self._watch_thread.silence_s()
 
     def wait_until(self, condition: Callable[[PrefixState], bool], timeout_s: float) -> PrefixState:
@@ -128,11 +129,14 @@ class WatchThread:
     """The thread and the stream of one or more watches. Several on one stream cost little more than
     one."""
 
-    def __init__(self, members: Members, prefixes: Mapping[str, OnChange | None], name: str) -> None:
+    def __init__(self, members: Members, prefixes: Mapping[str, OnChange | None], name: str, progress_interval_s: float) -> None:
+        """progress_interval_s: how often etcd is asked for a sign of life; a stream without three
+        of them is replaced."""
         self.watches = [PrefixWatch(self, prefix, on_change) for prefix, on_change in prefixes.items()]
         self.error = ""
         self._members = members
         self._name = ", ".join(prefixes)
+        self._progress_interval_s = progress_interval_s
         self._closed = threading.Event()
         self._call: Any = None
         self._heard_at = time.monotonic()
@@ -240,9 +244,9 @@ class WatchThread:
                 key=to_bytes(watch.prefix), range_end=prefix_end(watch.prefix), start_revision=watch.resume_after.revision + 1
             )
             yield rpc.WatchRequest(create_request=create)
-        while not ended.wait(PROGRESS_INTERVAL_S):
+        while not ended.wait(self._progress_interval_s):
             call = self._call
-            if call is not None and self.silence_s() > STALL_TIMEOUT_S:
+            if call is not None and self.silence_s() > STALLED_INTERVALS * self._progress_interval_s:
                 call.cancel()
                 return
             yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())

@@ -11,7 +11,6 @@ from deploy.local.etcd import EtcdServer
 from deploy.local.process import wait_until
 from deploy.local.proxy import TcpProxy
 from tablewire.errors import EtcdError
-from tablewire.etcd import watch as etcd_watch
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import PrefixState, Put
 from tablewire.etcd.watch import PrefixWatch
@@ -122,13 +121,9 @@ def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, p
     expect(watch, {"a": b"4", "c": b"3"})
 
 
-def test_a_silent_connection_is_given_up(
-    session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_connection_is_given_up(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
     """A stream that is open but silent is detected, and the watch continues with a new connection."""
-    monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.1)
-    monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 0.5)
-    watch = watcher.watch_prefix(f"{etcd_prefix}/")
+    watch = watcher.watch_prefix(f"{etcd_prefix}/", progress_interval_s=0.15)
     watch.wait_loaded(TIMEOUT_S)
     proxy.stall()
     wait_until("the silence was noticed", lambda: bool(watch.error), TIMEOUT_S)
@@ -138,11 +133,9 @@ def test_a_silent_connection_is_given_up(
     wait_until("etcd is heard again", lambda: watch.silence_s() < 0.5 and not watch.error, TIMEOUT_S)
 
 
-def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str) -> None:
     """A prefix without changes is not mistaken for a dead connection: etcd answers the progress requests."""
-    monkeypatch.setattr(etcd_watch, "PROGRESS_INTERVAL_S", 0.05)
-    monkeypatch.setattr(etcd_watch, "STALL_TIMEOUT_S", 1.0)
-    watch = session.watch_prefix(f"{etcd_prefix}/")
+    watch = session.watch_prefix(f"{etcd_prefix}/", progress_interval_s=0.3)
     watch.wait_loaded(TIMEOUT_S)
     start = watch._watch_thread._heard_at
     wait_until("etcd was heard for two stall timeouts", lambda: watch._watch_thread._heard_at - start > 2.0, TIMEOUT_S)

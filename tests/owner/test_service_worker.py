@@ -167,6 +167,19 @@ def test_the_table_ids_stay_the_same_object_until_they_change(new_worker: NewWor
     _wait("the new table", lambda: worker.view.table_ids is not None and len(worker.view.table_ids) == 3)
 
 
+def test_a_quiet_source_is_listed_at_each_poll_and_its_slot_checked_rarely(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """New tables are noticed as before; the slot is advanced again as soon as the checkpoint moves."""
+    worker = new_worker(stored_checkpoint_ts=400)
+    _wait("it is polled", lambda: len(source.advanced) > 3)
+    worker.stored_checkpoint_ts = 500  # the position of the source
+    _wait("the slot follows", lambda: source.advanced[-1:] == [500])
+    advances, listings = len(source.advanced), source.calls.count("tables")
+    _wait("ten more polls", lambda: source.calls.count("tables") >= listings + 10)
+    assert len(source.advanced) - advances <= 3
+    worker.stored_checkpoint_ts = 501
+    _wait("the slot follows at once", lambda: source.advanced[-1:] == [501])
+
+
 def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:
     """The tables that were known stay known; the retry starts from where it started before."""
     worker = new_worker()

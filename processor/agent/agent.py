@@ -231,19 +231,13 @@ class Agent:
             max_rows=self.config.max_reports_per_message,
             max_bytes=self.config.max_report_bytes,
         )
-        messages = []
-        for chunk in chunks:
-            owner.sent += 1
-            messages.append(self._message(owner, self._body(chunk, is_heartbeat and not chunk.more)))
-        self.transport.send(messages)
+        self.transport.send([self._response(owner, chunk, is_heartbeat and not chunk.more) for chunk in chunks])
 
-    def _body(self, reports: SpanReports, is_heartbeat: bool) -> MessageBody:
-        if not is_heartbeat:
-            return DispatchTableResponse(reports)
-        held, checksum = self._table.held()
-        return HeartbeatResponse(self.liveness.state, self._driver.is_fenced, held, checksum, reports)
-
-    def _message(self, owner: _Owner, body: MessageBody) -> Message:
+    def _response(self, owner: _Owner, reports: SpanReports, is_heartbeat: bool) -> Message:
+        owner.sent += 1
+        body: MessageBody = DispatchTableResponse(reports)
+        if is_heartbeat:
+            body = HeartbeatResponse(self.liveness.state, self._driver.is_fenced, *self._table.held(), reports)
         return Message(
             sender=self.capture_id,
             receiver=owner.id,

@@ -4,17 +4,8 @@ A handler (gRPC's pool, threads "exchange") decodes and checks a batch, puts it 
 until the loop has answered it, at most `exchange_wait_ms`. Then it returns what is in the outbox. What the agents send later
 goes with the next answer.
 
-How the agents' loop (one thread) uses it:
-
-    server = ExchangeServer(capture_id, host, port); server.start()
-    while running:
-        server.wait(timeout_s)                 # an Exchange has come, or wake() was called (executors call it)
-        for pending in server.take():
-            ...                                # open and close agents by pending.batch.active
-            server.transports.deliver(pending.batch.messages)   # the agents' next recv returns them
-        ...                                    # tick the agents; they send into server.transports.open(changefeed, epoch)
-        ...                                    # pending.answer() for each Exchange that has nothing more to wait for
-    server.stop(grace_s)
+The agents' loop (one thread, `AgentHost.run`) waits, takes the Exchanges that have come, delivers their messages to the open
+`transports`, ticks the agents, and answers each Exchange that has nothing more to wait for.
 """
 
 from __future__ import annotations

@@ -247,14 +247,22 @@ class ProcessorService:
         """Serve under one capture id until asked to stop or its lease is lost; then end it."""
         capture.start()
         try:
-            registered = self._register(capture)
-        except OperatingError:
+            is_registered = self._registered = self._register(capture)
+            if is_registered:
+                self._serve(capture)
+        finally:
+            self._registered = False
             self._close(capture)
-            raise
-        if not registered:
-            self._close(capture)
+        if not is_registered:
             return
-        self._registered = True
+        if self._shutdown.requested:
+            _log.info("processor_left", capture=capture.id)
+        else:
+            self._lease_losses += 1
+            _log.warning("capture_ended", capture=capture.id, reason=capture.registration.lost_reason)
+
+    def _serve(self, capture: RegisteredCapture) -> None:
+        """Return when the lease is lost, or the tables have moved away after a request to stop."""
         _log.info(
             "processor_ready",
             capture=capture.id,
@@ -268,11 +276,6 @@ class ProcessorService:
                 break
         if self._shutdown.requested:
             self._leave(capture)
-            return
-        self._registered = False
-        self._lease_losses += 1
-        self._close(capture)
-        _log.warning("capture_ended", capture=capture.id, reason=capture.registration.lost_reason)
 
     def _update_health(self, capture: RegisteredCapture) -> None:
         capture.server.health.set_serving(not self.ready())
@@ -302,17 +305,14 @@ class ProcessorService:
     # Leaving ---------------------------------------------------------------------------------------------------------
 
     def _leave(self, capture: RegisteredCapture) -> None:
-        """Report stopping, wait until the tables have moved away, and go."""
+        """Report stopping, and wait until the tables have moved away."""
         capture.liveness.stop()
         self._update_health(capture)
         _log.info("stopping", capture=capture.id, spans=capture.host.held_spans(), reason=self._shutdown.reason)
-        reporter = run_thread("report stopping", lambda: self._report_stopping(capture))
+        run_thread("report stopping", lambda: self._report_stopping(capture))
         reason = self._wait_drained(capture)
         if reason:
             _log.warning("leaves_undrained", capture=capture.id, spans=capture.host.held_spans(), reason=reason)
-        self._close(capture)
-        reporter.join(POLL_S)
-        _log.info("processor_left", capture=capture.id)
 
     def _report_stopping(self, capture: RegisteredCapture) -> None:
         """Write to etcd that this capture is stopping, and retry until that succeeds or the lease is over."""

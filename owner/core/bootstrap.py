@@ -13,11 +13,13 @@ import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.inbox import HELD, rows_of_report
-from owner.core.replication import RowReports, advance_checkpoints, raise_progress
+from owner.core.replication import RowReports, advance_checkpoints, apply_reports, raise_progress
+from owner.core.roles import assign
 from owner.core.state import Core
 from owner.core.tables import ABSENT, NO_CAPTURE, NO_ROW, PREPARE, REPLICATING, TASK_ADD, TASK_MOVE, Rows
+from owner.core.transitions import Role
 from tablewire.model.spans import SpanBlock
-from tablewire.model.states import DispatchAction, TableState
+from tablewire.model.states import TableState
 
 PREPARING, PREPARED = TableState.PREPARING.code, TableState.PREPARED.code
 WRITES, STOPPING, STOPPED = TableState.REPLICATING.code, TableState.STOPPING.code, TableState.STOPPED.code
@@ -44,14 +46,16 @@ def try_finish_bootstrap(core: Core) -> bool:
 
 
 def _rebuild(core: Core) -> None:
-    """Assign roles: the writer with the newest permission becomes Primary, the first prepared
-    capture Secondary."""
+    """Assign roles. The rules for an Undetermined capture make the writer with the newest
+    permission the Primary; the first prepared capture becomes the Secondary."""
     tables = core.tables
     captures = sorted((core.captures[index] for index in core.bootstrap.reports), key=lambda capture: capture.id)
     reports = [(capture, _by_row(core, capture)) for capture in captures if capture.alive]
     for capture, report in reports:
         capture.acked = capture.received
-        _assign_primaries(core, capture, report.take(report.states == WRITES))
+        writes = report.take(report.states == WRITES)
+        tables.add_undetermined(writes.rows, capture.index, WRITES)
+        apply_reports(core.replication, capture.index, writes)
     for state in (PREPARED, PREPARING):
         for capture, report in reports:
             _assign_secondaries(core, capture, report.rows[report.states == state], state)
@@ -82,33 +86,10 @@ def _by_row(core: Core, capture: Capture) -> RowReports:
     return RowReports.of(report, rows).take(rows != NO_ROW)
 
 
-def _assign_primaries(core: Core, capture: Capture, writes: RowReports) -> None:
-    tables, rows, epochs = core.tables, writes.rows, writes.assignment_epochs
-    wins = (tables.primary[rows] == NO_CAPTURE) | (epochs > tables.assignment_epoch[rows])
-    for row in rows[wins & (tables.primary[rows] != NO_CAPTURE)].tolist():
-        former = int(tables.primary[row])
-        _stop_writer(core, row, former)
-        core.replication.two_writers.append((row, capture.index, former))
-    for row in rows[~wins].tolist():
-        _stop_writer(core, row, capture.index)
-        core.replication.two_writers.append((row, int(tables.primary[row]), capture.index))
-    winners = rows[wins]
-    tables.primary[winners] = capture.index
-    tables.primary_reported[winners] = WRITES
-    tables.assignment_epoch[winners] = epochs[wins]
-    advance_checkpoints(tables, writes)
-
-
-def _stop_writer(core: Core, row: int, capture: int) -> None:
-    core.tables.add_undetermined(row, capture, WRITES)
-    core.replication.outgoing.add(capture, np.array([row], np.int64), DispatchAction.REMOVE)
-
-
 def _assign_secondaries(core: Core, capture: Capture, rows: Rows, state: int) -> None:
     tables = core.tables
     assigned = rows[tables.secondary[rows] == NO_CAPTURE]
-    tables.secondary[assigned] = capture.index
-    tables.secondary_reported[assigned] = state
+    assign(tables, assigned, Role.SECONDARY, capture.index, state)
     tables.add_undetermined(rows[tables.secondary[rows] != capture.index], capture.index, state)
 
 

@@ -1,8 +1,8 @@
 """The captures of one term: their indexes in the columns, message numbers and states.
 
-An index is reused once its capture is gone and has no role any longer, so that 16-bit columns suffice.
-The message number n of a capture continues if it comes back under the same id, since its agent drops
-every n that is not larger than the last.
+An index is reused once its capture is gone and has no role any longer, so that 16-bit columns
+suffice. The message number n of a capture continues if it comes back under the same id, since its
+agent drops every n that is not larger than the last.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Captures:
         return (capture for _, capture in sorted(self._by_id.items()) if capture.alive)
 
     def update(self, alive: Mapping[CaptureID, CaptureInfo]) -> tuple[list[Capture], list[Capture]]:
-        """Take over the set of alive captures; return those that joined and those that are gone, by id."""
+        """Take over the set of alive captures; return those that joined and those that are gone, by
+        id."""
         joined, gone = [], []
         for capture_id in sorted(alive):
             capture = self._by_id.get(capture_id)

@@ -82,15 +82,3 @@ def _job_ids(tables: Tables, rows: Rows) -> U64:
             if origin is not None and origin.job is not None and tables.task[row] != TASK_ADD:
                 ids[position] = origin.job.id
     return ids if ids.any() else ids[:0]
-
-
-def note_number(tables: Tables, capture: int, numbers: np.ndarray, n: int) -> None:
-    """Record that message n to the capture dispatched these spans."""
-    rows = tables.rows_of_numbers(numbers)
-    primary, secondary = tables.primary[rows] == capture, tables.secondary[rows] == capture
-    tables.primary_dispatch[rows[primary]] = n
-    tables.secondary_dispatch[rows[secondary]] = n
-    for row in rows[~(primary | secondary)].tolist():
-        holder = tables.undetermined.get(row, {}).get(capture)
-        if holder is not None:
-            holder.dispatch = n

@@ -19,13 +19,11 @@ from owner.core.replication import (
     apply_steady_reports,
     counted,
     note_reports,
-    note_states,
-    roles_of,
 )
+from owner.core.roles import get_field, roles_of, set_field
 from owner.core.state import Core
-from owner.core.tables import NO_ROW, REMOVING, Rows, Tables
+from owner.core.tables import NO_ROW, REMOVING, Rows
 from owner.core.transitions import Role
-from tablewire.model.columns import U8
 from tablewire.model.messages import (
     PROTOCOL_VERSION,
     DispatchTableResponse,
@@ -112,7 +110,8 @@ def _audit(core: Core, capture: Capture, response: HeartbeatResponse, base: int)
     capture.audited_ms = core.now_ms
     tables = core.tables
     rows = tables.rows_with_role(capture.index)
-    states = _last_reported(tables, rows, roles_of(tables, rows, capture.index), capture.index)
+    roles = roles_of(tables, rows, capture.index)
+    states = get_field(tables, "reported", rows, roles, capture.index).astype(np.uint8)
     held = HELD[states]
     count, checksum = int(np.count_nonzero(held)), span_checksum(tables.number[rows[held]], states[held])
     if count == response.held and (checksum == response.checksum or capture.unnumbered):
@@ -156,7 +155,9 @@ def apply_span_reports(core: Core, capture: Capture, report: SpanReports, echo: 
     if is_complete:
         _restate(core, capture, tables.rows_with_role(capture.index), reports, echo, absent=True)
     elif restate:
-        _restate(core, capture, unsteady_rows_of(tables, capture.index), reports, echo, absent=False)
+        others = tables.unsteady_rows()
+        others = others[roles_of(tables, others, capture.index) != Role.NONE]
+        _restate(core, capture, others, reports, echo, absent=False)
 
 
 def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: RowReports, rows: Rows, echo: int) -> None:
@@ -164,22 +165,18 @@ def _apply_counted(core: Core, capture: Capture, report: SpanReports, reports: R
     tables = core.tables
     roles = roles_of(tables, reports.rows, capture.index)
     mask = counted(tables, reports.rows, roles, capture.index, echo)
-    failed = _failed(report, rows, reports.rows[mask & (roles != Role.NONE)]) if report.errors else {}
+    counting = set(reports.rows[mask & (roles != Role.NONE)].tolist()) if report.errors else ()
     if mask.all():
         apply_reports(core.replication, capture.index, reports)
     else:
         note_reports(tables, capture.index, reports.take(~mask), roles[~mask])
         apply_reports(core.replication, capture.index, reports.take(mask))
-    for row, text in failed.items():
-        if tables.state[row] != REMOVING:
+    for position, text in report.errors:
+        # The error is reported with Stopping and with Stopped, until that is acknowledged: it is
+        # one failure, and counts once.
+        row = int(rows[position])
+        if report.states[position] == STOPPED and row in counting and tables.state[row] != REMOVING:
             note_failure(core, row, capture.index, text)
-
-
-def unsteady_rows_of(tables: Tables, capture: int) -> Rows:
-    """Return the rows that are not steady and in which the capture has a role, sorted."""
-    rows = tables.unsteady_rows()
-    found: Rows = rows[roles_of(tables, rows, capture) != Role.NONE]
-    return found
 
 
 def _restate(core: Core, capture: Capture, rows: Rows, reports: RowReports, echo: int, absent: bool) -> None:
@@ -193,19 +190,10 @@ def _restate(core: Core, capture: Capture, rows: Rows, reports: RowReports, echo
     mask = counted(tables, rows, roles, capture.index, echo)
     if absent:
         # These are too old to count, but the capture will not report them again.
-        note_states(tables, capture.index, RowReports.without_progress(rows[~mask], ABSENT), roles[~mask])
+        set_field(tables, "reported", rows[~mask], roles[~mask], capture.index, ABSENT)
     rows, roles = rows[mask], roles[mask]
-    states: U8 | int = ABSENT if absent else _last_reported(tables, rows, roles, capture.index)
+    states = ABSENT if absent else get_field(tables, "reported", rows, roles, capture.index)
     apply_reports(core.replication, capture.index, RowReports.without_progress(rows, states))
-
-
-def _last_reported(tables: Tables, rows: Rows, roles: U8, capture: int) -> U8:
-    states: U8 = tables.secondary_reported[rows].astype(np.uint8)
-    primary = roles == Role.PRIMARY
-    states[primary] = tables.primary_reported[rows[primary]]
-    for position in np.flatnonzero(roles == Role.UNDETERMINED).tolist():
-        states[position] = tables.undetermined[int(rows[position])][capture].reported
-    return states
 
 
 def _resolve_unheard_capture(core: Core, capture: Capture, reports: RowReports) -> None:
@@ -231,35 +219,14 @@ def rows_of_report(core: Core, capture: Capture, report: SpanReports) -> Rows:
         by_name = tables.rows_of_spans(report.spans)
         unknown = (by_name == NO_ROW) & HELD[report.states[named]]
         if unknown.any():
-            by_name[unknown] = insert_unknown_spans(core, report.spans, np.flatnonzero(unknown))
+            spans = SpanBlock.of([report.spans[at] for at in np.flatnonzero(unknown).tolist()])
+            by_name[unknown] = tables.add(spans, core.now_ms)
+            tables.set_state(by_name[unknown], REMOVING, core.now_ms)  # so that the holder is not forgotten
         rows[named] = by_name
         capture.unnumbered.append(by_name[by_name != NO_ROW])
     if ((rows == NO_ROW) & (numbers != 0) & HELD[report.states]).any():
         capture.must_report_names, capture.acked = True, 0
     return rows
-
-
-def insert_unknown_spans(core: Core, spans: SpanBlock, positions: Rows) -> Rows:
-    """Add rows in Removing for spans that a capture holds although no table has them, so that the
-    holder is not forgotten."""
-    rows = core.tables.add(SpanBlock.of([spans[int(position)] for position in positions]), core.now_ms)
-    core.tables.set_state(rows, REMOVING, core.now_ms)
-    return rows
-
-
-def _failed(report: SpanReports, rows: Rows, counting: Rows) -> dict[int, str]:
-    """Return the error text by row, for spans that have Stopped, where the reporter had a role and
-    the report counts.
-
-    An agent sends the text with Stopping already, and again until Stopped is acknowledged: it is
-    one failure, and counts once.
-    """
-    known = set(counting.tolist())
-    return {
-        int(rows[position]): text
-        for position, text in report.errors
-        if report.states[position] == STOPPED and int(rows[position]) in known
-    }
 
 
 def apply_stats(core: Core, capture: Capture, stats: SpanStats, rows: Rows) -> None:

@@ -1,8 +1,8 @@
 """The mass-failure guard.
 
 When many captures disappear at once, they are rarely all dead, and moving all spans to the few that
-are left would overload them. While the guard is active, spans that run continue, and spans that lost
-their capture wait with the stall reason `brake`.
+are left would overload them. While the guard is active, spans that run continue, and spans that
+lost their capture wait with the stall reason `brake`.
 
 It becomes active when more than brake_percent of the captures are lost within brake_window_ms. It
 ends when at most half of that share is missing (hysteresis), or after brake_hold_ms.
@@ -25,8 +25,8 @@ class MassFailureGuard:
     losses: list[tuple[int, int]] = field(default_factory=list)  # (at_ms, count) within the window
 
     def tick(self, now_ms: int, alive: int, gone: int, config: SchedulerConfig) -> None:
-        """Update the guard. alive: the number of captures. gone: the number that disappeared since the
-        last tick without a drain."""
+        """Update the guard. alive: the number of captures. gone: the number that disappeared since
+        the last tick without a drain."""
         self.losses = [(at, lost) for at, lost in self.losses if now_ms - at <= config.brake_window_ms]
         if gone:
             self.losses.append((now_ms, gone))

@@ -11,7 +11,8 @@ import numpy as np
 
 from owner.core.events import SpanFailed
 from owner.core.jobs import Job, JobReason, Reason
-from owner.core.replication import clear_secondary, raise_progress
+from owner.core.replication import raise_progress
+from owner.core.roles import assign, clear
 from owner.core.state import Core
 from owner.core.tables import (
     ABSENT,
@@ -28,6 +29,7 @@ from owner.core.tables import (
     Rows,
     SpanFailure,
 )
+from owner.core.transitions import Role
 from tablewire.model.states import CaptureState, DispatchAction, TableState
 
 PREPARED = TableState.PREPARED.code
@@ -92,9 +94,7 @@ def prepare(
     raise_progress(tables, rows, core.checkpoint_ts)
     for row in rows[tables.primary[rows] != NO_CAPTURE].tolist():
         tables.origin[row] = MoveOrigin(core.captures[int(tables.primary[row])].id, job)
-    tables.secondary[rows] = targets
-    tables.secondary_reported[rows] = 0
-    tables.secondary_dispatch[rows] = 0
+    assign(tables, rows, Role.SECONDARY, targets)
     tables.set_state(rows, PREPARE, core.now_ms)
     tables.task[rows] = task
     tables.mark_unsteady(rows)
@@ -108,8 +108,8 @@ def undo_prepare(core: Core, rows: Rows) -> None:
         return
     tables = core.tables
     holders, reported, dispatches = tables.secondary[rows], tables.secondary_reported[rows], tables.secondary_dispatch[rows]
-    clear_secondary(tables, rows)
-    tables.add_undetermined(rows, holders, reported, dispatches)
+    clear(tables, rows, Role.SECONDARY)
+    assign(tables, rows, Role.UNDETERMINED, holders, reported, dispatches)
     core.replication.outgoing.add_by_capture(holders, rows, DispatchAction.REMOVE)
     writes = tables.primary[rows] != NO_CAPTURE
     tables.set_state(rows[writes], REPLICATING, core.now_ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from owner.core.captures import Capture
-from owner.core.dispatch import note_number
+from owner.core.roles import roles_of, set_field
 from owner.core.state import Core
 from tablewire.model.messages import Heartbeat, Message, MessageBody
 from tablewire.model.progress import BarrierWithMinTs
@@ -22,7 +22,9 @@ def write_messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
         if capture.processor_epoch:
             for request in requests:
                 messages.append(_envelope(core, capture, request))
-                note_number(core.tables, capture.index, request.numbers, capture.sent)
+                rows = core.tables.rows_of_numbers(request.numbers)
+                roles = roles_of(core.tables, rows, capture.index)
+                set_field(core.tables, "dispatch", rows, roles, capture.index, capture.sent)
         heartbeat = _heartbeat(core, capture, barrier, bool(requests))
         if heartbeat is not None:
             messages.append(_envelope(core, capture, heartbeat))

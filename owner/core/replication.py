@@ -11,8 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from owner.core.dispatch import OutgoingDispatches
+from owner.core.roles import assign, clear, get_field, roles_of, set_field
 from owner.core.tables import (
     COMMIT,
     NO_CAPTURE,
@@ -24,17 +26,21 @@ from owner.core.tables import (
     Rows,
     Tables,
 )
-from owner.core.transitions import COMPILED, Dispatch, Note, Outcome, Role, RoleChange, key_of
-from tablewire.model.columns import U8, U32, U64
+from owner.core.transitions import COMPILED, Dispatch, Note, Outcome, Role, RoleChange
+from tablewire.model.columns import U8, U64
 from tablewire.model.messages import SpanReports
 from tablewire.model.states import DispatchAction, ReplicationState, TableState
 
 EPOCH_SHIFT = 20
 SLICED_ROWS_MIN = 64
 """Runs of fewer rows than this on average are gathered and scattered instead of sliced."""
-TABLE_ABSENT, TABLE_REPLICATING = TableState.ABSENT.code, TableState.REPLICATING.code
-STOPPED = TableState.STOPPED.code
+TABLE_REPLICATING, STOPPED = TableState.REPLICATING.code, TableState.STOPPED.code
 WRITING = np.array([TABLE_REPLICATING, TableState.STOPPING.code, STOPPED], np.uint8)
+_TO_REPORTER = {
+    Dispatch.PREPARE_REPORTER: DispatchAction.ADD_PREPARE,
+    Dispatch.WRITE_REPORTER: DispatchAction.ADD_WRITE,
+    Dispatch.REMOVE_REPORTER: DispatchAction.REMOVE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class RowReports:
         return cls(rows, report.states, *progress, report.assignment_epochs)
 
     @classmethod
-    def without_progress(cls, rows: Rows, states: U8 | int) -> RowReports:
+    def without_progress(cls, rows: Rows, states: npt.ArrayLike) -> RowReports:
         zeros = np.zeros(len(rows), np.uint64)
         return cls(rows, np.full(len(rows), states, np.uint8), zeros, zeros, zeros, zeros)
 
@@ -85,32 +91,10 @@ class Replication:
         self.two_writers.clear()
 
 
-def roles_of(tables: Tables, rows: Rows, capture: int) -> U8:
-    """Return the Role of the capture in each row; shape (len(rows),)."""
-    roles = np.zeros(len(rows), np.uint8)
-    roles[tables.primary[rows] == capture] = Role.PRIMARY
-    roles[tables.secondary[rows] == capture] = Role.SECONDARY
-    for position in np.flatnonzero(tables.undetermined_count[rows]).tolist():
-        if capture in tables.undetermined[int(rows[position])]:
-            roles[position] = Role.UNDETERMINED
-    return roles
-
-
-def last_dispatches(tables: Tables, rows: Rows, roles: U8, capture: int) -> U32:
-    """Return the number of the last dispatch of each span to the capture, 0 = none; shape
-    (len(rows),)."""
-    dispatches = np.zeros(len(rows), np.uint32)
-    for role, column in ((Role.PRIMARY, tables.primary_dispatch), (Role.SECONDARY, tables.secondary_dispatch)):
-        dispatches[roles == role] = column[rows[roles == role]]
-    for position in np.flatnonzero(roles == Role.UNDETERMINED).tolist():
-        dispatches[position] = tables.undetermined[int(rows[position])][capture].dispatch
-    return dispatches
-
-
 def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> Mask:
     """Return which reports are newer than the last dispatch of their span to this capture; shape
     (len(rows),)."""
-    mask: Mask = last_dispatches(tables, rows, roles, capture) <= echo
+    mask: Mask = get_field(tables, "dispatch", rows, roles, capture) <= echo
     return mask
 
 
@@ -129,15 +113,8 @@ def apply_reports(replication: Replication, capture: int, reports: RowReports) -
     others = tables.undetermined_count[rows] - (roles == Role.UNDETERMINED) > 0
     if replication.may_hold_any_span - {capture}:
         others[:] = True
-    keys = key_of(
-        tables.state[rows],
-        roles,
-        reports.states,
-        tables.primary[rows] != NO_CAPTURE,
-        tables.secondary[rows] != NO_CAPTURE,
-        others,
-    )
-    codes = COMPILED.code[keys]
+    primary, secondary = tables.primary[rows] != NO_CAPTURE, tables.secondary[rows] != NO_CAPTURE
+    codes = COMPILED.codes(tables.state[rows], roles, reports.states, primary, secondary, others)
     for code in np.unique(codes).tolist():
         mask = codes == code
         _perform(replication, capture, COMPILED.outcomes[code], reports.take(mask), roles[mask])
@@ -239,27 +216,20 @@ def _perform(replication: Replication, capture: int, outcome: Outcome, reports: 
 
 
 def _change_role(tables: Tables, capture: int, change: RoleChange, reports: RowReports, roles: U8) -> None:
+    rows = reports.rows
     if change is RoleChange.KEEP:
-        note_states(tables, capture, reports, roles)
+        set_field(tables, "reported", rows, roles, capture, reports.states)
         return
-    rows, dispatches = reports.rows, last_dispatches(tables, reports.rows, roles, capture)
-    primary, secondary, undetermined = (roles == role for role in (Role.PRIMARY, Role.SECONDARY, Role.UNDETERMINED))
-    clear_primary(tables, rows[primary])
-    clear_secondary(tables, rows[secondary])
-    tables.clear_undetermined(rows[undetermined].tolist(), capture)
-    if change in (RoleChange.TO_PRIMARY, RoleChange.TO_SECONDARY):
+    dispatches = get_field(tables, "dispatch", rows, roles, capture)
+    clear(tables, rows, roles, capture)
+    if change is RoleChange.CLEAR:
+        return
+    role = Role[change.name.removeprefix("TO_")]
+    assign(tables, rows, role, capture, reports.states, dispatches)
+    if role is not Role.UNDETERMINED:
         tables.scheduled[rows] = True  # a capture has it, although not by an Add of this term
-    if change is RoleChange.TO_PRIMARY:
-        tables.primary[rows] = capture
-        tables.primary_reported[rows] = reports.states
-        tables.primary_dispatch[rows] = dispatches
+    if role is Role.PRIMARY:
         tables.assignment_epoch[rows] = reports.assignment_epochs
-    elif change is RoleChange.TO_SECONDARY:
-        tables.secondary[rows] = capture
-        tables.secondary_reported[rows] = reports.states
-        tables.secondary_dispatch[rows] = dispatches
-    elif change is RoleChange.TO_UNDETERMINED:
-        tables.add_undetermined(rows, capture, reports.states, dispatches)
 
 
 def note_reports(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
@@ -269,44 +239,18 @@ def note_reports(tables: Tables, capture: int, reports: RowReports, roles: U8) -
     The progress of the Primary counts all the same: what is durable in the sink remains so,
     whatever is in flight to the capture.
     """
-    note_states(tables, capture, reports, roles)
+    set_field(tables, "reported", reports.rows, roles, capture, reports.states)
     progress = (roles == Role.PRIMARY) & np.isin(reports.states, WRITING)
     if progress.any():
         advance_checkpoints(tables, reports.take(progress))
 
 
-def note_states(tables: Tables, capture: int, reports: RowReports, roles: U8) -> None:
-    """Record the reported states at the role of the capture."""
-    primary, secondary = roles == Role.PRIMARY, roles == Role.SECONDARY
-    tables.primary_reported[reports.rows[primary]] = reports.states[primary]
-    tables.secondary_reported[reports.rows[secondary]] = reports.states[secondary]
-    for position in np.flatnonzero(roles == Role.UNDETERMINED).tolist():
-        tables.undetermined[int(reports.rows[position])][capture].reported = int(reports.states[position])
-
-
-def clear_primary(tables: Tables, rows: Rows) -> None:
-    tables.primary[rows] = NO_CAPTURE
-    tables.primary_reported[rows] = TABLE_ABSENT
-    tables.primary_dispatch[rows] = 0
-    tables.in_snapshot[rows] = False
-
-
-def clear_secondary(tables: Tables, rows: Rows) -> None:
-    tables.secondary[rows] = NO_CAPTURE
-    tables.secondary_reported[rows] = TABLE_ABSENT
-    tables.secondary_dispatch[rows] = 0
-
-
 def _dispatch(replication: Replication, capture: int, dispatch: Dispatch, rows: Rows) -> None:
-    tables, outgoing = replication.tables, replication.outgoing
-    if dispatch is Dispatch.PREPARE_REPORTER:
-        outgoing.add(capture, rows, DispatchAction.ADD_PREPARE)
-    elif dispatch is Dispatch.WRITE_REPORTER:
-        outgoing.add(capture, rows, DispatchAction.ADD_WRITE)
-    elif dispatch is Dispatch.REMOVE_REPORTER:
-        outgoing.add(capture, rows, DispatchAction.REMOVE)
+    outgoing = replication.outgoing
+    if dispatch in _TO_REPORTER:
+        outgoing.add(capture, rows, _TO_REPORTER[dispatch])
     elif dispatch is Dispatch.REMOVE_PRIMARY:
-        outgoing.add_by_capture(tables.primary[rows], rows, DispatchAction.REMOVE)
+        outgoing.add_by_capture(replication.tables.primary[rows], rows, DispatchAction.REMOVE)
     elif dispatch is Dispatch.GRANT:
         grant(replication, rows)
 
@@ -317,10 +261,9 @@ def grant(replication: Replication, rows: Rows) -> None:
     tables = replication.tables
     tables.grants[rows] = np.maximum(tables.grants[rows], replication.grants_floor) + 1
     tables.assignment_epoch[rows] = np.uint64(replication.owner_revision << EPOCH_SHIFT) + tables.grants[rows].astype(np.uint64)
-    tables.primary[rows] = tables.secondary[rows]
-    tables.primary_reported[rows] = tables.secondary_reported[rows]
-    tables.primary_dispatch[rows] = tables.secondary_dispatch[rows]
-    clear_secondary(tables, rows)
+    secondary = tables.secondary[rows], tables.secondary_reported[rows], tables.secondary_dispatch[rows]
+    assign(tables, rows, Role.PRIMARY, *secondary)
+    clear(tables, rows, Role.SECONDARY)
     replication.outgoing.add_by_capture(tables.primary[rows], rows, DispatchAction.ADD_WRITE)
 
 
@@ -328,21 +271,18 @@ def _two_writers(replication: Replication, capture: int, row: int, epoch: int) -
     """Keep the writer with the newest permission. The other one is sent a remove, and is
     Undetermined until it has stopped."""
     tables, rows = replication.tables, np.array([row], np.int64)
-    former = int(tables.primary[row])
+    former = tables.primary[rows], tables.primary_reported[rows], tables.primary_dispatch[rows]
     roles = roles_of(tables, rows, capture)
-    dispatch = int(last_dispatches(tables, rows, roles, capture)[0])
-    if roles[0] == Role.SECONDARY:
-        clear_secondary(tables, rows)
-    else:
-        tables.clear_undetermined((row,), capture)
+    newer = capture, TABLE_REPLICATING, get_field(tables, "dispatch", rows, roles, capture)
+    clear(tables, rows, roles, capture)
+    winner, loser = capture, int(former[0][0])
     if epoch > int(tables.assignment_epoch[row]):
-        tables.add_undetermined(row, former, int(tables.primary_reported[row]), int(tables.primary_dispatch[row]))
-        tables.primary[row], tables.assignment_epoch[row] = capture, epoch
-        tables.primary_reported[row], tables.primary_dispatch[row] = TABLE_REPLICATING, dispatch
-        loser, winner = former, capture
+        assign(tables, rows, Role.PRIMARY, *newer)
+        assign(tables, rows, Role.UNDETERMINED, *former)
+        tables.assignment_epoch[row] = epoch
     else:
-        tables.add_undetermined(row, capture, TABLE_REPLICATING, dispatch)
-        loser, winner = capture, former
+        winner, loser = loser, winner
+        assign(tables, rows, Role.UNDETERMINED, *newer)
     replication.outgoing.add(loser, rows, DispatchAction.REMOVE)
     replication.two_writers.append((row, winner, loser))
     if tables.secondary[row] == NO_CAPTURE and tables.state[row] in (PREPARE, COMMIT):

@@ -13,12 +13,14 @@ from tablewire.model.columns import F64, I64, U64
 
 F32 = npt.NDArray[np.float32]
 
+_EMPTY = {"puller_resolved_ts": 0, "rates": 0, "reported_weight": 1}
 WEIGHT_CLOSE = 0.01
 """A weight within this share of its target is set to the target."""
 
 
 class Statistics:
-    """Columns of `capacity` rows, None before they are needed. Only `Tables` and `inbox` write them."""
+    """Columns of `capacity` rows, None before they are needed. Only `Tables` and `inbox` write
+    them."""
 
     def __init__(self, capacity: int) -> None:
         self.puller_resolved_ts: U64 | None = None  # 0 = not reported
@@ -29,23 +31,20 @@ class Statistics:
         self._capacity = capacity
 
     def grow(self, capacity: int) -> None:
-        more = capacity - self._capacity
-        if self.puller_resolved_ts is not None:
-            self.puller_resolved_ts = np.concatenate([self.puller_resolved_ts, np.zeros(more, np.uint64)])
-        if self.rates is not None:
-            self.rates = np.concatenate([self.rates, np.zeros((2, more), np.float32)], axis=1)
-        if self.reported_weight is not None:
-            self.reported_weight = np.concatenate([self.reported_weight, np.ones(more, np.float32)])
+        for name, empty in _EMPTY.items():
+            column = getattr(self, name)
+            if column is not None:
+                wider = np.full((*column.shape[:-1], capacity), empty, column.dtype)
+                wider[..., : self._capacity] = column
+                setattr(self, name, wider)
         self._capacity = capacity
 
     def forget(self, rows: I64) -> None:
         """Reset rows that are dropped."""
-        if self.puller_resolved_ts is not None:
-            self.puller_resolved_ts[rows] = 0
-        if self.rates is not None:
-            self.rates[:, rows] = 0
-        if self.reported_weight is not None:
-            self.reported_weight[rows] = 1
+        for name, empty in _EMPTY.items():
+            column = getattr(self, name)
+            if column is not None:
+                column[..., rows] = empty
 
     def set_puller(self, rows: I64, resolved_ts: U64) -> None:
         """Set resolved_ts of the stage "puller"; 0 = not reported."""

@@ -25,8 +25,10 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from tablewire.model.columns import U8
 from tablewire.model.states import ReplicationState, TableState
 
+Mask = npt.NDArray[np.bool_]
 S = ReplicationState
 T = TableState
 
@@ -94,11 +96,6 @@ class Condition:
     secondary: bool | None = None
     undetermined: bool | None = None
 
-    def holds(self, primary: bool, secondary: bool, undetermined: bool) -> bool:
-        return (
-            self.primary in (None, primary) and self.secondary in (None, secondary) and self.undetermined in (None, undetermined)
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -110,6 +107,15 @@ class Rule:
     when: Condition
     then: Outcome
     why: str
+
+    def holds(self, cell: Cell) -> bool:
+        when = self.when
+        return (
+            (cell.state in self.states and cell.role is self.role and cell.reported in self.reports)
+            and when.primary in (None, cell.primary)
+            and when.secondary in (None, cell.secondary)
+            and when.undetermined in (None, cell.undetermined)
+        )
 
 
 Line = tuple[tuple[TableState, ...], Condition, Outcome, str]
@@ -318,43 +324,25 @@ def impossible(cell: Cell) -> str:
 
 def rule_for(cell: Cell) -> Rule | None:
     """Return the rule that decides a cell; None if there is none."""
-    for rule in RULES:
-        if (
-            cell.state in rule.states
-            and cell.role is rule.role
-            and cell.reported in rule.reports
-            and rule.when.holds(cell.primary, cell.secondary, cell.undetermined)
-        ):
-            return rule
-    return None
+    return next((rule for rule in RULES if rule.holds(cell)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """The table as arrays: `outcomes[code[key]]` is the outcome of a cell, with the key from
-    `key_of`."""
+    """The table as an array: the outcome of a cell is `outcomes[code]`."""
 
-    code: npt.NDArray[np.uint8]
+    code: U8  # shape (states, roles, reports, 2, 2, 2)
     outcomes: tuple[Outcome, ...]
 
-
-def key_of(
-    state: npt.NDArray[np.uint8],
-    role: npt.NDArray[np.uint8],
-    reported: npt.NDArray[np.uint8],
-    primary: npt.NDArray[np.bool_],
-    secondary: npt.NDArray[np.bool_],
-    undetermined: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.int64]:
-    """Return the position of each cell in `Compiled.code`; all arrays have shape (n,)."""
-    key = state.astype(np.int64)
-    for part, size in ((role, len(Role)), (reported, len(T)), (primary, 2), (secondary, 2), (undetermined, 2)):
-        key = key * size + part
-    return key
+    def codes(self, state: U8, role: U8, reported: U8, *has_pxu: Mask) -> U8:
+        """Return the code of each cell. has_pxu: whether there is a P, an X, a U; all of shape
+        (n,)."""
+        codes: U8 = self.code[(state, role, reported, *(has.astype(np.uint8) for has in has_pxu))]
+        return codes
 
 
 def compile_rules() -> Compiled:
-    outcomes: list[Outcome] = [WAIT]
+    outcomes = [WAIT]
     codes = []
     for cell in cells():
         rule = rule_for(cell)
@@ -362,7 +350,8 @@ def compile_rules() -> Compiled:
         if outcome not in outcomes:
             outcomes.append(outcome)
         codes.append(outcomes.index(outcome))
-    return Compiled(np.array(codes, np.uint8), tuple(outcomes))
+    shape = len(S), len(Role), len(T), 2, 2, 2
+    return Compiled(np.array(codes, np.uint8).reshape(shape), tuple(outcomes))
 
 
 COMPILED = compile_rules()

@@ -1,8 +1,8 @@
 """The global watermark.
 
 Invariants: it is never above the checkpoint of a current span, never above the barrier, and never
-below the checkpoint that was passed in. It is 0 while placement is unknown, or while a current table
-has a part that no scheduled span covers.
+below the checkpoint that was passed in. It is 0 while placement is unknown, or while a current
+table has a part that no scheduled span covers.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from owner.core.transitions import (
     RoleChange,
     cells,
     impossible,
-    key_of,
     rule_for,
 )
 from tablewire.model.spans import SpanBlock
@@ -159,7 +158,7 @@ def test_impossible_cells_have_a_reason() -> None:
 def test_compiled_table_agrees_with_the_rules() -> None:
     """The arrays that the engine reads say what the literal table says, cell by cell."""
     for cell in cells():
-        key = key_of(
+        codes = COMPILED.codes(
             np.array([cell.state.code], np.uint8),
             np.array([cell.role], np.uint8),
             np.array([cell.reported.code], np.uint8),
@@ -168,7 +167,7 @@ def test_compiled_table_agrees_with_the_rules() -> None:
             np.array([cell.undetermined]),
         )
         rule = rule_for(cell)
-        assert COMPILED.outcomes[COMPILED.code[key[0]]] == (rule.then if rule else WAIT)
+        assert COMPILED.outcomes[codes[0]] == (rule.then if rule else WAIT)
 
 
 @pytest.mark.parametrize("role", [Role.SECONDARY, Role.UNDETERMINED])

@@ -1,4 +1,5 @@
-"""Move: bring tables and spans to the captures that operators named, in the order of their requests."""
+"""Move: bring tables and spans to the captures that operators named, in the order of their
+requests."""
 
 from __future__ import annotations
 

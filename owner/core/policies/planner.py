@@ -26,7 +26,7 @@ made for the result of a plan is empty.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -227,8 +227,7 @@ def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int) -> list[
     load = {capture: float(loads[capture]) for capture in inputs.captures}
     mean = sum(load.values()) / max(1, len(load))
     enough = mean * stop_percent / 100
-    location = inputs.location()
-    spans = {capture: _MovableSpans((location == capture) & movable, inputs.weight) for capture in load}
+    spans = _MovableSpans(inputs, movable)
     sources = list(load)
     moves: dict[int, Move] = {}
     while sources and len(moves) < PLANNED_MAX:
@@ -236,12 +235,12 @@ def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int) -> list[
         target = min(load, key=load.__getitem__)
         if load[source] <= mean or (load[source] - mean <= enough and mean - load[target] <= enough):
             break
-        taken = spans[source].take(load[source] - load[target])
-        if taken is None:
+        span = spans.take(source, load[source] - load[target])
+        if span is None:
             sources.remove(source)  # none of its moves would help, and the gap does not grow again
             continue
-        row, weight = taken
-        spans[target].add(row, weight)
+        weight, row = span
+        spans.add(target, span)
         load[source] -= weight
         load[target] += weight
         first = moves.pop(row, None)  # a span that is passed on moves once: from where it is to where it ends
@@ -251,47 +250,24 @@ def plan_rebalance(inputs: PlanInput, movable: Mask, stop_percent: int) -> list[
 
 
 class _MovableSpans:
-    """The movable spans of one capture by weight, sorted when they are first needed."""
+    """The movable spans of each capture by weight, sorted when the capture first gives one away."""
 
-    def __init__(self, mask: Mask, weight: F32) -> None:
-        self._columns = (mask, weight)
-        self._weights: list[float] | None = None  # distinct and sorted
-        self._rows: dict[float, list[int]] = {}  # by weight
-        self._added: list[tuple[int, float]] = []  # before they were sorted
+    def __init__(self, inputs: PlanInput, movable: Mask) -> None:
+        self._location, self._weight, self._movable = inputs.location(), inputs.weight, movable
+        self._sorted: dict[int, list[tuple[float, int]]] = {}
 
-    def add(self, row: int, weight: float) -> None:
-        if self._weights is None:
-            self._added.append((row, weight))
-            return
-        if weight not in self._rows:
-            self._weights.insert(bisect_left(self._weights, weight), weight)
-        self._rows.setdefault(weight, []).append(row)
-
-    def take(self, gap: float) -> tuple[int, float] | None:
-        """Remove and return the span, (row, weight), whose move over this gap of loads leaves the
+    def take(self, capture: int, gap: float) -> tuple[float, int] | None:
+        """Remove and return the span, (weight, row), whose move over this gap of loads leaves the
         smallest one; None if no move would help."""
-        weights = self._sorted()
-        half = bisect_left(weights, gap / 2)
-        useful = [weight for weight in weights[max(0, half - 1) : half + 1] if weight <= gap * MOVED_SHARE_MAX]
-        if not useful:
-            return None
-        weight = min(useful, key=lambda weight: abs(gap - 2 * weight))
-        rows = self._rows[weight]
-        row = rows.pop()
-        if not rows:
-            del self._rows[weight]
-            del weights[bisect_left(weights, weight)]
-        return row, weight
+        if capture not in self._sorted:
+            rows = np.flatnonzero((self._location == capture) & self._movable)
+            self._sorted[capture] = sorted(zip(self._weight[rows].tolist(), rows.tolist(), strict=True))
+        spans = self._sorted[capture]
+        half = bisect_left(spans, (gap / 2,))
+        useful = [at for at in (half - 1, half) if 0 <= at < len(spans) and spans[at][0] <= gap * MOVED_SHARE_MAX]
+        return spans.pop(min(useful, key=lambda at: abs(gap - 2 * spans[at][0]))) if useful else None
 
-    def _sorted(self) -> list[float]:
-        if self._weights is None:
-            mask, column = self._columns
-            rows = np.flatnonzero(mask)
-            rows = rows[np.argsort(column[rows], kind="stable")]
-            distinct, starts, counts = np.unique(column[rows], return_index=True, return_counts=True)
-            self._weights = distinct.astype(np.float64).tolist()
-            for weight, start, end in zip(self._weights, starts, starts + counts, strict=True):
-                self._rows[weight] = rows[start:end].tolist()
-            for row, weight in self._added:
-                self.add(row, weight)
-        return self._weights
+    def add(self, capture: int, span: tuple[float, int]) -> None:
+        self._location[span[1]] = capture
+        if capture in self._sorted:
+            insort(self._sorted[capture], span)

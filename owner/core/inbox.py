@@ -224,7 +224,8 @@ def rows_of_report(core: Core, capture: Capture, report: SpanReports) -> Rows:
             tables.set_state(by_name[unknown], REMOVING, core.now_ms)  # so that the holder is not forgotten
         rows[named] = by_name
         capture.unnumbered.append(by_name[by_name != NO_ROW])
-    if ((rows == NO_ROW) & (numbers != 0) & HELD[report.states]).any():
+    missing = rows == NO_ROW
+    if missing.any() and (missing & (numbers != 0) & HELD[report.states]).any():
         capture.must_report_names, capture.acked = True, 0
     return rows
 

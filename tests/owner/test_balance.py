@@ -1,4 +1,5 @@
-"""Rebalance and balance: fewest moves, by weight, over all changefeeds, without oscillation, and nothing left armed."""
+"""Rebalance and balance: the fewest moves, by weight, over all changefeeds, without oscillation,
+and without effects on later joins."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ def spread(world: World) -> Counter[str]:
 
 
 def uneven(tables: int = 9) -> World:
-    """Everything on a and b, then c joins."""
+    """Return a world with all tables on a and b, after c has joined."""
     world = World(captures=["a", "b"], tables=range(1, tables + 1))
     world.settle()
     world.join("c")
@@ -25,7 +26,7 @@ def uneven(tables: int = 9) -> World:
 
 
 def test_rebalance_moves_the_fewest_spans() -> None:
-    """5 + 4 + 0 becomes 3 + 3 + 3 by three moves, all to the newcomer."""
+    """5 + 4 + 0 becomes 3 + 3 + 3 by three moves, all to the new capture."""
     world = uneven()
     before = {view.span: view.primary for view in world.snapshot.spans}
     plan = world.scheduler.plan_rebalance()
@@ -40,7 +41,8 @@ def test_rebalance_moves_the_fewest_spans() -> None:
 
 
 def test_scenario_25_rebalance_with_nothing_to_move_ends_at_once() -> None:
-    """It is DONE in the next tick and leaves nothing armed: a node that joins days later gets no burst."""
+    """It is DONE in the next tick and has no later effect: a node that joins days later is not
+    filled by it."""
     world = World(tables=range(1, 10))
     world.config = SchedulerConfig(balance_interval_ms=0)
     world.elect()
@@ -55,7 +57,7 @@ def test_scenario_25_rebalance_with_nothing_to_move_ends_at_once() -> None:
 
 
 def test_scenario_26_balance_leaves_a_manual_move_alone_and_does_not_oscillate() -> None:
-    """A moved table stays; the others are evened out once, and then nothing moves."""
+    """A moved table stays; the others are balanced once, and then nothing moves."""
     world = World(captures=["a", "b", "c"], tables=range(1, 13))
     world.config = SchedulerConfig(balance_interval_ms=2_000)
     world.elect()
@@ -75,7 +77,7 @@ def test_scenario_26_balance_leaves_a_manual_move_alone_and_does_not_oscillate()
 
 
 def test_scenario_26_a_hot_table_weighs_more() -> None:
-    """Three tables of which one is hot: it gets a capture for itself."""
+    """The capture of a table with a high rate gets no other table."""
     world = World(captures=["a", "b"], tables=[1, 2, 3, 4])
     world.config = SchedulerConfig(balance_interval_ms=0)
     world.elect()
@@ -94,7 +96,7 @@ def test_scenario_26_a_hot_table_weighs_more() -> None:
 
 
 def test_scenario_26_loads_of_other_changefeeds_count() -> None:
-    """What a capture carries for another changefeed is part of its load."""
+    """The load of a capture includes its spans of other changefeeds."""
     world = World(captures=["a", "b"], tables=[])
     scheduler = world.new_scheduler(cluster_load=lambda: {"a": 10.0})
     world.scheduler = scheduler
@@ -105,7 +107,7 @@ def test_scenario_26_loads_of_other_changefeeds_count() -> None:
 
 
 def test_balance_waits_for_a_quiet_time() -> None:
-    """Without being asked, loads are evened out only after balance_interval_ms without a disturbance."""
+    """Without a job, loads are balanced only after balance_interval_ms without a disturbance."""
     world = uneven()
     world.config = SchedulerConfig(balance_interval_ms=3_000)
     world.elect()
@@ -117,7 +119,7 @@ def test_balance_waits_for_a_quiet_time() -> None:
 
 
 def test_rebalance_can_be_cancelled() -> None:
-    """What is under way ends, the rest is not begun."""
+    """Moves in progress end, the others do not start."""
     world = uneven(tables=60)
     world.executors["c"].hang("prepare")
     query = world.scheduler.rebalance()
@@ -131,7 +133,7 @@ def test_rebalance_can_be_cancelled() -> None:
 
 
 def test_scenario_24_limits_hold_for_every_policy() -> None:
-    """However large the burst, no more moves are under way than the limits say, in all and for one capture."""
+    """There are never more moves in progress than the limits allow, in total and for each capture."""
     world = uneven(tables=100)
     world.config = SchedulerConfig(max_task_concurrency=7, max_task_concurrency_per_capture=5)
     world.join("d")
@@ -151,8 +153,8 @@ def test_scenario_24_limits_hold_for_every_policy() -> None:
         assert max(touched.values(), default=0) <= 5
 
 
-def test_rates_are_shown_as_they_were_told() -> None:
-    """The snapshot holds rows/s and bytes/s of each span once an executor gives them."""
+def test_rates_are_shown_as_reported() -> None:
+    """The snapshot holds rows/s and bytes/s of each span once an executor reports them."""
     world = World(tables=[1, 2])
     world.settle()
     assert world.snapshot.rates is None

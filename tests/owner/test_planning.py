@@ -1,4 +1,5 @@
-"""Dry runs: the moves, the loads before and after, and nothing changed. And drains, which say what is left and why."""
+"""Dry runs of the admin API: the moves, the loads before and after, and no effect. Also drains,
+which report the remaining tables and the reasons."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ OTHER = ChangefeedID("default", "other")
 
 
 class TwoFeeds(AdminView):
-    """A second changefeed beside the first, each with six tables, all on capture a; b has just joined."""
+    """Two changefeeds with six tables each, all on capture a, after b has joined."""
 
     def __init__(self) -> None:
         super().__init__(World(captures=("a",), tables=range(1, 7)))
@@ -42,7 +43,7 @@ class TwoFeeds(AdminView):
 
 @pytest.fixture
 def view() -> AdminView:
-    """Three tables on three captures, then d joins: nothing to even out yet."""
+    """Return three tables on three captures: there is nothing to balance."""
     view = AdminView()
     view.world.settle()
     return view
@@ -50,7 +51,7 @@ def view() -> AdminView:
 
 @pytest.fixture
 def uneven() -> AdminView:
-    """Nine tables on capture a, and b and c have none."""
+    """Return nine tables on capture a, while b and c have none."""
     view = AdminView(World(captures=("a",), tables=range(1, 10)))
     view.world.settle()
     view.world.join("b")
@@ -71,8 +72,9 @@ def places(view: AdminView) -> dict[int, str]:
 # Rebalance
 
 
-def test_a_plan_names_each_move_and_the_loads_and_changes_nothing(uneven: AdminView) -> None:
-    """By name, with source, target, weight and reason; a rebalance then does just that."""
+def test_a_plan_lists_moves_and_loads_and_changes_nothing(uneven: AdminView) -> None:
+    """Each has its name, source, target, weight and reason; a rebalance then makes exactly these
+    moves."""
     before = places(uneven)
     plan = planning.plan_rebalance(uneven, "")
     assert plan.changefeeds == [FEED]
@@ -91,8 +93,8 @@ def test_a_plan_names_each_move_and_the_loads_and_changes_nothing(uneven: AdminV
     assert Counter(places(uneven).values()) == {"a": 3, "b": 3, "c": 3}
 
 
-def test_a_plan_without_moves_says_why(view: AdminView) -> None:
-    """Near enough is good enough, and one capture alone has no other to share with."""
+def test_a_plan_without_moves_gives_the_reason(view: AdminView) -> None:
+    """A small difference is ignored, and a single capture has no other to share with."""
     plan = planning.plan_rebalance(view, "")
     assert not plan.moves
     assert "up to 5 % from the mean" in plan.note
@@ -101,8 +103,8 @@ def test_a_plan_without_moves_says_why(view: AdminView) -> None:
     assert "1 processor can take tables" in planning.plan_rebalance(alone, "").note
 
 
-def test_scenario_26_a_rebalance_is_about_all_changefeeds() -> None:
-    """The plan evens out the sum, and does not let each changefeed move half of the same difference."""
+def test_scenario_26_a_rebalance_covers_all_changefeeds() -> None:
+    """The plan balances the sum, so that changefeeds do not each move half of the same difference."""
     view = TwoFeeds()
     plan = planning.plan_rebalance(view, "")
     assert plan.changefeeds == [str(OTHER), FEED]
@@ -115,7 +117,7 @@ def test_scenario_26_a_rebalance_is_about_all_changefeeds() -> None:
 
 
 def test_several_jobs_are_followed_together() -> None:
-    """Until the last one has ended."""
+    """Following ends when the last job has ended."""
     view = TwoFeeds()
 
     def step() -> bool:
@@ -125,8 +127,8 @@ def test_several_jobs_are_followed_together() -> None:
     assert {row.changefeed: row.state for row in rows} == {FEED: "done", str(OTHER): "done"}
 
 
-def test_one_that_does_not_run_is_left_out_and_none_at_all_is_refused() -> None:
-    """What was asked for is what is listed."""
+def test_a_stopped_changefeed_is_skipped_or_refused() -> None:
+    """A changefeed that does not run is skipped, or refused if it was named."""
     view = TwoFeeds()
     view.store.pause(OTHER)
     assert planning.plan_rebalance(view, "").changefeeds == [FEED]
@@ -140,8 +142,8 @@ def test_one_that_does_not_run_is_left_out_and_none_at_all_is_refused() -> None:
         planning.plan_rebalance(view, "")
 
 
-def test_while_a_new_owner_listens_nothing_can_be_planned(view: AdminView) -> None:
-    """Rather than a plan from half of the truth."""
+def test_no_plan_during_bootstrap(view: AdminView) -> None:
+    """No plan is made from an incomplete view."""
     view.world.elect()
     with pytest.raises(RefusedError, match="default/test cannot be planned yet"):
         planning.plan_rebalance(view, "")
@@ -152,14 +154,14 @@ def test_while_a_new_owner_listens_nothing_can_be_planned(view: AdminView) -> No
 
 
 def test_a_drain_is_planned_over_all_changefeeds() -> None:
-    """Everything of the capture has a place to go, and it ends empty."""
+    """Every table of the capture gets a target, and the capture ends empty."""
     plan = planning.plan_drain(TwoFeeds(), "a")
     assert (plan.load_after, len(plan.moves), plan.note) == ({"a": 0, "b": 12}, 12, "")
     assert {move.source for move in plan.moves} == {"a"}
 
 
-def test_a_drain_that_could_not_move_anything_is_planned_as_such() -> None:
-    """It says what is missing."""
+def test_a_drain_without_a_target_has_an_empty_plan() -> None:
+    """The note says what is missing."""
     alone = AdminView(World(captures=("a",), tables=(1, 2)))
     alone.world.settle()
     plan = planning.plan_drain(alone, "a")
@@ -170,7 +172,7 @@ def test_a_drain_that_could_not_move_anything_is_planned_as_such() -> None:
 
 
 def test_a_move_is_planned_or_refused_as_the_scheduler_would(view: AdminView) -> None:
-    """The same reasons."""
+    """The reasons are the same."""
     source = view.world.primary(1)
     target, third = (capture for capture in "abc" if capture != source)
     plan = planning.plan_move(view, "", "public.t1", target)
@@ -191,8 +193,8 @@ def test_a_move_is_planned_or_refused_as_the_scheduler_would(view: AdminView) ->
         planning.plan_move(view, "", "1", target)
 
 
-def test_a_drain_with_nowhere_to_go_is_accepted_and_says_so() -> None:
-    """It remains, and continues by itself when a capture joins."""
+def test_a_drain_without_a_target_is_accepted() -> None:
+    """The drain remains in force, and continues when a capture joins."""
     view = AdminView(World(captures=("a",), tables=(1, 2)))
     view.world.settle()
     assert cluster_operations.drain(view, "a").draining
@@ -207,8 +209,8 @@ def test_a_drain_with_nowhere_to_go_is_accepted_and_says_so() -> None:
     assert cluster_operations.drain_progress(view, "a").note == ""
 
 
-def test_what_waits_for_the_limit_of_moves_is_told_apart(uneven: AdminView) -> None:
-    """From what is being prepared."""
+def test_a_drain_counts_preparing_and_waiting_tables(uneven: AdminView) -> None:
+    """Both are counted separately."""
     uneven.world.config = SchedulerConfig(max_task_concurrency=2)
     uneven.world.elect()
     uneven.world.settle()
@@ -220,8 +222,9 @@ def test_what_waits_for_the_limit_of_moves_is_told_apart(uneven: AdminView) -> N
     assert (progress.remaining, progress.reasons, progress.note) == (9, {"preparing": 2, "concurrency": 7}, "")
 
 
-def test_scenario_23_a_changefeed_that_is_not_scheduled_yet_keeps_a_drain_from_being_done(view: AdminView) -> None:
-    """Its tables run on the captures, while the new leader does not know them yet: safe to stop would be a lie."""
+def test_scenario_23_a_changefeed_without_a_schedule_blocks_the_end_of_a_drain(view: AdminView) -> None:
+    """Its tables run on the captures although the new leader does not know them yet, so the capture
+    is not safe to stop."""
     view.store.create(feed("other", start_ts=100))
     cluster_operations.drain(view, "a")
     view.world.until(lambda: view.world.scheduler.drain_capture("a") == 0, what="drained")
@@ -232,8 +235,8 @@ def test_scenario_23_a_changefeed_that_is_not_scheduled_yet_keeps_a_drain_from_b
     assert cluster_operations.drain_progress(view, "a").remaining == 0
 
 
-def test_status_names_changefeeds_under_the_brake() -> None:
-    """As long as it holds."""
+def test_status_lists_guarded_changefeeds() -> None:
+    """They are listed while the guard is active."""
     view = AdminView(World(captures="abcd", tables=range(1, 9)))
     view.world.settle()
     assert cluster_operations.cluster_status(view).braked == []

@@ -1,4 +1,5 @@
-"""What the simulation (or a reader) found in the core and the agents, each reduced to the few steps that show it."""
+"""Bugs that the simulation or a review found in the core and the agents, each reduced to a few
+steps."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.owner.world import World
 
 
 def audited() -> World:
-    """A world in which each answer of a capture is compared with what its owner knows."""
+    """Return a world in which every heartbeat response is audited."""
     world = World(captures=["a", "b"], tables=[1])
     world.config = SchedulerConfig(audit_interval_ms=1)
     world.elect()
@@ -20,8 +21,9 @@ def audited() -> World:
     return world
 
 
-def test_the_watermark_goes_on_when_a_silent_writer_speaks() -> None:
-    """A span whose writer was silent while a new owner started counts as scheduled once it has spoken."""
+def test_the_watermark_advances_when_a_silent_writer_reports() -> None:
+    """A span whose writer was silent while a new owner started counts as scheduled once the writer
+    reports."""
     world = World(captures=["a"], tables=[1])
     world.config = SchedulerConfig(bootstrap_timeout_ms=1_000)
     world.settle()
@@ -37,8 +39,9 @@ def test_the_watermark_goes_on_when_a_silent_writer_speaks() -> None:
     assert world.watermark.checkpoint_ts == 500
 
 
-def test_a_silent_prepared_one_is_granted_the_global_checkpoint() -> None:
-    """A span that is only prepared at a capture that was silent is written from the global checkpoint on, never from 0."""
+def test_a_silent_prepared_capture_starts_at_the_global_checkpoint() -> None:
+    """A span that is only prepared at a silent capture is written from the global checkpoint, never
+    from 0."""
     world = World(captures=["a"], tables=[1])
     world.config = SchedulerConfig(bootstrap_timeout_ms=1_000)
     world.executors["a"].hang("prepare")
@@ -56,8 +59,9 @@ def test_a_silent_prepared_one_is_granted_the_global_checkpoint() -> None:
     assert world.watermark.checkpoint_ts == 100
 
 
-def test_what_a_restarted_agent_leaves_out_is_known_though_too_old_to_count() -> None:
-    """The whole truth of a new agent whose echo is older than the last dispatch is noted: audits find nothing amiss."""
+def test_spans_that_a_restarted_agent_leaves_out_are_recorded() -> None:
+    """The complete report of a new agent whose echo is older than the last dispatch is recorded:
+    audits find no difference."""
     world = audited()
     source = world.primary(1)
     target = "b" if source == "a" else "a"
@@ -71,15 +75,15 @@ def test_what_a_restarted_agent_leaves_out_is_known_though_too_old_to_count() ->
     world.restart_agent(target)
     world.network.release()
     world.network.hook = lambda _sender, receiver, _message: Deliver.DROP if receiver == target else Deliver.DELIVER
-    world.step()  # the report has the permission sent again, behind the heartbeat that the new agent answers
+    world.step()  # the permission is sent again, after the heartbeat that the new agent answers
     world.network.hook = lambda *_: Deliver.DELIVER
     world.settle()
     assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]
 
 
-def test_a_number_that_was_lost_is_given_again() -> None:
-    """When the heartbeat that numbers a span is lost and the span stands still, the audit has it
-    numbered, and counts no failure."""
+def test_a_lost_number_is_sent_again() -> None:
+    """If the heartbeat that assigns a number to an unchanged span is lost, the audit has the number
+    sent again, and counts no failure."""
     world = audited()
     dropped: list[Message] = []
 
@@ -99,8 +103,9 @@ def test_a_number_that_was_lost_is_given_again() -> None:
     assert world.scheduler._core.audits_failed == 0  # type: ignore[attr-defined]
 
 
-def test_nobody_without_a_role_is_asked_to_write() -> None:
-    """Two reports of one capture come in one tick, Prepared and Stopped: the permission that the first asks for again is void."""
+def test_no_capture_without_a_role_is_sent_a_write() -> None:
+    """Two reports of one capture arrive in one tick, Prepared and Stopped: the permission that the
+    first leads to is void."""
     world = audited()
     target = "b" if world.primary(1) == "a" else "a"
     world.executors[target].hang("write")
@@ -126,8 +131,9 @@ def test_nobody_without_a_role_is_asked_to_write() -> None:
     world.settle()
 
 
-def test_a_table_that_came_back_is_moved_whole() -> None:
-    """A move that is asked for while a part of the table is still being removed from its former life waits, and takes all."""
+def test_a_table_that_was_added_again_is_moved_completely() -> None:
+    """A move that is requested while a part of the table is still being removed waits, and then
+    moves all parts."""
     world = World(captures=["a", "b"], tables=[1])
     world.splitter = HashRanges(2)
     world.elect()
@@ -149,9 +155,9 @@ def test_a_table_that_came_back_is_moved_whole() -> None:
     assert [view.primary for view in world.snapshot.spans] == ["a", "a"]
 
 
-def test_no_move_stops_a_writer_while_nobody_can_be_promoted() -> None:
-    """Beside a capture that never spoke a move waits with its reason, and one that was under way
-    stops no writer; then both end."""
+def test_no_move_stops_a_writer_while_no_capture_can_be_promoted() -> None:
+    """While a capture has not reported, a move waits with a reason, and one in progress stops no
+    writer; then both end."""
     world = World(captures=["a", "b", "mute"], tables=[1, 2, 3])
     world.config = SchedulerConfig(bootstrap_timeout_ms=500)
     world.settle()

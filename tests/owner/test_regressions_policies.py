@@ -1,4 +1,4 @@
-"""What a review found in the policies, each reduced to the few steps that show it."""
+"""Bugs that a review found in the policies, each reduced to a few steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def world_with(captures: list[str], tables: int, config: SchedulerConfig) -> Wor
 
 
 def prepares_of(world: World, target: str) -> list[int]:
-    """Counts, from now on, the spans that this capture is asked to prepare; one element each."""
+    """Return a list that gets one element for each span that this capture is sent a prepare for
+    from now on."""
     asked: list[int] = []
 
     def listen(_sender: str, receiver: str, message: Message) -> Deliver:
@@ -43,8 +44,9 @@ def break_prepares(world: World, capture: str) -> None:
         world.executors[capture].raise_at("add_table_span")
 
 
-def test_a_rebalance_ends_although_one_capture_gets_nothing_ready() -> None:
-    """It is refused with the name of the capture that failed again and again, instead of trying for ever."""
+def test_a_rebalance_ends_although_one_capture_prepares_nothing() -> None:
+    """It is refused with the name of the capture that failed repeatedly, instead of retrying
+    forever."""
     world = world_with(["a"], 8, SchedulerConfig())
     world.join("b")
     break_prepares(world, "b")
@@ -57,8 +59,8 @@ def test_a_rebalance_ends_although_one_capture_gets_nothing_ready() -> None:
     world.settle()
 
 
-def test_a_rebalance_goes_on_without_the_capture_that_fails() -> None:
-    """The others are evened out; the reason names the one that took nothing."""
+def test_a_rebalance_continues_without_the_failing_capture() -> None:
+    """The others are balanced; the reason names the capture that took nothing."""
     world = world_with(["a"], 12, SchedulerConfig())
     world.join("b")
     world.join("c")
@@ -70,8 +72,8 @@ def test_a_rebalance_goes_on_without_the_capture_that_fails() -> None:
     assert {view.id: view.spans for view in world.snapshot.captures} == {"a": 6, "b": 0, "c": 6}
 
 
-def test_a_planned_move_that_has_to_wait_keeps_no_other_back() -> None:
-    """The first of the moves of a rebalance is at a capture that has all the moves it may; those of other captures begin."""
+def test_a_planned_move_that_waits_delays_no_other() -> None:
+    """The first planned move needs a capture that is at its limit; moves of other captures start."""
     world = world_with(["a", "b"], 12, SchedulerConfig(max_task_concurrency_per_capture=1))
     world.join("c")
     world.join("d")
@@ -85,7 +87,7 @@ def test_a_planned_move_that_has_to_wait_keeps_no_other_back() -> None:
 
 
 def test_a_drain_waits_before_it_tries_again() -> None:
-    """While the only target fails, its backoff is kept."""
+    """If the only target fails, the backoff is respected."""
     world = world_with(["a", "b"], 8, SchedulerConfig(error_backoff_initial_ms=1_000, error_backoff_max_ms=4_000))
     left = sum(view.primary == "a" for view in world.snapshot.spans)
     break_prepares(world, "b")
@@ -97,16 +99,17 @@ def test_a_drain_waits_before_it_tries_again() -> None:
     world.until(lambda: world.scheduler.drain_capture("a") == 0, ticks=100)
 
 
-def test_a_drain_tries_elsewhere_at_once() -> None:
-    """One capture fails, another would do: nothing waits."""
+def test_a_drain_tries_another_capture_at_once() -> None:
+    """If one capture fails, another is tried without delay."""
     world = world_with(["a", "b", "c"], 6, SchedulerConfig(error_backoff_initial_ms=60_000))
     break_prepares(world, "b")
     world.scheduler.drain_capture("a")
     world.until(lambda: world.scheduler.drain_capture("a") == 0, ticks=20)
 
 
-def test_a_span_that_fits_nowhere_takes_no_place_of_those_that_do() -> None:
-    """The only capture may still hold a span without a writer; the next table is placed all the same, one span a tick."""
+def test_a_span_that_no_capture_can_take_delays_no_other() -> None:
+    """The only capture may still hold a span that has no writer; the next table is placed all the
+    same, with one span for each tick."""
     world = World(captures=["a"], tables=[1])
     world.config = SchedulerConfig(add_batch_spans=1)
     world.executors["a"].hang("prepare", Span(1))
@@ -122,8 +125,8 @@ def test_a_span_that_fits_nowhere_takes_no_place_of_those_that_do() -> None:
     world.settle()
 
 
-def test_moves_away_from_silent_captures_take_no_place_of_those_that_can_end() -> None:
-    """Two captures are silent and are drained: their spans stay, with the reason, and others are moved."""
+def test_moves_from_silent_captures_use_no_slots() -> None:
+    """Two silent captures are drained: their spans stay, with the reason, and others are moved."""
     world = world_with(["a", "b", "c", "d"], 100, SchedulerConfig())
     world.paused |= {"a", "b"}
     world.run(35)
@@ -141,8 +144,8 @@ def test_moves_away_from_silent_captures_take_no_place_of_those_that_can_end() -
     world.until(lambda: world.scheduler.drain_capture("a") + world.scheduler.drain_capture("b") == 0, ticks=100)
 
 
-def test_what_waits_for_a_capture_that_never_spoke_says_so() -> None:
-    """A drain, too, names the capture beside which nothing may be moved; a rebalance that finds nothing to move is done."""
+def test_a_drain_names_the_capture_that_has_not_reported() -> None:
+    """A drain names the capture that blocks moves; a rebalance that finds nothing to move is done."""
     world = world_with(["a", "b", "mute"], 3, SchedulerConfig(bootstrap_timeout_ms=500))
     world.paused.add("mute")
     world.elect("owner2")
@@ -158,8 +161,8 @@ def test_what_waits_for_a_capture_that_never_spoke_says_so() -> None:
     world.until(lambda: world.scheduler.drain_capture("a") == 0)
 
 
-def test_a_rebalance_that_is_barred_says_so() -> None:
-    """It waits with the name of the capture that never spoke, and continues when that one has answered."""
+def test_a_blocked_rebalance_gives_the_reason() -> None:
+    """It waits with the name of the capture that has not reported, and continues once it has."""
     world = world_with(["a"], 8, SchedulerConfig(bootstrap_timeout_ms=500))
     world.join("b")
     world.join("mute")
@@ -175,7 +178,7 @@ def test_a_rebalance_that_is_barred_says_so() -> None:
     assert query.reason == ""
 
 
-def test_a_move_that_is_cancelled_at_once_takes_nobodys_place() -> None:
+def test_a_move_that_is_cancelled_at_once_replaces_no_other() -> None:
     """The older move of the same table continues."""
     world = world_with(["a", "b", "c"], 1, SchedulerConfig())
     first, second = (capture for capture in ("a", "b", "c") if capture != world.primary(1))
@@ -190,8 +193,8 @@ def test_a_move_that_is_cancelled_at_once_takes_nobodys_place() -> None:
     world.until(lambda: older.state is QueryState.DONE)
 
 
-def test_a_cancelled_move_says_what_cannot_be_undone() -> None:
-    """Its Primary was asked to stop already: the span continues to the target, and the reason says so."""
+def test_a_cancelled_move_names_the_span_that_continues() -> None:
+    """Its Primary has been sent a remove: the span continues to the target, and the reason says so."""
     world = world_with(["a", "b"], 1, SchedulerConfig())
     source = world.primary(1)
     target = "b" if source == "a" else "a"
@@ -207,8 +210,9 @@ def test_a_cancelled_move_says_what_cannot_be_undone() -> None:
     assert world.primary(1) == target
 
 
-def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
-    """Amid a move a third one turns out to be the writer: nothing was sent to it yet, so the Secondary keeps preparing."""
+def test_a_newer_writer_in_commit_is_not_stopped() -> None:
+    """During a move a third capture turns out to be the writer: it was sent nothing yet, so the
+    Secondary continues to prepare."""
     tables = Tables()
     rows = tables.add(SpanBlock(np.array([1], np.int64)), 0)
     tables.state[rows], tables.primary[rows], tables.secondary[rows], tables.assignment_epoch[rows] = COMMIT, 0, 1, 5
@@ -224,8 +228,8 @@ def test_a_newer_writer_in_commit_is_not_stopped_beside_the_older_one() -> None:
     assert tables.check() == []
 
 
-def test_a_drain_that_is_asked_for_after_its_cancel_stands() -> None:
-    """The last word counts: drain, cancel and drain again, all before the next tick, leaves the capture drained."""
+def test_a_drain_that_is_requested_after_its_cancel_stays_in_force() -> None:
+    """Drain, cancel and drain again before the next tick leave the capture drained."""
     world = world_with(["a", "b"], 2, SchedulerConfig())
     world.scheduler.drain_capture("a")
     world.until(lambda: world.scheduler.drain_capture("a") == 0)
@@ -241,8 +245,9 @@ def test_a_drain_that_is_asked_for_after_its_cancel_stands() -> None:
     assert not any(view.draining for view in world.snapshot.captures)
 
 
-def test_open_jobs_are_listed_and_settled_however_many_there_are() -> None:
-    """What has not ended is listed, and ends with the scheduler; of what has ended only the last ones are kept."""
+def test_all_open_jobs_are_listed_and_ended() -> None:
+    """Jobs that have not ended are listed, and end with the scheduler; of the ended jobs only the
+    last ones are kept."""
     world = world_with(["a", "b", "mute"], 400, SchedulerConfig(bootstrap_timeout_ms=500))
     refused = [world.scheduler.move_table(table, "nobody") for table in range(1, 301)]
     world.paused.add("mute")
@@ -259,8 +264,8 @@ def test_open_jobs_are_listed_and_settled_however_many_there_are() -> None:
     assert {query.state for query in queries} == {QueryState.CANCELLED}
 
 
-def test_a_move_names_where_it_came_from_although_that_one_has_gone() -> None:
-    """Its small number belongs to another capture by the time the move ends."""
+def test_a_move_names_its_source_although_it_is_gone() -> None:
+    """The index of the source belongs to another capture by the time the move ends."""
     world = world_with(["a", "b"], 1, SchedulerConfig())
     source = world.primary(1)
     target = "b" if source == "a" else "a"
@@ -280,7 +285,8 @@ def test_a_move_names_where_it_came_from_although_that_one_has_gone() -> None:
 
 
 def test_a_prepare_that_was_ready_is_not_blamed() -> None:
-    """It outlived its deadline since a capture never spoke, and the error says that it was ready."""
+    """It missed its deadline because a capture had not reported, and the error says that it was
+    ready."""
     world = world_with(["a", "b", "mute"], 3, SchedulerConfig(bootstrap_timeout_ms=500, prepare_timeout_ms=1_500))
     table = next(table for table in world.tables if world.primary(table) != "mute")
     source = world.primary(table)
@@ -296,8 +302,9 @@ def test_a_prepare_that_was_ready_is_not_blamed() -> None:
     assert world.writers(table) == (source,)
 
 
-def test_spans_that_failed_together_do_not_come_back_together() -> None:
-    """Each waits another part of its backoff, half of it at least and all of it at the most; a replay waits the same."""
+def test_spans_that_failed_together_are_retried_apart() -> None:
+    """Each waits for another share of its backoff, between half and all of it; a replay waits the
+    same."""
 
     def retries() -> list[int]:
         world = world_with(["a", "b"], 40, SchedulerConfig(error_backoff_initial_ms=10_000, error_backoff_max_ms=10_000))

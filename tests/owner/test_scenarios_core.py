@@ -1,4 +1,4 @@
-"""What went wrong in schedulers like this one, in the core: each case has its number in its name."""
+"""Known failures of schedulers like this one, in the core: each case has its number in its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def other(world: World, *not_these: str) -> str:
 
 
 def test_scenario_01_primary_lost_the_table() -> None:
-    """The primary reports Absent while the owner believes Replicating: the span is scheduled again."""
+    """The Primary reports Absent while the owner assumes Replicating: the span is scheduled again."""
     world = World(tables=[1])
     world.settle()
     world.executors[world.primary(1)].lose(Span(1))
@@ -27,7 +27,7 @@ def test_scenario_01_primary_lost_the_table() -> None:
 
 
 def test_scenario_02_capture_dies_while_its_table_is_removed() -> None:
-    """The row goes with the capture and blocks no drain."""
+    """The row is deleted with the capture and does not block a drain."""
     world = World(tables=[1, 2])
     world.settle()
     holder = world.primary(1)
@@ -43,7 +43,7 @@ def test_scenario_02_capture_dies_while_its_table_is_removed() -> None:
 
 
 def test_scenario_03_table_dropped_while_preparing() -> None:
-    """The removal is accepted at once, and other policies go on."""
+    """The removal is accepted at once, and other policies continue."""
     world = World(tables=[1])
     for executor in world.executors.values():
         executor.hang("prepare", Span(1))
@@ -67,7 +67,7 @@ def test_scenario_04_two_captures_hold_a_table_prepared() -> None:
     world.run(5)
     first = world.view(1).primary
     assert first is not None
-    world.alive.discard(first)  # its lease key is out of sight for one owner, which prepares elsewhere
+    world.alive.discard(first)  # one owner does not see its lease key, and prepares at another capture
     world.run(4)
     world.alive.add(first)
     prepared = [capture for capture, executor in world.executors.items() if Span(1) in executor.spans()]
@@ -80,7 +80,8 @@ def test_scenario_04_two_captures_hold_a_table_prepared() -> None:
 
 
 def test_scenario_05_one_hung_process_keeps_its_lease() -> None:
-    """A silent capture stops no other: another's tables fail over, a new owner continues without it."""
+    """A silent capture blocks no other: the tables of another one fail over, and a new owner
+    continues without it."""
     world = World(tables=range(1, 10))
     world.settle()
     world.paused.add("a")
@@ -107,7 +108,7 @@ def test_scenario_05_one_hung_process_keeps_its_lease() -> None:
 
 
 def test_scenario_06_a_capture_joins_and_does_not_answer() -> None:
-    """All that runs continues, and moves between the others work."""
+    """Running spans continue, and moves between the other captures work."""
     world = World(tables=[1, 2, 3])
     world.settle()
     world.join("mute")
@@ -120,7 +121,7 @@ def test_scenario_06_a_capture_joins_and_does_not_answer() -> None:
 
 
 def test_scenario_07_agent_restarts_in_the_same_slot() -> None:
-    """A new processor_epoch under the same capture is learnt, and its spans are placed again."""
+    """A new processor_epoch of the same capture is accepted, and its spans are placed again."""
     world = World(tables=range(1, 7))
     world.settle()
     world.restart_agent("a")
@@ -151,11 +152,11 @@ def test_scenario_10_no_promotion_while_another_may_be_stopping() -> None:
 
 
 def test_scenario_11_an_orphan_is_removed_and_remembered() -> None:
-    """A span held by a capture without a role gets a Remove; an unknown one too."""
+    """A capture that holds a span without a role, or an unknown span, is sent a remove."""
     world = World(tables=[1])
     world.settle()
     holder = world.primary(1)
-    world.alive.discard(holder)  # the owner takes it for dead, but it lives
+    world.alive.discard(holder)  # the owner considers it dead, but it lives
     world.until(lambda: world.view(1).primary not in (None, holder))
     world.alive.add(holder)
     world.until(lambda: Span(1) not in world.executors[holder].spans())
@@ -173,7 +174,8 @@ def test_scenario_11_an_orphan_is_removed_and_remembered() -> None:
 
 @pytest.mark.parametrize("heal_order", [("a", "b"), ("b", "a")])
 def test_scenario_14_two_report_replicating_after_a_partition(heal_order: tuple[str, str]) -> None:
-    """Both claim the span to a new owner: the newest permission stays, the other is removed."""
+    """Both report to write the span to a new owner: the newest permission wins, the other capture
+    is sent a remove."""
     world = World(captures=["a", "b"], tables=[1])
     world.settle()
     old = world.primary(1)
@@ -191,7 +193,7 @@ def test_scenario_14_two_report_replicating_after_a_partition(heal_order: tuple[
 
 
 def test_scenario_15_messages_of_the_former_run() -> None:
-    """A restarted changefeed drops what its former run still has under way."""
+    """A restarted changefeed drops messages of its former run."""
     world = World(tables=[1])
     world.settle()
     held: list[Message] = []
@@ -217,7 +219,7 @@ def test_scenario_15_messages_of_the_former_run() -> None:
 
 
 def test_scenario_16_handover_never_goes_back() -> None:
-    """The watermark never falls over moves and crashes, and nothing that the sink refuses is needed for that."""
+    """The watermark never goes back over moves and crashes, without the help of the fencing sink."""
     world = World(tables=[1])
     world.settle()
     seen = []
@@ -237,7 +239,7 @@ def test_scenario_16_handover_never_goes_back() -> None:
 
 
 def test_scenario_21_drain_avoids_stopping_captures() -> None:
-    """Nothing goes to a capture that is stopping or drained itself."""
+    """No span moves to a capture that is stopping or drained itself."""
     world = World(captures=["a", "b", "c", "d"], tables=range(1, 13))
     world.settle()
     world.liveness["b"].stop()
@@ -248,7 +250,7 @@ def test_scenario_21_drain_avoids_stopping_captures() -> None:
 
 
 def test_scenario_23_drain_counts_inbound_and_secondaries() -> None:
-    """A move towards the capture counts until it is undone."""
+    """A move to the capture counts until it is undone."""
     world = World(tables=[1])
     world.settle()
     target = other(world, world.primary(1))
@@ -265,7 +267,8 @@ def test_scenario_23_drain_counts_inbound_and_secondaries() -> None:
 
 
 def test_scenario_27_not_all_on_the_first_that_answers() -> None:
-    """The first capture that answers does not get everything: bootstrap waits for all that are known."""
+    """The first capture that reports does not get all spans: bootstrap waits for all known
+    captures."""
     world = World(tables=range(1, 31))
     world.paused |= {"b", "c"}
     world.run(3)
@@ -275,7 +278,8 @@ def test_scenario_27_not_all_on_the_first_that_answers() -> None:
 
 
 def test_scenario_08_a_prepare_that_never_ends_is_undone() -> None:
-    """A move that hangs in Prepare is undone at its deadline, tried again, and refused in the end; a drain goes elsewhere."""
+    """A move that hangs in Prepare is undone at its deadline, retried, and finally refused; a drain
+    chooses another target."""
     world = World(tables=[1])
     world.config = SchedulerConfig(prepare_timeout_ms=1_000)
     world.elect()
@@ -293,8 +297,8 @@ def test_scenario_08_a_prepare_that_never_ends_is_undone() -> None:
     assert world.primary(1) not in (source, hung)
 
 
-def test_a_prepare_that_never_ends_is_tried_elsewhere() -> None:
-    """A new table whose capture does not get ready goes to another one."""
+def test_a_prepare_that_never_ends_is_tried_at_another_capture() -> None:
+    """A new table whose capture fails to prepare it is placed at another one."""
     world = World(tables=[])
     world.config = SchedulerConfig(prepare_timeout_ms=1_000)
     world.elect()
@@ -304,8 +308,9 @@ def test_a_prepare_that_never_ends_is_tried_elsewhere() -> None:
     world.until(lambda: {view.primary for view in world.snapshot.spans} == {"b", "c"}, ticks=100)
 
 
-def test_mass_loss_is_braked() -> None:
-    """When most captures vanish at once, what runs continues and the rest waits; it resumes when they are back, or in time."""
+def test_the_mass_failure_guard_delays_placement() -> None:
+    """If most captures disappear at once, running spans continue and the others wait, until
+    captures are back or a time has passed."""
     world = World(captures=["a", "b", "c", "d"], tables=range(1, 9))
     world.settle()
     for capture in ("b", "c", "d"):

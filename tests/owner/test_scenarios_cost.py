@@ -1,4 +1,5 @@
-"""What grew with the tables in schedulers like this one: the cost of the first scheduling, heartbeats, and who is named."""
+"""Costs that grew with the number of tables in schedulers like this one: first scheduling,
+heartbeats, and the search for the slowest table."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.owner.world import World
 
 
 class HoleIn:
-    """A splitter that forgets a part of one table."""
+    """A splitter that omits a part of one table."""
 
     def __init__(self, table: int) -> None:
         self.table = table
@@ -32,8 +33,9 @@ class HoleIn:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_scenario_09_whichever_table_is_missing_is_named(missing: int) -> None:
-    """A part that nothing covers stops the watermark and is named, be it the first table, one in the middle or the last."""
+def test_scenario_09_the_missing_table_is_reported(missing: int) -> None:
+    """A part that no span covers holds the watermark back and is reported, for the first, a middle
+    and the last table."""
     world = World(tables=[1, 2, 3])
     world.splitter = HoleIn(missing)
     world.scheduler = world.new_scheduler()
@@ -45,8 +47,8 @@ def test_scenario_09_whichever_table_is_missing_is_named(missing: int) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_scenario_09_whichever_span_waits_says_why(missing: int) -> None:
-    """A table that its executor cannot prepare is the one with a reason, whichever it is."""
+def test_scenario_09_the_waiting_span_has_a_reason(missing: int) -> None:
+    """A table that its executor cannot prepare is the one with a stall reason, whichever it is."""
     world = World(tables=[1, 2, 3])
     world.run(2)
     for executor in world.executors.values():
@@ -58,7 +60,8 @@ def test_scenario_09_whichever_span_waits_says_why(missing: int) -> None:
 
 
 def calls_of_bring_up(tables: int) -> tuple[int, int]:
-    """(Python calls of the owner's ticks, ticks) until all of them replicate: a measure that no machine's speed changes."""
+    """Return (Python calls of the owner's ticks, ticks) until all tables replicate: a measure that
+    does not depend on the machine."""
     world = World(tables=range(1, tables + 1))
     calls: Counter[str] = Counter()
 
@@ -84,8 +87,9 @@ def calls_of_bring_up(tables: int) -> tuple[int, int]:
 
 
 def test_scenario_28_first_scheduling_is_not_quadratic() -> None:
-    """Sixteen times the tables: the same number of ticks, and by far less than sixteen times the owner's calls."""
-    calls_of_bring_up(64)  # what is imported and compiled at first use is no part of it
+    """Sixteen times the tables take the same number of ticks, and far less than sixteen times the
+    owner's calls."""
+    calls_of_bring_up(64)  # exclude imports and compilation at first use
     few, ticks_few = calls_of_bring_up(256)
     many, ticks_many = calls_of_bring_up(4096)
     assert ticks_many == ticks_few
@@ -93,7 +97,7 @@ def test_scenario_28_first_scheduling_is_not_quadratic() -> None:
 
 
 def test_scenario_29_a_heartbeat_does_not_list_what_has_not_changed() -> None:
-    """A thousand tables at rest are not mentioned; one that moved is mentioned alone."""
+    """A thousand unchanged tables are not reported; one that changed is reported alone."""
     world = World(tables=range(1, 1001))
     world.settle()
     world.run(3)

@@ -1,4 +1,4 @@
-"""Tables of several spans: splitting, holes, moves by span, the watermark over spans."""
+"""Tables of several spans: splitting, holes, moves of spans, and the watermark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.owner.world import World
 
 
 class Holes:
-    """A splitter with a bug: the second half is missing."""
+    """A splitter that omits the second half of each table."""
 
     def split(self, table_ids: I64) -> SpanBlock:
         spans = HashRanges(2).split(table_ids)
@@ -36,7 +36,7 @@ def all_steady(world: World, spans: int) -> bool:
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 256])
 def test_hash_ranges_cover_each_table(parts: int) -> None:
-    """Spans meet, cover everything, and are as many as asked for."""
+    """Spans are adjacent, cover the table, and have the requested number."""
     spans = HashRanges(parts).split(np.array([4, 9], np.int64))
     assert len(spans) == 2 * parts
     assert uncovered_tables(spans) == {}
@@ -44,7 +44,7 @@ def test_hash_ranges_cover_each_table(parts: int) -> None:
 
 
 def test_holes_and_overlaps_are_found() -> None:
-    """A missing start, middle or end, and an overlap, each name the table and the key."""
+    """A missing start, middle or end, and an overlap, are each reported with the table and the key."""
     spans = [
         Span(1, b"\x10"),
         Span(2, b"", b"\x10"),
@@ -62,7 +62,7 @@ def test_holes_and_overlaps_are_found() -> None:
 
 
 def test_a_hole_stops_the_watermark() -> None:
-    """A table whose spans do not cover its range cannot proceed."""
+    """The watermark is 0 while the spans of a table do not cover it."""
     world = split_world(Holes())
     world.run(6)
     assert all_steady(world, 3)
@@ -70,7 +70,8 @@ def test_a_hole_stops_the_watermark() -> None:
 
 
 def test_spans_are_spread_moved_and_counted() -> None:
-    """Twelve spans of three tables: spread evenly, one of them moved alone, the watermark is their minimum."""
+    """Twelve spans of three tables are spread evenly, one of them is moved alone, and the watermark
+    is their minimum."""
     world = split_world(HashRanges(4))
     world.until(lambda: all_steady(world, 12))
     assert sorted(view.spans for view in world.snapshot.captures) == [4, 4, 4]
@@ -90,7 +91,7 @@ def test_spans_are_spread_moved_and_counted() -> None:
 
 
 def test_move_table_moves_all_its_spans() -> None:
-    """One query for all spans of a table."""
+    """One query covers all spans of a table."""
     world = split_world(HashRanges(4))
     world.until(lambda: all_steady(world, 12))
     query = world.scheduler.move_table(2, "c")
@@ -99,8 +100,9 @@ def test_move_table_moves_all_its_spans() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
-def test_a_new_owner_splits_anew_without_two_writers(before: int, after: int) -> None:
-    """Spans that overlap are never held together: the old ones stop first, then the new ones start, and nothing goes back."""
+def test_a_new_split_by_a_new_owner_makes_no_two_writers(before: int, after: int) -> None:
+    """Overlapping spans are never held together: the old ones stop first, then the new ones start,
+    and progress never goes back."""
     world = split_world(HashRanges(before))
     world.until(lambda: all_steady(world, 3 * before))
     world.advance(400)
@@ -124,12 +126,13 @@ def old_spans(parts: int, table: int) -> set[Span]:
 
 
 def test_whole_tables_are_the_default() -> None:
-    """One span a table."""
+    """There is one span for each table."""
     assert list(WholeTables().split(np.array([1, 2], np.int64))) == [Span(1), Span(2)]
 
 
-def test_audit_finds_what_is_not_known() -> None:
-    """A capture whose holdings differ from what the owner knows tells everything again, and is corrected."""
+def test_audit_finds_unexpected_spans() -> None:
+    """A capture that holds other spans than its owner expects sends a complete report, and is
+    corrected."""
     world = World(tables=[1, 2, 3])
     world.settle()
     core = world.scheduler._core  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""The rules of replication: every cell of the table is performed on real columns, or declared impossible with its reason."""
+"""The rules of replication: every cell of the table is carried out on real columns, or declared
+impossible with its reason."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def name(cell: Cell) -> str:
 
 
 def row_for(cell: Cell) -> Replication:
-    """One row as the cell describes it, the reporter being capture 0."""
+    """Return one row as the cell describes it; the reporter is capture 0."""
     tables = Tables()
     rows = tables.add(SpanBlock(np.array([42], np.int64)), 0)
     tables.state[rows] = cell.state.code
@@ -69,7 +70,7 @@ def sent(replication: Replication) -> dict[int, DispatchAction]:
 
 @pytest.mark.parametrize("cell", POSSIBLE, ids=name)
 def test_cell(cell: Cell) -> None:
-    """Performing a cell leaves exactly what its rule says, and never breaks the row's invariant."""
+    """The effect of a cell is exactly that of its rule, and keeps the invariant of the row."""
     replication = row_for(cell)
     tables = replication.tables
     apply_reports(replication, REPORTER, report(cell))
@@ -121,8 +122,9 @@ def expected_dispatch(cell: Cell, outcome: Outcome) -> dict[int, DispatchAction]
 
 
 @pytest.mark.parametrize("cell", POSSIBLE, ids=name)
-def test_a_permission_is_given_only_when_nobody_may_write(cell: Cell) -> None:
-    """A new assignment_epoch appears only where neither a Primary nor an Undetermined capture is left."""
+def test_a_permission_is_granted_only_without_other_writers(cell: Cell) -> None:
+    """A new assignment_epoch appears only where there is neither a Primary nor an Undetermined
+    capture left."""
     replication = row_for(cell)
     apply_reports(replication, REPORTER, report(cell))
     granted = int(replication.tables.grants[0]) > 0
@@ -134,8 +136,8 @@ def test_a_permission_is_given_only_when_nobody_may_write(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", POSSIBLE, ids=name)
-def test_whoever_may_hold_a_span_keeps_a_role(cell: Cell) -> None:
-    """No capture that reports to hold a span is forgotten."""
+def test_a_capture_that_may_hold_a_span_keeps_a_role(cell: Cell) -> None:
+    """A capture that reports to hold a span has a role afterwards."""
     replication = row_for(cell)
     apply_reports(replication, REPORTER, report(cell))
     if cell.reported not in (TableState.STOPPED, TableState.ABSENT):
@@ -143,20 +145,20 @@ def test_whoever_may_hold_a_span_keeps_a_role(cell: Cell) -> None:
 
 
 def test_every_rule_decides_a_possible_cell() -> None:
-    """No rule is dead text."""
+    """Every rule decides at least one possible cell."""
     deciding = {rule_for(cell) for cell in POSSIBLE}
     assert [rule for rule in RULES if rule not in deciding] == []
 
 
 def test_impossible_cells_have_a_reason() -> None:
-    """What cannot occur says why, and every cell of the 960 is one or the other."""
+    """Every impossible cell has a reason, and there are 960 cells."""
     every = list(cells())
     assert len(every) == 5 * 4 * 6 * 8
     assert {impossible(cell) for cell in every if impossible(cell)} >= {"Prepare always has a Secondary"}
 
 
 def test_compiled_table_agrees_with_the_rules() -> None:
-    """The arrays that the engine reads say what the literal table says, cell by cell."""
+    """The compiled arrays agree with the literal table, cell by cell."""
     for cell in cells():
         codes = COMPILED.codes(
             np.array([cell.state.code], np.uint8),
@@ -172,7 +174,7 @@ def test_compiled_table_agrees_with_the_rules() -> None:
 
 @pytest.mark.parametrize("role", [Role.SECONDARY, Role.UNDETERMINED])
 def test_the_newest_permission_wins_of_two_writers(role: Role) -> None:
-    """A second Replicating with a newer epoch becomes Primary, and the former one is asked to stop."""
+    """A second writer with a newer epoch becomes Primary, and the former one is sent a remove."""
     state = ReplicationState.COMMIT if role is Role.SECONDARY else ReplicationState.REPLICATING
     cell = Cell(state, role, TableState.REPLICATING, True, role is Role.SECONDARY, False)
     replication = row_for(cell)

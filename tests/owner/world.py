@@ -1,4 +1,4 @@
-"""A scheduler and its agents in one thread and virtual time, for tests: real core, real agents, real messages."""
+"""A scheduler and its agents in one thread and virtual time: real core, real agents, real messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ TICK_S = 0.1
 
 
 class World:
-    """Ticks the owner and every agent that is up, 100 ms of virtual time apart. `checkpoint_ts` follows the watermark."""
+    """Ticks the owner and every agent that runs, 100 ms of virtual time apart. `checkpoint_ts`
+    follows the watermark."""
 
     def __init__(self, captures: Sequence[str] = ("a", "b", "c"), tables: Sequence[int] = (1,), seed: int = 0) -> None:
         self.lock = threading.RLock()  # a test may act while another thread steps
@@ -63,7 +64,7 @@ class World:
         )
 
     def elect(self, owner_id: str = "owner") -> None:
-        """A new owner takes over; the old one just stops ticking."""
+        """Replace the owner; the old one just stops ticking."""
         with self.lock:
             self.revision += 1
             self.scheduler = self.new_scheduler(owner_id)
@@ -89,14 +90,14 @@ class World:
         )
 
     def restart_agent(self, capture: str) -> None:
-        """The agent starts again in the same process slot, with a new processor_epoch and nothing held."""
+        """Restart the agent in the same process slot, with a new processor_epoch and no spans."""
         with self.lock:
             self.agents[capture].close()
             self.executors[capture] = FakeTableExecutor(self.sink, name=capture, changefeed_epoch=self.changefeed_epoch)
             self.start_agent(capture)
 
     def die(self, capture: str) -> None:
-        """The process is gone and so is its lease: it never acts again."""
+        """Remove the process and its lease; it never acts again."""
         with self.lock:
             self.alive.discard(capture)
             del self.agents[capture]
@@ -122,7 +123,7 @@ class World:
             self.step()
 
     def until(self, condition: Callable[[], bool], ticks: int = 50, what: str = "the condition") -> int:
-        """Steps until it holds; how many it took."""
+        """Step until the condition holds; return the number of steps."""
         for taken in range(ticks):
             if condition():
                 return taken
@@ -131,7 +132,8 @@ class World:
         return ticks
 
     def settle(self, ticks: int = 50) -> int:
-        """At least one step, until every span replicates and nothing is under way."""
+        """Step at least once, until every span replicates without a move in progress; return the
+        number of steps."""
         self.step()
         return 1 + self.until(lambda: len(self.snapshot.spans) == len(self.tables) and self.steady(), ticks, "steady state")
 

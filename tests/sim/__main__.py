@@ -1,8 +1,10 @@
-"""`python -m tests.sim`: many seeds, or as many as fit into a time, and one JSON object about them.
+"""Run many seeds of the simulation, and print one JSON object about them: `python -m tests.sim`.
 
---seeds N [--first SEED] [--seconds S]    N seeds, or as long as S; what fails replays with --first SEED --seeds 1
---jobs N                                  N processes, each with its own seeds (one per core)
---bugs N                                  plants each bug of mutations.py and says which of N seeds finds it first
+--seeds N [--first SEED] [--seconds S]    run N seeds, or as many as fit into S seconds;
+                                          replay a failure with --first SEED --seeds 1
+--jobs N                                  use N processes (default: one for each core)
+--bugs N                                  plant each bug of mutations.py, and print which of
+                                          N seeds finds it first
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def simulate(seeds: int, first: int, seconds: float, jobs: int) -> int:
 
 
 def run_seeds(seeds: range, jobs: int, deadline: float | None) -> Iterator[Result]:
-    """The results in the order of the seeds; none is begun after the deadline, a time.monotonic()."""
+    """Yield the results in the order of the seeds. None is started after the deadline, a
+    time.monotonic()."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running: deque[tuple[int, Future[Result]]] = deque()
         try:

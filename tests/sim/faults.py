@@ -1,4 +1,5 @@
-"""What can go wrong. Each storm has its own choice of these, so that a seed may be all about one or two of them."""
+"""The faults of the simulation. Each storm uses some of them, so that a seed may concentrate on one
+or two."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ CALLS = (
 
 
 class Faults:
-    """Strikes at a simulation; `counts` says how often with what."""
+    """Injects faults into a simulation, and counts them in `counts`."""
 
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
@@ -37,7 +38,7 @@ class Faults:
         self._hangs: list[tuple[float, Process, str, Span | None]] = []
 
     def draw_kinds(self) -> None:
-        """Which faults this storm has, and how often each."""
+        """Choose the faults of this storm and their frequencies."""
         draw, sim = self.sim.random, self.sim
         kinds = [*CLUSTER, *EXECUTORS, *(FENCED if sim.fenced else ())]
         self._kinds = []
@@ -57,7 +58,7 @@ class Faults:
         self._hangs.append((self.sim.now + seconds, process, step, span))
 
     def pass_by(self) -> None:
-        """Hangs that are over."""
+        """End the hangs whose time is over."""
         if self._hangs:
             for until, process, step, span in self._hangs:
                 if until <= self.sim.now:
@@ -65,7 +66,8 @@ class Faults:
             self._hangs = [hang for hang in self._hangs if hang[0] > self.sim.now]
 
     def calm_down(self) -> None:
-        """End all faults: what hangs is released, what is cut off reconnects, deposed owners learn of it."""
+        """End all faults: hung executors continue, links are restored, deposed owners learn that
+        they are."""
         sim = self.sim
         sim.calm = True
         sim.network.weather = FINE
@@ -121,7 +123,7 @@ def crash_process(sim: Simulation) -> bool:
 
 
 def crash_while_removing(sim: Simulation) -> bool:
-    """A table is dropped, and a process goes while it still holds it."""
+    """Drop a table, and crash a process while it still holds the table."""
     drop_table(sim)
     held = any_held(sim)
     if held is None or held[1].table_id in sim.tables:
@@ -146,7 +148,7 @@ def cut_off_from_etcd(sim: Simulation) -> bool:
 
 
 def hang_process(sim: Simulation) -> bool:
-    """The agent does nothing, while the lease is kept."""
+    """Hang the agent of a process; the lease is kept."""
     process = any_process(sim)
     if process is not None:
         process.hung_until = sim.now + sim.random.choice((1.0, 8.0)) * sim.random.random()
@@ -154,7 +156,7 @@ def hang_process(sim: Simulation) -> bool:
 
 
 def start_hung_process(sim: Simulation) -> bool:
-    """One that joins and does not answer."""
+    """Start a process that joins and does not respond."""
     started = start_process(sim)
     if started:
         sim.processes[f"p{sim.next_process}"].hung_until = sim.now + 5.0
@@ -184,7 +186,7 @@ def stop_process(sim: Simulation) -> bool:
 
 
 def make_zombie(sim: Simulation) -> bool:
-    """Cut off from etcd, and it does not notice."""
+    """Cut a process off from etcd without its noticing."""
     process = any_process(sim)
     if process is None:
         return False
@@ -195,7 +197,7 @@ def make_zombie(sim: Simulation) -> bool:
 
 
 def overlook_capture(sim: Simulation) -> bool:
-    """A stale read of etcd: one living capture is not there for a while."""
+    """Hide one living capture from an owner for a while, as a stale read of etcd does."""
     process = any_process(sim)
     if process is None:
         return False
@@ -205,7 +207,8 @@ def overlook_capture(sim: Simulation) -> bool:
 
 
 def overlook_stalled(sim: Simulation) -> bool:
-    """One that is overlooked, and writes nothing meanwhile: it takes itself for the writer when it is seen again."""
+    """Hide a capture that writes nothing meanwhile: it considers itself the writer when it is
+    visible again."""
     process = any_process(sim)
     if process is None:
         return False
@@ -217,7 +220,8 @@ def overlook_stalled(sim: Simulation) -> bool:
 
 
 def overlook_amid_moves(sim: Simulation) -> bool:
-    """One that is overlooked is seen again while what it held is on its way between two others, and all are slow to stop."""
+    """Hide a capture, and show it again while its spans are moving between two others that stop
+    slowly."""
     if not overlook_stalled(sim):
         return False
     for process in sim.processes.values():
@@ -236,7 +240,7 @@ def crash_owner(sim: Simulation) -> bool:
 
 
 def crash_owner_beside_a_silent_one(sim: Simulation) -> bool:
-    """The next one has to begin without hearing of one process, which may hold anything."""
+    """Replace the owner while one process, which may hold any span, does not respond."""
     process = any_process(sim)
     if process is not None:
         process.hung_until = sim.now + sim.config.bootstrap_timeout_ms / 1000 + 4 * sim.random.random()
@@ -244,7 +248,8 @@ def crash_owner_beside_a_silent_one(sim: Simulation) -> bool:
 
 
 def crash_owner_amid_moves(sim: Simulation) -> bool:
-    """The next one finds more under way than it would begin itself, and is asked for more."""
+    """Replace the owner by one with lower limits, which finds more moves in progress than it would
+    start, and gets more requests."""
     tables = sim.owner.core.tables
     moving = (tables.primary[: tables.size] >= 0) & (tables.secondary[: tables.size] >= 0)
     if int(moving.sum()) >= 2:
@@ -253,7 +258,7 @@ def crash_owner_amid_moves(sim: Simulation) -> bool:
 
 
 def _ask_again(sim: Simulation) -> None:
-    """A new owner knows no jobs: operators may ask for them again at once, while what was begun is still under way."""
+    """Replace the owner during moves. It knows no jobs, so operators may repeat them at once."""
     if sim.random.random() < 0.4:
         move_all(sim)
 
@@ -264,7 +269,8 @@ def _next_revision(sim: Simulation) -> int:
 
 
 def depose_owner(sim: Simulation) -> bool:
-    """The old one does not know it and continues beside the new one, with the tables and the captures of that moment."""
+    """Elect a new owner without the knowledge of the old one, which continues beside it with the
+    tables and captures of that moment."""
     for owner in sim.owners:
         if owner.frozen_at is None:
             owner.frozen_at, owner.frozen_tables, owner.frozen_checkpoint_ts = sim.now, sorted(sim.tables), sim.checkpoint_ts
@@ -280,7 +286,8 @@ def pause_owner(sim: Simulation) -> bool:
 
 
 def restart_changefeed(sim: Simulation) -> bool:
-    """Under a new changefeed_epoch, in the same term; each process notices it in its own time."""
+    """Restart the changefeed under a new changefeed_epoch in the same term; each process notices it
+    in its own time."""
     sim.owner.scheduler.close()
     sim.owners = []
     sim.changefeed_epoch += 1
@@ -294,7 +301,8 @@ def restart_changefeed(sim: Simulation) -> bool:
 
 
 def cut_link(sim: Simulation) -> bool:
-    """Between an owner and a process, or of a process with everybody; in one direction or both."""
+    """Cut the links between an owner and a process, or of a process with every node, in one
+    direction or both."""
     process = any_process(sim)
     if process is None:
         return False
@@ -333,7 +341,8 @@ def raise_at(sim: Simulation) -> bool:
 
 
 def stall_executor(sim: Simulation) -> bool:
-    """It writes nothing for a while, so that it does not see either that its permission is over."""
+    """Stall the writes of an executor, so that it does not notice either that its permission is
+    void."""
     process = any_process(sim)
     if process is not None:
         process.stalled_until = sim.now + 5 * sim.random.random()
@@ -363,7 +372,7 @@ def drop_table(sim: Simulation) -> bool:
 
 
 def new_table(sim: Simulation) -> bool:
-    """One that was there before, perhaps."""
+    """Add a table, possibly one that was dropped before."""
     if len(sim.tables) >= 10:
         return False
     gone = sorted(sim.former_tables - sim.tables)
@@ -386,7 +395,7 @@ def move(sim: Simulation) -> bool:
 
 
 def move_all(sim: Simulation) -> bool:
-    """Each table somewhere."""
+    """Move every table to some capture."""
     for table in sorted(sim.tables):
         process = any_process(sim)
         if process is not None:

@@ -1,7 +1,8 @@
-"""Bugs to plant, one at a time, into the real modules: what the simulation must find.
+"""Bugs that are planted into the real modules, one at a time, for the simulation to find.
 
-A bug is an edit of a function's source (the text that it replaces must be there once, so that a bug never silently stops being
-planted), or other rules in the table. Every reference to the function sees it, and afterwards all is as it was.
+A bug is an edit of the source of a function, or a change of the rules. The text that an edit
+replaces must occur exactly once, so that a bug cannot silently stop being planted. Every reference
+to the function sees the edit, and it is undone afterwards.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """seed: the first that finds it; others are tried if it no longer does."""
+    """seed: the first one known to find the bug; other seeds are tried if it no longer does."""
 
     name: str
     seed: int = 1
@@ -89,7 +90,8 @@ class Bug:
             transitions.RULES, replication.COMPILED = rules, compiled
 
     def find(self, seeds: Iterable[int]) -> str | None:
-        """What the first of these seeds to find it says; None when none does."""
+        """Return the violation that the first of these seeds to find the bug reports, None if none
+        finds it."""
         with self.plant():
             for seed in seeds:
                 try:
@@ -106,7 +108,7 @@ def _first(*rules: Rule) -> Callable[[Rules], Rules]:
 
 
 def _instead(which: Callable[[Rule], bool], then: Outcome | None) -> Callable[[Rules], Rules]:
-    """Those rules have another outcome; None: they are not there."""
+    """Give the matching rules another outcome; None: remove them."""
 
     def change(rules: Rules) -> Rules:
         assert any(which(rule) for rule in rules)
@@ -240,7 +242,7 @@ DEMANDED = (
 MORE = (
     Bug(
         "a report counts although it is older than the last dispatch",
-        seed=134,
+        seed=206,
         edits=_edit("owner.core.replication:counted", "return mask", "return np.ones(len(rows), np.bool_)"),
     ),
     Bug(
@@ -264,7 +266,7 @@ MORE = (
     Bug(
         "a Secondary whose prepare was undone is forgotten",
         seed=1,
-        edits=_edit(f"{MOVES}:undo_prepare", "tables.add_undetermined(rows, holders, reported, dispatches)", "pass"),
+        edits=_edit(f"{MOVES}:undo_prepare", "assign(tables, rows, Role.UNDETERMINED, holders, reported, dispatches)", "pass"),
     ),
     Bug(
         "a capture that never spoke holds nothing",

@@ -1,8 +1,9 @@
-"""The network of the simulation: virtual time, and everything that a network may do to a message.
+"""The network of the simulation: virtual time, and every effect that a network may have on
+messages.
 
-A message that is sent is lost, or arrives once or twice: at once, a little later, or so much later that its receiver, its sender
-and half of what it speaks of are others by then. What is in flight when a node restarts reaches its successor. A cut link loses
-what is sent over it, in one direction.
+A message is lost, or arrives once or twice: at once, a little later, or so much later that its
+receiver and its sender have been replaced meanwhile. What is in flight when a node restarts reaches
+its successor. A cut link loses the messages of one direction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tablewire.model.messages import Message
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """Shares of all messages. slow: up to half a second late; late: up to late_s; a doubled one is late a second time."""
+    """Shares of all messages. slow: up to half a second late; late: up to late_s; a duplicate is
+    late separately."""
 
     drop: float = 0.0
     duplicate: float = 0.0
@@ -27,7 +29,7 @@ class Weather:
 
     @classmethod
     def draw(cls, source: random.Random) -> Weather:
-        """From fine to foul."""
+        """Draw the shares for a storm, from none to many."""
         draw, badness = source.random, source.choice((0.0, 0.3, 1.0))
         return cls(
             drop=0.25 * badness * draw(),
@@ -47,7 +49,7 @@ def _ignore(_message: Message) -> None:
 
 
 class SimNetwork:
-    """Joins owners and agents. Everything it decides comes from the given random source; one thread."""
+    """Connects owners and agents. The given random source decides everything; one thread."""
 
     def __init__(self, source: random.Random, clock: Callable[[], float]) -> None:
         self.weather = FINE
@@ -61,19 +63,21 @@ class SimNetwork:
         self._sent = 0
 
     def transport(self, node_id: str) -> SimTransport:
-        """A known id is a restart: a new, empty inbox, which gets what was in flight."""
+        """Return the transport of a node. A known id is a restart: it gets a new, empty inbox,
+        which receives what was in flight."""
         inbox: list[Message] = []
         self._inboxes[node_id] = inbox
         return SimTransport(self, node_id, inbox)
 
     def deliver(self) -> None:
-        """What is due arrives; what is due at the same time, in any order."""
+        """Deliver the messages that are due; those that are due at the same time arrive in any
+        order."""
         now, flight = self._clock(), self._in_flight
         while flight and flight[0][0] <= now:
             self._arrive(heapq.heappop(flight)[3])
 
     def flush(self) -> None:
-        """All that is in flight arrives now, in any order, and all links are whole."""
+        """Deliver all messages in flight, in any order, and restore all links."""
         self.cuts.clear()
         flight, self._in_flight = self._in_flight, []
         self._random.shuffle(flight)
@@ -120,7 +124,8 @@ class SimNetwork:
 
 
 class SimTransport:
-    """One node's end. `revision_floor`: messages of older owners do not get in (a process remembers what its agents may not)."""
+    """The endpoint of one node. Messages of owners below `revision_floor` are refused, as a process
+    does for its agents."""
 
     def __init__(self, network: SimNetwork, node_id: str, inbox: list[Message]) -> None:
         self._network, self._node_id, self._inbox = network, node_id, inbox

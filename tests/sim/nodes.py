@@ -1,4 +1,5 @@
-"""Who takes part: processes with their leases, owners with what they believe of the cluster."""
+"""The nodes of the simulation: processes with their leases, and owners with their views of the
+cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ DEATH_SEEN_LATE_S = 1.5
 
 @dataclass(slots=True)
 class Process:
-    """One processor: an agent and its executor, as long as it runs."""
+    """One processor: an agent and its executor."""
 
     id: str
     agent: Agent
@@ -34,10 +35,10 @@ class Process:
     liveness: Liveness
     changefeed_epoch: int
     paused_until: float = 0.0
-    cut_off_until: float = 0.0  # from etcd: it cannot renew its lease, and its clock tells it so
-    hung_until: float = 0.0  # its agent does nothing; its lease and its executor go on
+    cut_off_until: float = 0.0  # from etcd: it cannot renew its lease, and knows it by its clock
+    hung_until: float = 0.0  # its agent does nothing; its lease and its executor continue
     stalled_until: float = 0.0  # its executor writes nothing
-    is_zombie: bool = False  # it does not notice that its lease is over; the sink alone stops it
+    is_zombie: bool = False  # it does not notice the end of its lease; only the sink stops it
     restarts_at: float = 0.0  # when it notices that the changefeed was started again
     lags: float = 0.0  # how much slower than the source it writes
     found_empty: int = 0
@@ -45,7 +46,7 @@ class Process:
 
 @dataclass(slots=True)
 class Lease:
-    """A registration in etcd. ended_at: when it vanished."""
+    """A registration in etcd. ended_at: when it disappeared."""
 
     since: float
     until: float
@@ -54,7 +55,8 @@ class Lease:
 
 @dataclass(slots=True)
 class Owner:
-    """One scheduler, and the world as it sees it: deaths are seen late, and (with fenced executors only) life is overlooked."""
+    """One scheduler and its view of the cluster: deaths are seen late, and (with fenced executors
+    only) living captures are missed."""
 
     id: str
     revision: int
@@ -62,21 +64,21 @@ class Owner:
     scheduler: SchedulerAndInfo
     config: SchedulerConfig
     paused_until: float = 0.0
-    frozen_at: float | None = None  # it is deposed: it knows no capture that came later
+    frozen_at: float | None = None  # it is deposed, and knows no capture that joined later
     frozen_tables: list[int] | None = None
     frozen_checkpoint_ts: Ts = 0
-    lags: dict[str, float] = field(default_factory=dict)  # capture -> how late its death is seen
-    blind_until: dict[str, float] = field(default_factory=dict)  # capture -> until when it is overlooked
-    # what the oracle remembers of the last tick
+    lags: dict[str, float] = field(default_factory=dict)  # capture -> the delay with which its death is seen
+    blind_until: dict[str, float] = field(default_factory=dict)  # capture -> the time until which it is missed
+    # state of the oracle after the last tick
     was_initialized: bool = False
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     checkpoints: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     planned: frozenset[int] = frozenset()  # numbers of the rows that are being moved
-    adds: dict[tuple[str, Span], int] = field(default_factory=dict)  # number of the last Add, while it may still be taken in
+    adds: dict[tuple[str, Span], int] = field(default_factory=dict)  # number of the last Add, while it may still arrive
     waiting: dict[int, int] = field(default_factory=dict)  # number of a row that could be added -> ticks
-    undetermined: dict[int, frozenset[int]] = field(default_factory=dict)  # number of a row -> who may still hold it
-    stopping: frozenset[tuple[int, int]] = frozenset()  # (number of a row, Primary that was asked to stop for a move)
-    proceeding: bool = False  # the watermark was there, for the tables as they are
+    undetermined: dict[int, frozenset[int]] = field(default_factory=dict)  # number of a row -> captures that may still hold it
+    stopping: frozenset[tuple[int, int]] = frozenset()  # (number of a row, Primary that was sent a remove for a move)
+    proceeding: bool = False  # there was a watermark for the present tables
 
     @property
     def core(self) -> Core:
@@ -84,7 +86,7 @@ class Owner:
         return core
 
     def sees(self, leases: dict[str, Lease], now: float, source: random.Random) -> dict[str, CaptureInfo]:
-        """The captures that it takes for alive."""
+        """Return the captures that this owner considers alive."""
         alive = {}
         for id, lease in leases.items():
             if self.frozen_at is not None and lease.since > self.frozen_at:

@@ -1,8 +1,9 @@
-"""What must hold, by a model that knows nothing of the rules: who holds what, how far it is durable, what was promised.
+"""The invariants, checked by a model that does not know the rules: which capture holds which span,
+up to where it is durable, and what was promised.
 
-Two kinds of worlds. *Unfenced*: the sink lets everybody write, and a capture leaves etcd only when its executor can write no
-more; then the protocol alone must keep writers apart. *Fenced*: clocks, leases and views of etcd may all be wrong, and the sink
-refuses old permissions.
+There are two kinds of worlds. *Unfenced*: the sink accepts every writer, and a capture leaves etcd
+only when its executor can no longer write, so the protocol alone must keep writers apart. *Fenced*:
+clocks, leases and views of etcd may all be wrong, and the sink refuses old permissions.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 
 
 HOLDS = (REPLICATING, PREPARE)
-"""The Primary of such a row writes; something else may want it elsewhere in the very tick in which a move has ended."""
+"""The Primary of such a row writes. A policy may start another move in the tick in which a move ended."""
 
 
 IDLE_TICKS_MAX = 40
-"""Twice as many as spans may wait for each other where one is added a tick."""
+"""Twice the number of spans that may wait for each other where one is added for each tick."""
 
 
 class Oracle:
-    """Looks at everything that is sent, at every tick of an owner, and at the world after every step."""
+    """Checks every message, every tick of an owner, and the world after every step."""
 
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
@@ -52,7 +53,8 @@ class Oracle:
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def sent(self, message: Message) -> None:
-        """A permission is given once, and never while somebody else may still hold the span."""
+        """Check that a permission is granted once, and never while another capture may still hold
+        the span."""
         body = message.body
         if isinstance(body, HeartbeatResponse | DispatchTableResponse):
             self._answered(message)
@@ -77,14 +79,16 @@ class Oracle:
                 self._known_alone(span, message)
 
     def _answered(self, message: Message) -> None:
-        """An agent never turns back: not to an older owner, not to an older message of the same."""
+        """Check that an agent never returns to an older owner, or to an older message of the same
+        owner."""
         key, said = (message.sender, message.processor_epoch), (message.owner_revision, message.echo)
         if said < self._answers.get(key, said):
             self.complain(f"{message.sender} answers {said} (owner_revision, n) after {self._answers[key]}")
         self._answers[key] = said
 
     def _known_alone(self, span: Span, message: Message) -> None:
-        """An owner that grants a permission knows of no other capture that may hold the span."""
+        """Check that an owner that grants a permission knows no other capture that may hold the
+        span."""
         for owner in self.sim.owners:
             if owner.id != message.sender or owner.changefeed_epoch != message.changefeed_epoch:
                 continue
@@ -95,7 +99,8 @@ class Oracle:
                 self.complain(f"{owner.id}: {message.receiver} may write {row} beside {len(silent)} that never spoke")
 
     def _followed(self, owner: Owner, span: Span, receiver: str) -> None:
-        """A Primary is asked to stop for a move only when its owner knows of no capture that would block its Secondary."""
+        """Check that a Primary is sent a remove for a move only if its owner knows no capture that
+        would block the Secondary."""
         core, tables = owner.core, owner.core.tables
         row, primary = tables.row_of(span), _index_of(owner, receiver)
         if row < 0 or int(tables.primary[row]) != primary or tables.state[row] != COMMIT or int(tables.secondary[row]) < 0:
@@ -122,7 +127,7 @@ class Oracle:
     # -- ticks --------------------------------------------------------------------------------------------------------
 
     def ticked(self, owner: Owner, watermark: Watermark) -> None:
-        """What one owner knows and does."""
+        """Check the state and the effects of one tick of an owner."""
         core = owner.core
         for text in core.tables.check():
             self.complain(f"{owner.id}: {text}")
@@ -146,7 +151,7 @@ class Oracle:
             self._check_two_writers(owner)
 
     def _check_two_writers(self, owner: Owner) -> None:
-        """The newest permission stays, whether it is in force at the sink already or under way."""
+        """Check that the newest permission wins, whether it has reached the sink already or not."""
         for both in owner.scheduler.events():
             if not isinstance(both, TwoWriters):
                 continue
@@ -160,7 +165,7 @@ class Oracle:
                 self.complain(f"{both}, but the sink takes writes of {both.goes} alone")
 
     def _check_idle(self, owner: Owner) -> None:
-        """A span without a writer is added soon, if a capture can take it."""
+        """Check that a span without a writer is added soon, if a capture can take it."""
         core, tables = owner.core, owner.core.tables
         size = tables.size
         rows = np.flatnonzero(tables.wanted[:size] & (tables.state[:size] == ABSENT) & (tables.undetermined_count[:size] == 0))
@@ -178,7 +183,7 @@ class Oracle:
         owner.waiting = waiting
 
     def _check_memory(self, owner: Owner) -> None:
-        """Every capture that may still receive an Add has a role in that row."""
+        """Check that every capture that may still receive an Add has a role in that row."""
         core, tables = owner.core, owner.core.tables
         for (id, span), number in list(owner.adds.items()):
             capture = core.captures.get(id)
@@ -193,7 +198,7 @@ class Oracle:
                 self.complain(f"{owner.id} forgot {id} for span {span}, to which Add {number} is under way")
 
     def _check_progress(self, owner: Owner) -> None:
-        """How far a span is never goes back."""
+        """Check that the progress of a span never goes back."""
         tables = owner.core.tables
         numbers, checkpoints = tables.number[: tables.size].copy(), tables.checkpoint_ts[: tables.size].copy()
         size = len(owner.numbers)
@@ -203,7 +208,8 @@ class Oracle:
         owner.numbers, owner.checkpoints = numbers, checkpoints
 
     def _check_limits(self, owner: Owner, begins: bool) -> None:
-        """A move begins only within the limits. What a new owner finds under way counts, although it did not begin it."""
+        """Check that moves start only within the limits. Moves that a new owner finds in progress
+        count, although it did not start them."""
         tables = owner.core.tables
         size = tables.size
         moving = (tables.primary[:size] >= 0) & (tables.secondary[:size] >= 0)
@@ -257,7 +263,7 @@ class Oracle:
         self.watched = still
 
     def _check_done(self, query: Query, owner: Owner, spans: tuple[Span, ...]) -> None:
-        """What a job says of its end is true at that moment."""
+        """Check that the end of a job is reported truthfully."""
         tables = owner.core.tables
         if query.kind is QueryKind.MOVE:
             for span in spans:
@@ -273,13 +279,15 @@ class Oracle:
             self.empty(query.target)
 
     def empty(self, capture: str) -> None:
-        """It was said that nothing is left at this capture. (An owner that overlooked it for a while cannot know.)"""
+        """Check a report that no span is left at this capture. An owner that missed the capture for
+        a while cannot know."""
         process = self.sim.processes.get(capture)
         if process is not None and process.executor.spans() and not self._is_doubtful(capture):
             self.complain(f"{capture} was said to be empty, but it holds {process.executor.spans()}")
 
     def _is_doubtful(self, capture: str) -> bool:
-        """It was considered dead, correctly as far as etcd knew, and continues: only in a fenced world."""
+        """Return whether a living capture was considered dead, correctly as far as etcd knew; this
+        happens in fenced worlds only."""
         lease = self.sim.leases.get(capture)
         return self.sim.fenced and (capture in self.sim.doubtful or lease is None or lease.ended_at is not None)
 
@@ -293,7 +301,7 @@ class Oracle:
 
 
 def _stopping(owner: Owner) -> frozenset[tuple[int, int]]:
-    """(number, Primary) of the rows whose Primary was asked to stop for a move."""
+    """Return (number, Primary) of the rows whose Primary was sent a remove for a move."""
     tables = owner.core.tables
     rows = np.flatnonzero((tables.state == COMMIT) & (tables.primary >= 0) & (tables.secondary >= 0))
     return frozenset(zip(tables.number[rows].tolist(), tables.primary[rows].tolist(), strict=True))

@@ -1,8 +1,10 @@
-"""The real core and the real agents in one thread, under one seed and virtual time, with everything that can go wrong.
+"""The real core and the real agents in one thread, under one seed and virtual time, with injected
+faults.
 
-A seed determines everything. It draws a world (how many tables and processes, which limits, a sink that fences or not) and then
-storms, each with its own weather and its own choice of faults; after each storm it is calm until all is well, within a bounded
-number of ticks. What must hold all the time is in oracle.py, what can go wrong in faults.py.
+A seed determines everything. It draws a world (numbers of tables and processes, limits, a sink that
+fences or not) and then storms, each with its own network conditions and faults. After each storm
+there are no faults until the world has settled, within a bounded number of ticks. The invariants
+are in oracle.py, the faults in faults.py.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Result:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the agents' logs: executors fail on purpose here, thousands of times."""
+    """Suppress the logs of the agents, whose executors fail thousands of times on purpose."""
     former = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False)
     try:
@@ -65,7 +67,7 @@ def quietly() -> Iterator[None]:
 
 
 class Simulation:
-    """One seed's world. `run` runs all of it; `trace`, when set, receives what happens in words."""
+    """The world of one seed. `run` runs all of it; `trace`, if set, receives a text for each event."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -112,7 +114,7 @@ class Simulation:
         self.next_process = 0
         self.changefeed_epoch = 1
         self.drained: set[str] = set()
-        self.doubtful: set[str] = set()  # processes that an owner may have taken for dead while they were not
+        self.doubtful: set[str] = set()  # processes that an owner may have considered dead although they lived
         for _ in range(draw.choice((2, 3, 4, 5))):
             self.start_process()
         self.owners: list[Owner] = []
@@ -132,7 +134,7 @@ class Simulation:
         return result
 
     def storm(self) -> None:
-        """Faults and weather, for a while."""
+        """Run a storm."""
         self.calm = False
         self.network.weather = Weather.draw(self.random)
         self.faults.draw_kinds()
@@ -145,7 +147,7 @@ class Simulation:
                 return
 
     def settle(self) -> int:
-        """Calm until all is well; how many ticks it took."""
+        """Run without faults until the world has settled; return the number of ticks."""
         if self.oracle.violations:
             return 0
         self.faults.calm_down()
@@ -164,7 +166,7 @@ class Simulation:
         return taken + 1
 
     def step(self) -> None:
-        """A tenth of a second: everybody acts once, in any order."""
+        """Run a tenth of a second: every node acts once, in any order."""
         self.ticks += 1
         self.now += TICK_S
         self.source_ts += SOURCE_TS_PER_TICK
@@ -186,11 +188,12 @@ class Simulation:
 
     @property
     def owner(self) -> Owner:
-        """The one that was elected last."""
+        """Return the owner that was elected last."""
         return self.owners[-1]
 
     def elect(self, revision: int) -> None:
-        """A new owner; the caller has seen to the former one. Limits differ from term to term."""
+        """Elect a new owner, after the caller has dealt with the former one. Limits differ from
+        term to term."""
         id, draw = f"owner{revision}", self.random
         limit = draw.choice((1, 2, 8, 8))
         config = replace(self.config, max_task_concurrency=limit, max_task_concurrency_per_capture=draw.choice((1, 8)))
@@ -226,7 +229,7 @@ class Simulation:
             self.checkpoint_ts = max(self.checkpoint_ts, watermark.checkpoint_ts)
 
     def watch(self) -> None:
-        """The oracle waits for the end of every job of the present owner."""
+        """Let the oracle watch a job of the present owner until it ends."""
         known = {id(query) for query, _, _ in self.oracle.watched}
         for query in self.owner.scheduler.queries():
             if id(query) not in known and query.state is QueryState.PENDING:
@@ -244,7 +247,7 @@ class Simulation:
         self.start_agent(id, Liveness(), 0)
 
     def start_agent(self, id: str, liveness: Liveness, revision_floor: int) -> None:
-        """A new agent and a new executor in a process, which exists or comes to exist."""
+        """Start a new agent and a new executor in a process, which is created if it does not exist."""
         executor = new_executor(self.random, self.sink, id, self.changefeed_epoch, self.fenced, self.pace)
         transport = self.network.transport(id)
         transport.revision_floor = transport.seen_revision = revision_floor
@@ -268,12 +271,13 @@ class Simulation:
         self.processes[id] = process
 
     def restart_agent(self, process: Process) -> None:
-        """The former one is closed first, so that it can write no more."""
+        """Close the former executor first, so that it cannot write any longer."""
         process.agent.close()
         self.start_agent(process.id, process.liveness, process.transport.seen_revision)
 
     def end_process(self, process: Process, lease_too: bool = False) -> None:
-        """It can write no more from here on. Its lease lives until it expires, unless it is given back."""
+        """End a process: it cannot write from now on. Its lease lives until it expires, unless it
+        is revoked."""
         process.executor.close()
         process.transport.close()
         del self.processes[process.id]
@@ -313,7 +317,7 @@ class Simulation:
         self._leave_if_empty(process)
 
     def _leave_if_empty(self, process: Process) -> None:
-        """A stopping process goes when the owner has found it empty three times."""
+        """Let a stopping process exit when the owner has reported it empty three times."""
         if process.liveness.state is not LivenessState.STOPPING:
             return
         capture = self.owner.core.captures.get(process.id)
@@ -339,7 +343,7 @@ class Simulation:
     # -- tables -------------------------------------------------------------------------------------------------------
 
     def spans(self) -> list[Span]:
-        """What there should be."""
+        """Return the tables that there should be."""
         if self.parts == 1:
             return [Span(table) for table in sorted(self.tables)]
         return list(HashRanges(self.parts).split(np.array(sorted(self.tables), np.int64)))
@@ -354,7 +358,7 @@ class Simulation:
     # -- all is well --------------------------------------------------------------------------------------------------
 
     def trouble(self, goal: int) -> str | None:
-        """Why it is not settled yet; None when it is."""
+        """Return why the world has not settled yet; None if it has."""
         core, scheduler = self.owner.core, self.owner.scheduler
         if not scheduler.is_initialized():
             return "not initialized"

@@ -1,4 +1,5 @@
-"""The sink and the executors of the simulation: the fakes of tablewire.testing with sharper eyes and worse manners."""
+"""The sink and the executors of the simulation: the fakes of tablewire.testing with stricter checks
+and worse behavior."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from tablewire.testing import FakeSink, FakeTableExecutor, UnfencedFakeTableExec
 
 
 class SimSink(FakeSink):
-    """Beside what FakeSink sees: a permission that leaves a gap behind what is durable, a write past the barrier, and two writers
-    of spans that overlap."""
+    """Also detects a permission that leaves a gap after the durable position, a write past the
+    barrier, and two writers of overlapping spans."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class SimSink(FakeSink):
         self._spans_of: dict[int, set[Span]] = {}
 
     def begin(self, span: Span, checkpoint_ts: Ts) -> None:
-        """The span is wanted from here on: what lies before is somebody else's."""
+        """Start the span at this position; earlier changes are not its own."""
         self._row(span).position = max(self.position(span), checkpoint_ts)
 
     def take_over(self, span: Span, writer: str, fence: tuple[int, int] | None, granted: Ts) -> Ts:
@@ -54,8 +55,9 @@ class SimSink(FakeSink):
 
 
 class _BadManners:
-    """Says now and then that a span is behind where it was, and does not remember where a span that it stopped had got to. It has
-    received what follows the point that it was asked to prepare from: a permission from before that leaves a hole."""
+    """Reports a position behind the real one from time to time, and forgets the position of a span
+    that it stopped. It has received the changes after the point that it was asked to prepare from:
+    an older permission leaves a gap."""
 
     random: random.Random
     forgetful: float = 0.0
@@ -94,23 +96,23 @@ class _BadManners:
 
 
 class SimExecutor(_BadManners, FakeTableExecutor):
-    """With a sink that fences."""
+    """An executor with a sink that fences."""
 
 
 class FreeSimExecutor(SimExecutor):
-    """It knows no barriers."""
+    """Ignore barriers."""
 
     set_barrier = None
 
 
 class UnfencedSimExecutor(_BadManners, UnfencedFakeTableExecutor):
-    """With a sink that lets everybody write: the protocol alone keeps writers apart."""
+    """An executor with a sink that accepts every writer: the protocol alone keeps writers apart."""
 
 
 def new_executor(
     source: random.Random, sink: SimSink, name: str, changefeed_epoch: int, fenced: bool, pace: int
 ) -> SimExecutor | UnfencedSimExecutor:
-    """One of random manners. pace: how many polls the steps take where they are slow."""
+    """Return an executor with random behavior. pace: the number of polls that slow steps take."""
     kind: Callable[..., SimExecutor | UnfencedSimExecutor]
     kind = UnfencedSimExecutor if not fenced else SimExecutor if sink.heeds_barrier else FreeSimExecutor
     executor = kind(

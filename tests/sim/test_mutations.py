@@ -1,6 +1,7 @@
-"""Bugs are planted into the real modules, one at a time: the simulation finds each of them.
+"""The simulation finds each bug that is planted into the real modules.
 
-Each bug names the seed that found it first. When the core changes, another one may be: `python -m tests.sim --bugs 100`.
+Each bug names a seed that finds it. When the core changes, another seed may be needed: `python -m
+tests.sim --bugs 100`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ SEEDS_MAX = 200
 
 @pytest.mark.parametrize("bug", [*DEMANDED, *MORE], ids=lambda bug: bug.name)
 def test_bug_is_found(bug: Bug) -> None:
-    """By the seed that is known for it, else by another one."""
+    """The known seed finds it, or another one does."""
     with quietly():
         found = bug.find([bug.seed]) or bug.find(range(1, SEEDS_MAX + 1))
     assert found is not None, f"no seed up to {SEEDS_MAX} finds it: {bug.name}"
@@ -23,6 +24,6 @@ def test_bug_is_found(bug: Bug) -> None:
 
 @pytest.mark.parametrize("bug", HARMLESS, ids=lambda bug: bug.name)
 def test_harmless_bug_can_be_planted(bug: Bug) -> None:
-    """What other rules make up for is still there to be looked at."""
+    """A bug whose effect other rules hide can still be planted, to be looked at."""
     with quietly(), bug.plant():
         pass

@@ -1,4 +1,4 @@
-"""A few seeds of the simulation, and that a seed determines everything."""
+"""A few seeds of the simulation, and the guarantee that a seed determines everything."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SEEDS = range(1, 9)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seed(seed: int) -> None:
-    """Storms and calm under one seed break nothing; `make sim` has more seeds."""
+    """No invariant is violated under one seed; `make sim` runs more seeds."""
     with quietly():
         assert Simulation(seed).run().violations == []
 
 
 def digest(seed: int) -> str:
-    """Of all that is sent, except for the random names of agents."""
+    """Return a digest of all messages, except for the random names of agents."""
     sim = Simulation(seed)
     said = hashlib.sha256()
     former = sim.network.on_send
@@ -39,7 +39,8 @@ def digest(seed: int) -> str:
 
 
 def test_a_seed_replays() -> None:
-    """Another process, in which sets and dictionaries of strings have another order, sends the same messages."""
+    """Another process, with other orders of sets and dictionaries of strings, sends the same
+    messages."""
     program = "from tests.sim.test_simulation import digest; print(digest(5))"
     said = [
         subprocess.run(

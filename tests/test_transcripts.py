@@ -1,4 +1,5 @@
-"""The transcripts of tests/transcripts: whole stories of the scheduler and its agents, word for word."""
+"""The transcripts of tests/transcripts: stories of the scheduler and its agents, compared word for
+word."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ STORIES = sorted(FOLDER.glob("*.txt"))
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_story(path: Path) -> None:
-    """It runs as written; `python -m tests.transcripts.player --rewrite` regenerates it, and the diff is to be read."""
+    """The output is as written; `python -m tests.transcripts.player --rewrite` regenerates it, and
+    its diff is to be reviewed."""
     text = path.read_text()
     assert play(text) == text
 
 
 def test_there_are_stories() -> None:
-    """The folder is found, and each story has commands and output."""
+    """The folder is found, and each transcript has commands and output."""
     assert len(STORIES) >= 20
     assert all("\n> " in path.read_text() and "\n  " in path.read_text() for path in STORIES)

@@ -1,10 +1,12 @@
-"""Plays a transcript: a script of commands with the full output of each, so that it reads as a story.
+"""Plays a transcript: a script of commands with the full output of each, readable as a story.
 
-A line that begins with "> " is a command, what follows it is what it shows; all else is comment. `play` gives the same text with
-the output of today, which a test compares and `python -m tests.transcripts.player --rewrite` writes back.
+A line that starts with "> " is a command, and the indented lines after it are its output; all other
+lines are comments. `play` returns the same text with the present output. A test compares the two,
+and `python -m tests.transcripts.player --rewrite` writes it back.
 
-Shown are dispatches and reports as they are sent (heartbeats and acknowledgements are not), then what became of the spans and the
-watermark. Virtual time: a tick is 100 ms, and every agent ticks behind the owner.
+Dispatches and reports are shown as they are sent (heartbeats and acknowledgements are not), then
+the effects on the spans and the watermark. Time is virtual: a tick is 100 ms, and every agent ticks
+after the owner.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _ACTIONS = {
 
 
 class Player:
-    """One story. Commands are methods called `do_...`; each takes the words behind its name."""
+    """One transcript. Commands are methods called `do_...`; each takes the words after its name."""
 
     def __init__(self) -> None:
         self.world = World(captures=[], tables=[])
@@ -62,11 +64,11 @@ class Player:
         self.world.tables = [int(table) for table in tables]
 
     def do_split(self, parts: str) -> None:
-        """From the next owner on, each table has that number of spans."""
+        """Split each table into this number of spans, from the next owner on."""
         self.world.splitter = HashRanges(int(parts))
 
     def do_bootstrap_timeout(self, milliseconds: str) -> None:
-        """From the next owner on."""
+        """Set the bootstrap timeout, from the next owner on."""
         self.world.config = SchedulerConfig(bootstrap_timeout_ms=int(milliseconds))
 
     def do_tick(self, count: str = "1") -> None:
@@ -80,7 +82,7 @@ class Player:
             self.lines.append("nothing")
 
     def do_quietly(self, count: str) -> None:
-        """Ticks, and shows only where it ends."""
+        """Run ticks, and show the result only."""
         for _ in range(int(count)):
             self.world.step()
         self.lines.clear()
@@ -129,11 +131,11 @@ class Player:
         self.world.paused.discard(capture)
 
     def do_crash(self, capture: str) -> None:
-        """The process and its lease are gone."""
+        """Remove the process and its lease."""
         self.world.die(capture)
 
     def do_restart(self, capture: str) -> None:
-        """The agent starts again in its slot, with nothing."""
+        """Restart the agent in its slot, without spans."""
         self.world.restart_agent(capture)
 
     def do_elect(self, owner: str) -> None:
@@ -141,7 +143,7 @@ class Player:
         self.world.elect(owner)
 
     def do_link(self, sender: str, _to: str, receiver: str, fate: str) -> None:
-        """What becomes of what is sent from now on: deliver, drop, duplicate, hold."""
+        """Set the fate of the messages that are sent from now on: deliver, drop, duplicate, hold."""
         self.fates[(sender, receiver)] = Deliver(fate)
 
     def do_release(self) -> None:
@@ -211,7 +213,7 @@ def name_of(span: Span | None) -> str:
 
 
 def play(text: str) -> str:
-    """The transcript as it would be today."""
+    """Return the transcript with the present output."""
     player, kept = Player(), []
     for line in text.splitlines():
         if line.startswith("> "):

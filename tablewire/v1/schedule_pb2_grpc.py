@@ -26,10 +26,12 @@ if _version_not_supported:
 
 
 class ProcessorServiceStub(object):
-    """Served by a processor and called by the leading owner: one call at a time for each capture, with a deadline. The response
-    contains what the agents have sent since the last response; it may be empty.
-    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied. FAILED_PRECONDITION: for another capture,
-    or from an owner that has been replaced. RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
+    """Served by a processor and called by the leading owner: one call at a time for each capture, with
+    a deadline. The response contains what the agents have sent since the last response; it may be
+    empty.
+    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied.
+    FAILED_PRECONDITION: for another capture, or from an owner that has been replaced.
+    RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
     """
 
     def __init__(self, channel):
@@ -46,10 +48,12 @@ class ProcessorServiceStub(object):
 
 
 class ProcessorServiceServicer(object):
-    """Served by a processor and called by the leading owner: one call at a time for each capture, with a deadline. The response
-    contains what the agents have sent since the last response; it may be empty.
-    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied. FAILED_PRECONDITION: for another capture,
-    or from an owner that has been replaced. RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
+    """Served by a processor and called by the leading owner: one call at a time for each capture, with
+    a deadline. The response contains what the agents have sent since the last response; it may be
+    empty.
+    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied.
+    FAILED_PRECONDITION: for another capture, or from an owner that has been replaced.
+    RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
     """
 
     def Exchange(self, request, context):
@@ -75,10 +79,12 @@ def add_ProcessorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProcessorService(object):
-    """Served by a processor and called by the leading owner: one call at a time for each capture, with a deadline. The response
-    contains what the agents have sent since the last response; it may be empty.
-    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied. FAILED_PRECONDITION: for another capture,
-    or from an owner that has been replaced. RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
+    """Served by a processor and called by the leading owner: one call at a time for each capture, with
+    a deadline. The response contains what the agents have sent since the last response; it may be
+    empty.
+    INVALID_ARGUMENT: not a valid batch; the text names the field; nothing was applied.
+    FAILED_PRECONDITION: for another capture, or from an owner that has been replaced.
+    RESOURCE_EXHAUSTED: the processor's mailbox is full; nothing was applied.
     """
 
     @staticmethod

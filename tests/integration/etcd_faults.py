@@ -1,4 +1,6 @@
-"""Helpers of the etcd fault tests: faults of three real members, and checks of the watermark and of the written keys."""
+"""Helpers of the etcd fault tests: faults of three real members, and checks of the watermark and of
+the written keys.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ PULSE_MS = 400
 
 
 def gateway(member: EtcdServer, path: str, body: dict[str, Any], *, token: str = "") -> dict[str, Any]:
-    """Call etcd's JSON gateway; raise OSError if the member does not answer. token: of the calling user."""
+    """Call etcd's JSON gateway; raise OSError if the member does not answer.
+
+    token: of the calling user.
+    """
     connection = http.client.HTTPConnection(*parse_address(member.endpoint), timeout=5)
     with closing(connection):
         connection.request("POST", path, json.dumps(body), {"Authorization": token} if token else {})
@@ -72,8 +77,10 @@ def key_revisions(world: CounterWorld) -> dict[str, int]:
 class Watched:
     """A block in which faults of etcd must have no effect on the cluster.
 
-    No table moves or gets a new writer, no writer pauses for longer than gap_ms, the checkpoint grows and never moves
-    backwards, and (unless allowed) neither leadership nor a registration is lost."""
+    No table moves or gets a new writer, no writer pauses for longer than gap_ms, the checkpoint
+    grows and never moves backwards, and (unless allowed) neither leadership nor a registration is
+    lost.
+    """
 
     def __init__(self, world: CounterWorld, tables: tuple[int, ...], *, gap_ms: int, same_leader: bool = True) -> None:
         self._world, self._tables, self._gap_ms, self._same_leader = world, tables, gap_ms, same_leader

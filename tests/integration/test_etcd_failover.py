@@ -91,7 +91,9 @@ def test_the_member_in_use_is_killed(cluster: EtcdCluster, session: EtcdSession,
 
 
 def test_a_frozen_member_is_replaced(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
-    """A member that is stopped with open connections costs one timeout; the watch moves on, and the lease is kept."""
+    """A member that is stopped with open connections costs one timeout; the watch moves on, and the
+    lease is kept.
+    """
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     cluster.members[cluster.endpoints.index(session.members.pick().endpoint)].pause()
@@ -101,7 +103,9 @@ def test_a_frozen_member_is_replaced(cluster: EtcdCluster, session: EtcdSession,
 
 
 def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session: EtcdSession, etcd_prefix: str) -> None:
-    """A watch on a member that lost its peers reports it instead of staying silent, and continues when they are back."""
+    """A watch on a member that lost its peers reports it instead of staying silent, and continues
+    when they are back.
+    """
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     in_use = session.members.pick().endpoint
@@ -117,7 +121,9 @@ def test_a_member_without_quorum_ends_its_watches(cluster: EtcdCluster, session:
 
 
 def test_all_members_are_restarted(cluster: EtcdCluster, session: EtcdSession, keeper: LeaseKeeper, etcd_prefix: str) -> None:
-    """Without any member calls fail in bounded time; when all are back, watch, writes and lease continue."""
+    """Without any member calls fail in bounded time; when all are back, watch, writes and lease
+    continue.
+    """
     watch = session.watch_prefix(f"{etcd_prefix}/")
     put_until(session, f"{etcd_prefix}/a", b"1", watch)
     cluster.kill()

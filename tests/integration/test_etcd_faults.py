@@ -1,6 +1,8 @@
-"""Real services with three real etcd members: members lost, restarted or slow, a new leader, compaction, a paused owner.
+"""Real services with three real etcd members: members lost, restarted or slow, a new leader,
+compaction, a paused owner.
 
-Replication continues, no table moves, and the watermark never moves backwards; a former leader writes nothing and is refused.
+Replication continues, no table moves, and the watermark never moves backwards; a former leader
+writes nothing and is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ GAP_MS_MAX = 2_500
 
 @pytest.fixture
 def new_world(new_world: NewWorld) -> NewWorld:
-    """Start a cluster with three etcd members, two owners and two processors, which replicates four tables."""
+    """Start a cluster with three etcd members, two owners and two processors, which replicates four
+    tables.
+    """
 
     def start(**options: object) -> CounterWorld:
         world = new_world(**{"etcd": 3, "owners": 2, "processors": 2, "lease_ttl_ms": TTL_MS, **options})
@@ -40,7 +44,9 @@ def new_world(new_world: NewWorld) -> NewWorld:
 
 
 def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
-    """Each member, etcd's leader included, is killed and started again in turn, without an effect on the services."""
+    """Each member, etcd's leader included, is killed and started again in turn, without an effect
+    on the services.
+    """
     world = new_world()
     assert raft_leader(world)
     for member in world.cluster.etcd.members:
@@ -52,7 +58,9 @@ def test_any_one_member_lost_and_restarted(new_world: NewWorld) -> None:
 
 
 def test_all_members_restarted(new_world: NewWorld) -> None:
-    """All members are killed at once and started again within the lease TTL: leases, leadership and watches continue."""
+    """All members are killed at once and started again within the lease TTL: leases, leadership and
+    watches continue.
+    """
     world = new_world()
     with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
         world.cluster.etcd.kill()
@@ -80,8 +88,9 @@ def test_etcd_changes_its_leader(new_world: NewWorld) -> None:
 
 
 def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
-    """The revision that the leader and a processor watch from is compacted while they cannot reach etcd: both reload, and
-    know afterwards what changed meanwhile, here a new processor."""
+    """The revision that the leader and a processor watch from is compacted while they cannot reach
+    etcd: both reload, and know afterwards what changed meanwhile, here a new processor.
+    """
     world = new_world(links=True)
     leader = world.cluster.wait_for_leader()
     late = world.cluster.add_node(PROCESSOR, 2)
@@ -100,8 +109,10 @@ def test_compaction_while_services_are_cut_off(new_world: NewWorld) -> None:
 
 
 def test_a_slow_disk(new_world: NewWorld) -> None:
-    """SIGSTOP simulates a disk that delays a member: first the leading member and another one for 0.4 s at a time, which
-    causes no election, then the leading one for 2.5 s, which does. No lease is lost."""
+    """SIGSTOP simulates a disk that delays a member: first the leading member and another one for
+    0.4 s at a time, which causes no election, then the leading one for 2.5 s, which does. No lease
+    is lost.
+    """
     world = new_world()
     leading = raft_leader(world)
     with Watched(world, TABLES, gap_ms=GAP_MS_MAX):
@@ -115,7 +126,9 @@ def test_a_slow_disk(new_world: NewWorld) -> None:
 
 
 def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
-    """Without a quorum no service acts after its lease has expired; when the members are back, everything continues."""
+    """Without a quorum no service acts after its lease has expired; when the members are back,
+    everything continues.
+    """
     world = new_world(lease_ttl_ms=3_000)
     reached = world.cluster.admin.changefeed("one")["checkpoint_ts"]
     for name in ("etcd0", "etcd1"):
@@ -133,8 +146,10 @@ def test_no_quorum_for_longer_than_the_leases(new_world: NewWorld) -> None:
 
 
 def test_a_paused_leader_that_resumes_writes_nothing_and_is_refused(new_world: NewWorld) -> None:
-    """Another owner leads meanwhile, and is stopped while the former leader wakes up, so that every write would be the former
-    leader's: it writes nothing but its own candidacy. A processor refuses its revision by name."""
+    """Another owner leads meanwhile, and is stopped while the former leader wakes up, so that every
+    write would be the former leader's: it writes nothing but its own candidacy. A processor refuses
+    its revision by name.
+    """
     world = new_world(lease_ttl_ms=6_000)
     former = world.cluster.wait_for_leader()
     revision = world.cluster.admin.status()["leader_revision"]
@@ -172,8 +187,9 @@ def _candidates(world: CounterWorld) -> list[str]:
 
 
 def _exchange_as(world: CounterWorld, owner: str, revision: int, node: str) -> grpc.RpcError:
-    """Return the response of a processor to an Exchange of this owner and revision. It names no changefeed, so that the
-    processor would close all agents if it accepted it."""
+    """Return the response of a processor to an Exchange of this owner and revision. It names no
+    changefeed, so that the processor would close all agents if it accepted it.
+    """
     batch = BatchBuilder(owner, world.capture_of(node), revision, ()).finish()
     with closing(open_channel(world.cluster.node(node).address)) as channel:
         try:

@@ -48,7 +48,9 @@ def test_the_deadline_is_before_etcds(session: EtcdSession) -> None:
 
 
 def test_a_jump_of_the_clock_is_seen_at_the_next_check_and_never_forgotten(session: EtcdSession) -> None:
-    """After the deadline the lease is invalid, no keep-alive is sent although it would succeed, and on_lost is called once."""
+    """After the deadline the lease is invalid, no keep-alive is sent although it would succeed, and
+    on_lost is called once.
+    """
     clock = JumpingClock()
     reasons: list[str] = []
     keeper = LeaseKeeper(session, ttl_s=60, on_lost=reasons.append, clock=clock)

@@ -1,4 +1,6 @@
-"""An etcd with authentication: sessions and services log in, and again when etcd has dropped their token."""
+"""An etcd with authentication: sessions and services log in, and again when etcd has dropped their
+token.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +89,9 @@ def new_session(guarded: Guarded) -> Iterator[Callable[..., EtcdSession]]:
 
 
 def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """All requests of the services work; another prefix is refused in one line, and a client without a user gets that
-    as the reason."""
+    """All requests of the services work; another prefix is refused in one line, and a client
+    without a user gets that as the reason.
+    """
     guarded.enable()
     session = new_session()
     watch = session.watch_prefix(PREFIX)
@@ -107,8 +110,9 @@ def test_a_user_reads_writes_watches_and_keeps_leases(guarded: Guarded, new_sess
 
 
 def test_a_token_that_etcd_dropped_is_renewed(guarded: Guarded, new_session: Callable[..., EtcdSession]) -> None:
-    """A token is renewed within the same call, watches included, after a restart of the member or a change of its users;
-    an unguarded write is applied once."""
+    """A token is renewed within the same call, watches included, after a restart of the member or a
+    change of its users; an unguarded write is applied once.
+    """
     guarded.enable()
     session = new_session()
     watch = session.watch_prefix(PREFIX)
@@ -161,8 +165,9 @@ def test_authentication_may_be_enabled_later(guarded: Guarded, new_session: Call
 
 
 def test_a_frozen_member_costs_one_timeout_for_all(tmp_path: Path) -> None:
-    """When the member in use is frozen and no client has a token, simultaneous calls are answered by another member, and do
-    not wait for each other's attempts."""
+    """When the member in use is frozen and no client has a token, simultaneous calls are answered
+    by another member, and do not wait for each other's attempts.
+    """
     with EtcdCluster(tmp_path) as cluster:
         guarded = Guarded(cluster.members[1])
         guarded.prepare()
@@ -202,7 +207,9 @@ def test_wrong_keys_are_refused_at_the_start(tmp_path: Path) -> None:
 
 
 def test_services_log_in(guarded: Guarded, tmp_path: Path) -> None:
-    """An owner leads and a processor registers, also after a restart of etcd; a wrong password is one line at the start."""
+    """An owner leads and a processor registers, also after a restart of etcd; a wrong password is
+    one line at the start.
+    """
     guarded.enable()
     (tmp_path / "password").write_text(PASSWORD)
     (tmp_path / "wrong").write_text("wr0ng")

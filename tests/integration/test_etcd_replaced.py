@@ -1,4 +1,6 @@
-"""An etcd that lost its data and was recreated: its revisions start again, and nothing of the former one is used."""
+"""An etcd that lost its data and was recreated: its revisions start again, and nothing of the
+former one is used.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def test_a_prefix_is_read_at_one_revision(session: EtcdSession, etcd_prefix: str
 
 
 def test_a_transaction_is_all_or_nothing(session: EtcdSession, etcd_prefix: str) -> None:
-    """A failed compare changes nothing and returns the stored keys; otherwise puts and deletes are applied together."""
+    """A failed compare changes nothing and returns the stored keys; otherwise puts and deletes are
+    applied together.
+    """
     old, new, guard = (f"{etcd_prefix}/{name}" for name in ("old", "new", "guard"))
     session.put(old, b"x")
     created = session.put(guard, b"g")
@@ -99,7 +101,9 @@ def test_every_compare_target_compares(session: EtcdSession, etcd_prefix: str, c
 
 
 def test_a_lease_takes_its_keys_along(session: EtcdSession, etcd_prefix: str) -> None:
-    """Revoking a lease deletes its keys; keeping it alive after that is LeaseLostError; revoking it again does nothing."""
+    """Revoking a lease deletes its keys; keeping it alive after that is LeaseLostError; revoking it
+    again does nothing.
+    """
     lease, ttl_s = session.grant(60)
     assert ttl_s == 60
     session.put(etcd_prefix, b"x", lease=lease)
@@ -171,7 +175,9 @@ def test_a_read_goes_to_the_next_member(behind_proxy: EtcdSession, proxy: TcpPro
 def test_a_write_whose_response_was_lost_is_recognised(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A guarded write that was applied while its response was lost is repeated and reported as applied."""
+    """A guarded write that was applied while its response was lost is repeated and reported as
+    applied.
+    """
     assert behind_proxy.get(etcd_prefix) is None
     proxy.cut(Direction.FROM_TARGET)
     result = behind_proxy.put_if(is_absent(etcd_prefix), etcd_prefix, b"mine")
@@ -184,7 +190,9 @@ def test_a_write_whose_response_was_lost_is_recognised(
 def test_a_lost_race_is_not_mistaken_for_an_own_write(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A guarded write that was not applied, because another one was, is reported as refused after its repetition."""
+    """A guarded write that was not applied, because another one was, is reported as refused after
+    its repetition.
+    """
     assert behind_proxy.get(etcd_prefix) is None
     session.put(etcd_prefix, b"theirs")
     proxy.stall()
@@ -196,7 +204,9 @@ def test_a_lost_race_is_not_mistaken_for_an_own_write(
 def test_an_unguarded_write_is_never_repeated(
     behind_proxy: EtcdSession, session: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """A write whose repetition could undo a later one raises EtcdUnavailableError, and the next call uses another member."""
+    """A write whose repetition could undo a later one raises EtcdUnavailableError, and the next
+    call uses another member.
+    """
     assert behind_proxy.get(etcd_prefix) is None
     proxy.stall()
     with pytest.raises(EtcdUnavailableError, match="no answer in time"):

@@ -1,4 +1,6 @@
-"""Watches with a real member: they deliver whole states, and resume or reload after every kind of break."""
+"""Watches with a real member: they deliver whole states, and resume or reload after every kind of
+break.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def compact(session: EtcdSession, revision: int) -> None:
 
 
 def test_a_watch_delivers_whole_states(session: EtcdSession, etcd_prefix: str) -> None:
-    """Each call receives the whole mapping, from the first state on, without keys of other prefixes; revisions only grow."""
+    """Each call receives the whole mapping, from the first state on, without keys of other
+    prefixes; revisions only grow.
+    """
     prefix = f"{etcd_prefix}/p/"
     session.put(f"{prefix}a", b"1")
     states: list[PrefixState] = []
@@ -105,7 +109,9 @@ def test_a_broken_watch_resumes(session: EtcdSession, watcher: EtcdSession, prox
 
 
 def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
-    """If its last revision is compacted during a break, the watch loads the prefix again, deletions included."""
+    """If its last revision is compacted during a break, the watch loads the prefix again, deletions
+    included.
+    """
     session.put(f"{etcd_prefix}/a", b"1")
     session.put(f"{etcd_prefix}/b", b"1")
     watch = watcher.watch_prefix(f"{etcd_prefix}/")
@@ -134,7 +140,7 @@ def test_a_silent_connection_is_given_up(session: EtcdSession, watcher: EtcdSess
 
 
 def test_a_quiet_watch_hears_etcd(session: EtcdSession, etcd_prefix: str) -> None:
-    """A prefix without changes is not mistaken for a dead connection: etcd answers the progress requests."""
+    """A prefix without changes is not mistaken for a dead connection."""
     watch = session.watch_prefix(f"{etcd_prefix}/", progress_interval_s=0.3)
     watch.wait_loaded(TIMEOUT_S)
     start = watch._watch_thread._heard_at
@@ -158,7 +164,9 @@ def test_a_watch_waits_for_etcd(etcd_prefix: str, etcd_server: EtcdServer, proxy
 def test_watches_on_one_stream_are_independent(
     session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str
 ) -> None:
-    """Each has the state of its own prefix and resumes from its own revision; one that was compacted away loads itself again."""
+    """Each has the state of its own prefix and resumes from its own revision; one that was
+    compacted away loads itself again.
+    """
     session.put(f"{etcd_prefix}/a/1", b"1")
     calls: list[str] = []
     prefixes = {

@@ -76,7 +76,9 @@ def all_well(world: CounterWorld) -> bool:
 
 
 def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
-    """Both services answer both, for the whole server and for each service by name; an unknown name is refused."""
+    """Both services answer both, for the whole server and for each service by name; an unknown name
+    is refused.
+    """
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     for node in world.cluster.nodes.values():
         with closing(open_channel(node.address)) as channel:
@@ -96,8 +98,10 @@ def test_health_and_reflection_without_tls(world: CounterWorld) -> None:
 
 
 def test_with_a_stopped_etcd_services_are_healthy_but_not_ready(world: CounterWorld) -> None:
-    """After SIGSTOP of etcd a restart of the services would not help, so /healthz still passes. Once the leases have expired no
-    process can accept work, which both report over HTTP and gRPC, until etcd resumes."""
+    """After SIGSTOP of etcd a restart of the services would not help, so /healthz still passes.
+    Once the leases have expired no process can accept work, which both report over HTTP and gRPC,
+    until etcd resumes.
+    """
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     world.cluster.pause("etcd0")
     try:
@@ -113,8 +117,9 @@ def test_with_a_stopped_etcd_services_are_healthy_but_not_ready(world: CounterWo
 
 
 def test_a_processor_whose_executor_hangs_is_unhealthy(world: CounterWorld) -> None:
-    """A processor whose executor does not return from a call is neither healthy nor ready; the other processor and the owner
-    are. When the call returns, it is again."""
+    """A processor whose executor does not return from a call is neither healthy nor ready; the
+    other processor and the owner are. When the call returns, it is again.
+    """
     wait_until("all is well", lambda: all_well(world), WAIT_S)
     world.wait_steady(len(TABLES))
     table = TABLES[0]
@@ -170,7 +175,9 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
 
 
 def test_an_owner_whose_tick_hangs_is_unhealthy_and_resigns(etcd_server: EtcdServer, ticks: Ticks, tmp_path: Path) -> None:
-    """The threads "lease" and "admin" continue, so the hang would not show: the owner reports it, and resigns."""
+    """The threads "lease" and "admin" continue, so the hang would not show: the owner reports it,
+    and resigns.
+    """
     (tmp_path / "owner.toml").write_text(
         f'cluster = "hung-{os.getpid()}"\nid = "hangs"\n[etcd]\nendpoints = ["{etcd_server.endpoint}"]\n'
         "[admin]\nport = 0\n[http]\nport = 0\n"

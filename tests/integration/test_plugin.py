@@ -15,7 +15,9 @@ MINIMAL = PLUGIN.parent / "minimal"
 
 
 def test_a_plugin_of_forty_lines_replicates(tmp_path: Path) -> None:
-    """It is found by the scheme of the source URI; its tables are spread, moved and removed like any others."""
+    """It is found by the scheme of the source URI; its tables are spread, moved and removed like
+    any others.
+    """
     assert len((MINIMAL / "tablewire_minimal.py").read_text().splitlines()) <= 42
     plugin = install_plugin(tmp_path, MINIMAL)
     sink = tmp_path / "sink"

@@ -1,4 +1,6 @@
-"""A cluster with TLS on every connection and a certificate for each role: which role may call which service."""
+"""A cluster with TLS on every connection and a certificate for each role: which role may call which
+service.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def exchange(world: TlsWorld, section: PeerTlsSection) -> grpc.RpcError:
 
 
 def test_a_cluster_replicates_with_tls_only(world: TlsWorld) -> None:
-    """A first copy, changes and a move work; no connection to PostgreSQL is in plain text; each owner answers."""
+    """A first copy, changes and a move work; no connection to PostgreSQL is in plain text; each
+    owner answers.
+    """
     wait_until("the first rows are there", lambda: all(rows(world, f"t{n}") == [(0, "first")] for n in (1, 2, 3)), WAIT_S)
     row = world.ask("table", "list", "--table", "public.t1")["tables"][0]
     target = next(c["id"] for c in world.ask("capture", "list")["captures"] if c["id"] != row["primary"])
@@ -122,7 +126,9 @@ def test_a_cluster_replicates_with_tls_only(world: TlsWorld) -> None:
 
 
 def test_the_members_of_etcd_use_tls_too(world: TlsWorld) -> None:
-    """Each member accepts only certificates of the CA at its peer port; with one member down everything continues."""
+    """Each member accepts only certificates of the CA at its peer port; with one member down
+    everything continues.
+    """
     assert "certificate" in refusal_without_certificate(world.peer_endpoints[0], world.certs / "ca.pem").lower()
     world.etcd[0].kill()
     try:
@@ -135,8 +141,9 @@ def test_the_members_of_etcd_use_tls_too(world: TlsWorld) -> None:
 
 
 def test_no_admin_call_is_open_to_a_processor(world: TlsWorld) -> None:
-    """Every call in the service's descriptor, so that a new one cannot be forgotten, is refused by name before it is read, by a
-    leader and by a follower. With the CLI's certificate it is not."""
+    """Every call in the service's descriptor, so that a new one cannot be forgotten, is refused by
+    name before it is read, by a leader and by a follower. With the CLI's certificate it is not.
+    """
     methods = pb.DESCRIPTOR.services_by_name["Admin"].methods
     assert len(methods) >= 19
     for owner in world.owners:
@@ -152,7 +159,9 @@ def test_no_admin_call_is_open_to_a_processor(world: TlsWorld) -> None:
 
 
 def test_health_and_reflection_with_tls(world: TlsWorld) -> None:
-    """Both services answer both for certificates that may call, and refuse others like every other call."""
+    """Both services answer both for certificates that may call, and refuse others like every other
+    call.
+    """
     for node, role in ((world.nodes["owner0"], "cli"), (world.nodes["processor0"], OWNER)):
         service = {OWNER: "tablewire.v1.Admin", PROCESSOR: EXCHANGE_SERVICE}[node.kind]
         with closing(
@@ -174,7 +183,9 @@ def test_health_and_reflection_with_tls(world: TlsWorld) -> None:
 
 
 def test_a_processor_may_not_call_admin_verbs(world: TlsWorld) -> None:
-    """The processor's certificate is signed by the CA, but its role may not call: reads and changes are refused by name."""
+    """The processor's certificate is signed by the CA, but its role may not call: reads and changes
+    are refused by name.
+    """
     for command in (("changefeed", "pause", "one"), ("changefeed", "list"), ("resign",)):
         done = world.cli(*command, role="processor")
         assert (done.returncode, done.stdout) == (1, "")
@@ -183,7 +194,9 @@ def test_a_processor_may_not_call_admin_verbs(world: TlsWorld) -> None:
 
 
 def test_only_an_owner_may_exchange(world: TlsWorld) -> None:
-    """The CLI and another processor are refused by name before the request is read; the request of an owner is decoded."""
+    """The CLI and another processor are refused by name before the request is read; the request of
+    an owner is decoded.
+    """
     for role in ("cli", "processor"):
         error = exchange(world, PeerTlsSection(**identity(world.certs, role)))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -192,7 +205,9 @@ def test_only_an_owner_may_exchange(world: TlsWorld) -> None:
 
 
 def test_strangers_cannot_connect(world: TlsWorld, foreign: Path) -> None:
-    """Certificates of another CA and plain text get no connection, and the CLI names the endpoints that it tried."""
+    """Certificates of another CA and plain text get no connection, and the CLI names the endpoints
+    that it tried.
+    """
     done = world.cli("status", "--timeout-s", "5", certs=foreign)
     assert done.returncode == 1
     assert f"no owner answers; tried {world.owners[0]}" in done.stderr

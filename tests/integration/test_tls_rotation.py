@@ -1,4 +1,6 @@
-"""Certificates and their CA are replaced in a running cluster: no process ends, no table moves, the old ones are refused."""
+"""Certificates and their CA are replaced in a running cluster: no process ends, no table moves, the
+old ones are refused.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ ROLES = ("owner", "processor", "cli", "etcd")
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[TlsWorld]:
-    """Provide a running cluster with a changefeed of one table; each service is reached through a proxy."""
+    """Provide a running cluster with a changefeed of one table; each service is reached through a
+    proxy.
+    """
     world = TlsWorld(tmp_path, lease_ttl_ms=10_000, links=True)
     try:
         world.start()
@@ -63,8 +67,10 @@ def restart_etcd(world: TlsWorld) -> None:
 
 
 def reconnect(world: TlsWorld, number: int, certs: Path | None = None) -> None:
-    """Break every connection between the services, and wait until everything works again: each owner answers the CLI (with
-    these certificates), a follower forwards to its leader, both processors are heard, and a row is replicated."""
+    """Break every connection between the services, and wait until everything works again: each
+    owner answers the CLI (with these certificates), a follower forwards to its leader, both
+    processors are heard, and a row is replicated.
+    """
     for proxy in world.proxies.values():
         proxy.reset()
     for owner in world.owners:
@@ -80,7 +86,9 @@ def heard(world: TlsWorld, owner: str, certs: Path | None) -> list[str]:
 
 
 def answer(address: str, certs: Path, role: str) -> grpc.StatusCode:
-    """Return the response to an invalid Exchange on a new connection; INVALID_ARGUMENT comes from the decoder."""
+    """Return the response to an invalid Exchange on a new connection; INVALID_ARGUMENT comes from
+    the decoder.
+    """
     with closing(open_channel(address, tls.channel_credentials(PeerTlsSection(**identity(certs, role))))) as channel:
         try:
             channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")(b"nonsense", timeout=20)
@@ -90,8 +98,10 @@ def answer(address: str, certs: Path, role: str) -> grpc.StatusCode:
 
 
 def test_certificates_and_authority_are_replaced_without_a_restart(world: TlsWorld, tmp_path: Path) -> None:
-    """First both CAs are trusted, then the certificates are replaced, then the old CA is removed; after each step every
-    connection is made again. A pair of which only one file has been replaced is not used, and a warning is logged."""
+    """First both CAs are trusted, then the certificates are replaced, then the old CA is removed;
+    after each step every connection is made again. A pair of which only one file has been replaced
+    is not used, and a warning is logged.
+    """
     new, old = make_certs(tmp_path / "new"), tmp_path / "old"
     before = world.ask("table", "list")["tables"][0]["primary"]
     revision = world.ask("status")["leader_revision"]

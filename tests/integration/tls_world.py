@@ -1,7 +1,8 @@
-"""A cluster of real processes with TLS on every connection: gRPC and etcd with client certificates (also between the members
-of etcd), PostgreSQL with a password.
+"""A cluster of real processes with TLS on every connection: gRPC and etcd with client certificates
+(also between the members of etcd), PostgreSQL with a password.
 
-deploy/tls/make-certs.sh makes a certificate for each role. Owners accept owners and the CLI, processors accept owners.
+deploy/tls/make-certs.sh makes a certificate for each role. Owners accept owners and the CLI,
+processors accept owners.
 """
 
 from __future__ import annotations
@@ -95,7 +96,10 @@ class TlsWorld:
         return [node.address for node in self.nodes.values() if node.kind == OWNER]
 
     def new_node(self, kind: str, name: str, certs: Path | None = None) -> Node:
-        """Return a node that is not started. certs: the folder of its certificates, by default that of the cluster."""
+        """Return a node that is not started.
+
+        certs: the folder of its certificates, by default that of the cluster.
+        """
         peer = identity(certs or self.certs, kind)
         config: dict[str, Any] = {
             "cluster": "tls",
@@ -173,7 +177,9 @@ class TlsWorld:
         return f"postgresql://{USER}:{password}@{self.postgres.endpoint}/{database}?{tls_part}"
 
     def _etcd_command(self, at: int) -> list[str]:
-        """Return the command line as in docs/security.md: the client port and the peer port require client certificates."""
+        """Return the command line as in docs/security.md: the client port and the peer port require
+        client certificates.
+        """
         urls = [(f"https://{HOST}:{client}", f"https://{HOST}:{peer}") for client, peer in self._ports]
         url, peer_url = urls[at]
         return [
@@ -186,7 +192,10 @@ class TlsWorld:
         ]  # fmt: skip
 
     def _start_postgres(self) -> None:
-        """Start a server that accepts only TLS, with a password except for postgres. The key must belong to the server's user."""
+        """Start a server that accepts only TLS, with a password except for postgres.
+
+        The key must belong to the server's user.
+        """
         self.postgres.start()
         execute = self.postgres.execute
         for database in ("source", "sink"):

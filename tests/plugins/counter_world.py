@@ -1,6 +1,7 @@
 """A cluster that replicates with the counting plug-in, and an audit of what its executors wrote.
 
-The audit reads the files of the sink: every write contains its epochs, its capture, where it started and where it ended.
+The audit reads the files of the sink: every write contains its epochs, its capture, where it
+started and where it ended.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class CounterWorld:
         return self.cluster.owner_json("changefeed", "create", "--id", name, *uris, *pattern, *more)
 
     def replicate(self, *table_ids: int) -> None:
-        """Create these tables, 1 to the last, and a changefeed `one`; return when it writes each of them."""
+        """Create these tables, 1 to the last, and a changefeed `one`; return when it writes each of
+        them.
+        """
         self.set_tables(*(f"public.t{table_id}" for table_id in table_ids))
         self.create()
         self.wait_steady(len(table_ids))
@@ -100,9 +103,11 @@ class CounterWorld:
         return found
 
     def audit(self, *table_ids: int | str, recreated: bool = False) -> None:
-        """Check that there is no gap, no overlap, no write under an older epoch, and one writer for each epoch.
+        """Check that there is no gap, no overlap, no write under an older epoch, and one writer for
+        each epoch.
 
-        recreated: the changefeed was removed and created again meanwhile, which allows a gap between its two lives.
+        recreated: the changefeed was removed and created again meanwhile, which allows a gap
+        between its two lives.
         """
         for table_id in table_ids:
             writes = self.writes(table_id)

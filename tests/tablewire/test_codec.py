@@ -49,7 +49,9 @@ keys = st.binary(max_size=6)
 
 @st.composite
 def u64_columns(draw: st.DrawFn, rows: int) -> Any:
-    """Draw columns: arbitrary values, values that are close together, mostly 0, constant, or with outliers."""
+    """Draw columns: arbitrary values, values that are close together, mostly 0, constant, or with
+    outliers.
+    """
     kind = draw(st.sampled_from(["any", "near", "sparse", "constant"]))
     if kind == "any":
         values = draw(st.lists(u64s, min_size=rows, max_size=rows))
@@ -174,7 +176,9 @@ def message(body: MessageBody, *, sender: str = "owner-1", receiver: str = "capt
 
 
 def steady_report(rows: int, seed: int = 1) -> SpanReports:
-    """Return a report of replicating spans that all moved; some lag by a few GiB of WAL, a third was never written."""
+    """Return a report of replicating spans that all moved; some lag by a few GiB of WAL, a third
+    was never written.
+    """
     random = np.random.default_rng(seed)
     checkpoint_ts = (0x12_3456_7890_0000 + random.integers(0, 2**31, rows)).astype(np.uint64)
     return SpanReports(
@@ -190,7 +194,9 @@ def steady_report(rows: int, seed: int = 1) -> SpanReports:
 
 
 def test_strategies_vary_every_field() -> None:
-    """The strategies above cover every field of the messages, so that a new field must be added to the codec."""
+    """The strategies above cover every field of the messages, so that a new field must be added to
+    the codec.
+    """
     known = {
         Message: "sender receiver changefeed owner_revision changefeed_epoch processor_epoch number echo body version",
         Heartbeat: "barrier acked collect_stats by_name numbers spans",
@@ -330,7 +336,9 @@ def test_error_text_is_cut_and_made_sendable() -> None:
 
 
 def test_scenario_36_a_batch_has_a_version_that_both_support() -> None:
-    """A batch in another version is decoded to the same messages by processes that support it, and refused by others."""
+    """A batch in another version is decoded to the same messages by processes that support it, and
+    refused by others.
+    """
     batch = Batch("owner-1", "capture-1", 7, (), (message(Heartbeat(Barrier(9))),), version=2)
     data = encode_batch(batch)
     assert decode_batch(data, ProtocolVersions(1, 2)) == batch

@@ -335,7 +335,9 @@ def test_sender_refuses_what_breaks_the_contract() -> None:
     ],
 )
 def test_sender_refuses_an_envelope_that_cannot_travel(fields: dict[str, Any], reason: str) -> None:
-    """Encoding refuses numbers out of range, names that are not text, and bodies that are not messages."""
+    """Encoding refuses numbers out of range, names that are not text, and bodies that are not
+    messages.
+    """
     values: dict[str, Any] = {
         "sender": "a",
         "receiver": "b",
@@ -378,7 +380,9 @@ edits = st.lists(
 @given(st.sampled_from(GOOD_BYTES), edits)
 @settings(max_examples=2_500, deadline=None)
 def test_mutated_messages_raise_codec_error_alone(data: bytes, changes: list[tuple[float, str, bytes]]) -> None:
-    """Decoding a valid message with changed bytes returns a message that can be encoded again, or raises CodecError."""
+    """Decoding a valid message with changed bytes returns a message that can be encoded again, or
+    raises CodecError.
+    """
     mutated = bytearray(data)
     for where, how, what in changes:
         at = int(where * len(mutated)) if mutated else 0

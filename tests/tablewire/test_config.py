@@ -164,7 +164,9 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OwnerConfig, ProcessorConfig])
 def test_every_key_of_the_services_is_complete(kind: type[Section]) -> None:
-    """Each key has a description, each number has bounds and a unit in its name, and each key can be given in every source."""
+    """Each key has a description, each number has bounds and a unit in its name, and each key can
+    be given in every source.
+    """
     rows = describe(kind)
     assert [row.path for row in rows] == [path for path, _ in flatten(kind())]
     for row in rows:

@@ -37,7 +37,9 @@ def test_all_names_can_be_imported() -> None:
 
 
 def test_the_package_imports_nothing_by_itself() -> None:
-    """A process that needs one module does not pay for the others: numpy alone takes longer than the CLI may."""
+    """A process that needs one module does not pay for the others: numpy alone takes longer than
+    the CLI may.
+    """
     program = "import sys, tablewire.errors; print(sorted(name for name in sys.modules if name.startswith('tablewire.')))"
     assert run(program, ROOT) == "['tablewire.errors']"
 

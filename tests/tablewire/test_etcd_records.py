@@ -135,7 +135,9 @@ def test_a_bad_name_never_becomes_a_key(name: str) -> None:
 
 
 def test_uris_are_resolved_where_they_are_used() -> None:
-    """A variable is percent-encoded in the user part and the query, literal elsewhere, and not expanded twice."""
+    """A variable is percent-encoded in the user part and the query, literal elsewhere, and not
+    expanded twice.
+    """
     environ = {"PW": "a@b/c${X}", "URI": "postgresql://u:p@h/d", "HOST": "h:5432"}
     assert resolve_uri("postgresql://u:${PW}@h/db", environ) == "postgresql://u:a%40b%2Fc%24%7BX%7D@h/db"
     assert resolve_uri("postgresql://h/db?password=${PW}", environ) == "postgresql://h/db?password=a%40b%2Fc%24%7BX%7D"
@@ -190,7 +192,9 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="@\n\r", exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_password_is_hidden(password: str) -> None:
-    """A password is hidden in a URI, alone or within a text, whatever characters it contains without encoding."""
+    """A password is hidden in a URI, alone or within a text, whatever characters it contains
+    without encoding.
+    """
     secret = f"\N{SNOWMAN}{password}\N{SNOWMAN}"
     for text in (f"postgresql://me:{secret}@host/db", f"cannot connect to 'postgresql://me:{secret}@host/db?x=1': timeout"):
         assert "\N{SNOWMAN}" not in redact_uri(text)

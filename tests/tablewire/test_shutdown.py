@@ -50,7 +50,9 @@ def start(script: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_graceful_and_the_second_ends_at_once(signum: signal.Signals) -> None:
-    """The first signal wakes the waiting thread and calls back; the second ends the process with 128 + its number."""
+    """The first signal wakes the waiting thread and calls back; the second ends the process with
+    128 + its number.
+    """
     with start(GRACEFUL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

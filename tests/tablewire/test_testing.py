@@ -50,7 +50,9 @@ def test_what_is_sent_is_in_the_next_recv() -> None:
 
 
 def test_messages_pass_through_the_wire_format() -> None:
-    """A received message is a new value, and an invalid one is refused by send; a flag disables both."""
+    """A received message is a new value, and an invalid one is refused by send; a flag disables
+    both.
+    """
     network = LoopbackNetwork()
     owner, a = network.transport("owner"), network.transport("a")
     sent = message("a")
@@ -199,7 +201,9 @@ def test_every_call_is_idempotent() -> None:
 
 
 def test_the_fake_refuses_what_the_contract_forbids() -> None:
-    """A write of an unprepared span, an epoch for an unknown span and an add after close are errors of the caller."""
+    """A write of an unprepared span, an epoch for an unknown span and an add after close are errors
+    of the caller.
+    """
     executor = FakeTableExecutor()
     with pytest.raises(RuntimeError, match="without being prepared"):
         executor.add_table_span(SPAN, Checkpoint(1, 1), False)
@@ -275,7 +279,9 @@ def test_hangs_and_slow_steps_are_scripted() -> None:
 
 
 def test_bulk_and_single_statuses_agree() -> None:
-    """They agree for known and unknown spans, for the same list, and after spans were added and lost."""
+    """They agree for known and unknown spans, for the same list, and after spans were added and
+    lost.
+    """
     executor = FakeTableExecutor()
     writing(executor, SPAN)
     prepared(executor, OTHER, 70)
@@ -309,7 +315,9 @@ def test_many_spans_fit() -> None:
 
 
 def test_a_takeover_excludes_the_previous_writer() -> None:
-    """There is one effective writer at any time; the next write of the previous one is refused and fails its span."""
+    """There is one effective writer at any time; the next write of the previous one is refused and
+    fails its span.
+    """
     sink = FakeSink()
     former, new = FakeTableExecutor(sink, name="former"), FakeTableExecutor(sink, name="new")
     writing(former, ts=100, epoch=1)

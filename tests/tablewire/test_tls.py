@@ -90,7 +90,9 @@ def test_plain_text_is_the_default() -> None:
 
 
 def test_roles_that_are_not_distinguished_are_a_warning() -> None:
-    """TLS without a list of names lets every certificate of the CA call, and only then a warning is logged."""
+    """TLS without a list of names lets every certificate of the CA call, and only then a warning is
+    logged.
+    """
     with capture_logs() as lines:
         tls.warn_of_roles(peer("server"))
         tls.warn_of_roles(peer("server", allowed_common_names=("client",)))
@@ -99,7 +101,9 @@ def test_roles_that_are_not_distinguished_are_a_warning() -> None:
 
 
 def test_wrong_files_are_refused_at_the_start(tmp_path: Path) -> None:
-    """A missing file, a key of another certificate and a file without certificates are named by key and path."""
+    """A missing file, a key of another certificate and a file without certificates are named by key
+    and path.
+    """
     with pytest.raises(ConfigError, match=r"tls\.ca_file: .*gone\.pem: No such file"):
         tls.channel_credentials(peer("client", ca_file=f"{tmp_path}/gone.pem"))
     with pytest.raises(ConfigError, match=r"tls\.cert_file, tls\.key_file: .*client\.pem and .*server\.key are no usable pair"):
@@ -129,7 +133,9 @@ def secure_etcd(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.integration
 def test_etcd_by_mutual_tls(secure_etcd: str) -> None:
-    """With a client certificate reads, writes and watches work; without it, or in plain text, there is no connection."""
+    """With a client certificate reads, writes and watches work; without it, or in plain text, there
+    is no connection.
+    """
     files = {"ca_file": f"{FILES}/ca.pem", "cert_file": f"{FILES}/client.pem", "key_file": f"{FILES}/client.key"}
     session = EtcdSession([secure_etcd], credentials=etcd_credentials(ClientTlsSection(enabled=True, **files)))
 
@@ -173,7 +179,9 @@ def put(folder: Path, name: str, *endings: str) -> None:
 
 
 def test_a_server_uses_the_current_files_for_new_connections(tmp_path: Path) -> None:
-    """While the files do not match or one is missing, the previous pair stays in use and a warning is logged."""
+    """While the files do not match or one is missing, the previous pair stays in use and a warning
+    is logged.
+    """
     put(tmp_path, "server", "pem", "key")
     own = peer("server", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key")
     server = new_server(max_workers=1, max_concurrent_rpcs=1, thread_name="tls")
@@ -192,7 +200,9 @@ def test_a_server_uses_the_current_files_for_new_connections(tmp_path: Path) -> 
 
 
 def test_a_client_gets_new_credentials_when_the_files_change(tmp_path: Path) -> None:
-    """The provider returns the same object until the files change; only then a failed channel is replaced."""
+    """The provider returns the same object until the files change; only then a failed channel is
+    replaced.
+    """
     put(tmp_path, "client", "pem", "key")
     provide = tls.renewed_channel_credentials(peer("client", cert_file=f"{tmp_path}/own.pem", key_file=f"{tmp_path}/own.key"))
     assert provide is not None

@@ -1,12 +1,14 @@
-"""A source that counts milliseconds, and an executor that writes the count of each table into a log file.
+"""A source that counts milliseconds, and an executor that writes the count of each table into a log
+file.
 
-`counter:///folder` is the source. The file `tables` in that folder holds the names of the tables, one per line (the id is the
-line number). A file `broken` makes every call of the source fail with its text, `broken-<table id>` the table's executor. While
-there is a file `no-executor-<node>`, processors whose id begins with that name cannot make an executor. The option `parts`
-divides each table into that many spans; with `fenced=no` the sink accepts every writer.
-`file:///folder` is the sink: `<table id>.log` (`<table id>-<start key>.log` for a span that begins there), one line per write:
-changefeed_epoch assignment_epoch capture from to written_at_ms.
-`from` is where the previous writer stopped, so a gap, an overlap or a second writer shows in the file itself.
+`counter:///folder` is the source. The file `tables` in that folder holds the names of the tables,
+one per line (the id is the line number). A file `broken` makes every call of the source fail with
+its text, `broken-<table id>` the table's executor. While there is a file `no-executor-<node>`,
+processors whose id begins with that name cannot make an executor. The option `parts` divides each
+table into that many spans; with `fenced=no` the sink accepts every writer. `file:///folder` is the
+sink: `<table id>.log` (`<table id>-<start key>.log` for a span that begins there), one line per
+write: changefeed_epoch assignment_epoch capture from to written_at_ms. `from` is where the previous
+writer stopped, so a gap, an overlap or a second writer shows in the file itself.
 """
 
 from __future__ import annotations
@@ -100,7 +102,10 @@ class _Table:
 
 
 class UnfencedCounterExecutor:
-    """All spans of one changefeed in one processor, written by one thread. The lock covers `_tables`."""
+    """All spans of one changefeed in one processor, written by one thread.
+
+    The lock covers `_tables`.
+    """
 
     def __init__(self, request: ExecutorRequest) -> None:
         self._request = request

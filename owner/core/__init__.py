@@ -1,6 +1,5 @@
-"""The pure core of the scheduler: no clock, thread, socket, log or random; numpy and
-tablewire.model alone.
+"""The scheduler as a pure state machine: no clock, thread, socket, log or random numbers.
 
-tick.py is the recipe, transitions.py the rules as one table, tables.py the columns that the rules
-move.
+Read tick.py (one tick), transitions.py (the rules of replication as a table), tables.py (the columns
+that hold the state) and policies/planner.py (where spans should go).
 """

@@ -62,7 +62,7 @@ def test_an_operators_day(world: CounterWorld) -> None:
     moved = ask("table", "move", "public.t1", "--to", target, "--wait")
     assert (moved["state"], moved["target"], moved["capture"]) == ("done", "public.t1", target)
     assert ask("table", "list", "--table", "1")["tables"][0]["primary"] == target
-    assert f"capture {target} is already the primary" in refusal(world, "table", "move", "1", "--to", target)
+    assert f"processor {target} is already the primary" in refusal(world, "table", "move", "1", "--to", target)
     assert "no table 'public.t99'" in refusal(world, "table", "move", "public.t99", "--to", target)
     assert "no processor 'nobody'" in refusal(world, "table", "move", "1", "--to", "nobody")
     assert ask("rebalance", "--wait")["state"] == "done"

@@ -231,7 +231,7 @@ def test_scenario_31_a_refused_move_is_a_failure_with_its_reason(owner: Owner, v
     """Nothing changes, and no output says accepted."""
     where = view.world.primary(1)
     text = failure(owner("table", "move", "1", "--to", where))
-    assert text == f"Error: move of public.t1 to {where}: refused: capture {where} is already the primary\n"
+    assert text == f"Error: move of public.t1 to {where}: refused: processor {where} is already the primary\n"
     assert "no table 'public.zz'" in failure(owner("table", "move", "public.zz", "--to", "a"))
     assert "no processor 'z'; registered: a, b, c" in failure(owner("table", "move", "1", "--to", "z"))
 

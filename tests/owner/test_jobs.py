@@ -46,7 +46,7 @@ def test_a_handle_shows_what_the_last_tick_reported(world: World) -> None:
 def test_a_job_that_is_refused_at_once_is_reported_by_the_next_tick(world: World) -> None:
     """Its caller has the answer at once; the log and the metrics get it from the events."""
     query = world.scheduler.cancel_drain("a")
-    assert (query.state, query.reason) == (QueryState.REFUSED, "capture a is not being drained")
+    assert (query.state, query.reason) == (QueryState.REFUSED, "processor a is not being drained")
     world.step()
     assert changes(world) == [query.job]
     world.step()

@@ -179,17 +179,17 @@ def test_a_move_is_planned_or_refused_as_the_scheduler_would(view: AdminView) ->
     (move,) = plan.moves
     assert (move.source, move.target, move.reason) == (source, target, "asked for")
     assert (plan.load_before[target], plan.load_after[target]) == (1, 2)
-    with pytest.raises(RefusedError, match=f"capture {source} is already the primary"):
+    with pytest.raises(RefusedError, match=f"processor {source} is already the primary"):
         planning.plan_move(view, "", "1", source)
     with pytest.raises(UnknownTableError):
         planning.plan_move(view, "", "77", target)
     cluster_operations.drain(view, third)
     view.world.run(2)
-    with pytest.raises(RefusedError, match=f"target capture {third} is being drained"):
+    with pytest.raises(RefusedError, match=f"processor {third} is being drained"):
         planning.plan_move(view, "", "1", third)
     view.world.paused.add(target)
     view.world.run(40)
-    with pytest.raises(RefusedError, match=f"target capture {target} is silent"):
+    with pytest.raises(RefusedError, match=f"processor {target} is silent"):
         planning.plan_move(view, "", "1", target)
 
 

@@ -188,7 +188,7 @@ def test_cancelled_move_stays_where_it_was() -> None:
     assert world.primary(1) == source
 
 
-def test_span_under_way_keeps_a_move_pending() -> None:
+def test_span_in_progress_keeps_a_move_pending() -> None:
     """A move of a span that is still being added waits with its reason, then runs."""
     world = World(tables=[1])
     for executor in world.executors.values():
@@ -197,7 +197,7 @@ def test_span_under_way_keeps_a_move_pending() -> None:
     query = world.scheduler.move_table(1, next(c for c in "abc" if c != world.view(1).secondary))
     world.step()
     assert query.state is QueryState.PENDING
-    assert "under way" in query.reason
+    assert "in progress" in query.reason
     for executor in world.executors.values():
         executor.let_go("prepare")
     world.until(lambda: query.state is QueryState.DONE)

@@ -1,5 +1,5 @@
-"""What should change, one policy a file, in order of urgency: basic, drain, move.
+"""The policies, one in each module: which spans to add, remove and move.
 
-Each works on the spans that are ready for it and leaves the others alone, so that a span that
-cannot proceed never keeps a later policy from working on other spans.
+Each works on the spans that are ready for it and ignores the others, so that a span that cannot
+proceed never delays a later policy on other spans.
 """

@@ -69,14 +69,15 @@ def update_drains(core: Core) -> None:
         left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
         job.spans_left = left
         if left:
-            job.set(QueryState.ACCEPTED, JobReason.SPANS_LEFT.of(count=left, why=_why_left(core, capture)))
+            spans = "1 span" if left == 1 else f"{left} spans"
+            job.set(QueryState.ACCEPTED, JobReason.SPANS_LEFT.of(spans=spans, why=_why_left(core, capture)))
         else:
             job.set(QueryState.DONE)
 
 
 def _why_left(core: Core, capture: Capture) -> str:
     if not core.ready_captures():
-        return " and no other capture is ready to take them"
+        return " and no other processor is ready to take them"
     reason = why_blocked(core)
     if reason is None and not can_be_stopped(core, capture.index):
         reason = JobReason.SOURCE_SILENT.of(source=capture.id)

@@ -247,7 +247,7 @@ def test_drain_without_another_capture_says_so() -> None:
     world.scheduler.drain_capture("a")
     world.run(3)
     assert world.scheduler.drain_capture("a") == 1
-    assert "no other capture" in world.scheduler.queries()[-1].reason
+    assert "no other processor" in world.scheduler.queries()[-1].reason
     assert world.writers(1) == ("a",)
 
 

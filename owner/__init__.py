@@ -1,7 +1,8 @@
 """The owner service: an elected process that ticks one Scheduler for each changefeed.
 
-core/ decides, scheduling/ is its thread-safe face, changefeed/ and leadership/ are the loop around it, exchange/ talks to the
-processors, events/ records what happens, admin/ and cli/ serve operators, service.py puts all of it together.
+core/ decides, scheduling/ is its thread-safe interface, events/ records what happens, changefeed/ runs one changefeed,
+exchange/ calls the processors, leadership/ runs an elected term, admin/ and cli/ serve operators, and service.py
+composes all of it.
 """
 
 from __future__ import annotations

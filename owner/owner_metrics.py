@@ -33,7 +33,7 @@ class Shown(Protocol):
     def client_views(self) -> Iterable[ProcessorClientView]: ...
 
     def margin_s(self) -> float | None:
-        """Seconds until this owner must stop leading unless its lease is renewed; None: it does not lead."""
+        """Return the seconds until this owner must stop leading unless its lease is renewed; None if it does not lead."""
         ...
 
 
@@ -51,7 +51,7 @@ class OwnerMetrics(Collector):
         return self._metrics.registry
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the families depend on what runs."""
+        """Describe nothing: the families depend on what runs."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -78,7 +78,7 @@ Runs = Sequence[tuple[ChangefeedID, ChangefeedRun]]
 
 
 def _progress(runs: Runs) -> Iterable[Metric]:
-    """How far each changefeed is, and what that costs its source."""
+    """Return the progress of each changefeed, and what it costs the source."""
 
     def gauge(name: str, doc: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_BY_CHANGEFEED)
@@ -107,7 +107,7 @@ def _progress(runs: Runs) -> Iterable[Metric]:
 
 
 def _placement(runs: Runs) -> Iterable[Metric]:
-    """Who holds what, and what stands still; of the changefeeds that run."""
+    """Return the spans by state and stall reason, of the changefeeds that run."""
     spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans by replication state", labels=["changefeed", "state"])
     stalls = GaugeMetricFamily(f"{_PREFIX}_stalled_spans", "Stalled spans by reason", labels=["changefeed", "reason"])
     captures = GaugeMetricFamily(
@@ -132,7 +132,7 @@ def _placement(runs: Runs) -> Iterable[Metric]:
 
 
 def _loads(runs: Runs) -> Iterable[Metric]:
-    """What each processor carries, as the scheduler sees it."""
+    """Return the load of each processor."""
     by_both = [*_BY_CHANGEFEED, *_BY_CAPTURE]
     spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans of which the processor is the primary", labels=by_both)
     load = GaugeMetricFamily(
@@ -153,7 +153,7 @@ def _loads(runs: Runs) -> Iterable[Metric]:
 
 
 def _exchanges(clients: Sequence[ProcessorClientView]) -> Iterable[Metric]:
-    """The calls to each processor that is registered now."""
+    """Return the figures of the calls to each registered processor."""
     duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Started Exchanges and their duration", labels=_BY_CAPTURE)
     failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Failed Exchanges", labels=_BY_CAPTURE)
     failing = GaugeMetricFamily(

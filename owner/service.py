@@ -146,9 +146,11 @@ class OwnerService:
         return EXIT_DONE
 
     def _monitor(self) -> None:
-        """Until asked to stop, keep gRPC's health equal to /readyz, and resign if the tick hangs.
-        That has to be seen twice: a process that was stopped by SIGSTOP has not ticked for long
-        either when it continues."""
+        """Keep gRPC's health equal to /readyz and resign if the tick hangs, until asked to stop.
+
+        A hang is confirmed by a second look: a process that continues after SIGSTOP has not ticked
+        for long either.
+        """
         hung_before = False
         while True:
             hung = self._healthy()

@@ -27,7 +27,7 @@ NEXT_STEPS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class TableMove:
     table: str
     origin: str
     target: str
@@ -53,7 +53,7 @@ class Report:
     seconds: float = 0.0
     load: LoadCounts | None = None
     replicated: Mapping[str, int] = field(default_factory=dict)
-    moves: list[Move] = field(default_factory=list)
+    moves: list[TableMove] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     measures: Measures = field(default_factory=Measures)
     events: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from deploy.local.admin import Json
 from deploy.local.cluster import CliError, Cluster
-from deploy.local.report import LEADER, PROCESSOR, Kill, Move, Report
+from deploy.local.report import LEADER, PROCESSOR, Kill, Report, TableMove
 
 TAKEOVER_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 30.0
@@ -53,7 +53,7 @@ class Acts:
             lambda: any(row["table"] == table and row["primary"] == captures[target] for row in self._cluster.admin.tables()),
             MOVE_TIMEOUT_S,
         )
-        self._report.moves.append(Move(table, origin, target, round(seconds, 3)))
+        self._report.moves.append(TableMove(table, origin, target, round(seconds, 3)))
         self._say(f"moved {table} to {target}: {job['state']} in {seconds:.2f} s, including the start of the CLI")
 
     def kill_the_leader(self) -> None:

@@ -126,7 +126,7 @@ class ChangefeedRun:
 
     @property
     def active(self) -> ActiveChangefeed | None:
-        """What processors are told to run; None before etcd has the start position.
+        """The changefeed as batches name it to processors; None before etcd has the start position.
 
         It does not depend on the source being reachable: otherwise each change of the leader would
         close all agents.
@@ -156,7 +156,7 @@ class ChangefeedRun:
         return self._lag.seconds(self.stored_watermark.checkpoint_ts, time.monotonic())
 
     def was_stored(self, watermark: Watermark) -> None:
-        """Called by the thread that stores it."""
+        """Note the watermark that etcd has now. Called by the thread that stores it."""
         self.stored_watermark = watermark
         self.worker.stored_checkpoint_ts = watermark.checkpoint_ts
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from owner.cli.json_objects import to_object
-from owner.cli.options import Session, Settings, local, remote
+from owner.cli.options import Session, local, remote
 from owner.cli.output import CommandError, Output, ProgressBar, counts
 from owner.cli.parameters import complete_captures, dry_run_option, exclude_each_other
+from owner.cli.settings import Settings
 from owner.cli.table import show_plan
 from tablewire.runtime.text import plural
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 
 from owner.cli.client import AdminClient
-from owner.cli.options import Settings
+from owner.cli.settings import Settings
 from owner.owner_config import OwnerConfig
 from tablewire.errors import ConfigError
 from tablewire.runtime.addresses import format_address, parse_address

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from owner.cli.output import CommandError, Output
+from owner.cli.settings import Settings
 from tablewire.errors import OperatingError
 
 if TYPE_CHECKING:
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 TIMEOUT_S_DEFAULT = 15.0
 TIMEOUT_S_MAX = 24 * 3_600.0
 POLL_INTERVAL_S = 0.25
-
-
-@dataclass(slots=True)
-class Settings:
-    """The values of the shared options. timeout_s: None for the command's own default."""
-
-    endpoint: Sequence[str] = ()
-    config: str = ""
-    output: str = "table"
-    timeout_s: float | None = None
-    tls_ca_file: str = ""
-    tls_cert_file: str = ""
-    tls_key_file: str = ""
 
 
 class Session:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import click
 from click.shell_completion import CompletionItem
 
-from owner.cli.options import Session, Settings, open_session
+from owner.cli.options import Session, open_session
+from owner.cli.settings import Settings
 
 COMPLETION_TIMEOUT_S = 2.0
 NAMES_MAX = 1_000

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from owner.cli.options import Settings, local
+from owner.cli.options import local
 from owner.cli.output import Output, new_table
 from owner.cli.parameters import name_values
+from owner.cli.settings import Settings
 
 if TYPE_CHECKING:
     from owner.owner_config import OwnerConfig

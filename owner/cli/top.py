@@ -40,7 +40,7 @@ Section = tuple[Sequence[str], list[Sequence[object]]]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TopView:
     """The cluster at one time. error: why no owner answered; the rest is then what was last seen."""
 
     at: str
@@ -77,7 +77,7 @@ def top(session: Session, interval_s: float, plain: bool, count: int, once: bool
         return
 
 
-def _views(session: Session) -> Iterator[View]:
+def _views(session: Session) -> Iterator[TopView]:
     """Yield views endlessly. The first raises CommandError if no owner answers; later ones show it."""
     view = _view(session)
     while True:
@@ -89,7 +89,7 @@ def _views(session: Session) -> Iterator[View]:
             view = replace(view, at=_now(), error=error.message)
 
 
-def _view(session: Session) -> View:
+def _view(session: Session) -> TopView:
     status = session.ask("GetStatus")
     captures = session.ask("ListCaptures").captures
     changefeeds = session.ask("ListChangefeeds").changefeeds
@@ -99,7 +99,7 @@ def _view(session: Session) -> View:
         if room > 0 and row.running and sum(row.stalls.values()):
             stalled += [(row.changefeed, span) for span in _stalled(session, row.changefeed, room)]
     (answer, *_) = session.client.stream("ListEvents", session.timeout_s(), limit=EVENTS_SHOWN)
-    return View(_now(), status, captures, changefeeds, stalled, answer.events)
+    return TopView(_now(), status, captures, changefeeds, stalled, answer.events)
 
 
 def _stalled(session: Session, changefeed: str, limit: int) -> Iterator[pb.TableRow]:
@@ -120,7 +120,7 @@ def _now() -> str:
 # As text, and as JSON
 
 
-def _print_views(output: Output, views: Iterator[View], rounds: Iterable[int], interval_s: float) -> None:
+def _print_views(output: Output, views: Iterator[TopView], rounds: Iterable[int], interval_s: float) -> None:
     for round_ in rounds:
         if round_:
             time.sleep(interval_s)
@@ -136,7 +136,7 @@ def _print_views(output: Output, views: Iterator[View], rounds: Iterable[int], i
             output.print(new_table(headings, rows))
 
 
-def _as_json(view: View) -> dict[str, object]:
+def _as_json(view: TopView) -> dict[str, object]:
     return {
         "at": view.at,
         "error": view.error or None,
@@ -148,7 +148,7 @@ def _as_json(view: View) -> dict[str, object]:
     }
 
 
-def _headline(view: View) -> str:
+def _headline(view: TopView) -> str:
     status = view.status
     leader = f"{status.leader.id} leads" if status.HasField("leader") else "no leader"
     parts = [f"cluster {status.cluster}", leader, plural(len(status.owners), "owner")]
@@ -157,7 +157,7 @@ def _headline(view: View) -> str:
     return " | ".join(parts) + (f" | NO ANSWER: {view.error}" if view.error else "")
 
 
-def _sections(view: View, rows_max: int | None = None) -> Iterator[Section]:
+def _sections(view: TopView, rows_max: int | None = None) -> Iterator[Section]:
     """Yield headings and rows of each part, those that need attention first. rows_max: of each part."""
     captures = sorted(view.captures, key=lambda row: (row.state in ("ready", "idle"), row.id))[:rows_max]
     yield _CAPTURES, [(row.id, row.state, row.spans, "yes" if row.draining else "", row.address) for row in captures]
@@ -192,7 +192,7 @@ def _stalled_row(changefeed: str, row: pb.TableRow) -> Sequence[object]:
 # On a terminal
 
 
-def _show_views(output: Output, views: Iterator[View], rounds: Iterable[int], interval_s: float) -> None:
+def _show_views(output: Output, views: Iterator[TopView], rounds: Iterable[int], interval_s: float) -> None:
     from rich.live import Live
 
     with _quit_key() as is_pressed, Live(console=output.console(), screen=True, auto_refresh=False) as live:
@@ -202,7 +202,7 @@ def _show_views(output: Output, views: Iterator[View], rounds: Iterable[int], in
                 return
 
 
-def _render(view: View, height: int) -> RenderableType:
+def _render(view: TopView, height: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 

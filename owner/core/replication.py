@@ -56,7 +56,7 @@ class RowReports:
 
     @classmethod
     def of(cls, report: SpanReports, rows: Rows) -> RowReports:
-        """rows: the row of each reported span."""
+        """Return the reports by row. rows: the row of each reported span."""
         progress = report.checkpoint_ts, report.resolved_ts, report.last_synced_ts
         return cls(rows, report.states, *progress, report.assignment_epochs)
 

@@ -45,7 +45,7 @@ CaptureIndexes = npt.NDArray[np.int16]  # NO_CAPTURE where there is none
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)
 
 CHANGED_SHARE = 8
-"""Up to one in so many rows are published one by one; if more have changed, the columns are copied."""
+"""Up to one row in this number is published one by one; if more have changed, the columns are copied."""
 _GROWTH = 1.25
 _INITIAL_CAPACITY = 64
 

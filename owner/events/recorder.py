@@ -46,7 +46,7 @@ class EventRecorder:
         counters.begin(self._changefeed)
 
     def record(self, events: Sequence[Event]) -> None:
-        """events: all of one tick; also when there are none, since counts may be due."""
+        """Record all events of one tick. Also called when there are none, since counts may be due."""
         named: Counter[type[Event]] = Counter()
         for event in events:
             self._counters.count(self._changefeed, event)

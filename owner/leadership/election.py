@@ -271,8 +271,8 @@ class Election:
         self._changed()
 
     def _check_key(self, candidacy: Candidacy) -> None:
-        """Called after the candidacy was set and after the watch has changed; the later call sees
-        both."""
+        """End a candidacy whose key is gone. Called after the candidacy was set and after the watch
+        has changed; the later call sees both."""
         state = self._watch.state if self._watch is not None else None
         if state is None or state.revision < candidacy.revision:
             return

@@ -2,7 +2,7 @@
 so that others take over.
 
 The invariant, whichever owner leads: **a capture that is not known to be fenced counts as dead only
-TTL + margin after an owner has revoked its lease.** Nobody has seen it stop, and its sink would not
+TTL + margin after an owner has revoked its lease.** It has not been seen to stop, and its sink would not
 refuse its writes; but it stops by itself when its last keep-alive is a TTL old, and there is none
 after the revocation. Until then it is reported as alive, so that no other capture is promoted.
 

@@ -58,7 +58,7 @@ class MovePlan(Sequence[PlannedMove]):
 
 def plan_rebalance(snapshot: Snapshot) -> MovePlan:
     """Plan a rebalance."""
-    rows = _Rows(snapshot)
+    rows = _MovableRows(snapshot)
     movable = rows.column(snapshot.roles.steady & snapshot.roles.wanted, False)
     moves = planner.plan_rebalance(rows.inputs(), movable, snapshot.balance_stop_percent)
     return rows.plan(moves, lambda move, source, target: f"{source} carries more than {target}")
@@ -67,7 +67,7 @@ def plan_rebalance(snapshot: Snapshot) -> MovePlan:
 def plan_drain(snapshot: Snapshot, target: CaptureID) -> MovePlan:
     """Plan a drain of one capture. The plan is empty if the capture is unknown or no other one can
     take spans."""
-    rows = _Rows(snapshot)
+    rows = _MovableRows(snapshot)
     leaving = [index for index, capture in snapshot.capture_ids.items() if capture == target]
     moves = planner.plan_drain(rows.inputs(leaving), leaving, rows.column(snapshot.roles.wanted, False))
     return rows.plan(islice(moves, PLANNED_MAX), lambda move, source, target: f"{source} is drained; {target} carries least")
@@ -75,7 +75,7 @@ def plan_drain(snapshot: Snapshot, target: CaptureID) -> MovePlan:
 
 def plan_move(snapshot: Snapshot, table_id: TableID, target: CaptureID) -> MovePlan | Reason:
     """Plan the move of a table, or return why it would be refused."""
-    rows, roles = _Rows(snapshot), snapshot.roles
+    rows, roles = _MovableRows(snapshot), snapshot.roles
     wanted = roles.rows[(roles.spans.table_ids == table_id) & roles.wanted].tolist()
     if not wanted:
         return JobReason.SPAN_UNKNOWN.of(subject=f"table {table_id}")
@@ -95,7 +95,7 @@ def plan_move(snapshot: Snapshot, table_id: TableID, target: CaptureID) -> MoveP
     return rows.plan(moves, why)
 
 
-class _Rows:
+class _MovableRows:
     """The columns of a snapshot by row, as the planner wants them. position: in the snapshot, of
     each row."""
 

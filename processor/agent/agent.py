@@ -197,7 +197,7 @@ class Agent:
         return owner if message.owner_revision == owner.revision else None
 
     def _take_heartbeat(self, owner: _Owner, heartbeat: Heartbeat, knows_us: bool) -> None:
-        """knows_us: it acknowledges reports of this agent, not of a former one."""
+        """Apply a heartbeat. knows_us: it acknowledges reports of this agent, not of a former one."""
         if heartbeat.by_name:
             self._table.report_everything(to_new_owner=False)
         self._acknowledge(owner, heartbeat.acked if knows_us and not heartbeat.by_name else 0)

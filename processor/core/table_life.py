@@ -88,7 +88,7 @@ class Call(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class InputRule:
     """In these phases this input leads to `then` (None: the phase does not change) and has this effect."""
 
     input: Input
@@ -104,30 +104,30 @@ E = Effect
 HELD = (P.ADDING, P.PREPARING, P.PREPARED, P.GRANTED, P.STARTING, P.REPLICATING)
 LEAVING = (P.REMOVING, P.STOPPING, P.STOPPED)
 
-RULES: tuple[Rule, ...] = (
-    Rule(I.ADD_PREPARE, (P.ABSENT,), P.ADDING, E.START, "phase one"),
-    Rule(I.ADD_PREPARE, HELD, None, E.NOTHING, "it is here already"),
-    Rule(I.ADD_PREPARE, LEAVING, None, E.NOTHING, "dropped: the owner sends it again after the report of Absent"),
-    Rule(I.ADD_WRITE, (P.ABSENT,), None, E.NOTHING, "refused: never start to write from Absent"),
-    Rule(I.ADD_WRITE, (P.ADDING, P.PREPARING), None, E.KEEP_GRANT, "kept until it is prepared"),
-    Rule(I.ADD_WRITE, (P.PREPARED,), P.GRANTED, E.GRANT, "phase two"),
-    Rule(I.ADD_WRITE, (P.GRANTED,), None, E.RENEW_GRANT, "the executor has not accepted the former one yet"),
-    Rule(I.ADD_WRITE, (P.STARTING, P.REPLICATING), None, E.RAISE_EPOCH, "it writes already"),
-    Rule(I.ADD_WRITE, LEAVING, None, E.NOTHING, "dropped: the owner sends it again after the report of Absent"),
-    Rule(I.REMOVE, (P.ABSENT,), None, E.NOTHING, "it is gone already"),
-    Rule(I.REMOVE, HELD, P.REMOVING, E.CANCEL_GRANT, "a pending Add is dropped, Remove takes its place"),
-    Rule(I.REMOVE, LEAVING, None, E.NOTHING, "it is being removed already"),
-    Rule(I.TAKEN, (P.ADDING,), P.PREPARING, E.NOTHING, ""),
-    Rule(I.TAKEN, (P.GRANTED,), P.STARTING, E.WRITE, "from here on the executor may write"),
-    Rule(I.TAKEN, (P.REMOVING,), P.STOPPING, E.NOTHING, ""),
-    Rule(I.FINISHED, (P.PREPARING,), P.PREPARED, E.USE_KEPT_GRANT, ""),
-    Rule(I.FINISHED, (P.STARTING,), P.REPLICATING, E.NOTHING, ""),
-    Rule(I.FINISHED, (P.STOPPING,), P.STOPPED, E.NOTHING, ""),
-    Rule(I.BEHIND, (P.GRANTED,), P.REMOVING, E.CANCEL_GRANT, "it will be prepared again, from the right place"),
-    Rule(I.FAILED, HELD, P.REMOVING, E.CANCEL_GRANT, "the error concerns this span only"),
-    Rule(I.FAILED, (P.REMOVING, P.STOPPING), None, E.NOTHING, "Stopped must be true: the removal is repeated"),
-    Rule(I.ACKED, (P.STOPPED,), P.ABSENT, E.FORGET, "the owner may add it again now"),
-    Rule(I.ACKED, (P.ABSENT,), None, E.FREE, ""),
+RULES: tuple[InputRule, ...] = (
+    InputRule(I.ADD_PREPARE, (P.ABSENT,), P.ADDING, E.START, "phase one"),
+    InputRule(I.ADD_PREPARE, HELD, None, E.NOTHING, "it is here already"),
+    InputRule(I.ADD_PREPARE, LEAVING, None, E.NOTHING, "dropped: the owner sends it again after the report of Absent"),
+    InputRule(I.ADD_WRITE, (P.ABSENT,), None, E.NOTHING, "refused: never start to write from Absent"),
+    InputRule(I.ADD_WRITE, (P.ADDING, P.PREPARING), None, E.KEEP_GRANT, "kept until it is prepared"),
+    InputRule(I.ADD_WRITE, (P.PREPARED,), P.GRANTED, E.GRANT, "phase two"),
+    InputRule(I.ADD_WRITE, (P.GRANTED,), None, E.RENEW_GRANT, "the executor has not accepted the former one yet"),
+    InputRule(I.ADD_WRITE, (P.STARTING, P.REPLICATING), None, E.RAISE_EPOCH, "it writes already"),
+    InputRule(I.ADD_WRITE, LEAVING, None, E.NOTHING, "dropped: the owner sends it again after the report of Absent"),
+    InputRule(I.REMOVE, (P.ABSENT,), None, E.NOTHING, "it is gone already"),
+    InputRule(I.REMOVE, HELD, P.REMOVING, E.CANCEL_GRANT, "a pending Add is dropped, Remove takes its place"),
+    InputRule(I.REMOVE, LEAVING, None, E.NOTHING, "it is being removed already"),
+    InputRule(I.TAKEN, (P.ADDING,), P.PREPARING, E.NOTHING, ""),
+    InputRule(I.TAKEN, (P.GRANTED,), P.STARTING, E.WRITE, "from here on the executor may write"),
+    InputRule(I.TAKEN, (P.REMOVING,), P.STOPPING, E.NOTHING, ""),
+    InputRule(I.FINISHED, (P.PREPARING,), P.PREPARED, E.USE_KEPT_GRANT, ""),
+    InputRule(I.FINISHED, (P.STARTING,), P.REPLICATING, E.NOTHING, ""),
+    InputRule(I.FINISHED, (P.STOPPING,), P.STOPPED, E.NOTHING, ""),
+    InputRule(I.BEHIND, (P.GRANTED,), P.REMOVING, E.CANCEL_GRANT, "it will be prepared again, from the right place"),
+    InputRule(I.FAILED, HELD, P.REMOVING, E.CANCEL_GRANT, "the error concerns this span only"),
+    InputRule(I.FAILED, (P.REMOVING, P.STOPPING), None, E.NOTHING, "Stopped must be true: the removal is repeated"),
+    InputRule(I.ACKED, (P.STOPPED,), P.ABSENT, E.FORGET, "the owner may add it again now"),
+    InputRule(I.ACKED, (P.ABSENT,), None, E.FREE, ""),
 )
 
 PHASES: dict[Phase, tuple[TableState, Call]] = {

@@ -136,7 +136,7 @@ class RegisteredCapture:
         return True
 
     def _lost(self, _reason: str) -> None:
-        """The lease is lost: `may_write` is False from now on, and a write under way is refused at the sink by its epoch."""
+        """React to a lost lease: `may_write` is False from now on, and the sink refuses a write under way by its epoch."""
         self.server.wake()
         self._on_lost()
 

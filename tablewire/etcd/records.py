@@ -67,7 +67,7 @@ class LeaderRecord(Record, frozen=True, kw_only=True):
     version: str = ""
 
 
-class _RegisteredCapture(Record, frozen=True, kw_only=True):
+class _CaptureFields(Record, frozen=True, kw_only=True):
     id: str
     address: str
     version: str = ""
@@ -78,7 +78,7 @@ class _RegisteredCapture(Record, frozen=True, kw_only=True):
         return CaptureInfo(self.id, self.address, self.version, dict(self.labels))
 
 
-class CaptureRecord(_RegisteredCapture, frozen=True, kw_only=True):
+class CaptureRecord(_CaptureFields, frozen=True, kw_only=True):
     """A processor process. address: host:port of its gRPC server."""
 
     started_at: Timestamp
@@ -141,7 +141,7 @@ class DrainRecord(Record, frozen=True, kw_only=True):
     requested_by: str = ""
 
 
-class EvictionRecord(_RegisteredCapture, frozen=True, kw_only=True):
+class EvictionRecord(_CaptureFields, frozen=True, kw_only=True):
     """A capture whose key was removed before its lease expired, and which may not have stopped yet.
 
     lease: of its key, to be revoked; 0 if it had none. fenced: its sinks refuse what it writes.

@@ -49,7 +49,7 @@ class HttpServer:
     ) -> None:
         handler = type("Handler", (_Handler,), {"registry": registry, "checks": {"/healthz": healthz, "/readyz": readyz}})
         try:
-            self._server = _Server(host, port, handler)
+            self._server = _TcpServer(host, port, handler)
         except OSError as error:
             raise OperatingError(f"http: cannot listen on {host}:{port}: {error.strerror or error}") from error
         self.host = host
@@ -76,7 +76,7 @@ class HttpServer:
             self._server.handle_request()
 
 
-class _Server(socketserver.ThreadingTCPServer):
+class _TcpServer(socketserver.ThreadingTCPServer):
     """Not an HTTPServer, which asks DNS for the name of its host."""
 
     allow_reuse_address = True

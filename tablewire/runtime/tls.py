@@ -80,7 +80,7 @@ def server_credentials(section: PeerTlsSection) -> grpc.ServerCredentials | None
         return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], root_certificates=root)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Called before each handshake, on a thread of gRPC; None means unchanged."""
+        """Return the changed certificates, None if unchanged. Called before each handshake, on a thread of gRPC."""
         nonlocal served
         pem = files.current()
         if pem == served:

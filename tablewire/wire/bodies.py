@@ -45,7 +45,7 @@ _STATS_COLUMNS: Final[_Columns] = {"puller_resolved_ts": np.uint64, "in_snapshot
 _RATE: Final = np.dtype("<f8")
 
 
-class Rows:
+class RowBudget:
     """The rows that may still be decoded. They are counted before memory is allocated for them."""
 
     def __init__(self, limit: int) -> None:
@@ -76,13 +76,13 @@ def write_body(envelope: pb.Envelope, message: Message) -> None:
     if type(body) not in _KINDS:
         raise CodecError(f"body: {type(body).__name__} is no message")
     kind, write = _KINDS[type(body)]
-    Rows(MAX_ROWS_PER_MESSAGE).take(rows_of(message), kind)
+    RowBudget(MAX_ROWS_PER_MESSAGE).take(rows_of(message), kind)
     target = getattr(envelope, kind)
     target.SetInParent()
     write(target, body, kind)
 
 
-def read_body(envelope: pb.Envelope, rows: Rows) -> MessageBody:
+def read_body(envelope: pb.Envelope, rows: RowBudget) -> MessageBody:
     kind = envelope.WhichOneof("body")
     if kind is None:
         raise CodecError("body: missing, or of an unknown kind")
@@ -123,7 +123,7 @@ def _write_heartbeat(target: pb.Heartbeat, body: Heartbeat, path: str) -> None:
     _require_no_zero(body.numbers, f"{path}.numbers")
 
 
-def _read_heartbeat(source: pb.Heartbeat, path: str, rows: Rows) -> Heartbeat:
+def _read_heartbeat(source: pb.Heartbeat, path: str, rows: RowBudget) -> Heartbeat:
     count = rows.take(source.barrier.rows, f"{path}.barrier")
     table_ids = unpack(source.barrier.table_ids, f"{path}.barrier.table_ids", np.int64, count).tolist()
     barrier_ts = unpack(source.barrier.barrier_ts, f"{path}.barrier.barrier_ts", np.uint64, count).tolist()
@@ -146,7 +146,7 @@ def _write_dispatch(target: pb.DispatchTableRequest, body: DispatchTableRequest,
         pack(target.jobs, body.jobs, f"{path}.jobs", np.uint64, rows)
 
 
-def _read_dispatch(source: pb.DispatchTableRequest, path: str, rows: Rows) -> DispatchTableRequest:
+def _read_dispatch(source: pb.DispatchTableRequest, path: str, rows: RowBudget) -> DispatchTableRequest:
     spans = _read_spans(source.spans, f"{path}.spans", rows)
     body = DispatchTableRequest(
         spans=spans,
@@ -175,7 +175,7 @@ def _write_heartbeat_response(target: pb.HeartbeatResponse, body: HeartbeatRespo
     _write_reports(target, body, path)
 
 
-def _read_heartbeat_response(source: pb.HeartbeatResponse, path: str, rows: Rows) -> HeartbeatResponse:
+def _read_heartbeat_response(source: pb.HeartbeatResponse, path: str, rows: RowBudget) -> HeartbeatResponse:
     try:
         liveness = LivenessState.from_code(source.liveness)
     except ValueError:
@@ -184,7 +184,7 @@ def _read_heartbeat_response(source: pb.HeartbeatResponse, path: str, rows: Rows
     return HeartbeatResponse(liveness, source.fenced, source.held, source.checksum, reports)
 
 
-def _read_dispatch_response(source: pb.DispatchTableResponse, path: str, rows: Rows) -> DispatchTableResponse:
+def _read_dispatch_response(source: pb.DispatchTableResponse, path: str, rows: RowBudget) -> DispatchTableResponse:
     return DispatchTableResponse(_read_reports(source.reports, f"{path}.reports", rows))
 
 
@@ -207,7 +207,7 @@ def _write_reports(
     _check_stats(reports.stats, rows, f"{path}.stats")
 
 
-def _read_reports(source: pb.Reports, path: str, rows: Rows) -> SpanReports:
+def _read_reports(source: pb.Reports, path: str, rows: RowBudget) -> SpanReports:
     count = rows.take(source.rows, path)
     errors = tuple((error.row, error.text) for error in source.errors)
     for row, text in errors:
@@ -243,7 +243,7 @@ def _write_stats(target: pb.SpanStats, stats: SpanStats, path: str) -> None:
     target.bytes_per_s = _write_rates(stats.bytes_per_s, f"{path}.bytes_per_s", rows)
 
 
-def _read_stats(source: pb.SpanStats, path: str, rows: Rows) -> SpanStats:
+def _read_stats(source: pb.SpanStats, path: str, rows: RowBudget) -> SpanStats:
     count = rows.take(source.rows, path)
     return SpanStats(
         rows=unpack(source.positions, f"{path}.positions", np.uint32, count),
@@ -318,7 +318,7 @@ def _write_spans(target: pb.Spans, spans: SpanBlock, path: str) -> None:
         raise CodecError(f"{path}: {error}") from None
 
 
-def _read_spans(source: pb.Spans, path: str, rows: Rows) -> SpanBlock:
+def _read_spans(source: pb.Spans, path: str, rows: RowBudget) -> SpanBlock:
     table_ids = unpack(source.table_ids, f"{path}.table_ids", np.int64, rows.take(source.rows, path))
     spans = SpanBlock(table_ids, tuple(source.start_keys), tuple(source.end_keys))
     _check_keys(spans, path)
@@ -357,7 +357,7 @@ _KINDS: Final[dict[type, tuple[str, Callable[[Any, Any, str], None]]]] = {
     DispatchTableRequest: ("dispatch_table_request", _write_dispatch),
     DispatchTableResponse: ("dispatch_table_response", _write_reports),
 }
-_READERS: Final[dict[str, Callable[[Any, str, Rows], MessageBody]]] = {
+_READERS: Final[dict[str, Callable[[Any, str, RowBudget], MessageBody]]] = {
     "heartbeat": _read_heartbeat,
     "heartbeat_response": _read_heartbeat_response,
     "dispatch_table_request": _read_dispatch,

@@ -20,7 +20,7 @@ from tablewire.errors import CodecError
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, Message
 from tablewire.v1 import schedule_pb2 as pb
-from tablewire.wire.bodies import Rows, fits, read_body, rows_of, write_body
+from tablewire.wire.bodies import RowBudget, fits, read_body, rows_of, write_body
 from tablewire.wire.limits import (
     MAX_ACTIVE_CHANGEFEEDS,
     MAX_MESSAGE_BYTES,
@@ -57,7 +57,7 @@ def encode_message(message: Message, version: int | None = None) -> bytes:
 
 def decode_message(data: bytes | bytearray | memoryview, versions: ProtocolVersions = SUPPORTED_VERSIONS) -> Message:
     """Decode one message."""
-    return _read_envelope(_parsed(pb.Envelope(), data, "message"), Rows(MAX_ROWS_PER_MESSAGE), versions)
+    return _read_envelope(_parsed(pb.Envelope(), data, "message"), RowBudget(MAX_ROWS_PER_MESSAGE), versions)
 
 
 def encode_batch(batch: Batch) -> bytes:
@@ -78,7 +78,7 @@ def decode_batch(data: bytes | bytearray | memoryview, versions: ProtocolVersion
     if batch.owner_revision < 0:
         raise CodecError(f"owner_revision: {batch.owner_revision} is negative")
     sender, receiver = _name(batch.sender, "sender"), _name(batch.receiver, "receiver")
-    rows = Rows(MAX_ROWS_PER_BATCH)
+    rows = RowBudget(MAX_ROWS_PER_BATCH)
     messages: list[Message] = []
     for index, envelope in enumerate(batch.envelopes):
         try:
@@ -149,7 +149,7 @@ class BatchBuilder:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read_envelope(envelope: pb.Envelope, rows: Rows, versions: ProtocolVersions) -> Message:
+def _read_envelope(envelope: pb.Envelope, rows: RowBudget, versions: ProtocolVersions) -> Message:
     _require_version(envelope.version, versions)
     if envelope.owner_revision < 0:
         raise CodecError(f"owner_revision: {envelope.owner_revision} is negative")

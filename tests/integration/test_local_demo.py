@@ -18,7 +18,7 @@ from deploy.local.compare import Comparison, Difference
 from deploy.local.node import ROOT
 from deploy.local.observer import View, changes
 from deploy.local.process import descendants, wait_until
-from deploy.local.report import LEADER, PROCESSOR, Kill, Move, Report, check, summary, write_json
+from deploy.local.report import LEADER, PROCESSOR, Kill, Report, TableMove, check, summary, write_json
 from deploy.local.screen import Screen
 from deploy.local.workload import LoadCounts
 
@@ -33,7 +33,7 @@ def good() -> Report:
         seconds=20.0,
         load=LoadCounts(kinds, {"accounts": kinds}, 300, 0),
         replicated=kinds,
-        moves=[Move("public.accounts", "processor0", "processor1", 0.2)],
+        moves=[TableMove("public.accounts", "processor0", "processor1", 0.2)],
         kills=[
             Kill("owner0", LEADER, 2.0, ["owner1"]),
             Kill("processor0", PROCESSOR, 3.0, ["processor1"], ["public.accounts"]),

@@ -16,7 +16,7 @@ from owner.core.tables import NO_CAPTURE, PREPARE, TASK_DRAIN
 from tablewire.model.states import QueryState
 
 MOVES_EXAMINED_MAX = 1_024
-"""A tick looks for moves that can begin among so many of the plan."""
+"""A tick looks for moves that can begin among this number of the plan."""
 
 
 def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:

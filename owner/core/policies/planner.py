@@ -50,13 +50,13 @@ _TARGET_NOT_READY = {
 }
 
 PLANNED_MAX = 100_000
-"""A rebalance plans at most so many moves at a time."""
+"""A rebalance plans at most this number of moves at a time."""
 MOVED_SHARE_MAX = 0.9
 """A span is moved only if it weighs at most this share of the gap between source and target: a
 heavier one would leave a gap of more than 80 % of the present one in the other direction, that is,
 mostly permute the two loads."""
 ONE_BY_ONE_MAX = 16
-"""Runs of at most so many spans of one weight are placed one by one, longer ones as a whole."""
+"""Runs of at most this number of spans of one weight are placed one by one, longer ones as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,8 @@ class LeastLoaded:
         return targets
 
     def _take_equal(self, weight: float, count: int) -> CaptureIndexes:
-        """The k-th call of `take` picks the k-th smallest of all loads that the captures pass
-        through as spans are added."""
+        """Return what `count` calls of `take` would: the k-th picks the k-th smallest of all loads
+        that the captures pass through as spans are added."""
         loads = np.empty(len(self._captures), np.float64)
         for load, position in self._heap:
             loads[position] = load

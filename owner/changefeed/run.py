@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -104,7 +105,6 @@ class ChangefeedRun:
         self._owner_revision = owner_revision
         self._recorder = recorder
         self._listed = _ListedSpans()
-        self._drains: frozenset[CaptureID] = frozenset()
         self._load_elsewhere: Loads = {}
         self._lag = SourceLag()
 
@@ -234,16 +234,13 @@ class ChangefeedRun:
             scheduler.close()
 
     def _pass_on_drains(self, scheduler: SchedulerAndInfo, drains: Set[CaptureID]) -> None:
-        passed_on = set(self._drains & drains)
-        for target in sorted(drains - self._drains):
-            try:
+        """Make the scheduler drain these captures and no others."""
+        in_force = scheduler.snapshot().drains.keys()
+        for target in sorted(drains - in_force):
+            with suppress(UnknownCaptureError):  # it has left, or it has registered since the last tick
                 scheduler.drain_capture(target)
-                passed_on.add(target)
-            except UnknownCaptureError:
-                continue  # it has left, or it has registered since the last tick: then the next tick passes the drain on
-        for target in sorted(self._drains - drains):
+        for target in sorted(in_force - drains):
             scheduler.cancel_drain(target)
-        self._drains = frozenset(passed_on)
 
     def _span_error(self) -> str:
         scheduler = self.scheduler

@@ -19,7 +19,7 @@ from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.ids import CaptureInfo
 from tablewire.model.liveness import Liveness
 from tablewire.model.progress import Watermark
-from tablewire.model.states import QueryState
+from tablewire.model.states import QueryKind, QueryState
 from tablewire.runtime.metrics import Metrics
 from tablewire.testing import FakeTableExecutor, LoopbackNetwork
 
@@ -51,6 +51,64 @@ def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
     assert run.scheduler is not None
     assert [query.target for query in run.scheduler.queries()] == ["b"]
     run.close()
+
+
+class DrainedRun:
+    """A run with one table, ticked with the drains that the cluster has."""
+
+    def __init__(self) -> None:
+        self.run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64)))
+        self.captures = {name: CaptureInfo(name, f"{name}:1") for name in "ab"}
+        self.network = LoopbackNetwork()
+        self.config = SchedulerConfig(bootstrap_timeout_ms=1)
+
+    def tick(self, *drains: str) -> None:
+        self.run.tick(self.captures, frozenset(drains), None, lambda *_: self.network.transport("owner"), self.config)
+
+    @property
+    def jobs(self) -> list[tuple[QueryKind, str | None, QueryState]]:
+        assert self.run.scheduler is not None
+        return [(query.kind, query.target, query.state) for query in self.run.scheduler.queries()]
+
+
+def test_a_drain_ends_with_its_capture_and_is_not_cancelled_too() -> None:
+    """The term deletes the drain of a capture that has left; by then the scheduler has ended it."""
+    drained = DrainedRun()
+    drained.tick("b")
+    del drained.captures["b"]
+    wait_until("the drain ends", lambda: drained.tick("b") or drained.jobs[0][2] is QueryState.DONE, 10.0)
+    drained.tick()
+    drained.tick()
+    assert drained.jobs == [(QueryKind.DRAIN, "b", QueryState.DONE)]
+    drained.run.close()
+
+
+def test_a_drain_that_the_cluster_does_not_have_is_cancelled() -> None:
+    """A reader of the progress may repeat a request right after the drain was cancelled."""
+    drained = DrainedRun()
+    drained.tick("b")
+    drained.tick()
+    assert drained.run.scheduler is not None
+    drained.run.scheduler.drain_capture("b")
+    drained.tick()
+    drained.tick()
+    assert not any(view.draining for view in drained.run.scheduler.snapshot().captures)
+    assert QueryState.PENDING not in {state for _, _, state in drained.jobs}
+    drained.run.close()
+
+
+def test_a_capture_that_was_away_for_a_moment_is_drained_again() -> None:
+    """The drain ended when the capture was gone, but the cluster still has it."""
+    drained = DrainedRun()
+    drained.tick("b")
+    gone = drained.captures.pop("b")
+    wait_until("the drain ends", lambda: drained.tick("b") or drained.jobs[0][2] is QueryState.DONE, 10.0)
+    drained.captures["b"] = gone
+    drained.tick("b")
+    drained.tick("b")
+    assert drained.run.scheduler is not None
+    assert [view.id for view in drained.run.scheduler.snapshot().captures if view.draining] == ["b"]
+    drained.run.close()
 
 
 def test_a_run_is_quiet_while_nothing_moves() -> None:

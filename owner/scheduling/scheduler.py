@@ -122,7 +122,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         self._clock = clock
         self._cluster_load = cluster_load
         self._ticking = threading.Lock()
-        self._ticked = False
+        self._has_ticked = False
         self._closed = False
         core.barrier = BarrierWithMinTs(Barrier(0), 0)
         self._publisher = Publisher(core)
@@ -161,7 +161,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             output = tick(self._core, inputs)
             self._transport.send(output.messages)
             self._publisher.publish(self._core, output.roles_changed)
-            self._events, self._ticked = output.events, True
+            self._events, self._has_ticked = output.events, True
             with self._lock:
                 del self._requests[: len(requests)]
                 for event in output.events:
@@ -209,16 +209,16 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
     def drain_capture(self, target: CaptureID) -> int:
         with self._lock:
             self._refuse_closed()
-            snapshot = self.snapshot()
+            has_ticked, snapshot = self._has_ticked, self.snapshot()
             drain_id = self._drain_in_force(target, snapshot)
             if not drain_id:
-                if self._ticked and target not in {capture.id for capture in snapshot.captures}:
-                    raise UnknownCaptureError(f"capture {target} is unknown")
+                if has_ticked and target not in {capture.id for capture in snapshot.captures}:
+                    raise UnknownCaptureError(f"processor {target} is unknown")
                 self._request(DrainJob(id=self._new_id(), target=target))
-            drain = snapshot.drains.get(target)
-            if drain is not None and drain.job_id == drain_id and drain.spans_left is not None:
-                return drain.spans_left
-            return max(1, len(snapshot.touching(target)))
+        drain = snapshot.drains.get(target)
+        if drain is not None and drain.job_id == drain_id and drain.spans_left is not None:
+            return drain.spans_left
+        return max(1, len(snapshot.touching(target)))
 
     def cancel_drain(self, target: CaptureID) -> Query:
         """Ask for the end of a drain; what has moved stays where it is. Refused when the capture is not being drained."""

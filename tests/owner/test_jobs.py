@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 
 from owner.core.events import JobChanged, SpanMoved
 from owner.scheduling import scheduler as scheduler_module
+from owner.scheduling.snapshot import Snapshot
+from tablewire.model.columns import I64
 from tablewire.model.jobs import ENDED, JobView
 from tablewire.model.messages import DispatchTableRequest, Message
 from tablewire.model.spans import Span
@@ -119,3 +124,43 @@ def test_a_move_that_another_one_takes_over_belongs_to_the_newer_job(world: Worl
         world.step()
         moved += [event for event in world.scheduler.events() if isinstance(event, SpanMoved)]
     assert [(event.span, event.target, event.job_id) for event in moved] == [(Span(1), target, newer.job.id)]
+
+
+def test_a_drain_that_is_requested_during_the_first_tick_knows_its_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot that it reads is the one from before the tick, which has no captures."""
+    world, in_tick, proceed = World(), threading.Event(), threading.Event()
+
+    def wait_in_tick() -> dict[str, float]:
+        in_tick.set()
+        assert proceed.wait(10.0)
+        return {}
+
+    world.scheduler = world.new_scheduler(cluster_load=wait_in_tick)
+    tick, latest = threading.Thread(target=world.step), world.scheduler.snapshot
+    tick.start()
+    assert in_tick.wait(10.0)
+
+    def read_before_the_tick_ends() -> Snapshot:
+        before = latest()
+        proceed.set()
+        tick.join(0.2)  # it waits for the caller of this function
+        return before
+
+    monkeypatch.setattr(world.scheduler, "snapshot", read_before_the_tick_ends)
+    assert world.scheduler.drain_capture("a") >= 1
+    tick.join(10.0)
+    assert not tick.is_alive()
+
+
+def test_a_tick_does_not_wait_for_a_reader_that_counts_spans(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes a while when there are a million spans."""
+
+    def count_during_a_tick(_snapshot: Snapshot, _capture: str) -> I64:
+        tick = threading.Thread(target=world.step)
+        tick.start()
+        tick.join(10.0)
+        assert not tick.is_alive()
+        return np.empty(0, np.int64)
+
+    monkeypatch.setattr(Snapshot, "touching", count_during_a_tick)
+    assert world.scheduler.drain_capture("a") == 1

@@ -97,8 +97,9 @@ class ChangefeedRun:
         owner takes over."""
         self.scheduler: SchedulerAndInfo | None = None
         self.is_quiet = False
-        """Whether the last tick found that nothing moves: no checkpoint, no span, no job, no
-        position of the source."""
+        """Whether the last tick found that nothing happens: no span changes its state, no job is under
+        way, and no rows are written (the position of an idle database moves, too) or, where executors
+        do not report rates, neither the checkpoint nor the source moves."""
         self.load: Loads = {}
         """The weight that this changefeed brings to each capture, including its planned moves."""
         self._owner_id = owner_id
@@ -197,7 +198,8 @@ class ChangefeedRun:
             bound = min(bound, view.source_ts)
         checkpoint_ts = max(self.start_ts, self.watermark.checkpoint_ts)
         watermark = scheduler.tick(checkpoint_ts, view.table_ids, captures, BarrierWithMinTs(Barrier(bound), TS_MAX))
-        self.is_quiet = watermark == self.watermark and view.source_ts <= watermark.checkpoint_ts and _is_settled(scheduler)
+        moves = watermark != self.watermark or view.source_ts > watermark.checkpoint_ts
+        self.is_quiet = _is_settled(scheduler) and (not moves or scheduler.snapshot().is_idle)
         if watermark.checkpoint_ts >= self.watermark.checkpoint_ts and watermark.checkpoint_ts:
             self.watermark = watermark
         self._recorder.record(scheduler.events())

@@ -226,8 +226,7 @@ class ChangefeedWorker:
         before = self.view
         self.view = replace(before, **changes)  # type: ignore[arg-type]
         replaced = {name for name, value in changes.items() if getattr(before, name) is not value}
-        # retained_bytes is for operators alone.
-        if replaced - {"source_ts", "retained_bytes"} or before.source_ts != self.view.source_ts:
+        if replaced - {"source_ts", "retained_bytes"}:  # no tick has to see these at once
             self._on_change()
 
 

@@ -26,6 +26,7 @@ class Statistics:
         self.puller_resolved_ts: U64 | None = None  # 0 = not reported
         self.rates: F32 | None = None  # rows/s and bytes/s, shape (2, capacity)
         self.reported_weight: F32 | None = None  # by the last rates
+        self.has_rates = False  # an executor has reported rates, maybe 0
         self.have_changed = False  # rates or weights have, since they were published
         self._is_settled = True  # every weight is the reported one
         self._capacity = capacity
@@ -55,6 +56,7 @@ class Statistics:
         self.puller_resolved_ts[rows] = np.maximum(self.puller_resolved_ts[rows], resolved_ts)
 
     def set_rates(self, rows: I64, rows_per_s: F64, bytes_per_s: F64) -> None:
+        self.has_rates = True
         if self.rates is None:
             if not (rows_per_s.any() or bytes_per_s.any()):
                 return

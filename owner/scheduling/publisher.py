@@ -96,6 +96,7 @@ class Publisher:
             progress=progress,
             weight=self._weight,
             rates=self._rates,
+            has_rates=core.tables.statistics.has_rates,
             capture_ids={capture.index: capture.id for capture in alive},
             silent=frozenset(index for index, state in states.items() if state is CaptureState.SILENT),
             ready=frozenset(capture.index for capture in core.ready_captures()),

@@ -78,7 +78,8 @@ class Snapshot:
     roles: Roles
     progress: ProgressColumns
     weight: npt.NDArray[np.float32]
-    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s, shape (2, n); None: no executor reports any
+    rates: npt.NDArray[np.float32] | None  # rows/s and bytes/s, shape (2, n); None: all are 0, or none was reported
+    has_rates: bool  # executors report rates
     capture_ids: Mapping[int, CaptureID]
     silent: frozenset[int]
     ready: frozenset[int]  # captures that may be given work
@@ -132,6 +133,11 @@ class Snapshot:
             and bool(roles.steady.all() and not roles.in_snapshot.any())
             and all(view.state is CaptureState.READY for view in self.captures)
         )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether executors report their rates and no rows are written."""
+        return self.has_rates and (self.rates is None or not self.rates.any())
 
     def states(self) -> dict[ReplicationState, int]:
         """Return how many spans are in each state."""

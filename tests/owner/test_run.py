@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,8 @@ from tablewire.etcd import records as registry
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.ids import CaptureInfo
 from tablewire.model.liveness import Liveness
-from tablewire.model.progress import Watermark
+from tablewire.model.progress import Stats, Watermark
+from tablewire.model.spans import Span
 from tablewire.model.states import QueryKind, QueryState
 from tablewire.runtime.metrics import Metrics
 from tablewire.testing import FakeTableExecutor, LoopbackNetwork
@@ -112,7 +114,7 @@ def test_a_capture_that_was_away_for_a_moment_is_drained_again() -> None:
 
 
 def test_a_run_is_quiet_while_nothing_moves() -> None:
-    """A moving checkpoint, a source ahead of it and a stopping processor end the quiet; a job that has ended does not."""
+    """A moving checkpoint, a source ahead of it and a stopping processor end the quiet, unless rates say that no rows move."""
     run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64), source_ts=100))
     network, executor, liveness = LoopbackNetwork(), FakeTableExecutor(), Liveness()
     agent = new_agent(
@@ -123,7 +125,7 @@ def test_a_run_is_quiet_while_nothing_moves() -> None:
         executor=executor,
         liveness=liveness,
     )
-    config = SchedulerConfig(heartbeat_interval_ms=1)
+    config = SchedulerConfig(heartbeat_interval_ms=1, stats_interval_ms=1)
 
     def tick() -> bool:
         run.tick({"a": CaptureInfo("a", "a:1")}, set(), None, lambda _changefeed, _epoch: network.transport("owner"), config)
@@ -143,7 +145,19 @@ def test_a_run_is_quiet_while_nothing_moves() -> None:
     executor.advance(300)
     wait_for(True)
     assert run.scheduler is not None
-    job = run.scheduler.rebalance()
+    scheduler, positions = run.scheduler, itertools.count(400)
+
+    def moving_tick() -> bool:
+        executor.advance(next(positions))
+        return tick()
+
+    executor.set_stats(Span(1), Stats(rows_per_s=5.0))
+    wait_until("rates are known", lambda: not moving_tick() and scheduler.snapshot().rates is not None, 10.0)
+    wait_until("rows are written", lambda: not moving_tick(), 10.0)
+    executor.set_stats(Span(1), Stats(rows_per_s=0.0))
+    wait_until("no rows are written", lambda: moving_tick() and scheduler.snapshot().is_idle, 10.0)
+    assert all(moving_tick() for _ in range(20)), "a position that moves without rows is quiet"
+    job = scheduler.rebalance()
     wait_for(True)
     assert job.state is QueryState.DONE
     liveness.stop()

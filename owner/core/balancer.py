@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from owner.core.jobs import RebalanceJob
 from owner.core.tables import Tables
 
 
@@ -60,10 +59,9 @@ class MoveQueue:
 
 @dataclass(slots=True)
 class Balancer:
-    """At most one job. is_balancing: loads are being evened out without a job."""
+    """The state of load balancing."""
 
-    job: RebalanceJob | None = None
-    is_balancing: bool = False
+    is_balancing: bool = False  # without a job
     quiet_since_ms: int | None = None
     planned: MoveQueue = field(default_factory=MoveQueue)
     begun: dict[int, tuple[int, int]] = field(default_factory=dict)  # row -> (its number, target) of moves that have not ended

@@ -1,12 +1,14 @@
-"""Manual jobs inside the core: what an operator asked for, worked on in every tick until it is done
-or refused."""
+"""Manual jobs: what operators ask for. A tick takes new requests, its policies work on all jobs, and
+at its end it reports each job that has changed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
+from owner.core.events import JobChanged
 from tablewire.model.ids import CaptureID, TableID
 from tablewire.model.jobs import ENDED, JobView
 from tablewire.model.spans import Span
@@ -58,7 +60,7 @@ class Reason:
     text: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """One manual job. The tick's thread alone changes it; its state and reason stay as they are
     once it has ended."""
@@ -69,30 +71,19 @@ class Job:
     asked_by: str = ""
     state: QueryState = QueryState.PENDING
     reason: Reason | None = field(default_factory=JobReason.NOT_SEEN.of)
-    moves_done: int = 0
-    changed: bool = True  # since the last JobChanged
+    cancel_requested: bool = False  # of a move or a rebalance, which end at their next turn
+    changed: bool = True  # since it was last reported
 
     def set(self, state: QueryState, reason: Reason | None = None) -> None:
         if self.state not in ENDED and (state, reason) != (self.state, self.reason):
             self.state, self.reason, self.changed = state, reason, True
 
-    def count_move(self) -> None:
-        """Count a move that ended, unless the end of the job was reported before."""
-        if self.state not in ENDED or self.changed:
-            self.moves_done, self.changed = self.moves_done + 1, True
-
     def view(self) -> JobView:
-        return JobView(
-            self.id,
-            self.kind,
-            self.target,
-            state=self.state,
-            reason=self.reason.text if self.reason is not None else "",
-            asked_by=self.asked_by,
-        )
+        reason = self.reason.text if self.reason is not None else ""
+        return JobView(self.id, self.kind, self.target, state=self.state, reason=reason, asked_by=self.asked_by)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class MoveJob(Job):
     """Brings all spans of a table, or one of them, to a capture."""
 
@@ -100,7 +91,6 @@ class MoveJob(Job):
     target: CaptureID
     table_id: TableID
     span: Span | None = None
-    cancel_requested: bool = False
     numbers: list[int] | None = None  # of the rows; None until a tick has accepted the job
     attempts: dict[int, int] = field(default_factory=dict)  # prepares that were started, by row
 
@@ -108,7 +98,7 @@ class MoveJob(Job):
         return replace(Job.view(self), table_id=self.table_id, span=self.span)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class DrainJob(Job):
     """Moves everything away from a capture. It is in force until it is cancelled or the capture is
     gone, even when done."""
@@ -118,19 +108,24 @@ class DrainJob(Job):
     spans_left: int | None = None  # that touch the capture; None until a tick after bootstrap has counted them
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class RebalanceJob(Job):
     """Evens the loads out by the fewest moves; ends when there is nothing left to move."""
 
     kind = QueryKind.REBALANCE
-    cancel_requested: bool = False
+    moves_done: int = 0
     moves_left: int = 0  # in progress and planned
 
+    def count(self, *, done: int, left: int) -> None:
+        if (done, left) != (self.moves_done, self.moves_left):
+            self.moves_done, self.moves_left, self.changed = done, left, True
+
     def view(self) -> JobView:
-        return replace(Job.view(self), moves_done=self.moves_done, moves_left=self.moves_left)
+        left = 0 if self.state in ENDED else self.moves_left
+        return replace(Job.view(self), moves_done=self.moves_done, moves_left=left)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class CancelJob(Job):
     """Ends a drain. cancelled_id: of the drain, 0 = there is none."""
 
@@ -147,3 +142,50 @@ class CancelRequest:
 
 
 JobRequest = Job | CancelRequest
+SomeJob = TypeVar("SomeJob", bound=Job)
+
+
+class Jobs:
+    """The jobs that have not ended, and the drains in force."""
+
+    def __init__(self) -> None:
+        self.drains: dict[CaptureID, DrainJob] = {}  # in force, by target
+        self._by_id: dict[int, Job] = {}  # in the order of the requests
+
+    def open(self, kind: type[SomeJob]) -> list[SomeJob]:
+        """Return the jobs of one kind that have not ended, oldest first."""
+        return [job for job in self._by_id.values() if isinstance(job, kind) and job.state not in ENDED]
+
+    def take(self, requests: Sequence[JobRequest]) -> None:
+        """Take the requests that came since the last tick, in their order. A job that was refused
+        at once has only to be reported."""
+        for request in requests:
+            if isinstance(request, CancelRequest):
+                self._cancel(request.cancelled_id)
+                continue
+            self._by_id[request.id] = request
+            if isinstance(request, DrainJob):
+                self.drains[request.target] = request
+            elif isinstance(request, CancelJob):
+                self._cancel(request.cancelled_id)
+                request.set(QueryState.DONE)
+
+    def report(self) -> list[JobChanged]:
+        """Return the jobs that have changed since the last call, and forget those that are over."""
+        changed = [job for job in self._by_id.values() if job.changed]
+        for job in changed:
+            job.changed = False
+        self._by_id = {job.id: job for job in self._by_id.values() if job.state not in ENDED or self._is_in_force(job)}
+        return [JobChanged(job.view()) for job in changed]
+
+    def _cancel(self, job_id: int) -> None:
+        job = self._by_id.get(job_id)
+        if job is None:
+            return
+        job.cancel_requested = True
+        if isinstance(job, DrainJob) and self._is_in_force(job):
+            job.set(QueryState.CANCELLED, JobReason.CANCELLED.of())
+            del self.drains[job.target]
+
+    def _is_in_force(self, job: Job) -> bool:
+        return isinstance(job, DrainJob) and self.drains.get(job.target) is job

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from owner.core.balancer import Balancer
 from owner.core.captures import Capture, Captures
 from owner.core.events import Event
-from owner.core.jobs import DrainJob, MoveJob
+from owner.core.jobs import Jobs
 from owner.core.mass_failure_guard import MassFailureGuard
 from owner.core.replication import Replication
 from owner.core.scheduler_config import SchedulerConfig
@@ -57,8 +57,7 @@ class Core:
     replication: Replication = field(init=False)
     events: list[Event] = field(default_factory=list)  # of this tick
     chunks: dict[int, list[SpanReports]] = field(default_factory=dict)  # unfinished reports by capture index
-    moves: list[MoveJob] = field(default_factory=list)  # not ended, in the order of the calls
-    drains: dict[CaptureID, DrainJob] = field(default_factory=dict)
+    jobs: Jobs = field(default_factory=Jobs)
     current_tables: I64 | None = None  # as passed to the last tick
     reconciled: bool = False  # the rows are those that the current tables should have
     uncovered: dict[int, str] = field(default_factory=dict)  # tables that the splitter's spans do not cover, and where
@@ -83,7 +82,7 @@ class Core:
         return [
             capture
             for capture in self.captures.alive()
-            if capture.id not in self.drains and self.capture_state(capture) is CaptureState.READY
+            if capture.id not in self.jobs.drains and self.capture_state(capture) is CaptureState.READY
         ]
 
     def leaving_captures(self) -> list[Capture]:
@@ -91,5 +90,5 @@ class Core:
         return [
             capture
             for capture in self.captures.alive()
-            if capture.id in self.drains or self.capture_state(capture) is CaptureState.STOPPING
+            if capture.id in self.jobs.drains or self.capture_state(capture) is CaptureState.STOPPING
         ]

@@ -150,7 +150,7 @@ class Tables:
         self.changed: list[Rows] = []  # rows whose progress has changed since it was published
         self.changed_count = 0
         self.all_steady = False  # False: there may be rows that are not steady
-        self.moved_ms: dict[int, int] = {}  # row -> when a planned move of it ended; kept for the cooldown
+        self.moved_ms: dict[int, int] = {}  # row -> when its last planned move ended, for the cooldown
         self.origin: dict[int, MoveOrigin] = {}  # rows of planned moves in progress
         self.statistics = Statistics(_INITIAL_CAPACITY)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended

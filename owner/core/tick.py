@@ -20,14 +20,13 @@ from owner.core.bootstrap import try_finish_bootstrap
 from owner.core.captures import Capture
 from owner.core.events import Event, PlacementReason
 from owner.core.inbox import receive_messages
-from owner.core.job_requests import take_changes, take_requests
-from owner.core.jobs import JobRequest
+from owner.core.jobs import JobRequest, RebalanceJob
 from owner.core.moves import PLANNED, MoveSlots, undo_overdue_prepares
 from owner.core.outbox import write_messages
 from owner.core.policies.add_and_remove import add_missing, reconcile_tables, remove_unwanted
 from owner.core.policies.drain import drain, update_drains
 from owner.core.policies.move import move
-from owner.core.policies.rebalance import balance, forget_moves
+from owner.core.policies.rebalance import balance
 from owner.core.replication import apply_capture_loss, find_removed
 from owner.core.state import Core
 from owner.core.tables import ABSENT, NO_CAPTURE, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
@@ -71,13 +70,13 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     core.checkpoint_ts, core.barrier = inputs.checkpoint_ts, inputs.barrier
     core.cluster_load = dict(inputs.cluster_load)
     core.events = []
-    jobs = take_requests(core, inputs.requests)
+    core.jobs.take(inputs.requests)
     core.replication.begin_tick(core.now_ms)
     version, unsteady = core.tables.version, bool(len(core.tables.unsteady_rows()))
     joined, gone = core.captures.update(inputs.alive_captures)
     receive_messages(core, inputs.messages)
     _take_losses(core, gone)
-    lost = [capture for capture in gone if capture.id not in core.drains and capture.liveness is LivenessState.ALIVE]
+    lost = [capture for capture in gone if capture.id not in core.jobs.drains and capture.liveness is LivenessState.ALIVE]
     was_active = core.mass_failure_guard.is_active
     core.mass_failure_guard.tick(core.now_ms, sum(1 for _ in core.captures.alive()), len(lost), core.config)
     bootstrapped = try_finish_bootstrap(core)
@@ -97,7 +96,7 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     return TickOutput(
         messages=messages,
         watermark=core.watermark,
-        events=(*core.events, *take_changes(core, jobs)),
+        events=(*core.events, *core.jobs.report()),
         roles_changed=unsteady
         or bool(len(core.tables.unsteady_rows()) or version != core.tables.version or bootstrapped or joined or gone),
     )
@@ -168,7 +167,8 @@ def _report_move(core: Core, row: int, why: PlacementReason) -> None:
     job_id, asked_by = 0, ""
     if origin.job is not None:
         job_id, asked_by = origin.job.id, origin.job.asked_by
-        origin.job.count_move()
+        if isinstance(origin.job, RebalanceJob):
+            origin.job.count(done=origin.job.moves_done + 1, left=origin.job.moves_left)
     core.events.append(events.SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
 
 
@@ -204,4 +204,3 @@ def _forget_failures(core: Core) -> None:
     for row in list(tables.attempts):
         if tables.steady[row] and core.now_ms - tables.state_since_ms[row] > core.config.error_forget_ms:
             del tables.attempts[row]
-    forget_moves(core)

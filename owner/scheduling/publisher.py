@@ -86,7 +86,7 @@ class Publisher:
                     capture.id,
                     states[capture.index],
                     written[capture.index],
-                    capture.id in core.drains or states[capture.index] is CaptureState.STOPPING,
+                    capture.id in core.jobs.drains or states[capture.index] is CaptureState.STOPPING,
                 )
                 for capture in alive
             ),
@@ -106,7 +106,7 @@ class Publisher:
             may_hold_any_span=bool(core.replication.may_hold_any_span),
             unfenced=frozenset(capture.id for capture in alive if not capture.fenced),
             guard_active=core.mass_failure_guard.is_active,
-            drains={target: DrainView(job.id, job.spans_left) for target, job in core.drains.items()},
+            drains={target: DrainView(job.id, job.spans_left) for target, job in core.jobs.drains.items()},
             failures=dict(core.tables.failures),
             barrier=core.barrier,
         )

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from owner.core.captures import Capture
+from owner.core.policies.planner import PlanInput
+from owner.core.state import Core
 from tablewire.model.columns import I64
 from tablewire.model.messages import DispatchTableResponse, HeartbeatResponse, Message
 from tablewire.model.progress import Watermark
 from tablewire.model.spans import SpanBlock
 from tablewire.model.splitter import HashRanges
-from tablewire.model.states import StallReason
+from tablewire.model.states import QueryState, StallReason
 from tablewire.testing import Deliver
 from tests.owner.world import World
 
@@ -116,3 +120,34 @@ def test_scenario_29_a_heartbeat_does_not_list_what_has_not_changed() -> None:
     world.executors[span.primary].advance(900, span.span)
     world.run(5)
     assert told == [1]
+
+
+def test_a_tick_does_not_look_at_every_span_that_was_moved() -> None:
+    """After a drain, that would be many for as long as the cooldown."""
+    world = World(tables=[1, 2, 3])
+    world.settle()
+
+    class Unread(dict[int, int]):
+        def items(self) -> Any:
+            raise AssertionError("a tick without load balancing has read the spans in cooldown")
+
+    world.scheduler._core.tables.moved_ms = Unread({0: 1_000_000, 1: 1_000_000})
+    world.run(5)
+
+
+def test_open_moves_share_the_input_of_their_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the failures of all spans."""
+    world, made = World(captures=["a", "b"], tables=range(1, 21)), Counter[str]()
+    world.settle()
+    world.executors["b"].hang("prepare")
+    make = PlanInput.of
+
+    def count(core: Core, ready: Sequence[Capture]) -> PlanInput:
+        made["inputs"] += 1
+        return make(core, ready)
+
+    monkeypatch.setattr(PlanInput, "of", count)
+    moves = [world.scheduler.move_table(view.span.table_id, "b") for view in world.snapshot.spans if view.primary == "a"]
+    world.run(4)
+    assert all(move.state in (QueryState.ACCEPTED, QueryState.PENDING) for move in moves)
+    assert made["inputs"] <= 2 * 4

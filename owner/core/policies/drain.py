@@ -36,7 +36,7 @@ def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
             return
         if not slots.allow(move.source, move.target) or _must_wait(core, move):
             continue
-        job = core.drains.get(sources[move.source].id)
+        job = core.jobs.drains.get(sources[move.source].id)
         prepare(core, [move.row], [move.target], TASK_DRAIN, job)
         slots.take(move.source, move.target)
 
@@ -60,11 +60,11 @@ def _cancel_inbound(core: Core, capture: Capture, elsewhere: bool) -> None:
 
 def update_drains(core: Core) -> None:
     """Count what is left at each drained capture; a drain ends for good when its capture is gone."""
-    for capture_id, job in list(core.drains.items()):
+    for capture_id, job in list(core.jobs.drains.items()):
         capture = core.captures.get(capture_id)
         if capture is None:
             job.set(QueryState.DONE, JobReason.CAPTURE_GONE.of())
-            del core.drains[capture_id]
+            del core.jobs.drains[capture_id]
             continue
         left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
         job.spans_left = left

@@ -16,19 +16,18 @@ from tablewire.model.states import QueryState
 
 
 def move(core: Core, slots: MoveSlots) -> None:
-    """Start, continue and end the moves of the jobs. A job that has ended leaves the list."""
-    job_of_row: dict[int, MoveJob] = {}
-    if any(job.numbers is None for job in core.moves):
-        job_of_row = {row: job for job in core.moves for row in _rows(core, job)}
-    for job in core.moves:
+    """Start, continue and end the moves of the jobs."""
+    jobs, inputs, job_of_row = core.jobs.open(MoveJob), PlanInput.of(core, ()), dict[int, MoveJob]()
+    if any(job.numbers is None for job in jobs):
+        job_of_row = {row: job for job in jobs for row in _rows(core, job)}
+    for job in jobs:
         if job.cancel_requested:
             _cancel(core, job)
             continue
         if job.numbers is None:
-            _decide(core, job, job_of_row)
+            _decide(core, job, inputs, job_of_row)
         if job.state not in ENDED and job.numbers is not None:
-            _continue(core, job, slots)
-    core.moves = [job for job in core.moves if job.state not in ENDED]
+            _continue(core, job, inputs, slots)
 
 
 def _rows(core: Core, job: MoveJob) -> list[int]:
@@ -41,14 +40,14 @@ def _target(core: Core, job: MoveJob) -> Capture | Reason:
     """Return the target if it may take spans, otherwise the reason why not."""
     capture = core.captures.get(job.target)
     state = core.capture_state(capture) if capture is not None else None
-    refused = refuse_target(job.target, state, job.target in core.drains)
+    refused = refuse_target(job.target, state, job.target in core.jobs.drains)
     if refused is not None:
         return refused
     assert capture is not None
     return capture
 
 
-def _decide(core: Core, job: MoveJob, job_of_row: dict[int, MoveJob]) -> None:
+def _decide(core: Core, job: MoveJob, inputs: PlanInput, job_of_row: dict[int, MoveJob]) -> None:
     """Refuse the job if it cannot be done. Otherwise bind it to its rows and end older moves of
     them."""
     tables = core.tables
@@ -62,7 +61,7 @@ def _decide(core: Core, job: MoveJob, job_of_row: dict[int, MoveJob]) -> None:
         job.set(QueryState.REFUSED, target)
     elif leaving:
         job.set(QueryState.PENDING, JobReason.STILL_REMOVED.of(span=tables.span(leaving[0])))
-    elif not plan_move(PlanInput.of(core, ()), rows, target.index):
+    elif not plan_move(inputs, rows, target.index):
         job.set(QueryState.REFUSED, JobReason.ALREADY_PRIMARY.of(target=job.target))
     else:
         job.numbers = tables.number[rows].tolist()
@@ -102,7 +101,7 @@ def _undo(core: Core, job: MoveJob) -> None:
         undo_prepare(core, rows[is_prepared & is_moving])
 
 
-def _continue(core: Core, job: MoveJob, slots: MoveSlots) -> None:
+def _continue(core: Core, job: MoveJob, inputs: PlanInput, slots: MoveSlots) -> None:
     tables, target = core.tables, _target(core, job)
     rows = [row for row in _rows(core, job) if tables.state[row] != REMOVING]
     if not rows:
@@ -114,7 +113,7 @@ def _continue(core: Core, job: MoveJob, slots: MoveSlots) -> None:
         job.set(QueryState.REFUSED, refused)
         return
     assert isinstance(target, Capture)
-    moves = plan_move(PlanInput.of(core, ()), rows, target.index)
+    moves = plan_move(inputs, rows, target.index)
     reasons = [reason for move in moves if (reason := _start(core, job, move.row, move.target, slots))]
     if reasons:
         job.set(QueryState.PENDING, reasons[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from owner.core.balancer import Balancer, QueuedMove
 from owner.core.captures import Capture
-from owner.core.jobs import JobReason, Reason
+from owner.core.jobs import JobReason, Reason, RebalanceJob
 from owner.core.moves import MoveSlots, in_progress, prepare
 from owner.core.policies.planner import Move, PlanInput, plan_rebalance
 from owner.core.state import Core
@@ -19,12 +19,14 @@ from tablewire.model.states import QueryState
 
 
 def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool) -> None:
-    """Work on the job if there is one, otherwise check whether loads have drifted. disturbed:
-    captures came or went in this tick."""
-    balancer = core.balancer
-    job = balancer.job
+    """Work on the newest job, or else check whether loads have drifted. disturbed: captures came or
+    went in this tick."""
+    balancer, jobs = core.balancer, core.jobs.open(RebalanceJob)
+    for older in jobs[:-1]:
+        older.set(QueryState.CANCELLED, JobReason.REBALANCE_REPLACED.of())
+    job = jobs[-1] if jobs else None
     if job is not None and job.cancel_requested:
-        _end(balancer, QueryState.CANCELLED, JobReason.REBALANCE_CANCELLED.of())
+        _end(balancer, job, QueryState.CANCELLED, JobReason.REBALANCE_CANCELLED.of())
         job = None
     if job is not None and job.state is QueryState.PENDING:
         core.tables.moved_ms.clear()
@@ -37,31 +39,32 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
         balancer.clear()
     balancer.settle(core.tables)
     if not balancer.planned and not len(in_progress(core, (TASK_BALANCE,))):
-        _plan_or_end(core, balancer, ready)
-    _begin_moves(core, balancer, ready, slots)
-    if balancer.job is not None:
-        balancer.job.set(QueryState.ACCEPTED, slots.blocked)
+        _plan_or_end(core, job, ready)
+    _begin_moves(core, job, ready, slots)
+    if job is not None:
+        job.set(QueryState.ACCEPTED, slots.blocked)
+        job.count(done=job.moves_done, left=len(balancer.planned) + len(in_progress(core, (TASK_BALANCE,))))
 
 
-def _begin_moves(core: Core, balancer: Balancer, ready: list[Capture], slots: MoveSlots) -> None:
-    tables, limit = core.tables, core.config.move_attempts
+def _begin_moves(core: Core, job: RebalanceJob | None, ready: list[Capture], slots: MoveSlots) -> None:
+    tables, balancer, limit = core.tables, core.balancer, core.config.move_attempts
     able = {capture.index for capture in ready if balancer.failed[capture.index] < limit}
     while (move := balancer.planned.pop(slots.allow)) is not None:
         row, source, target = move.row, move.source, move.target
         is_stale = tables.number[row] != move.number or tables.primary[row] != source or not tables.steady[row]
         if is_stale or not {source, target} <= able:
             continue
-        prepare(core, [row], [target], TASK_BALANCE, balancer.job)
+        prepare(core, [row], [target], TASK_BALANCE, job)
         slots.take(source, target)
         balancer.begun[row] = (move.number, target)
 
 
-def _plan_or_end(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
+def _plan_or_end(core: Core, job: RebalanceJob | None, ready: list[Capture]) -> None:
     """Plan the next moves. End if the loads are even, or as even as they can be without the
     captures that failed to prepare."""
-    tables, limit = core.tables, core.config.move_attempts
+    tables, balancer, limit = core.tables, core.balancer, core.config.move_attempts
     able = [capture for capture in ready if balancer.failed[capture.index] < limit]
-    moves = _plan(core, able)
+    moves = _plan(core, job, able)
     balancer.planned.add(
         QueuedMove(place, move.row, int(tables.number[move.row]), move.source, move.target, move.weight)
         for place, move in enumerate(moves)
@@ -70,25 +73,26 @@ def _plan_or_end(core: Core, balancer: Balancer, ready: list[Capture]) -> None:
     if moves:
         return
     unable = [capture.id for capture in ready if capture not in able]
-    if unable and _plan(core, ready):
-        _end(balancer, QueryState.REFUSED, JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=limit))
+    if unable and _plan(core, job, ready):
+        _end(balancer, job, QueryState.REFUSED, JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=limit))
     else:
-        _end(balancer, QueryState.DONE)
+        _end(balancer, job, QueryState.DONE)
     balancer.quiet_since_ms = core.now_ms
 
 
-def _plan(core: Core, captures: list[Capture]) -> list[Move]:
+def _plan(core: Core, job: RebalanceJob | None, captures: list[Capture]) -> list[Move]:
     tables, size = core.tables, core.tables.size
     movable = tables.steady[:size] & tables.wanted[:size]
-    if core.balancer.job is None:
+    if job is None:
+        cooling_ms = core.now_ms - core.config.move_cooldown_ms
+        tables.moved_ms = {row: moved_ms for row, moved_ms in tables.moved_ms.items() if moved_ms >= cooling_ms}
         movable[list(tables.moved_ms)] = False
     return plan_rebalance(PlanInput.of(core, captures), movable, core.config.balance_stop_percent)
 
 
-def _end(balancer: Balancer, state: QueryState, reason: Reason | None = None) -> None:
-    if balancer.job is not None:
-        balancer.job.set(state, reason)
-    balancer.job = None
+def _end(balancer: Balancer, job: RebalanceJob | None, state: QueryState, reason: Reason | None = None) -> None:
+    if job is not None:
+        job.set(state, reason)
     balancer.is_balancing = False
     balancer.clear()
 
@@ -107,11 +111,3 @@ def _should_begin(core: Core, balancer: Balancer, ready: list[Capture], disturbe
     inputs = PlanInput.of(core, ready)
     load = inputs.loads()[inputs.captures]
     return bool(load.max() - load.mean() > load.mean() * config.balance_start_percent / 100)
-
-
-def forget_moves(core: Core) -> None:
-    """Let spans be balanced again once their cooldown is over, including those that an operator
-    placed."""
-    limit = core.now_ms - core.config.move_cooldown_ms
-    for row in [row for row, at in core.tables.moved_ms.items() if at < limit]:
-        del core.tables.moved_ms[row]

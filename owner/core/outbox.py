@@ -1,16 +1,26 @@
-"""Messages out: the dispatches that a tick decided and the heartbeats that are due."""
+"""Outgoing messages: the dispatches that a tick decided, and the heartbeats that are due.
+
+Invariant: the number n of a dispatch is recorded in the row at the role of the capture that it is
+for, so that only reports with an echo of at least n count for that span.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from owner.core.captures import Capture
 from owner.core.roles import roles_of, set_field
 from owner.core.state import Core
-from tablewire.model.messages import Heartbeat, Message, MessageBody
+from owner.core.tables import TASK_ADD, Rows, Tables
+from tablewire.model.columns import U64
+from tablewire.model.messages import DispatchTableRequest, Heartbeat, Message, MessageBody
 from tablewire.model.progress import BarrierWithMinTs
+from tablewire.model.states import DispatchAction
 
-INTRODUCTIONS_MAX = 65_536
+NUMBERS_MAX = 65_536
+JOB_IDS_MAX = 256
 
 
 def write_messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
@@ -18,17 +28,59 @@ def write_messages(core: Core, barrier: BarrierWithMinTs) -> list[Message]:
     due. The answer to the heartbeat acknowledges the dispatches before it."""
     messages = []
     for capture in core.captures.alive():
-        requests = core.replication.outgoing.requests(core.tables, capture, core.config.spans_per_message)
+        requests = list(_requests(core, capture))
         if capture.processor_epoch:
-            for request in requests:
+            for rows, request in requests:
                 messages.append(_envelope(core, capture, request))
-                rows = core.tables.rows_of_numbers(request.numbers)
                 roles = roles_of(core.tables, rows, capture.index)
                 set_field(core.tables, "dispatch", rows, roles, capture.index, capture.sent)
         heartbeat = _heartbeat(core, capture, barrier, bool(requests))
         if heartbeat is not None:
             messages.append(_envelope(core, capture, heartbeat))
     return messages
+
+
+def _requests(core: Core, capture: Capture) -> Iterator[tuple[Rows, DispatchTableRequest]]:
+    """Yield the requests to one capture with their rows, each of a bounded size."""
+    tables, chunk, outgoing = core.tables, core.config.spans_per_message, core.replication.outgoing
+    if capture.index not in outgoing.entries:
+        return
+    rows, actions = outgoing.to(capture.index)
+    # A later report of the same tick may have taken the role from the capture.
+    due = actions == DispatchAction.REMOVE
+    due |= (actions == DispatchAction.ADD_PREPARE) & (tables.secondary[rows] == capture.index)
+    due |= (actions == DispatchAction.ADD_WRITE) & (tables.primary[rows] == capture.index)
+    due &= tables.live[rows]
+    rows, actions = rows[due], actions[due]
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        yield part, _request(tables, part, actions[start : start + chunk], capture.acked)
+
+
+def _request(tables: Tables, rows: Rows, actions: np.ndarray, acked: int) -> DispatchTableRequest:
+    adds, writes, zero = actions != DispatchAction.REMOVE, actions == DispatchAction.ADD_WRITE, np.uint64(0)
+    return DispatchTableRequest(
+        numbers=tables.number[rows],
+        spans=tables.spans(rows),
+        actions=actions,
+        checkpoint_ts=np.where(adds, tables.checkpoint_ts[rows], zero),
+        resolved_ts=np.where(adds, tables.resolved_ts[rows], zero),
+        assignment_epochs=np.where(writes, tables.assignment_epoch[rows], zero),
+        acked=acked,
+        jobs=_job_ids(tables, rows),
+    )
+
+
+def _job_ids(tables: Tables, rows: Rows) -> U64:
+    """Return the job that each dispatch belongs to, 0 = none; empty when no dispatch has a job, or
+    when there are too many dispatches for the agent to log them one by one."""
+    ids = np.zeros(len(rows), np.uint64)
+    if tables.origin and len(rows) <= JOB_IDS_MAX:
+        for position, row in enumerate(rows.tolist()):
+            origin = tables.origin.get(row)
+            if origin is not None and origin.job is not None and tables.task[row] != TASK_ADD:
+                ids[position] = origin.job.id
+    return ids if ids.any() else ids[:0]
 
 
 def _heartbeat(core: Core, capture: Capture, barrier: BarrierWithMinTs, now: bool) -> Heartbeat | None:
@@ -42,7 +94,7 @@ def _heartbeat(core: Core, capture: Capture, barrier: BarrierWithMinTs, now: boo
         capture.stats_ms = core.now_ms
     rows = np.empty(0, np.int64)
     if capture.unnumbered and core.bootstrap.done:
-        rows = np.unique(np.concatenate(capture.unnumbered))[:INTRODUCTIONS_MAX]
+        rows = np.unique(np.concatenate(capture.unnumbered))[:NUMBERS_MAX]
         rows = rows[core.tables.live[rows]]
         capture.unnumbered.clear()  # a span whose number is left out or lost is reported by name again
     return Heartbeat(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from owner.core.dispatch import OutgoingDispatches
 from owner.core.roles import assign, clear, get_field, roles_of, set_field
 from owner.core.tables import (
     COMMIT,
@@ -68,6 +67,33 @@ class RowReports:
     def take(self, mask: Mask) -> RowReports:
         progress = self.checkpoint_ts[mask], self.resolved_ts[mask], self.last_synced_ts[mask]
         return RowReports(self.rows[mask], self.states[mask], *progress, self.assignment_epochs[mask])
+
+
+@dataclass(slots=True)
+class OutgoingDispatches:
+    """The dispatches of one tick, in the order in which they were decided."""
+
+    entries: dict[int, list[tuple[Rows, DispatchAction]]] = field(default_factory=dict)  # by capture
+
+    def add(self, capture: int, rows: Rows, action: DispatchAction) -> None:
+        if len(rows):
+            self.entries.setdefault(capture, []).append((rows, action))
+
+    def add_by_capture(self, captures: np.ndarray, rows: Rows, action: DispatchAction) -> None:
+        """Send the same action to the capture of each row; captures: shape (len(rows),)."""
+        for capture in np.unique(captures).tolist():
+            self.add(capture, rows[captures == capture], action)
+
+    def to(self, capture: int) -> tuple[Rows, U8]:
+        """Return the rows and actions for one capture. If there are two for a row, the last counts."""
+        entries = self.entries[capture]
+        rows = np.concatenate([rows for rows, _ in entries])
+        actions = np.repeat(np.array([action for _, action in entries], np.uint8), [len(rows) for rows, _ in entries])
+        if len(entries) > 1:
+            _, last = np.unique(rows[::-1], return_index=True)
+            keep = np.sort(len(rows) - 1 - last)
+            rows, actions = rows[keep], actions[keep]
+        return rows, actions
 
 
 @dataclass(slots=True)

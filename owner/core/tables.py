@@ -154,7 +154,6 @@ class Tables:
         self.origin: dict[int, MoveOrigin] = {}  # rows of planned moves in progress
         self.statistics = Statistics(_INITIAL_CAPACITY)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
-        self._capacity = _INITIAL_CAPACITY
         self._free: list[int] = []
         self._partial: dict[Span, int] = {}
         self._keys: dict[int, tuple[bytes, bytes]] = {}
@@ -262,10 +261,7 @@ class Tables:
         numbers = np.arange(self._next_number, self._next_number + count, dtype=np.uint32)
         self._next_number += count
         if self._next_number > len(self._row_of_number):
-            capacity = max(self._next_number, int(_GROWTH * len(self._row_of_number)))
-            grown: npt.NDArray[np.int32] = np.full(capacity, NO_ROW, np.int32)
-            grown[: len(self._row_of_number)] = self._row_of_number
-            self._row_of_number = grown
+            self._row_of_number = _grown(self._row_of_number, self._next_number, NO_ROW)
         self._row_of_number[numbers] = rows
         self.all_steady = False
         self.number[rows] = numbers
@@ -389,15 +385,16 @@ class Tables:
         return wrong
 
     def _reserve(self, rows: int) -> None:
-        if rows <= self._capacity:
-            return
-        capacity = max(rows, int(_GROWTH * self._capacity))
-        for name, column in _COLUMNS.items():
-            wider: np.ndarray = np.full(capacity, column.empty, column.dtype)
-            wider[: self.size] = getattr(self, name)[: self.size]
-            setattr(self, name, wider)
-        self.statistics.grow(capacity)
-        self._capacity = capacity
+        if rows > len(self.live):
+            for name, column in _COLUMNS.items():
+                setattr(self, name, _grown(getattr(self, name), rows, column.empty))
+            self.statistics.grow(len(self.live))
+
+
+def _grown(column: np.ndarray, needed: int, empty: int) -> np.ndarray:
+    grown = np.full(max(needed, int(_GROWTH * len(column))), empty, column.dtype)
+    grown[: len(column)] = column
+    return grown
 
 
 _COLUMNS = {name: column for name, column in vars(Tables).items() if isinstance(column, _Column)}

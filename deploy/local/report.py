@@ -11,13 +11,14 @@ from pathlib import Path
 from deploy.local.compare import Comparison
 from deploy.local.observer import Measures
 from deploy.local.workload import LoadCounts
+from tablewire.runtime.text import plural
 
 LOAD_SHARE_MIN = 0.5
 """The load counts as failed below this share of the announced rate."""
 LEADER, PROCESSOR = "leading owner", "processor"
 COUNTED_AS = (
-    "by the sink's PostgreSQL: the first copy inserts each row as it is at that moment, a changed key is a delete and an insert,"
-    " and several changes of a row in one batch are one"
+    "by the sink's PostgreSQL: the first copy inserts the current rows only, an update of a key is a delete and an insert,"
+    " and several changes of one row in a batch are merged"
 )
 METHOD = "by content: the text of every column, ordered by key, both sides streamed and merged; never by counts"
 NEXT_STEPS = (
@@ -70,13 +71,13 @@ def check(report: Report, rows_per_s: float) -> None:
     elif load.total < LOAD_SHARE_MIN * rows_per_s * report.seconds:
         problems.append(f"the load changed {load.total} rows, less than half of what was announced")
     elif load.errors:
-        problems.append(f"the load's transactions failed {load.errors} times")
+        problems.append(f"{plural(load.errors, 'transaction')} of the load failed")
     if not report.moves:
         problems.append("no table was moved")
     killed = {kill.role for kill in report.kills}
     problems += [f"no {role} was killed" for role in (LEADER, PROCESSOR) if role not in killed]
     if report.measures.went_back:
-        problems.append(f"the checkpoint went back {report.measures.went_back} times")
+        problems.append(f"the checkpoint went back {plural(report.measures.went_back, 'time')}")
     if report.comparison is None:
         problems.append("source and sink were not compared")
     elif not report.comparison.equal:
@@ -93,8 +94,8 @@ def summary(report: Report) -> list[str]:
     lines.append(f"  rows written        {rows_text(written)}")
     lines.append(f"  rows replicated     {rows_text(report.replicated)}")
     if written and report.replicated and written != report.replicated:
-        lines.append("    They differ because the first copy takes each row as it is then, a changed")
-        lines.append("    key is a delete and an insert, and changes of a row in one batch are one.")
+        lines.append("    They differ because the first copy reads only the current rows, an update of")
+        lines.append("    a key is a delete and an insert, and changes of one row in a batch are merged.")
     for move in report.moves:
         lines.append(f"  planned move        {move.table}: {move.origin} -> {move.target}, {move.seconds:.2f} s")
     for kill in report.kills:
@@ -104,7 +105,7 @@ def summary(report: Report) -> list[str]:
     lag = f"median {measures.lag_s_median:.2f} s, longest {measures.lag_s_max:.2f} s, {measures.lag_bytes_max:,} bytes of WAL"
     lines.append(f"  lag of the sink     {lag}")
     if comparison is not None:
-        lines.append(f"  compared            {comparison.rows:,} rows in {comparison.tables} tables, by content")
+        lines.append(f"  compared            {comparison.rows:,} rows in {plural(comparison.tables, 'table')}, by content")
     lines.append(f"  source = sink: {'yes' if equal else 'NO'}")
     lines += [f"  problem: {problem}" for problem in report.problems]
     return [*lines, "", *NEXT_STEPS] if not report.problems else lines

@@ -83,7 +83,7 @@ class Shop(Scoped):
             self._stack.callback(server.close)
             server.start()
         version = self.servers["source"].execute("SHOW server_version")[0][0]
-        self._say(f"PostgreSQL {version} is up twice, as source and as sink")
+        self._say(f"two PostgreSQL {version} servers are up, source and sink")
         self._stack.callback(self.cluster.close)
         self.cluster.start()
         self._say(f"etcd, {len(self.cluster.owners)} owners and {len(self.cluster.processors)} processors are up")

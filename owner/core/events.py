@@ -54,7 +54,7 @@ class SpanMoved(Event):
 
 @dataclass(frozen=True, slots=True)
 class SpansPlaced(Event):
-    """How many spans began to replicate where they were placed, those of SpanMoved included."""
+    """The number of spans that began to replicate on the capture they were placed on, those of SpanMoved included."""
 
     counts: Mapping[PlacementReason, int]
 

@@ -58,7 +58,7 @@ def record_captures(
             continue
         for capture in captures:
             info = after.get(capture) or before[capture]
-            why = "it had said that it was leaving" if kind == "capture_gone" and capture in leaving else ""
+            why = "it was stopping" if kind == "capture_gone" and capture in leaving else ""
             history.add(kind, subject=capture, text=f"{text}, address {info.address}", why=why)
 
 

@@ -43,7 +43,7 @@ class PlacementHistory:
     def add(self, event: Event) -> None:
         match event:
             case events.BootstrapDone(spans):
-                self._add("changefeed_bootstrapped", text=plural(spans, "span"))
+                self._add("changefeed_bootstrapped", text=plural(spans, "table"))
             case events.SpanMoved(span, source, target, PlacementReason.MOVE as why, job_id, by):
                 self._add("span_moved", self._name(span), f"from {source} to {target}", why, job_id, by)
             case events.SpanMoved():
@@ -54,11 +54,11 @@ class PlacementHistory:
                 self._add("two_writers", self._name(span), f"{stays} stays, {goes} goes", "two processors reported to write it")
             case events.FailoverBegan(captures, spans):
                 subject, gone = ", ".join(captures[:CAPTURES_NAMED_MAX]), plural(len(captures), "processor")
-                self._add("failover_began", subject, f"{plural(spans, 'span')} without a writer", f"{gone} gone")
+                self._add("failover_began", subject, f"{plural(spans, 'table')} without a writer", f"{gone} gone")
             case events.FailoverDone(spans, took_ms):
-                self._add("failover_done", text=f"{plural(spans, 'span')} with a writer again after {took_ms} ms")
+                self._add("failover_done", text=f"{plural(spans, 'table')} with a writer again after {took_ms} ms")
             case events.GuardEngaged(waiting, left):
-                text = f"{plural(waiting, 'span')} waiting, {plural(left, 'processor')} left"
+                text = f"{plural(waiting, 'table')} waiting, {plural(left, 'processor')} left"
                 self._add("brake_on", text=text, why="many processors vanished at once")
             case events.GuardReleased(captures):
                 self._add("brake_off", text=plural(captures, "processor"))
@@ -77,7 +77,7 @@ class PlacementHistory:
         """Add the event with the counts when no more spans come: after QUIET_S, or COUNTING_S_MAX since the first one."""
         now_s = self._clock()
         if self._placed and (at_once or now_s - self._last_s >= QUIET_S or now_s - self._first_s >= COUNTING_S_MAX):
-            text = f"{plural(self._placed.total(), 'span')} began to replicate where they were placed"
+            text = f"{plural(self._placed.total(), 'table')} began to replicate"
             self._add("spans_placed", text=text, why=", ".join(f"{why} {count}" for why, count in self._placed.most_common()))
             self._placed.clear()
 

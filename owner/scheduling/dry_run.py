@@ -61,7 +61,7 @@ def plan_rebalance(snapshot: Snapshot) -> MovePlan:
     rows = _MovableRows(snapshot)
     movable = rows.column(snapshot.roles.steady & snapshot.roles.wanted, False)
     moves = planner.plan_rebalance(rows.inputs(), movable, snapshot.balance_stop_percent)
-    return rows.plan(moves, lambda move, source, target: f"{source} carries more than {target}")
+    return rows.plan(moves, lambda move, source, target: f"{source} has more load than {target}")
 
 
 def plan_drain(snapshot: Snapshot, target: CaptureID) -> MovePlan:
@@ -70,7 +70,7 @@ def plan_drain(snapshot: Snapshot, target: CaptureID) -> MovePlan:
     rows = _MovableRows(snapshot)
     leaving = [index for index, capture in snapshot.capture_ids.items() if capture == target]
     moves = planner.plan_drain(rows.inputs(leaving), leaving, rows.column(snapshot.roles.wanted, False))
-    return rows.plan(islice(moves, PLANNED_MAX), lambda move, source, target: f"{source} is drained; {target} carries least")
+    return rows.plan(islice(moves, PLANNED_MAX), lambda move, source, target: f"drain of {source}: {target} has the least load")
 
 
 def plan_move(snapshot: Snapshot, table_id: TableID, target: CaptureID) -> MovePlan | Reason:

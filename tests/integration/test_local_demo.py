@@ -185,7 +185,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("when", ["at once", "is up twice", "processors are up"])
+@pytest.mark.parametrize("when", ["at once", "servers are up", "processors are up"])
 def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, when: str) -> None:
     """Ctrl-C, SIGTERM or SIGHUP at any time: exit code 130, no process, no folder, no figures."""
     command = [sys.executable, "-m", "deploy.local.demo", "--plain", "--json", str(tmp_path / "demo.json")]

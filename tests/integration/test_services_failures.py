@@ -117,7 +117,7 @@ def test_a_processor_that_is_asked_to_leave_is_drained_first(new_world: NewWorld
     assert max(map(world.longest_gap_ms, TABLES)) < GAP_MS_MAX
     assert "leaves_undrained" not in world.log("processor1")
     gone = [event for event in world.cluster.owner_json("events")["events"] if event["kind"] == "capture_gone"]
-    assert [(event["subject"], event["why"]) for event in gone] == [(leaving, "it had said that it was leaving")]
+    assert [(event["subject"], event["why"]) for event in gone] == [(leaving, "it was stopping")]
     world.audit(*TABLES)
 
 

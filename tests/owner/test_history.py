@@ -219,7 +219,7 @@ def test_many_spans_are_one_event_when_it_is_over(new_history: NewHistory, clock
     moved, refused, placed = records(history)
     assert (moved.subject, moved.text, moved.why) == ("public.t7", "from a to b", "move")
     assert (refused.subject, refused.text, refused.why) == ("8", "move to b: refused", "capture b is draining")
-    assert (placed.text, placed.why) == ("1100 spans began to replicate where they were placed", "add 1000, drain 100")
+    assert (placed.text, placed.why) == ("1100 tables began to replicate", "add 1000, drain 100")
 
 
 def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory) -> None:
@@ -256,7 +256,7 @@ def test_captures_and_changefeeds_that_change_are_events(new_history: NewHistory
         "changefeed_removing",
         "changefeed_removed",
     ]
-    assert [record.why for record in records(history)[1:4:2]] == ["it had said that it was leaving", ""]
+    assert [record.why for record in records(history)[1:4:2]] == ["it was stopping", ""]
     assert records(history)[7].why == "slot lost"
     assert [record.by for record in records(history)[4:]] == ["alice", "bob", "bob via owner-2", "", "carol", ""]
 

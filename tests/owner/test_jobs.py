@@ -39,7 +39,7 @@ def others(world: World, table: int) -> list[str]:
 def test_a_handle_shows_what_the_last_tick_reported(world: World) -> None:
     """Each change of a job is one event, the last one when it has ended."""
     query = world.scheduler.move_table(1, others(world, 1)[0], "alice")
-    assert (query.job.asked_by, query.reason) == ("alice", "not looked at yet")
+    assert (query.job.asked_by, query.reason) == ("alice", "not considered yet")
     seen = []
     for _ in range(10):
         world.step()
@@ -64,7 +64,7 @@ def test_too_many_open_jobs_are_refused(world: World, monkeypatch: pytest.Monkey
     target = others(world, 1)[0]
     world.executors[target].hang("prepare")
     first, second, third = (world.scheduler.move_table(table, target) for table in (1, 1, 1))
-    assert (third.state, third.reason) == (QueryState.REFUSED, "2 jobs are waiting already")
+    assert (third.state, third.reason) == (QueryState.REFUSED, "2 jobs are already pending")
     assert world.scheduler.drain_capture(target) >= 1
     assert world.scheduler.cancel_drain(target).state is QueryState.PENDING
     world.step()

@@ -83,7 +83,7 @@ def test_a_plan_lists_moves_and_loads_and_changes_nothing(uneven: AdminView) -> 
     assert {move.source for move in plan.moves} == {"a"}
     first = plan.moves[0]
     assert (first.changefeed, first.table, first.weight) == (FEED, f"public.t{first.table_id}", 1.0)
-    assert "carries more than" in first.reason
+    assert "has more load than" in first.reason
     uneven.world.run(5)
     assert places(uneven) == before
     assert not uneven.world.scheduler.queries()

@@ -14,7 +14,7 @@ from tablewire.model.states import DispatchAction, QueryState, TableState
 from tablewire.testing import Deliver
 from tests.owner.world import World
 
-MUTE = "mute has not reported since this owner started, and may hold any span"
+MUTE = "mute has not reported since this owner started, and may hold any table"
 
 
 def world_with(captures: list[str], tables: int, config: SchedulerConfig) -> World:
@@ -54,7 +54,7 @@ def test_a_rebalance_ends_although_one_capture_prepares_nothing() -> None:
     asked = prepares_of(world, "b")
     query = world.scheduler.rebalance()
     world.until(lambda: query.state is QueryState.REFUSED)
-    assert query.reason == "b failed to prepare 3 spans in a row"
+    assert query.reason == "b failed to prepare 3 tables in a row"
     assert len(asked) <= 8
     world.settle()
 
@@ -139,7 +139,7 @@ def test_moves_from_silent_captures_use_no_slots() -> None:
     assert waits.state is QueryState.PENDING
     assert waits.reason == "a is silent and cannot be stopped"
     drain = next(query for query in world.scheduler.queries() if query.target == "a")
-    assert drain.reason == "25 spans left: a is silent and cannot be stopped"
+    assert drain.reason == "25 tables left: a is silent and cannot be stopped"
     world.paused.clear()
     world.until(lambda: world.scheduler.drain_capture("a") + world.scheduler.drain_capture("b") == 0, ticks=100)
 
@@ -156,7 +156,7 @@ def test_a_drain_names_the_capture_that_has_not_reported() -> None:
     left = world.scheduler.drain_capture("a")
     world.run(3)
     drain = next(query for query in world.scheduler.queries() if query.target == "a")
-    assert drain.reason == f"{left} spans left: {MUTE}"
+    assert drain.reason == f"{left} tables left: {MUTE}"
     world.paused.discard("mute")
     world.until(lambda: world.scheduler.drain_capture("a") == 0)
 
@@ -204,7 +204,7 @@ def test_a_cancelled_move_names_the_span_that_continues() -> None:
     query.cancel()
     world.step()
     assert query.state is QueryState.CANCELLED
-    assert query.reason == f"cancelled; span {Span(1)} can no longer be stopped and continues to the target"
+    assert query.reason == f"cancelled; table {Span(1)} can no longer be stopped and continues to the target"
     world.executors[source].let_go("stop")
     world.settle()
     assert world.primary(1) == target

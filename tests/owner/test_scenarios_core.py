@@ -289,7 +289,7 @@ def test_scenario_08_a_prepare_that_never_ends_is_undone() -> None:
     world.executors[hung].hang("prepare")
     query = world.scheduler.move_table(1, hung)
     world.until(lambda: query.state is QueryState.REFUSED, ticks=200)
-    assert "failed to prepare span" in query.reason
+    assert "failed to prepare table" in query.reason
     assert "3 attempts" in query.reason
     assert world.primary(1) == source
     world.scheduler.drain_capture(source)

@@ -69,8 +69,8 @@ def update_drains(core: Core) -> None:
         left = len(core.tables.rows_with_role(capture.index)) + (capture.index in core.replication.may_hold_any_span)
         job.spans_left = left
         if left:
-            spans = "1 span" if left == 1 else f"{left} spans"
-            job.set(QueryState.ACCEPTED, JobReason.SPANS_LEFT.of(spans=spans, why=_why_left(core, capture)))
+            tables = "1 table" if left == 1 else f"{left} tables"
+            job.set(QueryState.ACCEPTED, JobReason.SPANS_LEFT.of(tables=tables, why=_why_left(core, capture)))
         else:
             job.set(QueryState.DONE)
 

@@ -26,7 +26,7 @@ _FLAGS = (
     ("--advertise", "exchange.advertise", "HOST:PORT", "Address at which owners reach it, if it differs."),
     ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
     ("--http-port", "http.port", "PORT", "Port of /metrics, /healthz and /readyz; 0 for any free port."),
-    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "Time after which etcd drops a process that is not heard from."),
+    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "How long etcd keeps the lease of a process that no longer renews it."),
     ("--log-level", "log.level", click.Choice(["debug", "info", "warning", "error"]), "Least severe events to log."),
     ("--log-format", "log.format", click.Choice(["auto", "json", "console"]), "Format of the log."),
 )

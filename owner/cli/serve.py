@@ -24,7 +24,7 @@ _FLAGS = (
     ("--advertise", "admin.advertise", "HOST:PORT", "Address at which others reach the admin API, if it differs."),
     ("--http-host", "http.host", "HOST", "Address of /metrics, /healthz and /readyz."),
     ("--http-port", "http.port", "PORT", "Port of /metrics, /healthz and /readyz; 0 for any free port."),
-    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "Time after which etcd drops a process that is not heard from."),
+    ("--lease-ttl-ms", "etcd.lease_ttl_ms", "MS", "How long etcd keeps the lease of a process that no longer renews it."),
     ("--log-level", "log.level", "LEVEL", "debug, info, warning or error."),
     ("--log-format", "log.format", "FORMAT", "auto, json or console."),
 )

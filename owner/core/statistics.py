@@ -7,11 +7,8 @@ weight by the last rates, so that a burst does not move spans.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from tablewire.model.columns import F64, I64, U64
-
-F32 = npt.NDArray[np.float32]
+from tablewire.model.columns import F32, F64, I64, U64
 
 _EMPTY = {"puller_resolved_ts": 0, "rates": 0, "reported_weight": 1}
 WEIGHT_CLOSE = 0.01

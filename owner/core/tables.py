@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from owner.core.jobs import Job
 from owner.core.statistics import Statistics
-from tablewire.model.columns import I64, U8, U32, U64
+from tablewire.model.columns import F32, I64, U8, U32, U64
 from tablewire.model.ids import CaptureID
 from tablewire.model.spans import Span, SpanBlock
 from tablewire.model.states import ReplicationState, TableState
@@ -39,7 +39,6 @@ REMOVING = ReplicationState.REMOVING.code
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
-F32 = npt.NDArray[np.float32]
 CaptureIndexes = npt.NDArray[np.int16]  # NO_CAPTURE where there is none
 
 TASK_NONE, TASK_ADD, TASK_MOVE, TASK_DRAIN, TASK_REMOVE, TASK_BALANCE = range(6)

@@ -16,11 +16,10 @@ agree:
 Weights are float32 and at least 1, so float64 sums of them are exact in any order, and ties are
 broken alike everywhere: by row for spans, by id for captures.
 
-A rebalance is another matter: it looks for the fewest moves, and a move is worth its cost only if
-it closes the gap between two captures instead of turning it round (`MOVED_SHARE_MAX`). Its plan is
-made once and then carried out. Each move lowers the sum of the squared loads, so planning ends and
-cannot oscillate; and as the gap between the most and the least loaded capture never grows, a plan
-made for the result of a plan is empty.
+A rebalance differs: it makes as few moves as it can, and only moves that close the gap between two
+captures instead of reversing it (`MOVED_SHARE_MAX`). Its plan is made once and then carried out.
+Each move lowers the sum of the squared loads, so planning ends and cannot oscillate. The gap between
+the most and the least loaded capture never grows, so a plan for the result of a plan is empty.
 """
 
 from __future__ import annotations
@@ -31,17 +30,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from owner.core.captures import Capture
 from owner.core.jobs import JobReason, Reason
 from owner.core.state import Core
 from owner.core.tables import NO_CAPTURE, REPLICATING, CaptureIndexes, Mask, Rows
-from tablewire.model.columns import F64, U8
+from tablewire.model.columns import F32, F64, U8
 from tablewire.model.ids import CaptureID
 from tablewire.model.states import CaptureState
-
-F32 = npt.NDArray[np.float32]
 
 _TARGET_NOT_READY = {
     CaptureState.UNINITIALIZED: JobReason.TARGET_UNINITIALIZED,
@@ -53,8 +49,8 @@ PLANNED_MAX = 100_000
 """A rebalance plans at most this number of moves at a time."""
 MOVED_SHARE_MAX = 0.9
 """A span is moved only if it weighs at most this share of the gap between source and target: a
-heavier one would leave a gap of more than 80 % of the present one in the other direction, that is,
-mostly permute the two loads."""
+heavier one would leave a gap of more than 80 % of the present one in the other direction, and so
+mostly exchange the two loads."""
 ONE_BY_ONE_MAX = 16
 """Runs of at most this number of spans of one weight are placed one by one, longer ones as a whole."""
 

@@ -47,7 +47,7 @@ from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 LOAD_TIMEOUT_S = 5.0
 LOAD_RETRY_S = 0.2
 QUIET_AFTER_S = 1.0
-"""When nothing has moved for this long, ticks, heartbeats and writes to etcd become as rare as
+"""When nothing has moved and no round was asked for within this time, ticks, heartbeats and writes to etcd become as rare as
 tick.idle_interval_ms allows."""
 
 _log = structlog.get_logger("owner.term")
@@ -90,9 +90,9 @@ class Term:
         self._is_loaded = False
         self._tick_at = self._moved_at = time.monotonic()
         self._is_active = threading.Event()
-        """Whether something has moved within QUIET_AFTER_S."""
-        self._interval_s = config.tick.interval_ms / 1000
+        """Whether something has moved, or a round was asked for, within QUIET_AFTER_S."""
         self._idle_interval_s = min(config.tick.idle_interval_ms, config.scheduler.capture_silent_ms / 3) / 1000
+        self._interval_s = min(config.tick.interval_ms / 1000, self._idle_interval_s)
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._stop_reason = ""
@@ -127,7 +127,8 @@ class Term:
         return {changefeed: worker for changefeed, worker in self._workers.items() if worker.alive}
 
     def wake(self) -> None:
-        """Run the next round now."""
+        """Run the next round now, and the following ones at the short interval."""
+        self._moved_at = time.monotonic()
         self._wake.set()
 
     def stop(self, reason: str, by: str = "") -> None:
@@ -193,10 +194,11 @@ class Term:
         moved for a while."""
         if not all(run.is_quiet for run in self.runs.values()):
             self._moved_at = started
+        if started - self._moved_at < QUIET_AFTER_S:
             self._is_active.set()
-        elif started - self._moved_at >= QUIET_AFTER_S:
-            self._is_active.clear()
-        return self._interval_s if self._is_active.is_set() else self._idle_interval_s
+            return self._interval_s
+        self._is_active.clear()
+        return self._idle_interval_s
 
     def _end_reason(self) -> str:
         """Return why this owner must not act as the leader of this term; empty if it may."""

@@ -8,13 +8,14 @@ and keeps the newest messages: the protocol restates what was dropped.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 from tablewire.errors import ClosedError, CodecError
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.messages import Heartbeat, HeartbeatResponse, Message
-from tablewire.runtime.fair_queue import BoundedFairQueue
+from tablewire.runtime.fair_queue import BoundedFairQueue, Entry
 from tablewire.wire.bodies import rows_of
 from tablewire.wire.codec import BatchBuilder
 
@@ -37,6 +38,8 @@ class Outbox:
         self._queue: BoundedFairQueue[Message] = BoundedFairQueue(max_messages, max_rows)
         self._lock = threading.Lock()
         self._fill_lock = threading.Lock()
+        self._batches = 0
+        self._served: dict[ChangefeedID, int] = {}  # the last batch that took a message of the changefeed
         self.accepted = 0
         """How many messages were put in."""
         self.dropped = 0
@@ -56,17 +59,19 @@ class Outbox:
                 self.dropped += 0 if is_heartbeat else pushed_out
 
     def fill(self, builder: BatchBuilder, owner_revision: int) -> list[tuple[Message, CodecError]]:
-        """Move messages of this owner_revision into a batch until it is full, oldest first.
+        """Move messages of this owner_revision into a batch until it is full.
 
+        Those of one changefeed go in their order; changefeeds take turns, so that a busy one does not delay the others.
         Messages of an older revision are dropped, those of a newer one stay. Return the messages that can never be sent, with
         the reason; they are dropped as well.
         """
         unsendable: list[tuple[Message, CodecError]] = []
         done = []
         with self._fill_lock:  # two handlers that answer at a time must not send a message twice
+            self._batches += 1
             with self._lock:
                 entries = self._queue.entries()
-            for entry in entries:  # encoding takes time: not under the lock that `put` needs
+            for entry in self._in_turns(entries):  # encoding takes time: not under the lock that `put` needs
                 if entry.item.owner_revision > owner_revision:
                     continue
                 try:
@@ -75,13 +80,26 @@ class Outbox:
                 except CodecError as error:
                     unsendable.append((entry.item, error))
                 done.append(entry)
+                self._served[entry.item.changefeed] = self._batches
             with self._lock:
                 self._queue.remove(done)
         return unsendable
 
+    def _in_turns(self, entries: Sequence[Entry[Message]]) -> list[Entry[Message]]:
+        """Order entries: the first of each changefeed, then the second of each; the changefeed served longest ago leads."""
+        turns: Counter[ChangefeedID] = Counter()
+
+        def turn(entry: Entry[Message]) -> tuple[int, int]:
+            changefeed = entry.item.changefeed
+            turns[changefeed] += 1
+            return turns[changefeed], self._served.get(changefeed, 0)
+
+        return sorted(entries, key=turn)
+
     def forget(self, changefeed: ChangefeedID, changefeed_epoch: int) -> None:
         """Drop what is queued for this run of the changefeed."""
         with self._lock:
+            self._served.pop(changefeed, None)
             self._queue.remove_lanes(lambda lane: lane[1:] == (changefeed, changefeed_epoch))  # type: ignore[index]
 
     def clear(self) -> None:

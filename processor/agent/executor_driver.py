@@ -59,12 +59,13 @@ class ExecutorDriver:
         if table.is_settled():
             return
         self._remove()
-        self._make(Call.ADD_PREPARE, lambda row: self._add(row, is_prepare=True))
-        self._make(Call.IS_PREPARED, lambda row: self._executor.is_add_table_span_finished(table.spans[row], True))
+        self._make(Call.ADD_PREPARE, self._adder(is_prepare=True))
+        self._make(Call.IS_PREPARED, self._is_added(is_prepare=True))
         doubtful = [row for row in table.rows_due(Call.ADD_WRITE) if table.start_ts[row] < table.prepared_from[row]]
         table.apply(Input.BEHIND, self._ask(doubtful, self._is_behind))
-        self._make(Call.ADD_WRITE, self._add_write)
-        self._make(Call.IS_WRITING, lambda row: self._executor.is_add_table_span_finished(table.spans[row], False))
+        add = self._adder(is_prepare=False)
+        self._make(Call.ADD_WRITE, lambda row: self._raise_epoch(row) and add(row))
+        self._make(Call.IS_WRITING, self._is_added(is_prepare=False))
         for row in self._ask(sorted(table.to_raise), self._raise_epoch):
             table.epoch_raised(row)
         self._remove_failed()
@@ -92,12 +93,14 @@ class ExecutorDriver:
         if not self._table.is_settled() and self._table.rows_due(Call.REMOVE):
             self._remove()
 
-    def _add(self, row: int, *, is_prepare: bool) -> bool:
-        start = Checkpoint(self._table.start_ts.item(row), self._table.start_resolved_ts.item(row))
-        return self._executor.add_table_span(self._table.spans[row], start, is_prepare)
+    def _adder(self, *, is_prepare: bool) -> Callable[[int], bool]:
+        add, spans = self._executor.add_table_span, self._table.spans
+        start_ts, resolved_ts = self._table.start_ts.item, self._table.start_resolved_ts.item
+        return lambda row: add(spans[row], Checkpoint(start_ts(row), resolved_ts(row)), is_prepare)
 
-    def _add_write(self, row: int) -> bool:
-        return self._raise_epoch(row) and self._add(row, is_prepare=False)
+    def _is_added(self, *, is_prepare: bool) -> Callable[[int], bool]:
+        is_finished, spans = self._executor.is_add_table_span_finished, self._table.spans
+        return lambda row: is_finished(spans[row], is_prepare)
 
     def _raise_epoch(self, row: int) -> bool:
         if self._fence is not None:

@@ -168,10 +168,10 @@ class SpanTable:
                 self._apply(request.actions[at], rows[at], orders.at(at))
         self._mark(rows)
 
-    def apply(self, what: Input, rows: Sequence[int]) -> None:
+    def apply(self, what: Input, rows: Sequence[int] | Rows) -> None:
         """Apply the outcome of a call to rows for which that call was due."""
-        if rows:
-            self._apply(np.full(len(rows), what, np.uint8), np.array(rows, np.intp))
+        if len(rows):
+            self._apply(np.full(len(rows), what, np.uint8), np.asarray(rows, np.intp))
 
     def fail(self, row: int, text: str) -> None:
         """Remove the span because of an error, and report it with this text. The first text stays."""
@@ -185,7 +185,7 @@ class SpanTable:
         rows = self._ended()
         if len(rows):
             stamps = np.where(self.phase[rows] == Phase.STOPPED, self.state_stamp[rows], self.stamp[rows])
-            self.apply(Input.ACKED, rows[(stamps > 0) & (stamps <= acked)].tolist())
+            self.apply(Input.ACKED, rows[(stamps > 0) & (stamps <= acked)])
 
     def _apply(self, inputs: U8, rows: Rows, orders: _Orders | None = None) -> None:
         """Apply one input to each row by the rules. orders: of the rows, if the inputs are dispatches."""
@@ -248,7 +248,7 @@ class SpanTable:
                 self.to_raise.discard(row)
 
     def _use_kept_grant(self, rows: Rows, _orders: _Orders) -> None:
-        for row in self.kept_grants.keys() & rows.tolist():
+        for row in self.kept_grants.keys() & rows.tolist() if self.kept_grants else ():
             self.granted_epoch[row], self.start_ts[row], self.start_resolved_ts[row] = self.kept_grants.pop(row)
             self.phase[row] = Phase.GRANTED
 
@@ -259,7 +259,7 @@ class SpanTable:
 
     def _forget(self, rows: Rows, _orders: _Orders) -> None:
         self.epoch[rows] = self.stats_stamp[rows] = 0
-        for row in rows.tolist():
+        for row in rows.tolist() if self.errors else ():
             self.errors.pop(row, None)
 
     def _free_rows(self, rows: Rows, _orders: _Orders) -> None:
@@ -321,7 +321,7 @@ class SpanTable:
         if to_new_owner:
             rows = self._ended()
             is_absent = (self.phase[rows] == Phase.ABSENT) & (self.stamp[rows] > 0)
-            self.apply(Input.ACKED, rows[is_absent].tolist())
+            self.apply(Input.ACKED, rows[is_absent])
             self.state_stamp[: self.size] = 0
         self._row_of_number.clear()
         self.number[: self.size] = 0

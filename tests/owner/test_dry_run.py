@@ -78,7 +78,7 @@ def test_dry_run_of_a_drain_names_every_span() -> None:
     assert sorted(Counter(places(world).values()).values()) == [3, 3, 3]
 
 
-def test_scenario_26_a_drain_and_its_dry_run_place_by_weight() -> None:
+def test_scenario_37_a_drain_and_its_dry_run_place_by_weight() -> None:
     """3000, 0, 3000 and 0 rows/s: one heavy and one light table for each of the others, in the plan and in the end."""
     world = world_of([("a", 3_000), ("a", 0), ("a", 3_000), ("a", 0)])
     plan = plan_drain(world.snapshot, "a")
@@ -101,7 +101,7 @@ def test_new_spans_are_placed_by_weight() -> None:
 
 @WORLDS
 @given(TABLES, LIMITS)
-def test_scenario_26_a_dry_run_of_a_rebalance_is_what_happens(tables: list[tuple[str, int]], limit: int) -> None:
+def test_scenario_37_a_dry_run_of_a_rebalance_is_what_happens(tables: list[tuple[str, int]], limit: int) -> None:
     """However few moves may be in progress at a time. Then there is nothing left to move."""
     world = world_of(tables, limit)
     expected = planned(world, plan_rebalance(world.snapshot))
@@ -113,7 +113,7 @@ def test_scenario_26_a_dry_run_of_a_rebalance_is_what_happens(tables: list[tuple
 
 @WORLDS
 @given(TABLES, LIMITS, st.sampled_from(CAPTURES))
-def test_scenario_26_a_dry_run_of_a_drain_is_what_happens(tables: list[tuple[str, int]], limit: int, target: str) -> None:
+def test_scenario_37_a_dry_run_of_a_drain_is_what_happens(tables: list[tuple[str, int]], limit: int, target: str) -> None:
     """However few moves may be in progress at a time; and what is left is level within one weight."""
     world = world_of(tables, limit)
     plan = plan_drain(world.snapshot, target)
@@ -129,7 +129,7 @@ def test_scenario_26_a_dry_run_of_a_drain_is_what_happens(tables: list[tuple[str
 
 @WORLDS
 @given(TABLES, st.integers(1, 12), st.sampled_from(CAPTURES))
-def test_scenario_26_a_dry_run_of_a_move_is_what_happens(tables: list[tuple[str, int]], table: int, target: str) -> None:
+def test_scenario_37_a_dry_run_of_a_move_is_what_happens(tables: list[tuple[str, int]], table: int, target: str) -> None:
     """It ends where the plan says, or is refused for the reason that the plan gives."""
     world = world_of(tables)
     plan = plan_move(world.snapshot, table, target)

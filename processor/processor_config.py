@@ -18,7 +18,7 @@ class ProcessorExchangeSection(GrpcSection, frozen=True, kw_only=True):
 
     port: Annotated[int, key("TCP port of the Exchange service; 0: any free port", ge=0, le=65535)] = DEFAULT_EXCHANGE_PORT
     wait_ms: Annotated[
-        int, key("How long an Exchange call waits at most for spans that are being prepared or stopped", ge=1, le=2_000)
+        int, key("How long an Exchange call waits at most for tables that are being prepared or stopped", ge=1, le=2_000)
     ] = 50
 
 
@@ -29,7 +29,7 @@ class ProcessorHttpSection(HttpSection, frozen=True, kw_only=True):
 class ProcessorTickSection(Section, frozen=True, kw_only=True):
     interval_ms: Annotated[int, key("The maximum time between two ticks of an agent", ge=5, le=10_000)] = 2_000
     unsettled_interval_ms: Annotated[
-        int, key("The maximum time between two ticks of an agent while a span is being prepared or stopped", ge=1, le=10_000)
+        int, key("The maximum time between two ticks of an agent while a table is being prepared or stopped", ge=1, le=10_000)
     ] = 10
 
 

@@ -32,33 +32,33 @@ class SchedulerConfig:
     capture_silent_ms: int = setting(
         3_000, "A processor that has not answered for this long counts as silent and gets no new tables", ge=100, le=600_000
     )
-    add_batch_spans: int = setting(32_768, "The maximum number of spans that one tick places", le=1_000_000)
-    remove_batch_spans: int = setting(32_768, "The maximum number of spans that one tick begins to remove", le=1_000_000)
+    add_batch_spans: int = setting(32_768, "The maximum number of tables that one tick places", le=1_000_000)
+    remove_batch_spans: int = setting(32_768, "The maximum number of tables that one tick begins to remove", le=1_000_000)
     max_task_concurrency: int = setting(32, "The maximum number of planned moves at the same time", le=100_000)
     max_task_concurrency_per_capture: int = setting(
         16, "The maximum number of planned moves at the same time that involve one processor", le=100_000
     )
     error_backoff_initial_ms: int = setting(
         1_000,
-        "The pause of a span after its first error; it doubles with each error, less a random part of up to half",
+        "The pause of a table after its first error; it doubles with each error, less a random part of up to half",
         ge=10,
         le=600_000,
     )
-    error_backoff_max_ms: int = setting(60_000, "The longest pause of a span after an error", ge=10, le=3_600_000)
+    error_backoff_max_ms: int = setting(60_000, "The longest pause of a table after an error", ge=10, le=3_600_000)
     error_forget_ms: int = setting(
-        60_000, "After this long without an error, the next error of a span starts with the shortest pause", ge=100, le=86_400_000
+        60_000, "After this long without an error, the next error of a table starts with the shortest pause", ge=100, le=86_400_000
     )
     spans_per_message: int = setting(
         65_536, "The maximum number of spans in one dispatch message; more spans are sent as several messages", le=262_144
     )
     prepare_timeout_ms: int = setting(
         300_000,
-        "A prepare that takes longer is undone: the span stays where it is, or another processor tries",
+        "A prepare that takes longer is undone: the table stays where it is, or another processor tries",
         ge=1_000,
         le=86_400_000,
     )
     move_attempts: int = setting(3, "The number of failed prepares after which a move is refused", le=100)
-    rows_per_s_per_weight: int = setting(100, "A span weighs 1, plus 1 for each multiple of this many rows/s", le=1_000_000_000)
+    rows_per_s_per_weight: int = setting(100, "A table weighs 1, plus 1 for each multiple of this many rows/s", le=1_000_000_000)
     bytes_per_s_per_weight: int = setting(
         100_000, "The same for bytes/s; the larger of the two weights counts", le=1_000_000_000_000
     )
@@ -72,11 +72,11 @@ class SchedulerConfig:
         5, "Load balancing and `owner rebalance` end when every processor is this close to the mean", le=1_000
     )
     move_cooldown_ms: int = setting(
-        600_000, "A span that was moved is not moved again for this long, except by an operator", le=604_800_000
+        600_000, "A table that was moved is not moved again for this long, except by an operator", le=604_800_000
     )
     audit_interval_ms: int = setting(
         10_000,
-        "How often the spans that a processor reports are compared with those that the owner expects",
+        "How often the tables that a processor reports are compared with those that the owner expects",
         ge=100,
         le=3_600_000,
     )

@@ -178,12 +178,12 @@ CASES = (
     Case(
         "TablewireSpansStalled", 630, {stalled("silent_capture"): "3+0x80", other(stalled("silent_capture")): "_ _ 3 _x80"},
         {stalled("snapshot"): "2+0x80", stalled("preparing"): "1+0x10 0 1+0x80"},
-        "3 spans of default/orders stalled: silent_capture", {**FEED, "reason": "silent_capture"}, not_before=585,
+        "3 tables of default/orders stalled: silent_capture", {**FEED, "reason": "silent_capture"}, not_before=585,
     ),
     Case(
         "TablewireSpanErrors", 150, {stalled("executor_error"): "1 0 1 0 1 0+0x80", stalled("backoff"): "0 1 0 1 0 1+0x80"},
         {stalled("executor_error"): "1 1 0+0x80", stalled("backoff"): OFF, stalled("preparing"): ON},
-        "1 span of default/orders cannot be replicated", FEED, not_before=105,
+        "1 table of default/orders cannot be replicated", FEED, not_before=105,
     ),
     Case(
         "TablewireSnapshotLong", 21720, {stalled("snapshot"): "4+0x200"},
@@ -221,11 +221,11 @@ CASES = (
     ),
     Case(
         "TablewireTwoWriters", 60, {owner("two_writers_total", FEED): "0 0 2+0x80"}, {owner("two_writers_total", FEED): "2+0x80"},
-        "Two processors reported writing the same span of default/orders", FEED, not_before=15,
+        "Two processors reported writing the same table of default/orders", FEED, not_before=15,
     ),
     Case(
         "TablewireOrphans", 60, {owner("orphans_total", FEED): "0 0 2+0x80"}, {owner("orphans_total", FEED): "2+0x80"},
-        "A processor held spans of default/orders that it should not", FEED, not_before=15,
+        "A processor held tables of default/orders that it should not", FEED, not_before=15,
     ),
     Case(
         "TablewireAuditFailures", 300, {owner("audit_failures_total", FEED): "0+1x80"},

@@ -94,8 +94,8 @@ def summary(report: Report) -> list[str]:
     lines.append(f"  rows written        {rows_text(written)}")
     lines.append(f"  rows replicated     {rows_text(report.replicated)}")
     if written and report.replicated and written != report.replicated:
-        lines.append("    They differ because the first copy reads only the current rows, an update of")
-        lines.append("    a key is a delete and an insert, and changes of one row in a batch are merged.")
+        lines.append("    They differ because the first copy reads only the current rows, an update")
+        lines.append("    of a key is a delete and an insert, and changes of a row in a batch merge.")
     for move in report.moves:
         lines.append(f"  planned move        {move.table}: {move.origin} -> {move.target}, {move.seconds:.2f} s")
     for kill in report.kills:

@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric, SummaryMetricFamily
 
 from owner.changefeed.run import ChangefeedRun
 from owner.events.placement_counters import PlacementCounters
 from owner.exchange.hub import ProcessorClientView
+from owner.scheduling.snapshot import Snapshot
 from tablewire.model.ids import ChangefeedID
 from tablewire.model.states import CaptureState, ReplicationState, StallReason
-from tablewire.runtime.metrics import Metrics
+from tablewire.runtime.metrics import ReadMetrics, Samples
 
-_PREFIX = "tablewire_owner"
-_BY_CHANGEFEED = ["changefeed"]
-_BY_CAPTURE = ["capture"]
+_BY_CHANGEFEED = ("changefeed",)
+_BY_CAPTURE = ("capture",)
+_BY_STATE = ("changefeed", "state")
 _CHANGEFEED_STATES = ("normal", "warning", "failed", "stopped", "finished", "removed")
 
 
@@ -37,145 +36,107 @@ class Shown(Protocol):
         ...
 
 
-class OwnerMetrics(Collector):
+class OwnerMetrics(ReadMetrics):
     def __init__(self, version: str, shown: Shown) -> None:
+        super().__init__("owner", version)
         self._shown = shown
-        self._metrics = Metrics("owner", version)
-        self.tick_seconds = self._metrics.histogram("tick_seconds", "Duration of one round of ticks of all changefeeds")
-        self.elections = self._metrics.counter("elections", "How often this process became the leader")
-        self.placement = PlacementCounters(self._metrics)
-        self._metrics.registry.register(self)
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        return self._metrics.registry
-
-    def describe(self) -> Iterable[Metric]:
-        """Describe nothing: the families depend on what runs."""
-        return ()
+        self.tick_seconds = self.metrics.histogram("tick_seconds", "Duration of one round of ticks of all changefeeds")
+        self.elections = self.metrics.counter("elections", "How often this process became the leader")
+        self.placement = PlacementCounters(self.metrics)
+        self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        leading = GaugeMetricFamily(f"{_PREFIX}_is_leader", "1 while this owner leads")
-        is_leading = self._shown.is_leading()
-        leading.add_metric([], 1 if is_leading else 0)
-        margin = GaugeMetricFamily(
-            f"{_PREFIX}_lease_margin_seconds",
+        is_leading, margin_s = self._shown.is_leading(), self._shown.margin_s()
+        yield self.gauge("is_leader", "1 while this owner leads", [((), is_leading)])
+        yield self.gauge(
+            "lease_margin_seconds",
             "Time until the leader must stop acting unless its lease is renewed; exported by the leader only",
+            [((), margin_s)] if margin_s is not None else [],
         )
-        margin_s = self._shown.margin_s()
-        if margin_s is not None:
-            margin.add_metric([], margin_s)
-        yield from (leading, margin)
-        runs = list(self._shown.runs().items())
-        yield from _progress(runs)
-        yield from _placement(runs)
-        yield from _loads(runs)
-        # The connections of a former leader stay; what they last were is no news.
-        yield from _exchanges(list(self._shown.client_views()) if is_leading else [])
+        runs = [(str(changefeed), run) for changefeed, run in self._shown.runs().items()]
+        yield from self._progress(runs)
+        yield from self._placement([(name, run.scheduler.snapshot()) for name, run in runs if run.scheduler is not None])
+        # The connections of a former leader remain, but their figures are out of date.
+        yield from self._exchanges(list(self._shown.client_views()) if is_leading else [])
 
+    def _progress(self, runs: Sequence[tuple[str, ChangefeedRun]]) -> Iterable[Metric]:
+        """Yield how far each changefeed is, and what that costs its source."""
+        views = [((name,), run.runtime(), run.lag_s()) for name, run in runs]
+        behind = [
+            (name, max(0, runtime.source_ts - runtime.watermark.checkpoint_ts), lag_s)
+            for name, runtime, lag_s in views
+            if lag_s is not None
+        ]
 
-Runs = Sequence[tuple[ChangefeedID, ChangefeedRun]]
+        def gauge(name: str, doc: str, samples: Samples) -> Metric:
+            return self.gauge(name, doc, samples, _BY_CHANGEFEED)
 
+        yield gauge("checkpoint_ts", "The stored global checkpoint", [(name, r.watermark.checkpoint_ts) for name, r, _ in views])
+        yield gauge("resolved_ts", "The stored global resolved_ts", [(name, r.watermark.resolved_ts) for name, r, _ in views])
+        yield gauge("source_ts", "The position of the source at the last poll", [(name, r.source_ts) for name, r, _ in views])
+        yield gauge(
+            "checkpoint_lag",
+            "source_ts - checkpoint_ts, in source units (PostgreSQL: bytes of WAL)",
+            [(name, lag) for name, lag, _ in behind],
+        )
+        yield gauge(
+            "checkpoint_lag_seconds",
+            "Time since the source was at the checkpoint, as far as this leader has observed it",
+            [(name, lag_s) for name, _, lag_s in behind],
+        )
+        yield gauge(
+            "source_retained_bytes",
+            "What the source retains on disk for the changefeed (PostgreSQL: WAL of its slot)",
+            [(name, r.retained_bytes) for name, r, _ in views if r.retained_bytes is not None],
+        )
+        states = [((*name, state), r.state == state) for name, r, _ in views for state in _CHANGEFEED_STATES]
+        yield self.gauge("changefeed_state", "1 for the current state, else 0", states, _BY_STATE)
 
-def _progress(runs: Runs) -> Iterable[Metric]:
-    """Return the progress of each changefeed, and what it costs the source."""
+    def _placement(self, snapshots: Sequence[tuple[str, Snapshot]]) -> Iterable[Metric]:
+        """Yield where the spans of the running changefeeds are, and what stands still."""
+        spans, stalls, captures, capture_spans, capture_load = [], [], [], [], []
+        for name, snapshot in snapshots:
+            states, reasons = snapshot.states(), snapshot.stalls()
+            found = Counter(capture.state for capture in snapshot.captures)
+            spans += [((name, state), states.get(state, 0)) for state in ReplicationState]
+            stalls += [((name, reason), reasons.get(reason, 0)) for reason in StallReason]
+            captures += [((name, state), found[state]) for state in CaptureState]
+            capture_spans += [((name, capture.id), capture.spans) for capture in snapshot.captures]
+            capture_load += [((name, capture_id), weight) for capture_id, weight in snapshot.loads().items()]
+        yield self.gauge("spans", "Spans by replication state", spans, _BY_STATE)
+        yield self.gauge("stalled_spans", "Stalled spans by reason", stalls, ("changefeed", "reason"))
+        yield self.gauge("captures", "Processors by state, according to the scheduler of the changefeed", captures, _BY_STATE)
+        guard = [((name,), snapshot.guard_active) for name, snapshot in snapshots]
+        yield self.gauge("brake", "1 while the mass-failure guard suspends placement", guard, _BY_CHANGEFEED)
+        by_both = (*_BY_CHANGEFEED, *_BY_CAPTURE)
+        yield self.gauge("capture_spans", "Spans of which the processor is the primary", capture_spans, by_both)
+        yield self.gauge(
+            "capture_load", "Sum of the processor's span weights: 1 per span, more with high rates", capture_load, by_both
+        )
 
-    def gauge(name: str, doc: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_BY_CHANGEFEED)
+    def _exchanges(self, clients: Sequence[ProcessorClientView]) -> Iterable[Metric]:
+        """Yield the figures of the calls to each processor that is registered now."""
+        name, doc = f"{self.prefix}_exchange_seconds", "Started Exchanges and their duration"
+        duration = SummaryMetricFamily(name, doc, labels=_BY_CAPTURE)
+        for client in clients:
+            duration.add_metric([client.capture_id], count_value=client.exchanges, sum_value=client.exchange_s)
+        yield duration
 
-    checkpoint = gauge("checkpoint_ts", "The stored global checkpoint")
-    resolved = gauge("resolved_ts", "The stored global resolved_ts")
-    source = gauge("source_ts", "The position of the source at the last poll")
-    lag = gauge("checkpoint_lag", "source_ts - checkpoint_ts, in source units (PostgreSQL: bytes of WAL)")
-    lag_s = gauge("checkpoint_lag_seconds", "Time since the source was at the checkpoint, as far as this leader has observed it")
-    retained = gauge("source_retained_bytes", "What the source retains on disk for the changefeed (PostgreSQL: WAL of its slot)")
-    state = GaugeMetricFamily(f"{_PREFIX}_changefeed_state", "1 for the current state, else 0", labels=["changefeed", "state"])
-    for changefeed, run in runs:
-        name, runtime = [str(changefeed)], run.runtime()
-        checkpoint.add_metric(name, runtime.watermark.checkpoint_ts)
-        resolved.add_metric(name, runtime.watermark.resolved_ts)
-        source.add_metric(name, runtime.source_ts)
-        seconds = run.lag_s()
-        if seconds is not None:
-            lag.add_metric(name, max(0, runtime.source_ts - runtime.watermark.checkpoint_ts))
-            lag_s.add_metric(name, seconds)
-        if runtime.retained_bytes is not None:
-            retained.add_metric(name, runtime.retained_bytes)
-        for word in _CHANGEFEED_STATES:
-            state.add_metric([*name, word], 1 if runtime.state == word else 0)
-    return (checkpoint, resolved, source, lag, lag_s, retained, state)
+        def by_client(field_name: str, unit: int = 1) -> Samples:
+            return [((client.capture_id,), (getattr(client, field_name) or 0) / unit) for client in clients]
 
-
-def _placement(runs: Runs) -> Iterable[Metric]:
-    """Return the spans by state and stall reason, of the changefeeds that run."""
-    spans = GaugeMetricFamily(f"{_PREFIX}_spans", "Spans by replication state", labels=["changefeed", "state"])
-    stalls = GaugeMetricFamily(f"{_PREFIX}_stalled_spans", "Stalled spans by reason", labels=["changefeed", "reason"])
-    captures = GaugeMetricFamily(
-        f"{_PREFIX}_captures", "Processors by state, according to the scheduler of the changefeed", labels=["changefeed", "state"]
-    )
-    brake = GaugeMetricFamily(f"{_PREFIX}_brake", "1 while the mass-failure guard suspends placement", labels=_BY_CHANGEFEED)
-    for changefeed, run in runs:
-        scheduler, name = run.scheduler, str(changefeed)
-        if scheduler is None:
-            continue
-        snapshot = scheduler.snapshot()
-        brake.add_metric([name], 1 if snapshot.guard_active else 0)
-        states, reasons = snapshot.states(), snapshot.stalls()
-        for replication in ReplicationState:
-            spans.add_metric([name, replication], states.get(replication, 0))
-        for reason in StallReason:
-            stalls.add_metric([name, reason], reasons.get(reason, 0))
-        seen = Counter(capture.state for capture in snapshot.captures)
-        for capture_state in CaptureState:
-            captures.add_metric([name, capture_state], seen[capture_state])
-    return (spans, stalls, captures, brake)
-
-
-def _loads(runs: Runs) -> Iterable[Metric]:
-    """Return the load of each processor."""
-    by_both = [*_BY_CHANGEFEED, *_BY_CAPTURE]
-    spans = GaugeMetricFamily(f"{_PREFIX}_capture_spans", "Spans of which the processor is the primary", labels=by_both)
-    load = GaugeMetricFamily(
-        f"{_PREFIX}_capture_load",
-        "Sum of the processor's span weights: 1 per span, more with high rates",
-        labels=by_both,
-    )
-    for changefeed, run in runs:
-        scheduler, name = run.scheduler, str(changefeed)
-        if scheduler is None:
-            continue
-        snapshot = scheduler.snapshot()
-        for capture in snapshot.captures:
-            spans.add_metric([name, capture.id], capture.spans)
-        for capture_id, weight in snapshot.loads().items():
-            load.add_metric([name, capture_id], weight)
-    return (spans, load)
-
-
-def _exchanges(clients: Sequence[ProcessorClientView]) -> Iterable[Metric]:
-    """Return the figures of the calls to each registered processor."""
-    duration = SummaryMetricFamily(f"{_PREFIX}_exchange_seconds", "Started Exchanges and their duration", labels=_BY_CAPTURE)
-    failures = CounterMetricFamily(f"{_PREFIX}_exchange_failures", "Failed Exchanges", labels=_BY_CAPTURE)
-    failing = GaugeMetricFamily(
-        f"{_PREFIX}_exchange_failing_seconds",
-        "Time since the first of the current consecutive failures; 0: the last Exchange succeeded",
-        labels=_BY_CAPTURE,
-    )
-    queued = GaugeMetricFamily(
-        f"{_PREFIX}_exchange_queued_messages", "Messages waiting for the next Exchange", labels=_BY_CAPTURE
-    )
-    dropped = CounterMetricFamily(
-        f"{_PREFIX}_exchange_dropped_messages",
-        "Dropped from a full queue; newer messages repeat their content",
-        labels=_BY_CAPTURE,
-    )
-    version = GaugeMetricFamily(f"{_PREFIX}_exchange_protocol_version", "Version of the protocol in use", labels=_BY_CAPTURE)
-    for client in clients:
-        name = [client.capture_id]
-        duration.add_metric(name, count_value=client.exchanges, sum_value=client.exchange_s)
-        failures.add_metric(name, client.failures)
-        failing.add_metric(name, (client.failing_ms or 0) / 1000)
-        queued.add_metric(name, client.queued)
-        dropped.add_metric(name, client.dropped)
-        version.add_metric(name, client.version)
-    return (duration, failures, failing, queued, dropped, version)
+        yield self.counter("exchange_failures", "Failed Exchanges", by_client("failures"), _BY_CAPTURE)
+        yield self.gauge(
+            "exchange_failing_seconds",
+            "Time since the first of the current consecutive failures; 0: the last Exchange succeeded",
+            by_client("failing_ms", 1000),
+            _BY_CAPTURE,
+        )
+        yield self.gauge("exchange_queued_messages", "Messages waiting for the next Exchange", by_client("queued"), _BY_CAPTURE)
+        yield self.counter(
+            "exchange_dropped_messages",
+            "Dropped from a full queue; newer messages repeat their content",
+            by_client("dropped"),
+            _BY_CAPTURE,
+        )
+        yield self.gauge("exchange_protocol_version", "Version of the protocol in use", by_client("version"), _BY_CAPTURE)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric
 
 from processor.service.agents import SlotPhase, SlotView
 from processor.service.exchange_server import ExchangeStats
 from tablewire.model.states import TableState
-from tablewire.runtime.metrics import Metrics
+from tablewire.runtime.metrics import ReadMetrics
 
 _OUTCOMES = ("received", "invalid", "refused", "overflowed", "unanswered")
 _STATES = [state for state in TableState if state is not TableState.ABSENT]
@@ -29,78 +27,50 @@ class ProcessorFigures:
     exchanges: ExchangeStats = field(default_factory=ExchangeStats)
 
 
-class ProcessorMetrics(Collector):
+class ProcessorMetrics(ReadMetrics):
     def __init__(self, version: str, read: Callable[[], ProcessorFigures]) -> None:
+        super().__init__("processor", version)
         self._read = read
-        self._metrics = Metrics("processor", version)
-        self._metrics.registry.register(self)
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        return self._metrics.registry
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: the families depend on what runs."""
-        return ()
+        self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         now = self._read()
-        yield _gauge("ready", "1 while this processor is registered and can be assigned tables", [((), now.is_ready)])
-        yield _counter("lease_losses", "How often the lease was lost and a new capture id was taken", [((), now.lease_losses)])
-        yield _gauge(
+        yield self.gauge("ready", "1 while this processor is registered and can be assigned tables", [((), now.is_ready)])
+        yield self.counter(
+            "lease_losses", "How often the lease was lost and a new capture id was taken", [((), now.lease_losses)]
+        )
+        yield self.gauge(
             "lease_margin_seconds",
             "Time until this processor must stop writing unless its lease is renewed; negative: it has stopped",
             [((), now.lease_margin_s)] if now.lease_margin_s is not None else [],
         )
         by_name = [((str(view.changefeed),), view) for view in now.views]
         spans = [((*name, state), view.spans.get(state, 0)) for name, view in by_name for state in _STATES]
-        yield _gauge("spans", "Spans held, by state", spans, ("changefeed", "state"))
+        yield self.gauge("spans", "Spans held, by state", spans, ("changefeed", "state"))
         running = [(name, view.phase is SlotPhase.RUNNING) for name, view in by_name]
-        yield _gauge("agent_running", "1 while the agent of a changefeed runs", running, ("changefeed",))
-        yield from _executors(now.views)
-        yield _counter(
+        yield self.gauge("agent_running", "1 while the agent of a changefeed runs", running, ("changefeed",))
+        meters = [(name, view.meter) for name, view in by_name if view.meter is not None]
+        for make, metric, field_name, text in (
+            (
+                self.gauge,
+                "reader_position_ts",
+                "read_ts",
+                "Position up to which the source has been read (PostgreSQL: in bytes of WAL, so its rate is bytes/s)",
+            ),
+            (self.counter, "sink_rows", "rows_written", "Rows written to the sink since the agent started"),
+            (self.counter, "sink_bytes", "bytes_written", "Bytes of those rows, as received from the source"),
+            (self.gauge, "queue_bytes", "queue_bytes", "Size of the changes that were read but not yet written"),
+            (
+                self.gauge,
+                "queue_limit_bytes",
+                "queue_bytes_max",
+                "Above it, a table's queue is discarded and the table is read again later",
+            ),
+        ):
+            yield make(metric, text, [(name, getattr(meter, field_name)) for name, meter in meters], ("changefeed",))
+        yield self.counter(
             "exchanges",
             "Calls from owners: received, of these unanswered within exchange.wait_ms; invalid, refused, overflowed: no effect",
             [((outcome,), getattr(now.exchanges, outcome)) for outcome in _OUTCOMES],
             ("outcome",),
         )
-
-
-_Samples = Iterable[tuple[tuple[str, ...], float]]
-
-
-def _executors(views: Sequence[SlotView]) -> Iterable[Metric]:
-    """Yield the figures of the changefeeds whose executor has some."""
-    meters = [((str(view.changefeed),), view.meter) for view in views if view.meter is not None]
-    for make, name, field_name, text in (
-        (
-            _gauge,
-            "reader_position_ts",
-            "read_ts",
-            "Position up to which the source has been read (PostgreSQL: in bytes of WAL, so its rate is bytes/s)",
-        ),
-        (_counter, "sink_rows", "rows_written", "Rows written to the sink since the agent started"),
-        (_counter, "sink_bytes", "bytes_written", "Bytes of those rows, as received from the source"),
-        (_gauge, "queue_bytes", "queue_bytes", "Size of the changes that were read but not yet written"),
-        (
-            _gauge,
-            "queue_limit_bytes",
-            "queue_bytes_max",
-            "Above it, a table's queue is discarded and the table is read again later",
-        ),
-    ):
-        yield make(name, text, [(labels, getattr(meter, field_name)) for labels, meter in meters], ("changefeed",))
-
-
-def _gauge(name: str, text: str, samples: _Samples, labels: Sequence[str] = ()) -> Metric:
-    return _filled(GaugeMetricFamily(f"tablewire_processor_{name}", text, labels=labels), samples)
-
-
-def _counter(name: str, text: str, samples: _Samples, labels: Sequence[str] = ()) -> Metric:
-    return _filled(CounterMetricFamily(f"tablewire_processor_{name}", text, labels=labels), samples)
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: _Samples) -> Metric:
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family

@@ -7,14 +7,19 @@ thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 NAMESPACE = "tablewire"
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Samples: TypeAlias = Iterable[tuple[Sequence[str], float]]
+"""The values of the labels, and the value."""
 
 _F = TypeVar("_F", bound=MetricWrapperBase)
 
@@ -62,3 +67,32 @@ class Metrics:
         with self._lock:
             self._families.append(family)
         return family
+
+
+class ReadMetrics(Collector):
+    """Metrics of which some are read when Prometheus asks, by `collect`, so that no tick pays for them.
+
+    A subclass registers itself in `registry` behind its other families.
+    """
+
+    def __init__(self, service: str, version: str) -> None:
+        self.metrics = Metrics(service, version)
+        self.registry = self.metrics.registry
+        self.prefix = f"{NAMESPACE}_{service}"
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the families depend on what runs."""
+        return ()
+
+    def gauge(self, name: str, doc: str, samples: Samples, labels: Sequence[str] = ()) -> Metric:
+        return _filled(GaugeMetricFamily(f"{self.prefix}_{name}", doc, labels=labels), samples)
+
+    def counter(self, name: str, doc: str, samples: Samples, labels: Sequence[str] = ()) -> Metric:
+        """Return a counter. name: without `_total`."""
+        return _filled(CounterMetricFamily(f"{self.prefix}_{name}", doc, labels=labels), samples)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: Samples) -> Metric:
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family

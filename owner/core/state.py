@@ -16,7 +16,7 @@ from owner.core.tables import Tables
 from tablewire.model.columns import I64
 from tablewire.model.ids import CaptureID, ChangefeedID, Ts
 from tablewire.model.messages import SpanReports
-from tablewire.model.progress import BarrierWithMinTs, Watermark
+from tablewire.model.progress import Barrier, BarrierWithMinTs, Watermark
 from tablewire.model.splitter import Splitter, WholeTables
 from tablewire.model.states import CaptureState
 
@@ -64,9 +64,9 @@ class Core:
     now_ms: int = 0
     weights_smoothed_ms: int = 0
     checkpoint_ts: Ts = 0  # as passed to this tick
-    barrier: BarrierWithMinTs | None = None
+    barrier: BarrierWithMinTs = BarrierWithMinTs(Barrier(0), 0)  # noqa: RUF009 - frozen
     cluster_load: dict[CaptureID, float] = field(default_factory=dict)
-    watermark: Watermark = field(default_factory=lambda: Watermark(0, 0, 0, 0))
+    watermark: Watermark = Watermark(0, 0, 0, 0)  # noqa: RUF009 - frozen
     slowest_row: int = -1
     audits_failed: int = 0  # audits in this term that found a capture to hold other spans than expected
 

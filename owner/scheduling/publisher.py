@@ -21,25 +21,22 @@ _COUNTS_REFERENCES = sys.implementation.name == "cpython" and getattr(sys, "_is_
 
 
 class Publisher:
-    """Publishes a snapshot at the end of each tick, and copies only what changed. `publish`: the tick's thread; `latest`: any.
+    """Publishes a snapshot at the end of each tick. `publish`: the tick's thread; `latest`: any.
 
-    A reader's snapshot never changes. A snapshot without readers is updated in place, row by row, which makes a tick cheap when
-    little has changed. References are counted to find that out (an interpreter without a global lock always copies), and
-    `latest` waits for the microseconds that an update takes.
+    A reader's snapshot never changes. The columns of a snapshot without readers are updated in
+    place, row by row, which makes a tick cheap when little has changed. References are counted to
+    find that out (an interpreter without a global lock always copies), and `latest` waits while
+    columns are updated or copied.
     """
 
     def __init__(self, core: Core) -> None:
         self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
-        self._progress: ProgressColumns | None = None
         self._rates: npt.NDArray[np.float32] | None = None
-        self._unread = (0, 0)  # the reference counts of the snapshot and its progress without readers
         self.publish(core, True)
 
     def latest(self) -> Snapshot:
         """Return the snapshot of the last tick."""
         with self._lock:
-            assert self._snapshot is not None
             return self._snapshot
 
     def publish(self, core: Core, roles_changed: bool) -> None:
@@ -58,14 +55,14 @@ class Publisher:
         statistics.have_changed = False
         changed = tables.take_changed()
         with self._lock:
-            if self._progress is None or roles_changed or changed is None or self._may_be_read():
+            if roles_changed or changed is None or self._may_be_read():
                 self._progress = ProgressColumns(*(getattr(tables, name)[: tables.size].copy() for name in _PROGRESS))
             else:
                 for changed_rows in changed:
                     for name in _PROGRESS:
                         getattr(self._progress, name)[changed_rows] = getattr(tables, name)[changed_rows]
             self._snapshot = self._make(core, self._progress)
-            self._unread = self._references()
+            self._unread = self._references()  # as long as there are no readers
 
     def _may_be_read(self) -> bool:
         return not _COUNTS_REFERENCES or self._references() != self._unread
@@ -76,7 +73,6 @@ class Publisher:
     def _make(self, core: Core, progress: ProgressColumns) -> Snapshot:
         alive = list(core.captures.alive())
         states = {capture.index: core.capture_state(capture) for capture in alive}
-        assert core.barrier is not None
         written = [*self._spans_written, *([0] * (len(core.captures) - len(self._spans_written)))]
         return Snapshot(
             watermark=core.watermark,

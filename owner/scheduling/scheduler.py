@@ -1,7 +1,8 @@
 """The thread-safe face of the scheduler core: one object for each changefeed, ticked by the owner.
 
-`tick` and `close` belong to the owner's tick thread; every other method may be called from any thread and never waits for a
-tick: a job is handed over to the next tick, and reads take what the last tick published.
+`tick` and `close` belong to the owner's tick thread. Every other method may be called from any
+thread and never waits for a tick: a job is left to the next tick, and reads take what the last tick
+published.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tablewire.model.columns import I64
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID, TableID, Ts
 from tablewire.model.jobs import ENDED, JobView, new_job_id
 from tablewire.model.messages import Transport
-from tablewire.model.progress import Barrier, BarrierWithMinTs, TaskStatus, Watermark
+from tablewire.model.progress import BarrierWithMinTs, TaskStatus, Watermark
 from tablewire.model.queries import Query
 from tablewire.model.spans import Span
 from tablewire.model.splitter import Splitter, WholeTables
@@ -48,25 +49,26 @@ class Scheduler(Protocol):
         alive_captures: Mapping[CaptureID, CaptureInfo],
         barrier: BarrierWithMinTs,
     ) -> Watermark:
-        """Run one step; never blocks. checkpoint_ts: the global one so far. current_tables: ints, or an int64 array (a read-only
-        one is neither copied nor compared with itself).
+        """Run one step; never blocks. checkpoint_ts: the global one so far. current_tables: ints,
+        or an int64 array (a read-only one is neither copied nor compared with itself).
 
-        Returns Watermark(0, 0, 0, 0) before bootstrap is done and while a current table has an uncovered part. Raises
-        ConcurrentTickError when called twice at once and ClosedError after close; expected trouble never raises.
+        Return Watermark(0, 0, 0, 0) before bootstrap is done and while a current table has an
+        uncovered part. ConcurrentTickError: another tick is running. ClosedError: after close.
         """
         ...
 
     def move_table(self, table_id: TableID, target: CaptureID) -> Query:
-        """Ask for all spans of a table at a capture. Returns at once; the next tick after bootstrap decides."""
+        """Request that all spans of a table move to a capture; the next tick after bootstrap decides."""
         ...
 
     def rebalance(self) -> Query:
-        """Ask for even loads by the fewest moves; DONE when nothing is left to move. A newer one replaces an older one."""
+        """Request even loads by the fewest moves. A newer request replaces an older one."""
         ...
 
     def drain_capture(self, target: CaptureID) -> int:
-        """Ask that every span leave a capture; return how many still touch it. At least 1 until a tick after bootstrap has seen
-        the drain; 0 = safe to stop. Idempotent. Raises UnknownCaptureError for a capture that the last tick did not know."""
+        """Request that every span leaves a capture, and return how many have not; 0: safe to stop.
+        It is at least 1 until a tick after bootstrap has seen the drain. Idempotent.
+        UnknownCaptureError: the last tick did not know the capture."""
         ...
 
     def close(self) -> None: ...
@@ -92,21 +94,24 @@ def new_scheduler(
     splitter: Splitter = WholeTables(),  # noqa: B008 - has no state
     cluster_load: Callable[[], Mapping[CaptureID, float]] | None = None,
 ) -> SchedulerAndInfo:
-    """Return a scheduler for one changefeed in one owner term. Starts no thread.
+    """Return a scheduler for one changefeed in one term; starts no thread.
 
-    owner_revision: etcd create-revision of the leader key. changefeed_epoch: bumped at every (re)start. clock: seconds.
-    cluster_load: the weight of the other changefeeds by capture, read once a tick.
+    owner_revision: etcd create-revision of the leader key. changefeed_epoch: grows with every
+    (re)start. clock: seconds. cluster_load: the weight of the other changefeeds by capture, read
+    once a tick.
     """
     identity = Identity(owner_id, changefeed_id, owner_revision, changefeed_epoch)
     return SchedulerAndInfo(Core(identity, config, splitter), transport, clock, cluster_load)
 
 
 class SchedulerAndInfo(Scheduler, InfoProvider):
-    """Both, and what the API, the CLI and tests need besides. asked_by: the caller, for logs and the history.
+    """Both, and what the API, the CLI and tests need besides. asked_by: the caller, for logs and the
+    history.
 
-    Invariant: the tick's thread alone touches the core and the jobs in it. A caller makes a new Job, leaves it in `_requests`
-    and keeps its Query; each tick takes the requests, and at its end updates the queries from its JobChanged events. A request
-    stays in `_requests` until the tick that took it has published its snapshot, so that a reader sees it in one of the two.
+    Invariant: the tick's thread alone touches the core and the jobs in it. A caller makes a new
+    Job, leaves it in `_requests` and keeps its Query; each tick takes the requests, and at its end
+    updates the queries from its JobChanged events. A request stays in `_requests` until the tick
+    that took it has published its snapshot, so that a reader sees it in one of the two.
     """
 
     def __init__(
@@ -117,19 +122,17 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         cluster_load: Callable[[], Mapping[CaptureID, float]] | None,
     ) -> None:
         self._core = core
-        self._owner_revision = core.identity.owner_revision
         self._transport = transport
         self._clock = clock
-        self._cluster_load = cluster_load
+        self._cluster_load = cluster_load or dict
         self._ticking = threading.Lock()
         self._has_ticked = False
         self._closed = False
-        core.barrier = BarrierWithMinTs(Barrier(0), 0)
         self._publisher = Publisher(core)
         self._events: Sequence[Event] = ()
         self._lock = threading.Lock()  # guards the fields below
         self._requests: list[JobRequest] = []
-        self._queries: dict[int, Query] = {}  # by job id, oldest first: every job that has not ended, and the last that have
+        self._queries: dict[int, Query] = {}  # by job id, oldest first: open jobs, and the last that have ended
         self._ended: deque[int] = deque()
 
     # -- the tick's thread --------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
                 alive_captures=alive_captures,
                 barrier=barrier,
                 messages=self._transport.recv(),
-                cluster_load=self._cluster_load() if self._cluster_load is not None else {},
+                cluster_load=self._cluster_load(),
                 requests=requests,
             )
             output = tick(self._core, inputs)
@@ -181,7 +184,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         self._transport.close()
 
     def check(self) -> None:
-        """Raise InvariantError when a row breaks an invariant; for tests and simulation, between ticks."""
+        """Raise InvariantError if a row breaks an invariant; for tests, between ticks."""
         wrong = self._core.tables.check()
         if wrong:
             raise InvariantError(wrong[0], "; ".join(wrong[1:10]))
@@ -193,7 +196,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             return self._request(MoveJob(id=self._new_id(), target=target, table_id=table_id, asked_by=asked_by))
 
     def move_span(self, span: Span, target: CaptureID, asked_by: str = "") -> Query:
-        """Ask for one span at a capture."""
+        """Request that one span moves to a capture."""
         with self._lock:
             job = MoveJob(id=self._new_id(), target=target, table_id=span.table_id, span=span, asked_by=asked_by)
             return self._request(job)
@@ -203,7 +206,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             return self._request(RebalanceJob(id=self._new_id(), asked_by=asked_by))
 
     def plan_rebalance(self) -> MovePlan:
-        """Return what a rebalance would move now, and the loads before and after it; changes nothing."""
+        """Return what a rebalance would move now, and the loads before and after it."""
         return plan_rebalance(self.snapshot())
 
     def drain_capture(self, target: CaptureID) -> int:
@@ -221,7 +224,8 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         return max(1, len(snapshot.touching(target)))
 
     def cancel_drain(self, target: CaptureID) -> Query:
-        """Ask for the end of a drain; what has moved stays where it is. Refused when the capture is not being drained."""
+        """Request the end of a drain; what has moved stays where it is. It is refused if the capture
+        is not being drained."""
         with self._lock:
             drain_id = self._drain_in_force(target, self.snapshot())
             job = CancelJob(id=self._new_id(), target=target, cancelled_id=drain_id)
@@ -230,7 +234,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             return self._request(job)
 
     def queries(self) -> Sequence[Query]:
-        """Return the jobs that were asked for, oldest first: all that have not ended, and a bounded number that have."""
+        """Return the jobs, oldest first: all that are open, and a bounded number that have ended."""
         with self._lock:
             return tuple(self._queries.values())
 
@@ -238,7 +242,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         return self._publisher.latest()
 
     def events(self) -> Sequence[Event]:
-        """Return what happened in the last tick."""
+        """Return what the last tick reported."""
         return self._events
 
     def is_initialized(self) -> bool:
@@ -255,7 +259,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
 
     def _new_id(self) -> int:
         self._refuse_closed()
-        return new_job_id(self._owner_revision)
+        return new_job_id(self._core.identity.owner_revision)
 
     def _request(self, job: Job) -> Query:
         """Leave the job to the next tick."""
@@ -269,7 +273,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
         return query
 
     def _drain_in_force(self, target: CaptureID, snapshot: Snapshot) -> int:
-        """Return the job id of the drain of this capture once the waiting requests are carried out, 0 = none."""
+        """Return the id of the drain of this capture once the requests have been taken, 0 = none."""
         drain = snapshot.drains.get(target)
         drain_id = drain.job_id if drain is not None else 0
         for request in self._requests:

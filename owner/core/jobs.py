@@ -1,5 +1,5 @@
-"""Manual jobs: what operators ask for. A tick takes new requests, its policies work on all jobs, and
-at its end it reports each job that has changed."""
+"""Manual jobs: what operators ask for. A tick takes the new requests, its policies work on all jobs,
+and at its end it reports each job that has changed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tablewire.model.states import QueryKind, QueryState
 
 
 class JobReason(Enum):
-    """Why a job is pending, refused or cancelled. The value is the text, with the details to fill
-    in."""
+    """Why a job is pending, refused or cancelled. The value is the text, with fields for details."""
 
     NOT_SEEN = "not considered yet"
     TOO_MANY_JOBS = "{limit} jobs are already pending"

@@ -46,7 +46,10 @@ class SchedulerConfig:
     )
     error_backoff_max_ms: int = setting(60_000, "The longest pause of a table after an error", ge=10, le=3_600_000)
     error_forget_ms: int = setting(
-        60_000, "After this long without an error, the next error of a table starts with the shortest pause", ge=100, le=86_400_000
+        60_000,
+        "After this long without an error, the next error of a table starts with the shortest pause",
+        ge=100,
+        le=86_400_000,
     )
     spans_per_message: int = setting(
         65_536, "The maximum number of spans in one dispatch message; more spans are sent as several messages", le=262_144

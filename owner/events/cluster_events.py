@@ -1,4 +1,5 @@
-"""Records captures that come and go and changefeeds whose records change, in the log and the history. Any thread."""
+"""Records captures that come and go, and changefeeds whose records change, in the log and the
+history. Any thread."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _ASKED_FOR = frozenset(f"changefeed_{word}" for word in ("created", "updated", "
 
 
 def record_request(history: History, kind: str, capture: CaptureID, by: str) -> None:
-    """Record what an operator asked of a capture. by: the caller; empty: the owner did it by itself, and nothing is recorded."""
+    """Record what a caller asked of a capture. by: the caller; empty: the owner did it by itself,
+    and nothing is recorded."""
     if by:
         history.add_and_log(kind, subject=capture, by=by)
 
@@ -37,9 +39,10 @@ def record_captures(
     after: Mapping[CaptureID, CaptureInfo],
     leaving: Set[CaptureID] = frozenset(),
 ) -> None:
-    """Record how the registered captures changed; many at once are one event. leaving: those that had announced it.
+    """Record how the registered captures changed; many at once are one event in the history.
 
-    history: None at the first reading of a term, since those captures were there before.
+    history: None at the first reading of a term, since those captures were there before. leaving:
+    captures that reported that they were stopping.
     """
     joined, gone = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     for capture in joined:

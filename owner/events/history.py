@@ -43,7 +43,7 @@ class StoredEvent:
 
 
 class History:
-    """The events as one term sees them. `flush` may block on etcd; any thread may call everything else."""
+    """The history in one term. `flush` may block on etcd; any thread may call everything else."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class History:
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def add(self, kind: str, **fields: str) -> None:
-        """Keep an event until it is stored. fields: of EventRecord. When too many wait, the oldest are dropped, which is an event
-        of its own."""
+        """Keep an event until it is stored. fields: of EventRecord. If too many wait, the oldest are
+        dropped, which is an event of its own."""
         cleaned: dict[str, Any] = {name: _clean(value) for name, value in fields.items()}
         record = EventRecord(at=now(), kind=kind, owner=self._owner_id, owner_revision=self._owner_revision, **cleaned)
         with self._changed:
@@ -102,8 +102,8 @@ class History:
     # -- the thread "store" -------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Store what was added; the first call also reads what etcd holds. NotLeaderError, EtcdError, ConflictError: try again
-        later."""
+        """Store what was added; the first call also reads what etcd holds. NotLeaderError, EtcdError,
+        ConflictError: try again later."""
         with self._flushing:
             if not self._is_loaded:
                 self._load()

@@ -22,8 +22,11 @@ COUNTING_S_MAX: Final = 30.0
 
 
 class PlacementHistory:
-    """The history of one changefeed's placement; the tick's thread. Moves by hand are named. Spans that were placed otherwise are
-    counted, and the counts are one event, so that the number of events does not grow with the tables."""
+    """The history of one changefeed's placement; the tick's thread.
+
+    Manual moves are named. Spans that were placed otherwise are counted, and the counts are one
+    event, so that the number of events does not grow with the tables.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,8 @@ class PlacementHistory:
             self._count_spans(placed)
 
     def flush(self, at_once: bool = False) -> None:
-        """Add the event with the counts when no more spans come: after QUIET_S, or COUNTING_S_MAX since the first one."""
+        """Add the event with the counts: QUIET_S after the last span, or COUNTING_S_MAX after the
+        first one."""
         now_s = self._clock()
         if self._placed and (at_once or now_s - self._last_s >= QUIET_S or now_s - self._first_s >= COUNTING_S_MAX):
             text = f"{plural(self._placed.total(), 'table')} began to replicate"

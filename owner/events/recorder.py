@@ -1,4 +1,4 @@
-"""Records what the ticks of one changefeed report: in the metrics, the placement log and the history."""
+"""Records what the ticks of a changefeed report: in the metrics, the log and the history."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ COUNTS_INTERVAL_S: Final = 1.0
 class EventRecorder:
     """The recorder of one changefeed in one term; the tick's thread.
 
-    So that log and history do not grow with the tables, NAMED_PER_TICK_MAX events of a kind are recorded one by one in a tick.
-    The others are counted, and the counts are recorded at most once in COUNTS_INTERVAL_S.
+    So that log and history do not grow with the tables, NAMED_PER_TICK_MAX events of a kind are
+    recorded one by one in a tick. The others are counted, and the counts are recorded at most once
+    in COUNTS_INTERVAL_S.
     """
 
     def __init__(

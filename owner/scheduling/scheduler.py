@@ -58,7 +58,7 @@ class Scheduler(Protocol):
         ...
 
     def move_table(self, table_id: TableID, target: CaptureID) -> Query:
-        """Request that all spans of a table move to a capture; the next tick after bootstrap decides."""
+        """Request the move of all spans of a table; the next tick after bootstrap decides."""
         ...
 
     def rebalance(self) -> Query:
@@ -234,7 +234,7 @@ class SchedulerAndInfo(Scheduler, InfoProvider):
             return self._request(job)
 
     def queries(self) -> Sequence[Query]:
-        """Return the jobs, oldest first: all that are open, and a bounded number that have ended."""
+        """Return the jobs, oldest first: the open ones, and a bounded number that have ended."""
         with self._lock:
             return tuple(self._queries.values())
 

@@ -1,4 +1,5 @@
-"""The snapshot that a tick publishes: frozen columns, and views of them that are made on demand. Any thread may read it."""
+"""The snapshot that a tick publishes: frozen columns, and views that are made when they are read.
+Any thread may read it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from tablewire.model.states import CaptureState, ReplicationState, StallReason, 
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that change when a span changes its state or a role in it; shape (n,) each, sorted by span."""
+    """The columns that change with the state and the roles of a span; shape (n,), sorted by span."""
 
     rows: I32
     spans: SpanBlock
@@ -60,7 +61,8 @@ class ProgressColumns:
 
 @dataclass(frozen=True, slots=True)
 class DrainView:
-    """A drain that is in force. spans_left: that touch the capture, None until a tick after bootstrap has counted them."""
+    """A drain that is in force. spans_left: the spans in which the capture has a role; None until a
+    tick after bootstrap has counted them."""
 
     job_id: int
     spans_left: int | None
@@ -68,7 +70,7 @@ class DrainView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after one tick; immutable. Columns without a comment are in the order of `roles`."""
+    """The state after one tick; immutable. Columns are in the order of `roles` if nothing else is said."""
 
     watermark: Watermark
     initialized: bool
@@ -103,7 +105,8 @@ class Snapshot:
         return {barrier.table_id: barrier.barrier_ts for barrier in self.barrier.barrier.table_barriers}
 
     def stalls(self, positions: I64 | None = None) -> dict[StallReason, int]:
-        """Return how many of these spans (None: of all) are stalled, by reason. Costs what is not steady."""
+        """Return how many of these spans are stalled, by reason. positions: None = all spans, at the
+        cost of those that are not steady."""
         if positions is None:
             positions = self.may_stall()
             if not self.initialized:
@@ -151,7 +154,8 @@ class Snapshot:
         return {id: loads[index] if index < len(loads) else 0.0 for index, id in self.capture_ids.items()}
 
     def loads_to_come(self) -> dict[CaptureID, float]:
-        """Return the weight that each living capture will carry once the moves in progress and planned have ended."""
+        """Return the weight that each living capture will carry after the moves in progress and the
+        planned ones."""
         roles = self.roles
         where = np.where(roles.secondary != NO_CAPTURE, roles.secondary, roles.primary)
         held = where >= 0
@@ -201,7 +205,7 @@ def span_view(snapshot: Snapshot, position: int) -> SpanView:
 
 
 def stall_reason(snapshot: Snapshot, position: int) -> StallReason | None:
-    """Return why the span is not steady, or why a steady one does not write; None when all is well."""
+    """Return why the span is not steady, or is steady and does not write; None if all is well."""
     roles = snapshot.roles
     if not snapshot.initialized:
         return StallReason.BOOTSTRAP

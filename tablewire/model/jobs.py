@@ -1,4 +1,4 @@
-"""Manual jobs of the owner (move, rebalance, drain, cancel) as values: their ids, and what one tick left of a job."""
+"""Manual jobs of the owner (move, rebalance, drain, cancel) as values: ids and views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _counter = itertools.count(1)
 
 
 def new_job_id(owner_revision: int) -> int:
-    """Return an id that no other job of the cluster has: the term, and a number within it. Any thread."""
+    """Return an id that no other job of the cluster has: term and number in it. Any thread."""
     return owner_revision << _COUNT_BITS | next(_counter) & (1 << _COUNT_BITS) - 1
 
 
@@ -29,9 +29,10 @@ def format_job_id(job_id: int) -> str:
 class JobView:
     """One manual job as the last tick left it.
 
-    table_id, span: what a move is about; span is None for all spans of the table. target: the capture to move to, to drain,
-    or whose drain is cancelled. reason: why the job is pending, refused or cancelled; may be empty. asked_by: the caller.
-    moves_done, moves_left: of a rebalance; left are the moves in progress and planned.
+    table_id, span: what a move is about; span is None for all spans of the table. target: the
+    capture to move to, to drain, or whose drain is cancelled. reason: why the job is pending,
+    refused or cancelled; may be empty. asked_by: the caller. moves_done, moves_left: of a
+    rebalance; left are the moves in progress and planned.
     """
 
     id: int

@@ -13,8 +13,8 @@ from tablewire.model.states import QueryKind, QueryState
 class Query:
     """A handle on one job. Any thread may read it, wait for the job, or ask for its cancellation.
 
-    Invariant: `job` is an immutable view. The scheduler alone replaces it, at the end of a tick or when it closes, and never
-    after the job has ended.
+    Invariant: `job` is an immutable view. The scheduler alone replaces it, at the end of a tick or
+    when it closes, and never after the job has ended.
     """
 
     def __init__(self, job: JobView, request_cancel: Callable[[int], None]) -> None:
@@ -46,13 +46,15 @@ class Query:
         return self._job.reason
 
     def wait(self, timeout_s: float) -> QueryState:
-        """Wait until the job has ended, at most timeout_s, and return its state. Never call this on the thread that ticks."""
+        """Wait until the job has ended, at most timeout_s, and return its state. Never call this on
+        the thread that ticks."""
         with self._changed:
             self._changed.wait_for(lambda: self.state in ENDED, timeout_s)
             return self.state
 
     def cancel(self) -> None:
-        """Ask for cancellation: the next tick undoes what can be undone. A move past the point of no return continues."""
+        """Ask for cancellation: the next tick undoes what can be undone. A move whose source has been
+        asked to stop continues."""
         if self.state not in ENDED and not self._cancel_requested:
             self._cancel_requested = True
             self._request_cancel(self._job.id)

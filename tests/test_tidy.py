@@ -38,14 +38,13 @@ NOT_IN_A_CORE = {
 }  # fmt: skip
 
 BORDERS = {
-    ("owner/changefeed/sources.py", "new_source"): "calls a user's factory",
     ("owner/changefeed/source_worker.py", "ChangefeedWorker._run"): "calls a user's source",
     ("processor/agent/executor_driver.py", "ExecutorDriver._ask"): "calls a user's executor",
     ("processor/agent/executor_driver.py", "ExecutorDriver._bulk_statuses"): "calls a user's executor",
     ("processor/agent/executor_driver.py", "ExecutorDriver.close"): "calls a user's executor",
     ("processor/agent/executor_driver.py", "ExecutorDriver.set_barrier"): "calls a user's executor",
-    ("processor/service/executor_plugins.py", "meter_of"): "calls a user's executor",
-    ("processor/service/executor_plugins.py", "new_executor"): "calls a user's factory",
+    ("processor/service/agents.py", "meter_of"): "calls a user's executor",
+    ("tablewire/runtime/plugins.py", "make"): "calls a user's factory",
     ("tablewire/runtime/plugins.py", "_load"): "imports a user's module",
     ("tablewire/runtime/shutdown.py", "run_thread.top"): "the top of a thread: logs, and ends the process",
 }

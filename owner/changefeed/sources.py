@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import cast
 
-from tablewire.errors import OperatingError
 from tablewire.etcd.records import ChangefeedInfo
-from tablewire.runtime.plugins import SOURCES, find_factory
-from tablewire.runtime.uris import redact_uri, resolve_uri
+from tablewire.runtime.plugins import SOURCES, make
+from tablewire.runtime.uris import resolve_uri
 from tablewire.source import Source, SourceRequest
 
 
@@ -29,15 +28,5 @@ def source_request(info: ChangefeedInfo, environ: Mapping[str, str] = os.environ
 
 
 def new_source(request: SourceRequest) -> Source:
-    """Return the plug-in's Source for this request, without I/O.
-
-    OperatingError: no plug-in has the scheme, or the plug-in's factory failed.
-    """
-    factory = find_factory(SOURCES, request.source_uri)
-    try:
-        return cast(Source, factory(request))
-    except OperatingError:
-        raise
-    except Exception as error:
-        text = redact_uri(f"{type(error).__name__}: {error}")
-        raise OperatingError(f"the source plug-in for {redact_uri(request.source_uri)} failed: {text}") from error
+    """Return the plug-in's Source for this request, without I/O. OperatingError: see `plugins.make`."""
+    return cast(Source, make(SOURCES, request.source_uri, request))

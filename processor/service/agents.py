@@ -29,9 +29,8 @@ from processor.agent.agent import Agent, new_agent
 from processor.agent.dispatch_log import DispatchLog
 from processor.agent.unavailable_executor import UnavailableExecutor
 from processor.service.exchange_server import ExchangeServer, PendingExchange
-from processor.service.executor_plugins import meter_of
 from tablewire.errors import OperatingError
-from tablewire.executor import ExecutorMeter, TableExecutor
+from tablewire.executor import ExecutorMeter, MeteredTableExecutor, TableExecutor
 from tablewire.model.ids import CaptureID, ChangefeedID
 from tablewire.model.liveness import Liveness
 from tablewire.model.states import TableState
@@ -315,3 +314,13 @@ class AgentHost:
         """Make the loop call this."""
         self._results.put(result)
         self._server.wake()
+
+
+def meter_of(executor: TableExecutor) -> ExecutorMeter | None:
+    """Return the figures of an executor; None if it has none, or fails to return them."""
+    if not isinstance(executor, MeteredTableExecutor):
+        return None
+    try:
+        return executor.meter()
+    except Exception:  # noqa: BLE001 - the border to a user's code: missing figures are no reason to stop
+        return None

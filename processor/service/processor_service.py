@@ -19,13 +19,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import cast
 
 import structlog
 
 from processor.processor_config import ProcessorConfig
 from processor.service.agents import AgentHost, SlotPhase
 from processor.service.exchange_server import ExchangeServer
-from processor.service.executor_plugins import new_executor
 from processor.service.processor_metrics import ProcessorFigures, ProcessorMetrics
 from processor.service.registration import Registration
 from tablewire.errors import ClosedError, EtcdError, OperatingError
@@ -39,6 +39,7 @@ from tablewire.model.liveness import Liveness
 from tablewire.model.states import LivenessState
 from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.http import HttpServer
+from tablewire.runtime.plugins import EXECUTORS, make
 from tablewire.runtime.shutdown import Shutdown, end_process, run_thread
 from tablewire.runtime.tls import interceptors, server_credentials, warn_of_roles
 from tablewire.runtime.uris import resolve_uri
@@ -148,21 +149,20 @@ class RegisteredCapture:
         info = decode(ChangefeedInfo, key, found.value)
         if info.epoch != epoch:
             raise OperatingError(f"changefeed {changefeed} has epoch {info.epoch} in etcd, and {epoch} in the owner's batch")
-        return new_executor(
-            ExecutorRequest(
-                capture_id=self.id,
-                changefeed=changefeed,
-                changefeed_epoch=epoch,
-                source_uri=resolve_uri(info.source_uri, os.environ),
-                sink_uri=resolve_uri(info.sink_uri, os.environ),
-                tables=tuple(info.tables),
-                start_ts=info.start_ts,
-                initial_snapshot=info.initial_snapshot,
-                options=dict(info.options),
-                wake=self.server.wake,
-                may_write=self.registration.is_valid,
-            )
+        request = ExecutorRequest(
+            capture_id=self.id,
+            changefeed=changefeed,
+            changefeed_epoch=epoch,
+            source_uri=resolve_uri(info.source_uri, os.environ),
+            sink_uri=resolve_uri(info.sink_uri, os.environ),
+            tables=tuple(info.tables),
+            start_ts=info.start_ts,
+            initial_snapshot=info.initial_snapshot,
+            options=dict(info.options),
+            wake=self.server.wake,
+            may_write=self.registration.is_valid,
         )
+        return cast(TableExecutor, make(EXECUTORS, request.source_uri, request))
 
 
 class ProcessorService:

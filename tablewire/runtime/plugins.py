@@ -35,6 +35,21 @@ def find_factory(group: str, uri: str) -> Any:
     return _load(next(iter(found.values())))
 
 
+def make(group: str, uri: str, request: object) -> Any:
+    """Return what the plug-in for `uri` makes of the request. May block.
+
+    Raise OperatingError as `find_factory` does, or if the plug-in's factory fails.
+    """
+    factory = find_factory(group, uri)
+    try:
+        return factory(request)
+    except OperatingError:
+        raise
+    except Exception as error:
+        text = redact_uri(f"{type(error).__name__}: {error}")
+        raise OperatingError(f"the plug-in of {group} for {redact_uri(uri)} failed: {text}") from error
+
+
 def _load(entry: EntryPoint) -> Any:
     try:
         return entry.load()

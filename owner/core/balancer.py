@@ -11,8 +11,7 @@ from owner.core.tables import Tables
 
 
 class QueuedMove(NamedTuple):
-    """A move that has not begun. number: of the row, to notice that the row is another span's by
-    now."""
+    """A move that has not begun. number: of the row, which may be reused for another span."""
 
     place: int  # in the plan
     row: int
@@ -39,8 +38,7 @@ class MoveQueue:
             self._count(move, 1)
 
     def pop(self, may_begin: Callable[[int, int], bool]) -> QueuedMove | None:
-        """Remove and return the first move between two captures for which may_begin(source, target)
-        holds."""
+        """Remove and return the first move for which may_begin(source, target) holds."""
         heads = [queue[0] for pair, queue in self._queues.items() if may_begin(*pair)]
         if not heads:
             return None

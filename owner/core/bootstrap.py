@@ -74,8 +74,7 @@ def _rebuild(core: Core) -> None:
 
 
 def _by_row(core: Core, capture: Capture) -> RowReports:
-    """Return the report of a capture by row. Spans that it holds, is stopping or has stopped get a
-    row if they have none."""
+    """Return the report of a capture by row, with new rows for unknown spans."""
     tables, report = core.tables, core.bootstrap.reports[capture.index]
     matters = (HELD[report.states] | (report.states == STOPPED))[report.numbers == 0]
     missing = np.flatnonzero((tables.rows_of_spans(report.spans) == NO_ROW) & matters).tolist()

@@ -76,8 +76,7 @@ class Captures:
         return (capture for _, capture in sorted(self._by_id.items()) if capture.alive)
 
     def update(self, alive: Mapping[CaptureID, CaptureInfo]) -> tuple[list[Capture], list[Capture]]:
-        """Take over the set of alive captures; return those that joined and those that are gone, by
-        id."""
+        """Take over the alive captures; return those that joined and those that are gone, by id."""
         joined, gone = [], []
         for capture_id in sorted(alive):
             capture = self._by_id.get(capture_id)

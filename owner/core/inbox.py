@@ -52,8 +52,7 @@ def receive_messages(core: Core, messages: Sequence[Message]) -> None:
 
 
 def _is_for(core: Core, message: Message) -> bool:
-    """Return whether the message is a response to this scheduler in this term and this run of the
-    changefeed."""
+    """Return whether this is a response to this scheduler, term and run of the changefeed."""
     identity = core.identity
     return (
         isinstance(message.body, HeartbeatResponse | DispatchTableResponse)
@@ -197,8 +196,7 @@ def _restate(core: Core, capture: Capture, rows: Rows, reports: RowReports, echo
 
 
 def _resolve_unheard_capture(core: Core, capture: Capture, reports: RowReports) -> None:
-    """Use the first complete report of a capture that might have held any span: it has a role in
-    the reported rows only."""
+    """Replace "may hold any span" by roles in the spans that the first complete report lists."""
     may_hold_any_span = core.replication.may_hold_any_span
     if capture.index not in may_hold_any_span:
         return

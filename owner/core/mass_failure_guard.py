@@ -25,8 +25,7 @@ class MassFailureGuard:
     losses: list[tuple[int, int]] = field(default_factory=list)  # (at_ms, count) within the window
 
     def tick(self, now_ms: int, alive: int, gone: int, config: SchedulerConfig) -> None:
-        """Update the guard. alive: the number of captures. gone: the number that disappeared since
-        the last tick without a drain."""
+        """Update the guard. gone: the captures that disappeared in this tick without a drain."""
         self.losses = [(at, lost) for at, lost in self.losses if now_ms - at <= config.brake_window_ms]
         if gone:
             self.losses.append((now_ms, gone))

@@ -1,5 +1,4 @@
-"""Starting and undoing the prepare of a span, its backoff after a failure, and the limits of
-planned moves."""
+"""Starting and undoing prepares, backoff after failures, and the limits of planned moves."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
 
 @dataclass(slots=True)
 class MoveSlots:
-    """The planned moves that may still start, in total and for each capture. blocked: why none may
-    start."""
+    """The planned moves that may still start. blocked: why none may."""
 
     free: int
     limit: int
@@ -77,8 +75,7 @@ def why_blocked(core: Core) -> Reason | None:
 
 
 def can_be_stopped(core: Core, capture: int) -> bool:
-    """Return whether a move away from the capture can end. A move away from a silent one would only
-    occupy a slot."""
+    """Return whether a move away from the capture can end; from a silent one it cannot."""
     return core.capture_state(core.captures[capture]) in (CaptureState.READY, CaptureState.STOPPING)
 
 
@@ -102,8 +99,7 @@ def prepare(
 
 
 def undo_prepare(core: Core, rows: Rows) -> None:
-    """Send the Secondary a remove; it is Undetermined until it has stopped. The Primary, if any,
-    continues."""
+    """Send the Secondary a remove; it is Undetermined until it stops. The Primary continues."""
     if not len(rows):
         return
     tables = core.tables
@@ -133,8 +129,7 @@ def undo_overdue_prepares(core: Core) -> None:
 
 
 def note_failure(core: Core, row: int, capture: int, error: str) -> None:
-    """Record that the span failed at this capture. It is tried again after a backoff that doubles,
-    elsewhere if possible."""
+    """Record a failure of the span at this capture, and start a backoff that doubles each time."""
     tables, config = core.tables, core.config
     attempts = tables.attempts[row] = tables.attempts.get(row, 0) + 1
     wait_ms = min(config.error_backoff_initial_ms << min(attempts - 1, 20), config.error_backoff_max_ms)

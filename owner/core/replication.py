@@ -118,8 +118,7 @@ class Replication:
 
 
 def counted(tables: Tables, rows: Rows, roles: U8, capture: int, echo: int) -> Mask:
-    """Return which reports are newer than the last dispatch of their span to this capture; shape
-    (len(rows),)."""
+    """Return which reports are newer than the last dispatch of their span; shape (len(rows),)."""
     mask: Mask = get_field(tables, "dispatch", rows, roles, capture) <= echo
     return mask
 
@@ -148,8 +147,7 @@ def apply_reports(replication: Replication, capture: int, reports: RowReports) -
 
 
 def writes_steadily(tables: Tables, capture: int, reports: RowReports) -> Mask:
-    """Return where the Primary of a steady row continues to write, so that only its progress
-    counts; shape (n,)."""
+    """Return where the Primary of a steady row continues to write; shape (n,)."""
     rows = reports.rows
     mask: Mask = (tables.primary[rows] == capture) & (reports.states == TABLE_REPLICATING) & tables.steady[rows]
     return mask
@@ -201,8 +199,7 @@ def _runs(rows: Rows) -> list[tuple[int, int, int, int]]:
 
 
 def advance_checkpoints(tables: Tables, reports: RowReports) -> None:
-    """Take over the reported progress; it never goes back, and resolved is never below the
-    checkpoint."""
+    """Take over the reported progress. It never goes back; resolved covers the checkpoint."""
     rows = reports.rows
     checkpoint = np.maximum(tables.checkpoint_ts[rows], reports.checkpoint_ts)
     tables.checkpoint_ts[rows] = checkpoint
@@ -282,8 +279,7 @@ def _dispatch(replication: Replication, capture: int, dispatch: Dispatch, rows: 
 
 
 def grant(replication: Replication, rows: Rows) -> None:
-    """Make the Secondary of each row its Primary under a new permission. There must be no Primary
-    and no Undetermined."""
+    """Make the Secondary, which must be the only role, the Primary under a new permission."""
     tables = replication.tables
     tables.grants[rows] = np.maximum(tables.grants[rows], replication.grants_floor) + 1
     tables.assignment_epoch[rows] = np.uint64(replication.owner_revision << EPOCH_SHIFT) + tables.grants[rows].astype(np.uint64)
@@ -334,8 +330,7 @@ def find_removed(replication: Replication) -> Rows:
 
 
 def apply_capture_loss(replication: Replication, capture: int) -> None:
-    """Apply Stopped to every span of a capture that is gone, in every state. It has no role
-    afterwards."""
+    """Apply Stopped to every span of a capture that is gone, in every state."""
     replication.may_hold_any_span.discard(capture)
     rows = replication.tables.rows_with_role(capture)
     if len(rows):

@@ -1,5 +1,4 @@
-"""The roles of captures in rows. With each role goes the state that the capture last reported, and
-the number of the last dispatch to it."""
+"""The roles of captures in rows, each with the last reported state and the last dispatch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The state of one scheduler between two ticks. One thread; only the modules of this package write
-it."""
+"""The state of one scheduler between two ticks. One thread; only this package writes it."""
 
 from __future__ import annotations
 
@@ -77,8 +76,7 @@ class Core:
         return capture.state(self.now_ms, self.config.capture_silent_ms)
 
     def ready_captures(self) -> list[Capture]:
-        """Return the captures that may be given spans, by id: they report, and are neither stopping
-        nor drained."""
+        """Return the captures that may be given spans, by id: ready and not drained."""
         return [
             capture
             for capture in self.captures.alive()

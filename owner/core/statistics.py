@@ -16,8 +16,7 @@ WEIGHT_CLOSE = 0.01
 
 
 class Statistics:
-    """Columns of `capacity` rows, None before they are needed. Only `Tables` and `inbox` write
-    them."""
+    """Columns of `capacity` rows, None before they are needed."""
 
     def __init__(self, capacity: int) -> None:
         self.puller_resolved_ts: U64 | None = None  # 0 = not reported

@@ -51,8 +51,7 @@ _INITIAL_CAPACITY = 64
 
 @dataclass(slots=True)
 class Holder:
-    """An Undetermined capture of one row: the state that it last reported, and the last dispatch of
-    the span to it."""
+    """An Undetermined capture of one row: its last reported state, and the last dispatch to it."""
 
     reported: int = TableState.ABSENT.code
     dispatch: int = 0
@@ -246,8 +245,7 @@ class Tables:
     # -- adding and dropping rows -------------------------------------------------------------------------------------
 
     def add(self, spans: SpanBlock, now_ms: int) -> Rows:
-        """Add Absent rows for spans that have none, and return them in the order of the spans;
-        shape (len(spans),)."""
+        """Add Absent rows for spans that have none; return them in the order of the spans."""
         count = len(spans)
         if not count:
             return np.empty(0, np.int64)
@@ -331,8 +329,7 @@ class Tables:
             self.changed.append(rows)
 
     def take_changed(self) -> list[Rows] | None:
-        """Return the rows whose progress has changed since the last call; None if there are too
-        many to list."""
+        """Return the rows whose progress has changed since the last call; None if they are many."""
         changed = self.changed if self.changed_count * CHANGED_SHARE <= self.size else None
         self.changed, self.changed_count = [], 0
         return changed

@@ -78,8 +78,7 @@ TO_SECONDARY, TO_UNDETERMINED = RoleChange.TO_SECONDARY, RoleChange.TO_UNDETERMI
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The effect of a report on the row. state: None = unchanged. checkpoint: whether the reported
-    checkpoint counts."""
+    """The effect of a report on the row. state: None = unchanged. checkpoint: whether it counts."""
 
     state: ReplicationState | None = None
     reporter: RoleChange = KEEP
@@ -122,14 +121,12 @@ Line = tuple[tuple[TableState, ...], Condition, Outcome, str]
 
 
 def _rules(states: tuple[ReplicationState, ...], role: Role, *lines: Line) -> tuple[Rule, ...]:
-    """Return the rules for reports of captures with this role. A line is (reports, when, then,
-    why)."""
+    """Return the rules for this role of the reporter. A line is (reports, when, then, why)."""
     return tuple(Rule(states, role, *line) for line in lines)
 
 
 def _gone(when: Condition, then: Outcome, why: str) -> tuple[Line, Line]:
-    """Return the same line for Stopped, which brings a last checkpoint, and for Absent, which
-    brings none."""
+    """Return the same line for Stopped, with a last checkpoint, and for Absent, without."""
     return ((T.STOPPED,), when, replace(then, checkpoint=True), why), ((T.ABSENT,), when, then, why)
 
 
@@ -335,8 +332,7 @@ class Compiled:
     outcomes: tuple[Outcome, ...]
 
     def codes(self, state: U8, role: U8, reported: U8, *has_pxu: Mask) -> U8:
-        """Return the code of each cell. has_pxu: whether there is a P, an X, a U; all of shape
-        (n,)."""
+        """Return the code of each cell. has_pxu: whether there is a P, an X and a U."""
         codes: U8 = self.code[(state, role, reported, *(has.astype(np.uint8) for has in has_pxu))]
         return codes
 

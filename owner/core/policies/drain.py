@@ -1,5 +1,4 @@
-"""Drain: move every span away from captures that are drained or stopping, a bounded number at a
-time."""
+"""Drain: empty the captures that are drained or stopping, some spans at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ MOVES_EXAMINED_MAX = 1_024
 
 
 def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
-    """Begin the first moves of the plan that empties every leaving capture. A span that cannot be
-    moved now delays no other."""
+    """Begin the first moves of the plan that empties the leaving captures, as far as they can be."""
     leaving = core.leaving_captures()
     for capture in leaving:
         _cancel_inbound(core, capture, bool(ready))
@@ -42,8 +40,7 @@ def drain(core: Core, ready: list[Capture], slots: MoveSlots) -> None:
 
 
 def _must_wait(core: Core, move: Move) -> bool:
-    """Return whether the span is in backoff. After its first failure it may move at once, to
-    another capture."""
+    """Return whether the span is in backoff; after one failure, only where it failed."""
     failure = core.tables.failures.get(move.row)
     if failure is None or failure.retry_at_ms <= core.now_ms:
         return False
@@ -51,8 +48,7 @@ def _must_wait(core: Core, move: Move) -> bool:
 
 
 def _cancel_inbound(core: Core, capture: Capture, elsewhere: bool) -> None:
-    """Undo what the capture is preparing: a moving span stays where it was, a new one is placed
-    again if it can be."""
+    """Undo the prepares of the capture; a new span is not undone if no other capture can take it."""
     tables, size = core.tables, core.tables.size
     rows = np.flatnonzero((tables.secondary[:size] == capture.index) & (tables.state[:size] == PREPARE))
     undo_prepare(core, rows if elsewhere else rows[tables.primary[rows] != NO_CAPTURE])

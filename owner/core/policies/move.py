@@ -1,5 +1,4 @@
-"""Move: bring tables and spans to the captures that operators named, in the order of their
-requests."""
+"""Move: bring tables and spans to the captures that operators named, in that order."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ def _target(core: Core, job: MoveJob) -> Capture | Reason:
 
 
 def _decide(core: Core, job: MoveJob, inputs: PlanInput, job_of_row: dict[int, MoveJob]) -> None:
-    """Refuse the job if it cannot be done. Otherwise bind it to its rows and end older moves of
-    them."""
+    """Refuse the job, or bind it to its rows and end older moves of them."""
     tables = core.tables
     target = _target(core, job)
     rows = [tables.row_of(job.span)] if job.span is not None else tables.rows_of_table(job.table_id)

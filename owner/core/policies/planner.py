@@ -57,8 +57,7 @@ ONE_BY_ONE_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A planned move. source, target: capture indexes; source is NO_CAPTURE if the span has no
-    Primary."""
+    """A planned move between capture indexes; source: NO_CAPTURE if there is no Primary."""
 
     row: int
     source: int
@@ -110,8 +109,7 @@ class PlanInput:
 
 
 class LeastLoaded:
-    """Gives spans to the capture with the least load at that moment; ties go to the first in the
-    order of `captures`."""
+    """Gives spans to the capture with the least load; ties go to the first of `captures`."""
 
     def __init__(self, captures: Sequence[int], loads: F64) -> None:
         self._captures = captures
@@ -171,15 +169,13 @@ class LeastLoaded:
 
 
 def heaviest_first(rows: Rows, weight: F32) -> Rows:
-    """Return the rows in the order in which they are given away; rows: sorted; weight: of every
-    row."""
+    """Return the rows, heaviest first; rows: sorted; weight: of every row."""
     weights = weight[rows]
     return rows if not len(rows) or weights.min() == weights.max() else rows[np.argsort(-weights, kind="stable")]
 
 
 def refuse_target(target: CaptureID, state: CaptureState | None, is_drained: bool) -> Reason | None:
-    """Return why a move to the target is refused, None if it is not. state: None if there is no
-    such capture."""
+    """Return why a move to the target is refused. state: None if there is no such capture."""
     if state is None:
         return JobReason.TARGET_UNKNOWN.of(target=target)
     reason = JobReason.TARGET_DRAINED if is_drained else _TARGET_NOT_READY.get(state)

@@ -49,10 +49,12 @@ def session(*, keep: bool) -> Iterator[tuple[RunFolder, ExitStack]]:
     """
     on_interrupt()
     with ExitStack() as stack:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # an interrupt here would leave a folder that nothing removes
         run = stack.enter_context(RunFolder(ROOT / ".demo", keep=keep))
         adopt_orphans()
         stack.callback(end_descendants)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             yield run, stack
         finally:
             no_more_interrupts()

@@ -1,7 +1,8 @@
-"""The executor that ships: PostgreSQL tables by logical replication, to PostgreSQL or to files.
+"""The executor that ships: replicates PostgreSQL tables by logical replication, to PostgreSQL or to files.
 
-Read in this order: executor.py (the face and its threads), table.py (one table's life), queues.py (between streams and
-writers), wire.py, stream.py, shared_stream.py, catch_up.py (the source's side), workers.py, snapshot.py, sinks/ (the other side).
+Read in this order: executor.py (the contract and the threads), table_work.py (one table's life), queues.py
+(between streams and writers), wire.py, replication.py, stream.py, shared_stream.py, catch_up.py (the
+source's side), workers.py, writing.py, snapshot.py, sinks/ (the other side).
 """
 
 from processor.postgres.executor import PostgresExecutor
@@ -9,7 +10,7 @@ from tablewire.executor import ExecutorRequest, TableExecutor
 
 
 def new_executor(request: ExecutorRequest) -> TableExecutor:
-    """The executor of a `postgresql://` source. No I/O; OperatingError for what cannot be right."""
+    """Return the executor of a `postgresql://` source, without I/O; raise OperatingError for a wrong URI or option."""
     return PostgresExecutor(request)
 
 

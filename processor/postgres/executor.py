@@ -1,9 +1,9 @@
-"""PostgresExecutor: the TableExecutor of PostgreSQL sources (tablewire/executor.py says what each method promises).
+"""PostgresExecutor: the TableExecutor of PostgreSQL sources (tablewire/executor.py is the contract of each method).
 
-The agent's thread calls in here and never waits: tables are asked for what they know, and work is handed to threads:
+The agent's thread calls in here and never waits: tables answer from memory, and threads do the work:
  - control: describes new tables at the source, starts the streams
- - shared stream and catch-up streams (stream.py): read changes into the tables' queues
- - sink workers (workers.py): take over and write; a copy's thread (snapshot.py) fills new tables
+ - shared stream and catch-up streams (stream.py): read changes into the queues of tables
+ - sink workers (workers.py): take over and write; snapshot runners (snapshot.py): fill new tables
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import structlog
 
 from processor.postgres.catch_up import CatchUpStream
@@ -23,9 +24,8 @@ from processor.postgres.sinks import Fence, SinkContext
 from processor.postgres.sinks.registry import new_sink
 from processor.postgres.snapshot import SnapshotRunner
 from processor.postgres.source_catalogue import SourceCatalogue
-from processor.postgres.statuses import status_columns
-from processor.postgres.stream import StreamTable
-from processor.postgres.table_work import TableWork
+from processor.postgres.stream import ChangeStream, StreamContext, StreamTable
+from processor.postgres.table_work import TableServices, TableWork
 from processor.postgres.workers import WorkerPool
 from tablewire.errors import ClosedError, InvariantError, OperatingError
 from tablewire.executor import ExecutorMeter, ExecutorRequest
@@ -40,7 +40,7 @@ from tablewire.runtime.shutdown import EXIT_BUG, end_process
 
 CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03
-"""The shared stream starts this long after the first table, so that tables which come together need no catch-up."""
+"""The shared stream starts this long after the first table, so that tables which arrive together need no catch-up."""
 DESCRIBE_RETRY_S = 0.5
 PUBLICATION_INTERVAL_S = 10.0
 """How often tables are compared with what the publication lists."""
@@ -51,10 +51,10 @@ _log = structlog.get_logger(__name__)
 
 
 class PostgresExecutor:
-    """See the module. The five methods, the setters and get_table_span_statuses: the agent's thread. fence, close: any thread."""
+    """See the module. The methods of the contract: the agent's thread. fence, close: any thread."""
 
     def __init__(self, request: ExecutorRequest) -> None:
-        """No I/O; OperatingError for a URI or an option that cannot be right."""
+        """Check the URIs and the options, without I/O."""
         parse_uri(request.source_uri)
         options = parse_options(request.options)
         self._request = request
@@ -66,19 +66,19 @@ class PostgresExecutor:
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
-        self._rows_left = 0
-        """Written by tables that are no longer here; so are the bytes."""
-        self._bytes_left = 0
+        self._removed_rows = 0
+        """Written by tables that were removed."""
+        self._removed_bytes = 0
         self._barrier = Barrier(TS_MAX)
         self._barriers: dict[int, Ts] = {}
-        self._incarnation: int | None = None
-        self._created_ts: Ts = 0
+        self._incarnation = 0
+        self._streams: StreamContext | None = None
         self._shared: SharedStream | None = None
         self._catch_ups: list[CatchUpStream] = []
         self._catch_up_lock = threading.Lock()
         self._describe_at = 0.0
-        self._look_at = 0.0
         self._describe_since: float | None = None
+        self._publication_at = 0.0
         self._is_fenced = threading.Event()
         self._is_closing = threading.Event()
         self._is_closed = False
@@ -86,6 +86,17 @@ class PostgresExecutor:
         self._woken = threading.Event()
         self._crash: BaseException | None = None
         self._pool = WorkerPool(self._sink.session, options.sink_connections, self._crashed)
+        self._services = TableServices(
+            options.batch_max_bytes,
+            options.error_after_ms / 1000,
+            request.initial_snapshot,
+            submit=self._pool.submit,
+            submit_later=self._pool.submit_later,
+            wake_agent=request.wake,
+            wake_control=self._woken.set,
+            released=self._released,
+            shared_position=self._shared_position,
+        )
         self._snapshots = [
             SnapshotRunner(
                 request.source_uri,
@@ -117,23 +128,19 @@ class PostgresExecutor:
         if table is None:
             start_ts = max(checkpoint.checkpoint_ts, self._request.start_ts)
             queue = TableQueue(self._options.queue_max_bytes, self._budget, start_ts)
-            table = self._tables[span] = TableWork(span, start_ts, queue, self)
+            table = self._tables[span] = TableWork(span, queue, self._services)
             table.set_barrier(self._barrier_of(span))
             self._start()
-            self.wake()
+            self._woken.set()
         return True
 
     def is_add_table_span_finished(self, span: Span, is_prepare: bool) -> bool:
         table = self._tables.get(span)
-        if table is None:
-            return False
-        if is_prepare:
-            return table.state in (TableState.PREPARED, TableState.REPLICATING)
-        return table.state is TableState.REPLICATING
+        states = (TableState.PREPARED, TableState.REPLICATING) if is_prepare else (TableState.REPLICATING,)
+        return table is not None and table.state in states
 
     def remove_table_span(self, span: Span) -> bool:
-        table = self._tables.get(span)
-        if table is not None:
+        if (table := self._tables.get(span)) is not None:
             table.remove()
         return True
 
@@ -144,8 +151,8 @@ class PostgresExecutor:
         if table.state is not TableState.STOPPED:
             return 0, False
         del self._tables[span]
-        self._rows_left += table.rows_written
-        self._bytes_left += table.bytes_written
+        self._removed_rows += table.rows_written
+        self._removed_bytes += table.bytes_written
         return table.checkpoint().checkpoint_ts, True
 
     def get_table_span_status(self, span: Span, collect_stat: bool) -> TableStatus:
@@ -158,10 +165,9 @@ class PostgresExecutor:
     # --- the optional protocols --------------------------------------------------------------------------------------
 
     def set_assignment_epoch(self, span: Span, epoch: int) -> None:
-        table = self._tables.get(span)
-        if table is not None:
-            # A prepared table has been described, and with that the incarnation is known.
-            table.set_epoch(Fence(self._incarnation or 0, self._request.changefeed_epoch, epoch))
+        if (table := self._tables.get(span)) is not None:
+            # The incarnation is known since the table was described.
+            table.set_epoch(Fence(self._incarnation, self._request.changefeed_epoch, epoch))
 
     def set_barrier(self, barrier: Barrier) -> None:
         if barrier == self._barrier:
@@ -173,20 +179,31 @@ class PostgresExecutor:
 
     def get_table_span_statuses(self, spans: Sequence[Span]) -> StatusColumns:
         self._require_alive()
-        return status_columns(self._tables, spans)
+        states = np.zeros(len(spans), np.uint8)
+        positions = np.zeros((3, len(spans)), np.uint64)
+        errors: list[tuple[int, str]] = []
+        for at, span in enumerate(spans):
+            if (table := self._tables.get(span)) is None:
+                continue
+            if table.error is not None:
+                errors.append((at, str(table.error)))
+            checkpoint = table.checkpoint()
+            states[at] = table.state.code
+            positions[:, at] = checkpoint.checkpoint_ts, checkpoint.resolved_ts, checkpoint.last_synced_ts
+        return StatusColumns(states, positions[0], positions[1], positions[2], errors)
 
     def meter(self) -> ExecutorMeter:
         tables = self._tables.values()
         return ExecutorMeter(
-            rows_written=self._rows_left + sum(table.rows_written for table in tables),
-            bytes_written=self._bytes_left + sum(table.bytes_written for table in tables),
+            rows_written=self._removed_rows + sum(table.rows_written for table in tables),
+            bytes_written=self._removed_bytes + sum(table.bytes_written for table in tables),
             queue_bytes=self._budget.held_bytes,
             queue_bytes_max=self._budget.max_bytes,
-            read_ts=self.shared_position(),
+            read_ts=self._shared_position(),
         )
 
     def close(self) -> None:
-        """Stops everything; returns when no write can follow. Idempotent."""
+        """Stop everything; return when no write can follow. Idempotent."""
         self._is_closing.set()
         with self._close_lock:
             if self._is_closed:
@@ -196,10 +213,12 @@ class PostgresExecutor:
                 runner.stop()
             if self._is_started:
                 self._control.join(JOIN_TIMEOUT_S)
-            self._catalogue.close()  # cuts off who still waits for the source, the control thread or a worker
+            self._catalogue.close()  # cuts the connection that the control thread or a worker may wait for
             if self._is_started:
-                self._control.join(JOIN_TIMEOUT_S)  # it may be connecting; it starts nothing any more
-            streams = [*([self._shared] if self._shared is not None else []), *self._catch_ups]
+                self._control.join(JOIN_TIMEOUT_S)  # it may be connecting; it no longer starts anything
+            streams: list[ChangeStream] = [*self._catch_ups]
+            if self._shared is not None:
+                streams.append(self._shared)
             for stream in streams:
                 stream.stop()
             self._pool.close()
@@ -212,60 +231,55 @@ class PostgresExecutor:
             self._is_closed = True
 
     def fence(self) -> None:
-        """From now on no commit is begun at the sink, for good. Returns at once; any thread."""
+        """Begin no more commits at the sink, for good. Return at once; any thread."""
         self._is_fenced.set()
 
     def may_write(self) -> bool:
-        """Whether a commit may be begun now. Any thread."""
+        """Return whether a commit may be begun now. Any thread."""
         return not self._is_fenced.is_set() and not self._is_closing.is_set() and self._request.may_write()
 
-    # --- TableServices: any thread -----------------------------------------------------------------------------------
+    # --- for tables and streams, any thread --------------------------------------------------------------------------
 
-    @property
-    def batch_max_bytes(self) -> int:
-        return self._options.batch_max_bytes
-
-    @property
-    def error_after_s(self) -> float:
-        return self._options.error_after_ms / 1000
-
-    @property
-    def wants_snapshot(self) -> bool:
-        return self._request.initial_snapshot
-
-    def submit(self, table: TableWork) -> None:
-        self._pool.submit(table)
-
-    def submit_later(self, table: TableWork, delay_s: float) -> None:
-        self._pool.submit_later(table, delay_s)
-
-    def changed(self) -> None:
-        self._request.wake()
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    def released(self, table: TableWork) -> None:
-        shared = self._shared
-        if shared is not None:
+    def _released(self, table: TableWork) -> None:
+        if (shared := self._shared) is not None:
             shared.detach(table)
         with self._catch_up_lock:
             for stream in self._catch_ups:
                 stream.release(table)
 
-    def shared_position(self) -> Ts:
+    def _shared_position(self) -> Ts:
         shared = self._shared
         return shared.position if shared is not None else 0
 
-    # --- the control thread ------------------------------------------------------------------------------------------
+    def _catch_up_ended(self, stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
+        with self._catch_up_lock:
+            self._catch_ups.remove(stream)
+            for table in stream.tables:
+                if isinstance(table, TableWork):
+                    table.needs_solo = table in slow
+        self._woken.set()
 
-    def _start(self) -> None:
-        if not self._is_started:
-            self._is_started = True
-            self._pool.start()
-            for runner in self._snapshots:
-                runner.thread.start()
-            self._control.start()
+    def _waiting_for_snapshot(self) -> list[TableWork]:
+        return [table for table in self._all_tables() if table.waits_for_snapshot]
+
+    def _all_tables(self) -> list[TableWork]:
+        return list(self._tables.values())
+
+    def _connect_replication(self, purpose: str) -> ReplicationConnection:
+        return ReplicationConnection(self._request.source_uri, self._request.changefeed, purpose)
+
+    def _crashed(self, error: BaseException) -> None:
+        """Write nothing more and end the process, after a bug in one of the threads.
+
+        Its tables move to other processors, or to its own next start; a process that continued would be
+        given the same tables again, and refuse them.
+        """
+        self._crash = error
+        self.fence()
+        _log.critical("postgres_executor_crashed", thread=threading.current_thread().name, exc_info=error)
+        end_process(EXIT_BUG)
+
+    # --- the control thread ------------------------------------------------------------------------------------------
 
     def _run_control(self) -> None:
         try:
@@ -273,9 +287,9 @@ class PostgresExecutor:
                 self._woken.wait(CONTROL_INTERVAL_S)
                 self._woken.clear()
                 self._describe_new()
-                self._look_at_publication()
+                self._check_publication()
                 self._start_catch_up()
-                self._pool.look(list(self._tables.values()))
+                self._pool.submit_waiting(self._all_tables())
                 if self._waiting_for_snapshot():
                     for runner in self._snapshots:
                         runner.wake()
@@ -283,17 +297,23 @@ class PostgresExecutor:
             self._crashed(error)
             raise
 
+    def _new_tables(self) -> list[TableWork]:
+        return [table for table in self._all_tables() if not table.is_attached and table.is_preparing]
+
     def _describe_new(self) -> None:
-        new = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
+        """Describe new tables at the source and attach them to the shared stream; start that with the first ones."""
+        new = self._new_tables()
         if not new or time.monotonic() < self._describe_at:
             return
         if self._shared is not None and self._shared.has_failed:
             self._shared = None
         try:
-            if self._incarnation is None:
-                publication = self._catalogue.publication()
-                self._created_ts = publication.created_ts
-                self._incarnation = publication.incarnation
+            if self._streams is None:
+                self._streams = self._new_streams()
+            if self._shared is None:
+                if self._is_closing.wait(GATHER_S):
+                    return
+                new = self._new_tables()
             published, slot_ts = self._catalogue.published(), self._catalogue.slot_ts()
             for table in new:
                 self._describe(table, published, slot_ts)
@@ -302,23 +322,35 @@ class PostgresExecutor:
             now = time.monotonic()
             self._describe_at = now + DESCRIBE_RETRY_S
             self._describe_since = self._describe_since or now
-            if now - self._describe_since > self.error_after_s:
+            if now - self._describe_since > self._services.error_after_s:
                 for table in new:
                     table.fail(error)
         except OperatingError as error:
             for table in new:
                 table.fail(error)
             return
-        if self._shared is None:
-            self._start_shared()
+        if self._shared is None and self._streams is not None and not self._is_closing.is_set():
+            self._start_shared(self._streams)
+
+    def _new_streams(self) -> StreamContext:
+        publication = self._catalogue.publication()
+        self._incarnation = publication.incarnation
+        return StreamContext(
+            self._connect_replication,
+            self._name,
+            publication.created_ts,
+            self._binary,
+            self._services.error_after_s,
+            self._options.queue_max_bytes,
+            self._budget,
+            self._crashed,
+        )
 
     def _describe(self, table: TableWork, published: Mapping[TableID, Ts], slot_ts: Ts) -> None:
         try:
             schema = self._catalogue.describe(table.table_id)
             if table.table_id not in published:
-                raise OperatingError(
-                    f"table {schema.full_name} is not in publication {self._name}: it is added by its owner first"
-                )
+                raise OperatingError(f"table {schema.full_name} is not in publication {self._name}: its owner adds it first")
         except SourceUnavailableError:
             raise
         except OperatingError as error:
@@ -329,13 +361,21 @@ class PostgresExecutor:
         if self._shared is not None:
             self._shared.attach(table)
 
-    def _look_at_publication(self) -> None:
-        """A table that left the publication, even if it is back, has missed changes: it fails, and is taken over anew."""
+    def _start_shared(self, context: StreamContext) -> None:
+        shared = SharedStream(context)
+        for table in self._all_tables():
+            if table.is_attached:
+                shared.attach(table)
+        self._shared = shared
+        shared.start()
+
+    def _check_publication(self) -> None:
+        """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again."""
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._publication_at:
             return
-        self._look_at = now + PUBLICATION_INTERVAL_S
-        followed = [table for table in list(self._tables.values()) if table.is_attached and table.error is None]
+        self._publication_at = now + PUBLICATION_INTERVAL_S
+        followed = [table for table in self._all_tables() if table.is_attached and table.error is None]
         if not followed:
             return
         try:
@@ -346,96 +386,45 @@ class PostgresExecutor:
         for table in followed:
             schema = table.schema
             if schema is not None and published.get(table.table_id) != schema.published_ts:
-                table.fail(OperatingError(f"table {schema.full_name} left publication {self._name}: changes may be missing here"))
-
-    def _start_shared(self) -> None:
-        """Waits a moment for more tables, so that the first ones all begin where the stream begins."""
-        if self._is_closing.wait(GATHER_S):
-            return
-        late = [table for table in list(self._tables.values()) if not table.is_attached and table.is_preparing]
-        try:
-            published, slot_ts = (self._catalogue.published(), self._catalogue.slot_ts()) if late else ({}, 0)
-            for table in late:
-                self._describe(table, published, slot_ts)
-        except SourceUnavailableError:
-            self.wake()
-        shared = SharedStream(
-            self._connect_replication,
-            self._name,
-            self._binary,
-            self.error_after_s,
-            self._budget,
-            self._options.queue_max_bytes,
-            self._created_ts,
-        )
-        if self._is_closing.is_set():
-            return
-        for table in list(self._tables.values()):
-            if table.is_attached:
-                shared.attach(table)
-        self._shared = shared
-        shared.budget = self._budget
-        shared.crashed = self._crashed
-        shared.start()
+                table.fail(OperatingError(f"table {schema.full_name} left publication {self._name}: changes may be missing"))
 
     def _start_catch_up(self) -> None:
         with self._catch_up_lock:
             served = {id(table) for stream in self._catch_ups for table in stream.tables}
-            waiting = [t for t in list(self._tables.values()) if id(t) not in served and t.waits_for_catch_up]
-            while waiting and not self._is_closing.is_set():
+            waiting = [table for table in self._all_tables() if id(table) not in served and table.waits_for_catch_up]
+            while waiting and self._streams is not None and not self._is_closing.is_set():
                 group = self._next_group(waiting)
                 if not group:
                     return
                 waiting = [table for table in waiting if table not in group]
-                stream = CatchUpStream(
-                    self._connect_replication,
-                    self._name,
-                    self._binary,
-                    self.error_after_s,
-                    group,
-                    self._options.queue_max_bytes,
-                    self._created_ts,
-                    self._catch_up_ended,
-                )
-                stream.serves_preparing = all(table.is_preparing for table in group)
+                serves_preparing = all(table.is_preparing for table in group)
+                stream = CatchUpStream(self._streams, group, serves_preparing, self._catch_up_ended)
                 self._catch_ups.append(stream)
-                stream.budget = self._budget
-                stream.crashed = self._crashed
                 stream.start()
 
     def _next_group(self, waiting: Sequence[TableWork]) -> Sequence[TableWork]:
-        """The tables of the next catch-up stream; none when all places are taken. One more place is there for tables that
-        prepare: a move must not wait until somebody's long backlog is through."""
+        """Return the tables of the next catch-up stream, none if the maximum number is running.
+
+        One more stream may run for tables that prepare, so that moves do not wait for a long backlog.
+        """
         if len(self._catch_ups) < self._options.catch_up_streams:
             return [table for table in waiting if not table.needs_solo] or waiting[:1]
         if any(stream.serves_preparing for stream in self._catch_ups):
             return ()
         return [table for table in waiting if table.is_preparing]
 
-    def _catch_up_ended(self, stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
-        with self._catch_up_lock:
-            self._catch_ups.remove(stream)
-            for table in stream.tables:
-                if isinstance(table, TableWork):
-                    table.needs_solo = table in slow
-        self.wake()
+    # --- helpers of the agent's thread -------------------------------------------------------------------------------
 
-    def _waiting_for_snapshot(self) -> list[TableWork]:
-        return [table for table in list(self._tables.values()) if table.waits_for_snapshot]
-
-    def _connect_replication(self, purpose: str) -> ReplicationConnection:
-        return ReplicationConnection(self._request.source_uri, self._request.changefeed, purpose)
+    def _start(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._pool.start()
+            for runner in self._snapshots:
+                runner.thread.start()
+            self._control.start()
 
     def _barrier_of(self, span: Span) -> Ts:
         return min(self._barrier.global_barrier_ts, self._barriers.get(span.table_id, TS_MAX))
-
-    def _crashed(self, error: BaseException) -> None:
-        """At the top of a thread of ours that met a bug: nothing is written any more, and the process ends. Its tables go
-        to others, or to its own next life; a process that lived on would be given the same tables again and refuse them."""
-        self._crash = error
-        self.fence()
-        _log.critical("postgres_executor_crashed", thread=threading.current_thread().name, exc_info=error)
-        end_process(EXIT_BUG)
 
     def _require_alive(self) -> None:
         if self._crash is not None:

@@ -27,7 +27,7 @@ from processor.postgres.wire import Part
 from tablewire.model.ids import TS_MAX, Ts
 
 BACKLOG_US = 1_000_000
-"""Changes that the source sends so long after their commit are worked off in large batches: nobody waits for the single one."""
+"""Changes that the source sends this long after their commit are written in large batches, as their latency does not matter."""
 
 
 class Budget:
@@ -35,36 +35,67 @@ class Budget:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._bytes = 0
+        self.held_bytes = 0
         self._lock = threading.Lock()
 
     def add(self, size: int) -> None:
         with self._lock:
-            self._bytes += size
-
-    @property
-    def held_bytes(self) -> int:
-        return self._bytes
+            self.held_bytes += size
 
     @property
     def is_exhausted(self) -> bool:
-        return self._bytes > self.max_bytes
+        return self.held_bytes > self.max_bytes
+
+
+class _Lane:
+    """A run of parts in commit order. generation: increases when parts are dropped, so that a batch cannot be given back."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.parts: deque[Part] = deque()
+        self.size = 0
+        self.generation = 0
+        self._budget = budget
+
+    def push(self, parts: Sequence[Part], size: int) -> None:
+        self.parts.extend(parts)
+        self.size += size
+        self._budget.add(size)
+
+    def drop(self, part: Part) -> None:
+        """Account for a part that was removed and will not be written."""
+        self.size -= part.size
+        self._budget.add(-part.size)
+
+    def drop_written(self, cursor: Ts) -> None:
+        while self.parts and self.parts[0].transaction.commit_ts < cursor:
+            self.drop(self.parts.popleft())
+
+    def clear(self) -> None:
+        self._budget.add(-self.size)
+        self.parts.clear()
+        self.size = 0
+        self.generation += 1
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """Parts taken from one lane in order; end_ts: of the last whole transaction, 0 when the parts are the beginning of one."""
+    """Parts taken from one lane in order. end_ts: of the last whole transaction, 0 if the parts are the beginning of one."""
 
     parts: Sequence[Part]
     size: int
     end_ts: Ts
     is_whole: bool
+    lane: _Lane
     generation: int
-    from_catch_up: bool
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the lane still continues after this batch."""
+        return self.generation == self.lane.generation
 
 
 class TableQueue:
-    """See the module. is_writing: a sink writer takes from it, and may."""
+    """See the module. is_writing: a sink writer takes from it, and may write."""
 
     def __init__(self, max_bytes: int, budget: Budget, cursor: Ts) -> None:
         self.cursor: Ts = cursor
@@ -77,219 +108,181 @@ class TableQueue:
         self._budget = budget
         self._lock = threading.Lock()
         self._space = threading.Condition(self._lock)
-        self._streamed: deque[Part] = deque()
-        self._catch_up: deque[Part] = deque()
-        self._streamed_bytes = 0
-        self._catch_up_bytes = 0
+        self._streamed = _Lane(budget)
+        self._catch_up = _Lane(budget)
         self._taken_bytes = 0
-        self._is_taken = False  # a batch is out, and be it of no bytes: the end of a transaction in pieces may be empty
+        self._is_taken = False  # a batch is taken, even one of no bytes: the last piece of a transaction may be empty
         self._is_inside = False  # the beginning of a transaction was taken and confirmed, its end was not taken yet
         self._held_up: tuple[Ts, Ts] = (0, 0)
-        """commit_ts and end_ts of the transaction that was last found to end behind the barrier."""
-        self._streamed_generation = 0
-        self._catch_up_generation = 0
+        """commit_ts and end_ts of the transaction that was last found to end after the barrier."""
         self._is_closed = False
 
     # --- state, any thread -------------------------------------------------------------------------------------------
 
     @property
     def held_bytes(self) -> int:
-        return self._streamed_bytes + self._catch_up_bytes + self._taken_bytes
+        return self._streamed.size + self._catch_up.size + self._taken_bytes
 
     @property
     def is_joined(self) -> bool:
-        """The shared stream alone is enough from the cursor on."""
+        """The shared stream alone is sufficient from the cursor on."""
         floor = self.streamed_floor
         return floor is not None and self.cursor >= floor
 
     @property
     def is_covered(self) -> bool:
-        """Live, or live and a gap that was closed or is being filled, hold all behind the cursor."""
+        """The lanes hold everything after the cursor, or a catch-up stream is filling in what is missing."""
         return self.is_joined or self.cursor >= self.catch_up_floor
 
     @property
     def is_caught_up(self) -> bool:
         """Everything from the cursor to the shared stream's position has been received."""
         floor = self.streamed_floor
-        return floor is not None and (
-            self.cursor >= floor or (self.cursor >= self.catch_up_floor and self.catch_up_position >= floor)
-        )
+        if floor is None:
+            return False
+        return self.cursor >= floor or (self.cursor >= self.catch_up_floor and self.catch_up_position >= floor)
 
     def idle_position(self, shared_position: Ts) -> Ts:
-        """How far the table is done. shared_position: of the shared stream, read before this call. While nothing is being
-        written, the cursor follows the lane up to the first transaction that waits in it."""
+        """Return up to where everything is written. shared_position: of the shared stream, read before this call.
+
+        While nothing is being written, the cursor advances to the first transaction that waits.
+        """
         with self._lock:
-            if not self._is_taken and not self._is_inside:
-                if self.is_joined:
-                    done = self._streamed[0].transaction.commit_ts if self._streamed else shared_position
-                    self.cursor = max(self.cursor, done)
-                elif self.is_covered:
-                    done = self._catch_up[0].transaction.commit_ts if self._catch_up else self.catch_up_position
-                    self.cursor = max(self.cursor, done)
+            if not self._is_taken and not self._is_inside and self.is_covered:
+                waiting = self._lane.parts
+                end = shared_position if self.is_joined else self.catch_up_position
+                self.cursor = max(self.cursor, waiting[0].transaction.commit_ts if waiting else end)
             return self.cursor
 
     @property
     def has_next(self) -> bool:
-        """Something waits in the lane that the writer takes from."""
+        """The lane that the writer takes from is not empty."""
         with self._lock:
-            return bool(self._streamed) if self.is_joined else bool(self._catch_up)
+            return bool(self._lane.parts)
 
     def has_backlog(self, enough_bytes: int) -> bool:
-        """Whether what waits is little, and was committed long ago: more of it is on its way."""
+        """Return whether less than enough_bytes wait, and were committed long ago, so that more will follow soon."""
         with self._lock:
-            lane = self._streamed if self.is_joined else self._catch_up
-            held = self._streamed_bytes if self.is_joined else self._catch_up_bytes
-            return bool(lane) and held < enough_bytes and lane[-1].transaction.lag_us > BACKLOG_US
+            lane = self._lane
+            return bool(lane.parts) and lane.size < enough_bytes and lane.parts[-1].transaction.lag_us > BACKLOG_US
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
     def attach_streamed(self, position: Ts) -> None:
-        """The shared stream gives every transaction behind `position` from now on."""
+        """Expect every transaction after `position` from the shared stream."""
         with self._lock:
             self._clear_streamed(position)
 
-    def detach_streamed(self) -> None:
-        """The shared stream is gone: what it gave stays valid, but nothing follows."""
-        with self._lock:
-            self._clear_streamed(None)
-
     def push_streamed(self, parts: Sequence[Part], size: int) -> bool:
-        """Adds one whole transaction. False = there is no room and a writer is at work: wait, or call drop_streamed."""
+        """Add one whole transaction. False: there is no room and a writer is working; wait, or call drop_streamed."""
         with self._lock:
             if self._is_closed or self.streamed_floor is None:
                 return True
-            if self._is_full(size, self._streamed_bytes):
+            if self._is_full(size, self._streamed):
                 if self.is_writing and self.is_joined:
-                    if self._streamed or self._taken_bytes:
+                    if self._streamed.parts or self._taken_bytes:
                         return False
                 else:
                     self._drop_oldest(size)
-                    if self._is_full(size, self._streamed_bytes):
+                    if self._is_full(size, self._streamed):
                         self._clear_streamed(parts[-1].end_ts)
                         return True
-            self._streamed.extend(parts)
-            self._streamed_bytes += size
-        self._budget.add(size)
-        return True
+            self._streamed.push(parts, size)
+            return True
 
     def drop_streamed(self, end_ts: Ts) -> None:
-        """Gives up all that waits up to and including the transaction that ends at end_ts: the table is behind."""
+        """Drop everything up to the transaction that ends at end_ts; it must be read again."""
         with self._lock:
             self.overflows += 1
             self._clear_streamed(end_ts)
 
     def open_catch_up(self, start_ts: Ts) -> None:
-        """A catch-up stream gives every transaction behind start_ts, which is at or before the cursor."""
+        """Expect every transaction after start_ts, which is at or before the cursor, from a catch-up stream."""
         with self._lock:
             self._clear_catch_up()
             self.catch_up_floor = start_ts
             self.catch_up_position = start_ts
 
     def push_catch_up(self, parts: Sequence[Part], size: int) -> bool:
-        """Adds a transaction, or the next part of one. False = no room: wait, or close_catch_up. A table that nobody writes gives
-        its gap up instead (is_covered turns False)."""
+        """Add a transaction, or the next part of one. False: there is no room; wait, or call close_catch_up.
+
+        A table without a writer gives its catch-up lane up instead (is_covered becomes False).
+        """
         with self._lock:
-            if self._is_closed or self.catch_up_floor == TS_MAX:
+            if self._is_closed or self.catch_up_floor == TS_MAX or parts[-1].transaction.commit_ts < self.cursor:
                 return True
-            if parts[-1].transaction.commit_ts < self.cursor:
-                return True
-            if self._is_full(size, self._catch_up_bytes) and (self._catch_up or self._taken_bytes or not self.is_writing):
+            if self._is_full(size, self._catch_up) and (self._catch_up.parts or self._taken_bytes or not self.is_writing):
                 if self.is_writing:
                     return False
                 self.overflows += 1
                 self._clear_catch_up()
                 return True
-            self._catch_up.extend(parts)
-            self._catch_up_bytes += size
+            self._catch_up.push(parts, size)
             self._space.notify_all()
-        self._budget.add(size)
-        return True
+            return True
 
     def move_catch_up(self, position: Ts) -> None:
-        """Everything at or before `position` has been pushed into the gap."""
+        """Record that everything at or before `position` has been pushed by the catch-up stream."""
         if self.catch_up_floor != TS_MAX:
             self.catch_up_position = max(self.catch_up_position, position)
 
     def cut_catch_up(self) -> None:
-        """The stream broke inside a transaction whose beginning was pushed: its parts are taken out again."""
+        """Remove the parts of an incomplete transaction: the stream broke inside it."""
         with self._lock:
-            self._catch_up_generation += 1
-            while self._catch_up and not self._catch_up[-1].is_last:
-                part = self._catch_up.pop()
-                self._catch_up_bytes -= part.size
-                self._budget.add(-part.size)
+            lane = self._catch_up
+            lane.generation += 1
+            while lane.parts and not lane.parts[-1].is_last:
+                lane.drop(lane.parts.pop())
 
     def close_catch_up(self) -> None:
-        """The catch-up stream is gone and the gap was not closed: what it gave is dropped."""
+        """Drop what the catch-up stream has pushed: it ended before it reached the shared stream."""
         with self._lock:
             self._clear_catch_up()
 
     def wait_for_space(self, timeout_s: float) -> None:
-        """Until something was taken, at most timeout_s."""
+        """Wait until something was taken, for at most timeout_s."""
         with self._lock:
             self._space.wait(timeout_s)
 
     def wait_for_parts(self, timeout_s: float) -> None:
-        """Until something was pushed into the gap, at most timeout_s."""
+        """Wait until something was pushed into the catch-up lane, for at most timeout_s."""
         with self._lock:
-            if not self._catch_up:
+            if not self._catch_up.parts:
                 self._space.wait(timeout_s)
 
     # --- the writer --------------------------------------------------------------------------------------------------
 
     def take(self, barrier_ts: Ts, max_bytes: int, continuing: ChangeBatch | None = None) -> ChangeBatch | None:
-        """The next transactions that end at or before barrier_ts, whole ones up to about max_bytes, or the next parts of one that
-        is larger than the queue. None = nothing to write now. The batch must be confirmed or given back before the next take.
-        continuing: the beginning of a transaction that is still open at the sink; what follows comes from the same lane."""
+        """Return the next transactions that end at or before barrier_ts: whole ones up to about max_bytes, or the next parts of
+        one that is larger than the queue; None if there is nothing to write now.
+
+        The batch must be confirmed or given back before the next call. continuing: the beginning of a
+        transaction that is still open at the sink; its continuation comes from the same lane.
+        """
         with self._lock:
             if continuing is None:
                 self._is_inside = False
-                self._skip_written()
+                self._catch_up.drop_written(self.cursor)
                 self._advance_over_catch_up()
-            elif not self.is_current(continuing):
+            elif not continuing.is_current:
                 return None
-            from_catch_up = not self.is_joined if continuing is None else continuing.from_catch_up
-            lane = self._catch_up if from_catch_up else self._streamed
-            parts: list[Part] = []
-            size, whole, whole_size = 0, 0, 0
-            while lane and size < max_bytes:
-                part = lane[0]
-                commit_ts = part.transaction.commit_ts
-                if commit_ts < self.cursor:
-                    self._release(lane.popleft(), from_catch_up)
-                    continue
-                if self._ends_behind(part, barrier_ts):
-                    break
-                size += part.size
-                parts.append(lane.popleft())
-                while not parts[-1].is_last and lane and not self._ends_behind(lane[0], barrier_ts):
-                    size += lane[0].size
-                    parts.append(lane.popleft())
-                if parts[-1].is_last:
-                    whole, whole_size = len(parts), size
-                elif lane:
-                    break  # it has begun before the barrier, and ends behind it: not to be begun, or not to be gone on with
-            if parts and not whole and lane:
-                lane.extendleft(reversed(parts))
-                parts = []
+            lane = self._lane if continuing is None else continuing.lane
+            lane.drop_written(self.cursor)
+            parts, is_whole = self._next_parts(lane, barrier_ts, max_bytes)
             if not parts:
-                if lane:
-                    self.is_writing = False  # behind its barrier: no stream may wait for it
+                if lane.parts:
+                    self.is_writing = False  # it waits for its barrier: no stream may wait for it
                 return None
-            if whole and whole < len(parts):
-                lane.extendleft(reversed(parts[whole:]))
-                parts, size = parts[:whole], whole_size
-            if from_catch_up:
-                self._catch_up_bytes -= size
-            else:
-                self._streamed_bytes -= size
+            for _ in parts:
+                lane.parts.popleft()
+            size = sum(part.size for part in parts)
+            lane.size -= size
             self._taken_bytes = size
             self._is_taken = True
-            generation = self._catch_up_generation if from_catch_up else self._streamed_generation
-            return ChangeBatch(parts, size, parts[-1].end_ts, bool(whole), generation, from_catch_up)
+            return ChangeBatch(parts, size, parts[-1].end_ts, is_whole, lane, lane.generation)
 
     def confirm(self, batch: ChangeBatch, is_written: bool = True) -> None:
-        """The batch is durable (is_written), or it is a part of a transaction that is still open at the sink."""
+        """Release the batch: it is durable (is_written), or a part of a transaction that is still open at the sink."""
         with self._lock:
             if is_written:
                 self.cursor = max(self.cursor, batch.end_ts)
@@ -300,41 +293,32 @@ class TableQueue:
         self._budget.add(-batch.size)
 
     def give_back(self, batch: ChangeBatch) -> None:
-        """The batch was not written. It is taken again, unless its lane was dropped since: then it will be read again."""
+        """Put back a batch that was not written, unless its lane was dropped meanwhile and must be read again."""
         with self._lock:
             self._taken_bytes = 0
             self._is_taken = False
-            generation = self._catch_up_generation if batch.from_catch_up else self._streamed_generation
-            if generation == batch.generation and not self._is_closed:
-                if batch.from_catch_up:
-                    self._catch_up.extendleft(reversed(batch.parts))
-                    self._catch_up_bytes += batch.size
-                else:
-                    self._streamed.extendleft(reversed(batch.parts))
-                    self._streamed_bytes += batch.size
+            if batch.is_current and not self._is_closed:
+                batch.lane.parts.extendleft(reversed(batch.parts))
+                batch.lane.size += batch.size
                 return
             self._space.notify_all()
         self._budget.add(-batch.size)
 
     def lose_transaction(self) -> None:
-        """What is in the gap does not follow on the cursor (the beginning of a transaction was rolled back): it is given up."""
+        """Give the catch-up lane up, as it does not follow the cursor: the beginning of a transaction was rolled back."""
         with self._lock:
             self._is_inside = False
             self.overflows += 1
             self._clear_catch_up()
 
     def skip_to(self, position: Ts) -> None:
-        """What ends at or before position is at the sink already: it is not taken (again)."""
+        """Skip what ends at or before position, as the sink has it already."""
         with self._lock:
             self.cursor = max(self.cursor, position)
             self._advance_over_catch_up()
 
-    def is_current(self, batch: ChangeBatch) -> bool:
-        """Whether the lane that the batch came from still goes on behind it."""
-        return batch.generation == (self._catch_up_generation if batch.from_catch_up else self._streamed_generation)
-
     def start_at(self, cursor: Ts) -> None:
-        """The writer starts behind `cursor`; a gap that does not reach back to it is dropped."""
+        """Start the writer after `cursor`; drop a catch-up lane that begins later."""
         with self._lock:
             self.cursor = cursor
             if cursor < self.catch_up_floor:
@@ -342,7 +326,7 @@ class TableQueue:
             self._advance_over_catch_up()
 
     def close(self) -> None:
-        """Drops everything; later pushes are ignored."""
+        """Drop everything, and ignore what is pushed later."""
         with self._lock:
             self._is_closed = True
             self._clear_streamed(None)
@@ -350,9 +334,33 @@ class TableQueue:
 
     # --- inside the lock ---------------------------------------------------------------------------------------------
 
-    def _ends_behind(self, part: Part, barrier_ts: Ts) -> bool:
-        """Whether the part's transaction ends behind the barrier, as far as that is known: only the last pieces of a large one
-        tell its end. It is remembered, so that the transaction is not begun again when it is read again."""
+    @property
+    def _lane(self) -> _Lane:
+        """The lane that the writer takes from."""
+        return self._streamed if self.is_joined else self._catch_up
+
+    def _next_parts(self, lane: _Lane, barrier_ts: Ts, max_bytes: int) -> tuple[list[Part], bool]:
+        """Return the parts to take, and whether they are whole transactions."""
+        parts: list[Part] = []
+        whole = size = 0
+        for part in lane.parts:
+            if (size >= max_bytes and whole == len(parts)) or self._ends_after(part, barrier_ts):
+                break
+            parts.append(part)
+            size += part.size
+            if part.is_last:
+                whole = len(parts)
+        if whole:
+            return parts[:whole], True
+        # A transaction whose next part ends after the barrier is neither begun nor continued.
+        return ([], False) if len(parts) < len(lane.parts) else (parts, False)
+
+    def _ends_after(self, part: Part, barrier_ts: Ts) -> bool:
+        """Return whether the part's transaction ends after the barrier, as far as is known.
+
+        Only the last pieces of a large transaction contain its end. The end is remembered, so that the
+        transaction is not begun again when it is read again.
+        """
         commit_ts = part.transaction.commit_ts
         end_ts = part.end_ts
         if not end_ts and self._held_up[0] == commit_ts:
@@ -361,63 +369,39 @@ class TableQueue:
             self._held_up = (commit_ts, end_ts)
         return commit_ts >= barrier_ts or end_ts > barrier_ts
 
-    def _is_full(self, size: int, lane_bytes: int) -> bool:
-        """Whether a lane that holds lane_bytes has no room for more; with a gap open, each lane has half of the queue."""
+    def _is_full(self, size: int, lane: _Lane) -> bool:
+        """Return whether the lane has no room for `size`; while a table catches up, each lane has half of the queue."""
         max_bytes = self._max_bytes if self.catch_up_floor == TS_MAX else self._max_bytes // 2
-        return lane_bytes + self._taken_bytes + size > max_bytes or self._budget.is_exhausted
-
-    def _skip_written(self) -> None:
-        """A gap that holds nothing behind the cursor is as good as empty: only then can it be left."""
-        while self._catch_up and self._catch_up[0].transaction.commit_ts < self.cursor:
-            self._release(self._catch_up.popleft(), from_catch_up=True)
+        return lane.size + self._taken_bytes + size > max_bytes or self._budget.is_exhausted
 
     def _advance_over_catch_up(self) -> None:
+        """Leave the catch-up lane if it is empty and complete."""
         floor = self.streamed_floor
         if floor is None or self.cursor >= floor:
             if self.catch_up_floor != TS_MAX:
                 self._clear_catch_up()
         elif self._is_inside:
-            return  # the rest of the transaction comes from the gap, or nowhere
-        elif self.cursor >= self.catch_up_floor and not self._catch_up and not self._is_taken and self.catch_up_position >= floor:
+            return  # the rest of the transaction is only in the catch-up lane
+        elif self.is_caught_up and not self._catch_up.parts and not self._is_taken:
             self.cursor = max(self.cursor, self.catch_up_position)
             self._clear_catch_up()
 
     def _drop_oldest(self, size: int) -> None:
         self.overflows += 1
-        dropped = 0
-        while self._streamed and self._is_full(size, self._streamed_bytes):
-            part = self._streamed.popleft()
-            self._streamed_bytes -= part.size
-            self._budget.add(-part.size)
-            dropped = part.end_ts
-            while self._streamed and self._streamed[0].end_ts == dropped:
-                part = self._streamed.popleft()
-                self._streamed_bytes -= part.size
-                self._budget.add(-part.size)
-        if dropped:
-            self._streamed_generation += 1
-            self.streamed_floor = dropped
-
-    def _release(self, part: Part, from_catch_up: bool) -> None:
-        if from_catch_up:
-            self._catch_up_bytes -= part.size
-        else:
-            self._streamed_bytes -= part.size
-        self._budget.add(-part.size)
+        lane = self._streamed
+        while lane.parts and self._is_full(size, lane):
+            self.streamed_floor = lane.parts[0].end_ts
+            while lane.parts and lane.parts[0].end_ts == self.streamed_floor:
+                lane.drop(lane.parts.popleft())
+            lane.generation += 1
 
     def _clear_streamed(self, floor: Ts | None) -> None:
-        self._budget.add(-self._streamed_bytes)
         self._streamed.clear()
-        self._streamed_bytes = 0
-        self._streamed_generation += 1
         self.streamed_floor = floor
         self._space.notify_all()
 
     def _clear_catch_up(self) -> None:
-        self._budget.add(-self._catch_up_bytes)
         self._catch_up.clear()
-        self._catch_up_bytes = 0
-        self._catch_up_generation += 1
         self.catch_up_floor = TS_MAX
         self.catch_up_position = 0
         self._space.notify_all()

@@ -1,9 +1,9 @@
-"""The shared stream: one a (processor, changefeed), gives every table of this processor its changes.
+"""The shared stream: each (processor, changefeed) has one, which delivers changes to all of its tables.
 
-It starts where the changefeed's slot stands when the first table is added, so that tables which begin there need no stream of
-their own. It stops for nobody: a table that nobody writes loses its oldest changes, and one whose writer is much slower than the
-rest is set aside after SLOW_TABLE_PATIENCE_S; both are read again by a catch-up stream. Only when the sink as a whole is the
-bottleneck does the stream wait.
+It starts at the changefeed's slot when the first table is added, so that tables which begin there need
+no stream of their own. No single table stops it: a table without a writer loses its oldest changes, and
+one whose writer is much slower than the others is given up after SLOW_TABLE_PATIENCE_S; both are read
+again by a catch-up stream. The stream only waits if the sink as a whole is the bottleneck.
 """
 
 from __future__ import annotations
@@ -12,66 +12,51 @@ import threading
 import time
 from collections.abc import Sequence
 
-from processor.postgres.queues import Budget
-from processor.postgres.stream import ChangeStream, Connect, StreamTable, table_key
+from processor.postgres.stream import ChangeStream, StreamContext, StreamTable, table_key
 from processor.postgres.wire import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 
 SLOW_TABLE_PATIENCE_S = 1.0
-"""How long a full queue may hold up the stream while other tables have nothing to do."""
+"""How long a full queue may block the stream while other tables have nothing to do."""
 SPACE_WAIT_S = 0.02
 BUSY_SHARE = 4
-"""Another table counts as busy too when it holds at least 1/BUSY_SHARE of what the full one holds."""
+"""Another table counts as busy if it holds at least 1/BUSY_SHARE of what the full one holds."""
 
 
 class SharedStream(ChangeStream):
     """See the module. `attach` and `detach` may be called by any thread; they take effect at a transaction boundary."""
 
-    def __init__(
-        self,
-        connect: Connect,
-        publication: str,
-        binary: bool,
-        error_after_s: float,
-        budget: Budget,
-        queue_max_bytes: int,
-        created_ts: Ts,
-    ) -> None:
-        """created_ts: where the publication existed for sure; no position before it may be read."""
-        super().__init__("shared", connect, publication, binary, error_after_s)
-        self._budget = budget
-        self._queue_max_bytes = queue_max_bytes
-        self._created_ts = created_ts
+    def __init__(self, context: StreamContext) -> None:
+        super().__init__("shared", context)
         self._requests: list[tuple[bool, StreamTable]] = []
         self._requests_lock = threading.Lock()
         self._waited_s: dict[int, float] = {}
 
     def attach(self, table: StreamTable) -> None:
-        """The table gets all that is committed from some boundary on (queue.streamed_floor)."""
+        """Deliver everything that is committed after some boundary (queue.streamed_floor) to this table."""
         with self._requests_lock:
             self._requests.append((True, table))
         self.interrupt()
 
     def detach(self, table: StreamTable) -> None:
-        """The table gets nothing any more; soon."""
+        """Stop delivering to this table soon."""
         with self._requests_lock:
             self._requests.append((False, table))
         self.interrupt()
 
-    def _start_ts(self) -> Ts:
-        return max(self.position, self._created_ts)
-
     def _started(self, start_ts: Ts) -> None:
-        """After a long loss the changefeed's slot may have passed us: tables that we served are behind (none may need those
-        changes, and the catch-up stream says so if one does)."""
+        """Have all tables read again if the changefeed's slot has passed this stream after a long loss.
+
+        If a table still needs those changes, its catch-up stream will report that they are gone.
+        """
         if start_ts > self.position:
             for table in self._inboxes.values():
                 table.queue.drop_streamed(start_ts)
 
     def _fail_all(self, error: OperatingError) -> None:
         if self.has_failed:
-            self._duties()  # tables that are on their way in fail too
+            self._duties()  # tables that are being attached fail too
         super()._fail_all(error)
 
     def _duties(self) -> bool:
@@ -81,16 +66,13 @@ class SharedStream(ChangeStream):
             key = table_key(table.table_id)
             if is_attach:
                 self._inboxes[key] = table
-                self._delivered.pop(key, None)  # an earlier queue of this table got it, this one did not
+                self._delivered.pop(key, None)  # an earlier queue of this table has it, this one has not
                 table.queue.attach_streamed(self.position)
                 table.notify()
             elif self._inboxes.get(key) is table:
                 del self._inboxes[key]
                 self._delivered.pop(key, None)
         return True
-
-    def _broke(self) -> None:
-        """Queues stay valid: the next connection goes on behind the last whole transaction."""
 
     def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
         queue = table.queue
@@ -99,17 +81,17 @@ class SharedStream(ChangeStream):
             now = time.monotonic()
             if not started:
                 started = now
-                if queue.held_bytes < self._queue_max_bytes // 2:
+                if queue.held_bytes < self._context.queue_max_bytes // 2:
                     self._waited_s.pop(table.table_id, None)
             waited_s = self._waited_s.get(table.table_id, 0.0) + now - started
             if self._stopping.is_set():
-                queue.drop_streamed(parts[-1].end_ts)  # else an empty queue would say that this transaction is done
+                queue.drop_streamed(parts[-1].end_ts)  # otherwise an empty queue would mean that this transaction is done
                 return
             if waited_s > SLOW_TABLE_PATIENCE_S and self._is_alone_slow(table):
                 self._waited_s.pop(table.table_id, None)
                 queue.drop_streamed(parts[-1].end_ts)
                 break
-            if self._budget.is_exhausted:
+            if self._context.budget.is_exhausted:
                 self._reclaim(parts[-1])
             queue.wait_for_space(SPACE_WAIT_S)
             self._stay_alive()
@@ -119,14 +101,17 @@ class SharedStream(ChangeStream):
         table.notify()
 
     def _is_alone_slow(self, table: StreamTable) -> bool:
-        """Other tables are served here, and none of them waits for the sink in a comparable way."""
+        """Return whether there are other tables, and none of them waits for the sink to a comparable degree."""
         others = [other.queue for other in self._inboxes.values() if other is not table]
         mark = table.queue.held_bytes // BUSY_SHARE
         return bool(others) and not any(queue.is_writing and queue.held_bytes >= mark for queue in others)
 
     def _reclaim(self, delivering: Part) -> None:
-        """Queues together hold too much: the largest one that nobody takes from is emptied. The transaction that is being
-        delivered counts as given: it may be in that queue already, and `position` passes it when the delivery ends."""
+        """Empty the largest queue without a writer, since all queues together hold too much.
+
+        The transaction that is being delivered counts as delivered to it: it may be in that queue
+        already, and `position` passes it when the delivery ends.
+        """
         idle = [table for table in self._inboxes.values() if not (table.queue.is_writing and table.queue.is_covered)]
         largest = max(idle, key=lambda table: table.queue.held_bytes, default=None)
         if largest is not None and largest.queue.held_bytes:
@@ -135,7 +120,7 @@ class SharedStream(ChangeStream):
             self._delivered[table_key(largest.table_id)] = delivering.transaction.commit_ts
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
-        if self._held(key) <= self._queue_max_bytes and not self._budget.is_exhausted:
+        if self._held(key) <= self._context.queue_max_bytes and not self._context.budget.is_exhausted:
             return False
         self._give_up(key, table)
         return True

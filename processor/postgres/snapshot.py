@@ -1,9 +1,10 @@
 """The first copy of tables: an exported snapshot of the source, COPY out of it and into the sink.
 
-The snapshot comes with a temporary slot whose position P splits the source's transactions exactly: those that end at or before
-P are in the snapshot, the others come as changes. A copy is one transaction at the sink, with the position P and the word that
-it is done, so a crash leaves nothing of it. Tables that wait together share a snapshot. A thread of its own; errors go to the
-tables.
+The snapshot comes with a temporary slot whose position P divides the source's transactions exactly:
+those that end at or before P are in the snapshot, the others arrive as changes. A copy is one
+transaction at the sink, together with the position P and the record that it is done, so a crash leaves
+nothing of it. Tables that wait at the same time share a snapshot. Each runner has its own thread; errors
+are reported to the tables.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from tablewire.postgres.connections import (
 
 CHUNK_BYTES = 256 * 1024
 GROUP_MAX = 32
-"""Tables of one snapshot: it stays open until the last of them is copied."""
-LOOK_INTERVAL_S = 1.0
+"""Tables of one snapshot, which stays open until the last of them is copied."""
+WAKE_INTERVAL_S = 1.0
 CANCEL_AFTER_S = 0.5
 
 
 class SnapshotRunner:
-    """See the module. claim: gives tables that wait for a copy, each of them to one caller only."""
+    """See the module. waiting: returns the tables that wait for a copy."""
 
     def __init__(
         self,
@@ -65,19 +66,17 @@ class SnapshotRunner:
         self.thread = threading.Thread(target=self._run, name="postgres-snapshot", daemon=True)
 
     def wake(self) -> None:
-        """Tables may wait. Any thread."""
+        """Announce that tables may wait. Any thread."""
         self._woken.set()
 
     def stop(self) -> None:
-        """Ends soon, unfinished copies leave nothing. Any thread; join `thread` to wait."""
+        """End soon; unfinished copies leave nothing. Any thread; `join` to wait."""
         self._stopping.set()
         self._woken.set()
-        replication = self._replication
-        if replication is not None:
-            replication.abort()
+        self._abort_replication()
 
     def join(self) -> None:
-        """After `stop`: returns when the thread can write no more; a copy that waits for one of the servers is cut off."""
+        """Wait, after `stop`, until the thread can write no more; cut a copy that waits for one of the servers."""
         if self.thread.ident is None:
             return
         self.thread.join(CANCEL_AFTER_S)
@@ -86,21 +85,22 @@ class SnapshotRunner:
             self.thread.join(CANCEL_AFTER_S)
         while self.thread.is_alive():
             self._session.cut()
-            source, replication = self._source, self._replication
-            if source is not None:
+            if (source := self._source) is not None:
                 cut(source)
-            if replication is not None:
-                replication.abort()
+            self._abort_replication()
             self.thread.join(CANCEL_AFTER_S)
+
+    def _abort_replication(self) -> None:
+        if (replication := self._replication) is not None:
+            replication.abort()
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                tables = list(self._waiting())[:GROUP_MAX]
-                if tables:
+                if tables := list(self._waiting())[:GROUP_MAX]:
                     self._copy_group(tables)
                 else:
-                    self._woken.wait(LOOK_INTERVAL_S)
+                    self._woken.wait(WAKE_INTERVAL_S)
                     self._woken.clear()
         except BaseException as error:
             self._crashed(error)
@@ -114,10 +114,10 @@ class SnapshotRunner:
                 self._source = source
                 position = self._take_snapshot(source)
                 for table in tables:
-                    # A copy that broke leaves the source's transaction broken: the others wait for the next snapshot.
+                    # A failed copy leaves the source's transaction failed: the others wait for the next snapshot.
                     if self._stopping.is_set() or not self._copy_table(source, table, position):
                         return
-                source.execute(b"COMMIT")
+                source.execute("COMMIT")
         except SourceUnavailableError as error:
             self._retry(tables, SinkUnavailableError(str(error)))
         except OperatingError as error:
@@ -128,12 +128,12 @@ class SnapshotRunner:
             self._source = None
 
     def _take_snapshot(self, source: Connection) -> Ts:
-        """Puts the connection into a new snapshot; its position. The slot that came with it is of no more use then."""
+        """Begin a transaction with a new snapshot; return its position. The slot is not needed any longer."""
         replication = self._connect_replication("snapshot")
         self._replication = replication
         try:
             position, name = replication.create_snapshot_slot()
-            source.execute(b"SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            source.execute("SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             source.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             return position
         finally:
@@ -141,19 +141,17 @@ class SnapshotRunner:
             replication.close()
 
     def _retry(self, tables: Sequence[TableWork], error: OperatingError) -> None:
-        """The snapshot as a whole broke: the tables that were not copied try again, or fail."""
-        if self._stopping.is_set():
-            return
-        for table in tables:
-            if table.begin_snapshot() is not None:
-                table.end_snapshot(None, error)
+        """Have the tables that were not copied retry, or fail: the snapshot as a whole has failed."""
+        if not self._stopping.is_set():
+            for table in tables:
+                if table.begin_snapshot() is not None:
+                    table.end_snapshot(None, error)
 
     def _copy_table(self, source: Connection, table: TableWork, position: Ts) -> bool:
-        """False when the copy broke."""
-        claimed = table.begin_snapshot()
-        if claimed is None:
+        """Copy a table unless it no longer waits for that; return False if the copy failed."""
+        fence = table.begin_snapshot()
+        if fence is None:
             return True
-        _, fence = claimed
         failure: OperatingError | None = None
         done: Ts | None = None
         try:
@@ -173,8 +171,7 @@ class SnapshotRunner:
         except OperatingError as error:
             failure = error
         except psycopg.Error as error:
-            kind = SinkUnavailableError if is_connection_loss(error) else OperatingError
-            failure = kind(f"snapshot of table {table.table_id}: {error_text(error)}")
+            failure = _copy_error(str(table.table_id), error)
             if source.closed:
                 raise
         finally:
@@ -183,15 +180,13 @@ class SnapshotRunner:
         return done is not None
 
     def _rows(self, source: Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
-        """The table as chunks of a COPY BINARY stream, with the number of rows in each."""
+        """Yield the table as chunks of a COPY BINARY stream, each of whole rows, with their number."""
         types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
-        columns = []
-        for column in schema.columns:
-            cast = copy_cast(types, column.type_oid, self._binary)
-            columns.append(f"{quoted(column.name)}{'::pg_catalog.' + cast if cast else ''}")
-        statement = f"COPY (SELECT {', '.join(columns)} FROM ONLY {schema.quoted}) TO STDOUT (FORMAT binary)"
+        casts = [(column.name, copy_cast(types, column.type_oid, self._binary)) for column in schema.columns]
+        columns = ", ".join(f"{quoted(name)}{'::pg_catalog.' + cast if cast else ''}" for name, cast in casts)
+        statement = f"COPY (SELECT {columns} FROM ONLY {schema.quoted}) TO STDOUT (FORMAT binary)"
         try:
-            with source.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            with source.cursor() as cursor, cursor.copy(statement) as copy:
                 pieces: list[bytes] = []
                 size = 0
                 for piece in copy:
@@ -205,5 +200,9 @@ class SnapshotRunner:
                 if pieces:
                     yield b"".join(pieces), len(pieces)
         except psycopg.Error as error:
-            kind = SinkUnavailableError if is_connection_loss(error) else OperatingError
-            raise kind(f"snapshot of table {schema.full_name}: {error_text(error)}") from None
+            raise _copy_error(schema.full_name, error) from None
+
+
+def _copy_error(table: str, error: psycopg.Error) -> OperatingError:
+    kind = SinkUnavailableError if is_connection_loss(error) else OperatingError
+    return kind(f"snapshot of table {table}: {error_text(error)}")

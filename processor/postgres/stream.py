@@ -1,11 +1,12 @@
-"""ChangeStream: reads one replication stream, splits it into transactions by table, and hands those on.
+"""ChangeStream: reads one replication stream, divides it into transactions by table, and delivers them.
 
-A stream's own thread connects, reads and hands on; it connects again after a loss, from the last commit that it handed on, and
-what came of an unfinished transaction is dropped. It never decodes a row. `position` is a transaction boundary: every transaction
-that ends at or before it has been handed on, and keepalives move it while nothing happens; it is set after the hand-over, so
-whoever reads a position first and then finds a queue empty knows that all up to there is done.
+The thread of a stream connects, reads and delivers. After a connection loss it connects again from the
+last commit that it delivered, and drops what it has of an unfinished transaction. It never decodes a
+row. `position` is a transaction boundary: every transaction that ends at or before it was delivered, and
+keepalives advance it while nothing happens. It is set after the delivery: if a position is read first
+and a queue is then found empty, everything up to that position is done.
 
-Subclasses say where it starts and what a delivery means: shared_stream.py and catch_up.py.
+Subclasses define what a delivery means: shared_stream.py and catch_up.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import psycopg
@@ -46,19 +48,19 @@ from tablewire.postgres.connections import SourceUnavailableError, error_text
 from tablewire.runtime.backoff import Backoff
 
 FRAMES_A_TURN_MAX = 20_000
-"""After so many frames a stream looks after its other duties, even while more are there."""
+"""After this many frames a stream attends to its other duties, even if more have arrived."""
 GATHER_FRAMES = 32
-"""A turn that found fewer is followed by a pause, if the source is behind anyway: a walsender sends each change by itself, and to
-wake up for each costs more than to read it."""
+"""A turn with fewer is followed by a pause, if the source lags: a walsender sends each change separately, and waking up for each
+one costs more than reading it."""
 GATHER_SHARE = 0.02
-"""The pause, as a share of how far the source is behind."""
+"""The pause, as a share of the source's lag."""
 GATHER_MIN_S = 0.000_2
 GATHER_MAX_S = 0.000_5
-"""Longer ones fill the socket, and a walsender that has to wait costs the source more than is saved here."""
+"""Longer pauses fill the socket, and a walsender that has to wait costs the source more than is saved here."""
 STATUS_INTERVAL_S = 1.0
 IDLE_WAIT_S = 1.0
 SPILL_BYTES = 4 * 1024 * 1024
-"""A transaction is looked at for its size each time it has grown by this much."""
+"""The size of the open transaction is examined each time it has grown by this much."""
 FRAME_OVERHEAD_BYTES = 48
 """What Python adds to each frame: the object's header and its place in a list."""
 RECONNECT_MIN_S = 0.1
@@ -70,13 +72,13 @@ _log = structlog.get_logger(__name__)
 
 
 def gather_pause_s(frames: int, lag_us: int) -> float:
-    """How long to let more arrive before the next turn. frames: that the last one found; lag_us: how far the source is behind."""
+    """Return how long to let frames arrive before the next turn. frames: of the last turn; lag_us: of the source."""
     pause_s = min(lag_us / 1_000_000 * GATHER_SHARE, GATHER_MAX_S)
     return pause_s if 0 < frames < GATHER_FRAMES and pause_s >= GATHER_MIN_S else 0.0
 
 
 class StreamTable(Protocol):
-    """What a stream needs of a table."""
+    """A table as a stream sees it."""
 
     @property
     def table_id(self) -> int: ...
@@ -85,41 +87,48 @@ class StreamTable(Protocol):
     def queue(self) -> TableQueue: ...
 
     def notify(self) -> None:
-        """There is something to take, or the lane has moved. Any thread; cheap when it is known already."""
+        """Announce that there is something to take, or that a lane has advanced. Any thread; cheap if already known."""
         ...
 
     def fail(self, error: Exception) -> None:
-        """This table cannot go on."""
+        """Stop this table with an error."""
         ...
 
 
-Connect = Callable[[str], ReplicationConnection]
-"""Connects for a purpose (one word)."""
+@dataclass(frozen=True, slots=True)
+class StreamContext:
+    """What the streams of one executor share.
+
+    connect: opens a replication connection for a purpose (one word). created_ts: where the publication
+    certainly existed; nothing before may be read. error_after_s: how long a loss is retried without an
+    error. budget: of all queues and the open transaction. crashed: called when a thread ends by a bug.
+    """
+
+    connect: Callable[[str], ReplicationConnection]
+    publication: str
+    created_ts: Ts
+    binary: bool
+    error_after_s: float
+    queue_max_bytes: int
+    budget: Budget
+    crashed: Callable[[BaseException], None]
 
 
 def table_key(table_id: int) -> bytes:
-    """A table's id as it stands in a frame."""
+    """Return a table's id as in a frame."""
     return table_id.to_bytes(4, "big")
 
 
 class ChangeStream(ABC):
-    """See the module. Public attributes are read by any thread."""
+    """See the module. Any thread may read the public attributes."""
 
-    def __init__(self, purpose: str, connect: Connect, publication: str, binary: bool, error_after_s: float) -> None:
+    def __init__(self, purpose: str, context: StreamContext) -> None:
         self.position: Ts = 0
-        self.lost_since: float | None = None
         self.has_failed = False
-        """The source refused for good; the thread ends, and a new stream may be tried."""
-        self.lost_reason = ""
+        """The source refused permanently: the thread ends, and a new stream may be tried."""
         self._purpose = purpose
-        self._connect = connect
-        self._publication = publication
-        self._binary = binary
-        self._error_after_s = error_after_s
-        self.crashed: Callable[[BaseException], None] | None = None
-        """Told when the thread ends by a bug of ours; set before the thread starts."""
-        self.budget: Budget | None = None
-        """What the open transaction may take together with all queues; set before the thread starts."""
+        self._context = context
+        self._lost_since: float | None = None
         self._stopping = threading.Event()
         self._connection: ReplicationConnection | None = None
         self._inboxes: dict[bytes, StreamTable] = {}
@@ -130,65 +139,63 @@ class ChangeStream(ABC):
         self._skipped: set[bytes] = set()
         self._handed_on: set[bytes] = set()
         self._delivered: dict[bytes, Ts] = {}
-        """commit_ts of the last whole transaction that each table got. A connection may be lost between two tables of one
-        transaction; it is then given again from its beginning, and the first table must not get it twice."""
+        """commit_ts of the last whole transaction that was delivered to each table. A connection may be lost between two tables
+        of one transaction, which is then sent again; the first table must not get it twice."""
         self._lag_us = 0
-        """Of the transaction that was last begun; 0 when the source has nothing more to send."""
+        """Of the transaction that was last begun; 0 if the source has nothing more to send."""
         self._open_bytes = 0
         self._spill_at = SPILL_BYTES
         self._confirmed_at = 0.0
         self._silences = 0
-        """Connections in a row that were given up because the source did not answer."""
+        """Consecutive connections that were closed because the source did not reply."""
         self.thread = threading.Thread(target=self._run_guarded, name=f"postgres-{purpose}", daemon=True)
 
     def start(self) -> None:
         self.thread.start()
 
     def interrupt(self) -> None:
-        """Makes the stream look after its duties now. Any thread."""
+        """Make the stream attend to its duties now. Any thread."""
         connection = self._connection
         if connection is not None:
             connection.interrupt()
 
     def stop(self) -> None:
-        """Ends the stream soon. Any thread; join `thread` to wait."""
+        """End the stream soon. Any thread; join `thread` to wait."""
         self._stopping.set()
         connection = self._connection
         if connection is not None:
             connection.abort()
 
-    # --- what subclasses say -----------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _start_ts(self) -> Ts:
-        """Where to start (again)."""
+    # --- what subclasses define --------------------------------------------------------------------------------------
 
     @abstractmethod
     def _started(self, start_ts: Ts) -> None:
-        """The stream gives what lies behind start_ts, which may be later than it was asked for."""
+        """Handle that the stream begins after start_ts, which may be later than requested."""
 
     @abstractmethod
     def _deliver(self, table: StreamTable, parts: Sequence[Part], size: int) -> None:
-        """Hands one whole transaction (or, after a spill, the next parts of one) to a table."""
+        """Deliver one whole transaction (or, after a spill, the next parts of one) to a table."""
 
     @abstractmethod
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
-        """The open transaction is large in this table. True = its parts so far were dealt with and are dropped here."""
+        """Handle that the open transaction is large in this table; return True if its parts are to be dropped here."""
 
     @abstractmethod
     def _give_up(self, key: bytes, table: StreamTable) -> None:
-        """The table gets nothing of the open transaction, and must be read again."""
+        """Skip the open transaction for this table, which must be read again."""
 
     @abstractmethod
     def _duties(self) -> bool:
-        """At a transaction boundary, often: takes tables in and out. False = the stream has nothing left to do."""
+        """Add and remove tables, at a transaction boundary; return False if the stream has nothing left to do."""
 
-    @abstractmethod
-    def _broke(self) -> None:
-        """The connection is lost inside a transaction or outside: drop what was handed on of an unfinished one."""
+    def _broke(self) -> None:  # noqa: B027 - optional
+        """Drop what was delivered of an unfinished transaction: the connection is lost."""
 
-    def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:  # noqa: B027 - only some streams skip
-        """The transaction of a table that `_oversize` gave up has ended."""
+    def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:  # noqa: B027 - optional
+        """Handle the end of a transaction that the table was excluded from."""
+
+    def _moved(self) -> None:  # noqa: B027 - optional
+        """Handle that the position has advanced, at a transaction boundary."""
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -196,8 +203,7 @@ class ChangeStream(ABC):
         try:
             self._run()
         except BaseException as error:
-            if self.crashed is not None:
-                self.crashed(error)
+            self._context.crashed(error)
             raise
 
     def _run(self) -> None:
@@ -205,7 +211,7 @@ class ChangeStream(ABC):
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
-                connection = self._connect(self._purpose)
+                connection = self._context.connect(self._purpose)
                 try:
                     self._receive(connection)
                     return
@@ -228,12 +234,10 @@ class ChangeStream(ABC):
             self._stopping.wait(backoff.next_s())
 
     def _note_loss(self, error: SourceUnavailableError, started: float) -> None:
-        now = time.monotonic()
-        if self.lost_since is None:
-            self.lost_since = started
+        if self._lost_since is None:
+            self._lost_since = started
             _log.warning("postgres_stream_lost", stream=self._purpose, reason=str(error))
-        self.lost_reason = str(error)
-        if now - self.lost_since > self._error_after_s:
+        if time.monotonic() - self._lost_since > self._context.error_after_s:
             self._fail_all(error)
 
     def _fail_all(self, error: OperatingError) -> None:
@@ -244,15 +248,16 @@ class ChangeStream(ABC):
 
     def _receive(self, connection: ReplicationConnection) -> None:
         connection.answer_max_s *= 2**self._silences
-        self._connection = connection  # from here on `stop` ends what waits for the server
+        self._connection = connection  # from here on `stop` ends a wait for the server
         if self._stopping.is_set():
             return
-        start_ts = connection.start(self._publication, self._start_ts(), self._binary)
+        wanted_ts = max(self.position, self._context.created_ts)
+        start_ts = connection.start(self._context.publication, wanted_ts, self._context.binary)
         self._started(start_ts)
         self.position = max(self.position, start_ts)
-        if self.lost_since is not None:
+        if self._lost_since is not None:
             _log.info("postgres_stream_again", stream=self._purpose)
-        self.lost_since = None
+        self._lost_since = None
         if not self._duties():
             return
         while not self._stopping.is_set():
@@ -273,7 +278,7 @@ class ChangeStream(ABC):
         return self._transaction is not _NO_TRANSACTION
 
     def _read_turn(self, connection: ReplicationConnection) -> int:
-        """Reads frames; how many. Fewer than FRAMES_A_TURN_MAX: there was none left."""
+        """Read frames and return how many; fewer than FRAMES_A_TURN_MAX if none is left."""
         get_copy_data = connection.get_copy_data
         open_frames = self._frames
         open_bytes = self._open_bytes
@@ -322,10 +327,10 @@ class ChangeStream(ABC):
             for key in read_truncated(frame):
                 if key in self._inboxes and key not in self._skipped:
                     self._frames.setdefault(key, []).append(frame)
-        # Origin, type and message frames say nothing that a table needs.
+        # Tables need nothing from origin, type and message frames.
 
     def _close_part(self, key: bytes) -> None:
-        """What came of this table so far has another shape than what follows."""
+        """Turn the frames of this table into a part: what follows may have another shape."""
         frames = self._frames.pop(key, None)
         if frames:
             self._parts.setdefault(key, []).append(self._part(key, frames))
@@ -333,22 +338,18 @@ class ChangeStream(ABC):
     def _part(self, key: bytes, frames: list[bytes]) -> Part:
         relation = self._relations.get(key)
         if relation is None:
-            raise InvariantError("a change came before its relation", f"relation {int.from_bytes(key, 'big')}")
-        size = sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
-        return Part(relation, frames, size, self._transaction, 0, False)
+            raise InvariantError("a change arrived before its relation", f"relation {int.from_bytes(key, 'big')}")
+        return Part(relation, frames, _size(frames), self._transaction, 0, False)
 
     def _commit(self, end_ts: Ts) -> None:
         if self._transaction.commit_ts < self.position:
-            self._end_transaction()  # from before our start: the server skips those, so this is only for safety
+            self._end_transaction()  # from before the start: the server should have skipped it
             return
         self._raise_warnings()
-        if self._parts:
-            for key in list(self._parts):
-                self._close_part(key)
-        for key, frames in self._frames.items():
-            self._parts.setdefault(key, []).append(self._part(key, frames))
+        for key in list(self._frames):
+            self._close_part(key)
         for key in self._handed_on - self._parts.keys():
-            self._parts[key] = [self._part(key, [])]  # nothing followed the last piece: this one says that it is complete
+            self._parts[key] = [self._part(key, [])]  # nothing followed the last piece: this one marks the end
         for key, parts in self._parts.items():
             table = self._inboxes.get(key)
             if table is None or self._delivered.get(key, -1) >= self._transaction.commit_ts:
@@ -367,13 +368,9 @@ class ChangeStream(ABC):
         self._moved()
 
     def _raise_warnings(self) -> None:
-        """Before the position moves: a source that has warned of missing changes must not be followed."""
-        connection = self._connection
-        if connection is not None:
-            connection.raise_warnings()
-
-    def _moved(self) -> None:  # noqa: B027 - only some streams care
-        """The position has moved, at a transaction boundary."""
+        """Raise OperatingError, before the position advances, if the source has warned of missing changes."""
+        if self._connection is not None:
+            self._connection.raise_warnings()
 
     def _keepalive(self, connection: ReplicationConnection, frame: bytes) -> None:
         end_ts, wants_answer = read_keepalive(frame)
@@ -382,41 +379,41 @@ class ChangeStream(ABC):
             self._lag_us = 0
             self.position = end_ts
             self._moved()
-            wants_answer = True  # the walsender speaks on only after it knows that this arrived
+            wants_answer = True  # the walsender only continues when it knows that this has arrived
         if wants_answer:
             connection.confirm(self.position)
 
     def _spill(self) -> None:
-        """The open transaction is large: tables may have to be given up, or get their parts before the commit."""
-        for key in list(self._frames.keys() | self._parts.keys()):
+        """Give tables up, or deliver parts before the commit: the open transaction is large."""
+        for key in self._frames.keys() | self._parts.keys():
             table = self._inboxes.get(key)
             if table is None or self._oversize(key, table):
-                self._frames.pop(key, None)
-                self._parts.pop(key, None)
-        self._open_bytes = sum(self._held(key) for key in self._frames.keys() | self._parts.keys())
-        budget = self.budget
-        if budget is not None and self._open_bytes + budget.held_bytes > budget.max_bytes:
-            self._shrink(budget.max_bytes // 2)
+                self._drop(key)
+        held = {key: self._held(key) for key in self._frames.keys() | self._parts.keys()}
+        self._open_bytes = sum(held.values())
+        budget = self._context.budget
+        if self._open_bytes + budget.held_bytes > budget.max_bytes:
+            self._shrink(held, budget.max_bytes // 2)
         self._spill_at = self._open_bytes + SPILL_BYTES
 
-    def _shrink(self, max_bytes: int) -> None:
-        """A transaction over many tables can be too large although none of them is: gives up the largest ones until at most
-        max_bytes of it wait here."""
-        for held, key in sorted(((self._held(key), key) for key in self._frames.keys() | self._parts.keys()), reverse=True):
+    def _shrink(self, held: dict[bytes, int], max_bytes: int) -> None:
+        """Give up the largest tables until at most max_bytes wait here: many small ones can be too large together."""
+        for key in sorted(held, key=held.__getitem__, reverse=True):
             if self._open_bytes <= max_bytes:
                 return
             table = self._inboxes.get(key)
             if table is not None:
                 self._give_up(key, table)
-            self._frames.pop(key, None)
-            self._parts.pop(key, None)
-            self._open_bytes -= held
+            self._drop(key)
+            self._open_bytes -= held[key]
+
+    def _drop(self, key: bytes) -> None:
+        self._frames.pop(key, None)
+        self._parts.pop(key, None)
 
     def _held(self, key: bytes) -> int:
-        """Bytes of the open transaction that wait here for this table."""
-        frames = self._frames.get(key, ())
-        waiting = sum(part.size for part in self._parts.get(key, ()))
-        return waiting + sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
+        """Return how many bytes of the open transaction wait here for this table."""
+        return _size(self._frames.get(key, ())) + sum(part.size for part in self._parts.get(key, ()))
 
     def _end_transaction(self) -> None:
         self._frames.clear()
@@ -439,10 +436,10 @@ class ChangeStream(ABC):
             connection.confirm(self.position)
 
     def _stay_alive(self) -> None:
-        """Called while a delivery waits: the walsender must hear of us."""
-        connection = self._connection
-        if connection is not None:
-            self._confirm_if_due(connection)
+        """Report to the walsender while a delivery waits."""
+        if self._connection is not None:
+            self._confirm_if_due(self._connection)
 
 
-__all__ = ["ChangeStream", "Connect", "StreamLostError", "StreamTable", "table_key"]
+def _size(frames: Sequence[bytes]) -> int:
+    return sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)

@@ -1,7 +1,7 @@
-"""WorkerPool: a bounded number of threads, each with a session of the sink, that call `step` of the tables that have work.
+"""WorkerPool: a fixed number of threads, each with a session of the sink, that call `step` of tables with work.
 
-A table is worked on by at most one worker at a time. A table that is submitted while it is being worked on is worked on again
-afterwards, so no wake-up is lost.
+A table is worked on by at most one worker at a time. A table that is submitted meanwhile is worked on
+again afterwards, so no wake-up is lost.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from processor.postgres.sinks import SinkSession
 from processor.postgres.table_work import TableWork
 
 CANCELS_MAX_S = 4.0
-"""A sink that hangs takes a while to refuse each of many cancel requests: then the connections are cut."""
+"""A sink that hangs takes a while to refuse each of many cancel requests: after this, the connections are cut."""
 CLOSE_CANCEL_AFTER_S = 0.5
-"""What the sink is doing when the pool is closed may end by itself this long."""
+"""How long the sink may take to finish what it is doing when the pool is closed."""
 
 
 class WorkerPool:
@@ -44,48 +44,49 @@ class WorkerPool:
             thread.start()
 
     def submit(self, table: TableWork) -> None:
-        """The table is worked on soon."""
+        """Have the table worked on soon."""
         with self._condition:
-            if table.is_scheduled or self._is_closing:
-                return
-            table.is_scheduled = True
-            if table not in self._running:
-                self._ready.append(table)
-                self._condition.notify()
+            if not self._is_closing:
+                self._schedule(table)
 
     def submit_later(self, table: TableWork, delay_s: float) -> None:
-        """The table is worked on after delay_s."""
+        """Have the table worked on after delay_s."""
         with self._condition:
             heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), table))
             self._condition.notify()
 
-    def look(self, tables: Sequence[TableWork]) -> None:
-        """Work that waits gets a worker, whoever should have said so."""
+    def submit_waiting(self, tables: Iterable[TableWork]) -> None:
+        """Submit every table that can write, in case that a wake-up was missed."""
         for table in tables:
             if table.queue.is_writing and not table.is_scheduled and table.queue.has_next:
                 self.submit(table)
 
     def close(self) -> None:
-        """Returns when no worker can write any more."""
+        """Stop the workers; return when none of them can write."""
         with self._condition:
             self._is_closing = True
             self._condition.notify_all()
         if self._threads[0].ident is None:
             return
-        deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        self._join(CLOSE_CANCEL_AFTER_S)
         cancel_until = time.monotonic() + CANCELS_MAX_S
         for session in list(self._sessions):
-            if any(thread.is_alive() for thread in self._threads) and time.monotonic() < cancel_until:
+            if self._is_alive and time.monotonic() < cancel_until:
                 session.cancel()
-        deadline = time.monotonic() + CLOSE_CANCEL_AFTER_S
+        self._join(CLOSE_CANCEL_AFTER_S)
+        while self._is_alive:
+            for session in list(self._sessions):
+                session.cut()  # the server does not even cancel
+            self._join(CLOSE_CANCEL_AFTER_S)
+
+    @property
+    def _is_alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def _join(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        while alive := [thread for thread in self._threads if thread.is_alive()]:
-            for session in list(self._sessions):
-                session.cut()  # the server does not even cancel: nothing more is to be had from it
-            alive[0].join(CLOSE_CANCEL_AFTER_S)
 
     def _run(self) -> None:
         session = self._new_session()
@@ -100,28 +101,27 @@ class WorkerPool:
         finally:
             session.close()
 
+    def _schedule(self, table: TableWork) -> None:
+        """Make the table ready, or, if it is being worked on, have it worked on again; inside the lock."""
+        if not table.is_scheduled:
+            table.is_scheduled = True
+            if table not in self._running:
+                self._ready.append(table)
+                self._condition.notify()
+
     def _next(self) -> TableWork | None:
         with self._condition:
             while not self._is_closing:
-                wait_s = self._due()
+                now = time.monotonic()
+                while self._timers and self._timers[0][0] <= now:
+                    self._schedule(heapq.heappop(self._timers)[2])
                 if self._ready:
                     table = self._ready.popleft()
                     table.is_scheduled = False
                     self._running.add(table)
                     return table
-                self._condition.wait(wait_s)
+                self._condition.wait(self._timers[0][0] - now if self._timers else None)
         return None
-
-    def _due(self) -> float | None:
-        """Moves tables whose time has come to the ready ones; seconds until the next one's time."""
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            table = heapq.heappop(self._timers)[2]
-            if not table.is_scheduled:
-                table.is_scheduled = True
-                if table not in self._running:
-                    self._ready.append(table)
-        return self._timers[0][0] - now if self._timers else None
 
     def _end(self, table: TableWork, again: bool) -> None:
         with self._condition:

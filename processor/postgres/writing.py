@@ -1,22 +1,12 @@
-"""Writes one batch of a table's queue in one transaction at the sink."""
+"""Writes a batch of a table's queue in one transaction at the sink."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from processor.postgres.queues import ChangeBatch, TableQueue
 from processor.postgres.sinks import SinkTransaction, SinkUnavailableError
 from tablewire.model.ids import Ts
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What is durable now: rows, their bytes in the queue, and the end of the last transaction."""
-
-    rows: int
-    size: int
-    end_ts: Ts
 
 
 def write_batch(
@@ -24,12 +14,14 @@ def write_batch(
     transaction: SinkTransaction,
     batch: ChangeBatch,
     take_following: Callable[[ChangeBatch], ChangeBatch | None],
-) -> Written:
-    """Applies the batch, commits, and confirms it in the queue. A batch that is only the beginning of a source transaction is
-    followed to its end (take_following waits for it). On any error the sink's transaction is rolled back, what can be taken again
-    is given back, and what cannot is read again from the cursor."""
-    rows = 0
-    size = batch.size
+) -> tuple[int, int, Ts]:
+    """Write, commit and confirm the batch; return (rows, their bytes in the queue, the end of the last transaction).
+
+    take_following: waits for what follows a batch that is only the beginning of a source transaction,
+    which is written too. On an error the sink's transaction is rolled back, and the batch is given back;
+    what cannot be given back is read again from the cursor.
+    """
+    rows, size = 0, batch.size
     held: ChangeBatch | None = batch
     is_split = False
     try:
@@ -37,10 +29,10 @@ def write_batch(
         while not batch.is_whole:
             queue.confirm(batch, is_written=False)
             held, is_split = None, True
-            following = take_following(batch)
-            if following is None:
+            held = take_following(batch)
+            if held is None:
                 raise SinkUnavailableError("the stream ended inside a transaction")
-            batch = held = following
+            batch = held
             size += batch.size
             rows += transaction.apply(batch.parts, batch.is_whole)
         transaction.commit()
@@ -52,4 +44,4 @@ def write_batch(
         transaction.rollback()
         raise
     queue.confirm(batch)
-    return Written(rows, size, batch.end_ts)
+    return rows, size, batch.end_ts

@@ -1,14 +1,13 @@
 """The source's catalogue as the executor's threads read it: tables, the publication, and types.
 
-One connection, shared under a lock; opened when it is needed and again after it was lost. All calls
-block; any thread.
+One connection is shared by all threads. All calls block.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from psycopg import sql
@@ -17,7 +16,7 @@ from psycopg.rows import args_row
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table
-from tablewire.postgres.connections import Connection, ReconnectingConnection, SourceUnavailableError, server_name
+from tablewire.postgres.connections import Connection, ReconnectingConnection
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
 
 FIRST_USER_OID = 16384
@@ -25,7 +24,6 @@ FIRST_USER_OID = 16384
 STATEMENT_TIMEOUT_MS = 15_000
 CLIENT_TIMEOUT_S = 20.0
 """Longer than the timeout of the server: it only ends what a hanging server cannot."""
-CLOSE_TIMEOUT_S = 1.0
 
 _Result = TypeVar("_Result")
 
@@ -82,13 +80,15 @@ class SourceCatalogue:
     """See the module."""
 
     def __init__(self, uri: str, publication: str) -> None:
-        self._uri = uri
         self._publication = publication
-        self._lock = threading.Lock()
+        # With an empty path, format_type qualifies every type that is not built in.
+        settings = sql.SQL("SET search_path = ''; SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS)
         self._connection = ReconnectingConnection(
-            uri, application_name="tablewire catalogue", set_up=self._set_up, limit_s=CLIENT_TIMEOUT_S
+            uri,
+            application_name="tablewire catalogue",
+            set_up=lambda connection: connection.execute(settings),
+            limit_s=CLIENT_TIMEOUT_S,
         )
-        self._is_closed = threading.Event()
         self._types: dict[int, TypeInfo] = {}
 
     def publication(self) -> PublicationInfo:
@@ -121,55 +121,30 @@ class SourceCatalogue:
         listed = self._run(lambda connection: published_tables(connection, self._publication))
         return {table_id: added.get(table_id, 0) for table_id in listed}
 
-    def types(self, oids: Sequence[int]) -> dict[int, TypeInfo]:
-        """Return these types; raise OperatingError if one no longer exists."""
-        missing = [oid for oid in oids if oid not in self._types]
-        if missing:
-            self._types.update(self._run(lambda connection: _read_types(connection, missing)))
-        for oid in missing:
-            if oid not in self._types:
-                raise OperatingError(f"type {oid} no longer exists at the source")
-        return {oid: self._types[oid] for oid in oids}
+    def types_with_parts(self, oids: Iterable[int]) -> Mapping[int, TypeInfo]:
+        """Return these types, with the element types of arrays and the base types of domains.
 
-    def types_with_parts(self, oids: Sequence[int]) -> Mapping[int, TypeInfo]:
-        """Return these types, with the element types of arrays and the base types of domains."""
+        Raise OperatingError if one no longer exists.
+        """
         found: dict[int, TypeInfo] = {}
-        wanted = sorted(set(oids))
+        wanted = set(oids)
         while wanted:
-            found.update(self.types(wanted))
+            missing = [oid for oid in wanted if oid not in self._types]
+            if missing:
+                self._types.update(self._run(partial(_read_types, oids=missing)))
+            for oid in wanted:
+                if oid not in self._types:
+                    raise OperatingError(f"type {oid} no longer exists at the source")
+                found[oid] = self._types[oid]
             parts = {part for oid in wanted for part in (found[oid].element_oid, found[oid].base_oid) if part}
-            wanted = sorted(parts - found.keys())
+            wanted = parts - found.keys()
         return found
 
     def close(self) -> None:
-        """Close for good. A running query is cut after a moment; a thread that is connecting ends by itself."""
-        self._is_closed.set()
-        if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
-            self._connection.cut()
-            if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
-                return
-        try:
-            self._connection.close()
-        finally:
-            self._lock.release()
+        self._connection.close()
 
     def _run(self, work: Callable[[Connection], _Result]) -> _Result:
-        with self._lock:
-            self._require_open()
-            try:
-                return self._connection.run("read the catalogue", work)
-            finally:
-                if self._is_closed.is_set():
-                    self._connection.close()
-
-    def _set_up(self, connection: Connection) -> None:
-        self._require_open()
-        # With an empty path, format_type qualifies every type that is not built in.
-        connection.execute(sql.SQL("SET search_path = ''; SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS))
-
-    def _require_open(self) -> None:
-        if self._is_closed.is_set():
-            raise SourceUnavailableError(f"{server_name(self._uri)}: the executor is closing")
+        return self._connection.run("read the catalogue", work)
 
 
 def _read_types(connection: Connection, oids: Sequence[int]) -> dict[int, TypeInfo]:

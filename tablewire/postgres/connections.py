@@ -25,6 +25,7 @@ CONNECT_TIMEOUT_S = 5
 TCP_USER_TIMEOUT_MS = 10_000
 """A peer that acknowledges nothing for this long is gone; otherwise a cut link keeps a connection for minutes."""
 KEEPALIVE_IDLE_S = 5
+CLOSE_TIMEOUT_S = 1.0
 SCHEMES = ("postgresql", "postgres")
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
@@ -137,7 +138,7 @@ def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
 
 
 class ReconnectingConnection:
-    """A connection that is opened when it is first used, and again after it was lost. One thread; `cut`: any thread.
+    """A connection that is opened when it is first used, and again after it was lost. Any thread, one at a time.
 
     set_up is called with each new connection. limit_s: how long set_up and one call of `run` may take
     together; set it above the timeouts of the server, so that it only ends what a hanging server cannot.
@@ -149,7 +150,8 @@ class ReconnectingConnection:
         self._set_up = set_up
         self._limit_s = limit_s
         self._connection: Connection | None = None
-        self._is_cut = False
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     def run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
         """Return work(connection); repeat it once, on a new connection, if an earlier call opened this one and it is lost.
@@ -157,6 +159,16 @@ class ReconnectingConnection:
         Raise SourceUnavailableError if the connection fails, StatementError for another error of
         the server; the text begins with the server and "cannot <what>".
         """
+        with self._lock:
+            try:
+                return self._run(what, work)
+            finally:
+                if self._is_closed:
+                    self._drop()
+
+    def _run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
+        if self._is_closed:
+            raise SourceUnavailableError(f"{server_name(self._uri)}: the connection is closed")
         is_new = self._connection is None
         connection = self._connection = self._connection or connect(self._uri, application_name=self._application_name)
         try:
@@ -166,20 +178,26 @@ class ReconnectingConnection:
                 return work(connection)
         except psycopg.Error as error:
             is_lost = connection.closed or is_connection_loss(error)
-            if is_lost or is_new:
-                self.close()
-            if not is_lost or is_new or self._is_cut:
+            self._drop()
+            if not is_lost or is_new or self._is_closed:
                 kind = SourceUnavailableError if is_lost else StatementError
                 raise kind(f"{server_name(self._uri)}: cannot {what}: {error_text(error)}") from None
-        return self.run(what, work)
-
-    def cut(self) -> None:
-        """End the running call of `run`; it is not repeated."""
-        self._is_cut = True
-        if (connection := self._connection) is not None:
-            cut(connection)
+        return self._run(what, work)
 
     def close(self) -> None:
+        """Close for good. A running call is cut after CLOSE_TIMEOUT_S; one that is connecting ends by itself."""
+        self._is_closed = True
+        if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+            if (connection := self._connection) is not None:
+                cut(connection)
+            if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+                return
+        try:
+            self._drop()
+        finally:
+            self._lock.release()
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import Connection, ReconnectingConnection, StatementError, fetch_value
+from tablewire.postgres.connections import Connection, ReconnectingConnection, fetch_value
 from tablewire.postgres.lsn import format_lsn
 
 STATEMENT_TIMEOUT_MS = 5_000
@@ -75,11 +75,7 @@ class SinkCheckpoint:
             require_no_lost_commits(connection, self._changefeed, incarnation, slot_ts, self._sink)
             connection.execute(_SAVE, (self._changefeed, incarnation, format_lsn(target_ts)))
 
-        try:
-            self._connection.run("record a checkpoint", save)
-        except StatementError:
-            self.close()  # the table may be gone: the next connection creates it again
-            raise
+        self._connection.run("record a checkpoint", save)  # after an error, the next connection creates a missing table
 
     def close(self) -> None:
         self._connection.close()

@@ -132,7 +132,7 @@ def test_calls_of_the_agent_return_at_once_while_source_and_sink_hang(new_postgr
             executor.add_table_span(new, checkpoint, True)
             executor.set_assignment_epoch(prepared, 999_999)
             executor.add_table_span(prepared, checkpoint, False)
-            wait_until(lambda: executor._catalogue._lock.locked(), "the source is asked")
+            wait_until(lambda: executor._catalogue._connection._lock.locked(), "the source is asked")
             wait_until(lambda: executor._tables[prepared]._is_busy, "the sink is asked")
             for call in calls:
                 started = time.monotonic()

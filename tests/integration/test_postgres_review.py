@@ -227,7 +227,7 @@ def test_close_returns_while_the_source_hangs(other_server: PostgresServer, sink
         else:
             other_server.pause()
             executor.add_table_span(second, Checkpoint(start_ts, start_ts), True)
-            wait_until(lambda: executor._catalogue._lock.locked(), "the catalogue is asked")
+            wait_until(lambda: executor._catalogue._connection._lock.locked(), "the catalogue is asked")
         assert_closes(executor, other_server)
 
 

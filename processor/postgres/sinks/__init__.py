@@ -129,12 +129,10 @@ class SinkSession:
     def close(self) -> None: ...
 
 
-class Sink(Protocol):
-    """Shared by all sessions of one executor. takes_binary: values may be binary; otherwise all of them are text."""
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A sink. takes_binary: values may be binary; otherwise all of them are text. session: returns a new session."""
 
-    @property
-    def takes_binary(self) -> bool: ...
-
-    def session(self) -> SinkSession: ...
-
-    def close(self) -> None: ...
+    takes_binary: bool
+    session: Callable[[], SinkSession]
+    close: Callable[[], None] = lambda: None

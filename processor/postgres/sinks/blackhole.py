@@ -11,21 +11,16 @@ from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
 
 
-class BlackholeSink(SinkSession):
-    """The sink, its sessions and their transactions in one, as it holds nothing; any thread."""
-
-    takes_binary = True
+class BlackholeSession(SinkSession):
+    """A session that is also its transactions, as it holds nothing."""
 
     def __init__(self, context: SinkContext) -> None:
         self._context = context
 
-    def session(self) -> BlackholeSink:
-        return self
-
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         return TakeoverResult(0, False)
 
-    def begin(self, schema: TableSchema, fence: Fence) -> BlackholeSink:
+    def begin(self, schema: TableSchema, fence: Fence) -> BlackholeSession:
         return self
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:

@@ -13,7 +13,7 @@ repeats the transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import count, groupby
 
 from processor.postgres.sinks.changes import parameters, partial_update, patch, statements
 from processor.postgres.sinks.connection import SinkConnection, Statement
@@ -32,30 +32,24 @@ STAGES_MAX = 24
 
 
 class Stages:
-    """The staging tables of one connection, by the plan they were made for."""
+    """The staging tables of one connection, by the plan that they were made for."""
 
     def __init__(self) -> None:
-        self._names: dict[int, tuple[TargetPlan, str]] = {}
-        self._uncommitted: list[int] = []
+        self._names: dict[TargetPlan, str] = {}
+        self._uncommitted: list[TargetPlan] = []
         self._used: set[str] = set()
-        self._number = 0
+        self._numbers = count(1)
 
     def find(self, connection: SinkConnection, plan: TargetPlan) -> str:
         """Return the empty staging table of this plan; create it if needed. Inside a transaction."""
-        found = self._names.get(plan.relation.relation_id)
-        if found is not None and found[0] is plan:
-            if found[1] in self._used:
-                connection.execute(f"TRUNCATE {found[1]}")
-            self._used.add(found[1])
-            return found[1]
-        if found is not None:
-            connection.execute(f"DROP TABLE IF EXISTS {found[1]}")
-        self._number += 1
-        name = f"pg_temp.tablewire_stage_{self._number}"
-        columns = ", ".join(f"{column.quoted} {column.wire.sql}" for column in plan.columns)
-        connection.execute(f"CREATE TEMP TABLE {name.removeprefix('pg_temp.')} ({columns}) ON COMMIT DELETE ROWS")
-        self._names[plan.relation.relation_id] = (plan, name)
-        self._uncommitted.append(plan.relation.relation_id)
+        name = self._names.get(plan)
+        if name is None:
+            name = self._names[plan] = f"pg_temp.tablewire_stage_{next(self._numbers)}"
+            columns = ", ".join(f"{column.quoted} {column.wire.sql}" for column in plan.columns)
+            connection.execute(f"CREATE TEMP TABLE {name} ({columns}) ON COMMIT DELETE ROWS")
+            self._uncommitted.append(plan)
+        elif name in self._used:
+            connection.execute(f"TRUNCATE {name}")
         self._used.add(name)
         return name
 
@@ -64,15 +58,15 @@ class Stages:
         self._used.clear()
 
     def rolled_back(self) -> None:
-        """Forget what the transaction created (what it dropped remains, under a name that is not used again)."""
-        for relation_id in self._uncommitted:
-            self._names.pop(relation_id, None)
+        """Forget what the transaction created."""
+        for plan in self._uncommitted:
+            self._names.pop(plan, None)
         self.committed()
 
     def trim(self, connection: SinkConnection) -> None:
         """Drop all staging tables if there are too many. Outside a transaction."""
         if len(self._names) > STAGES_MAX:
-            connection.execute("DROP TABLE IF EXISTS " + ", ".join(name for _, name in self._names.values()))
+            connection.execute("DROP TABLE IF EXISTS " + ", ".join(self._names.values()))
             self._names.clear()
 
 
@@ -179,11 +173,11 @@ class BulkWriter:
         self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
         return stage
 
-    def _replace(self, plan: TargetPlan, stage: str, count: int) -> None:
+    def _replace(self, plan: TargetPlan, stage: str, rows: int) -> None:
         """Update rows with the values of the stage; insert those that do not exist, which only happens without a first copy."""
         if len(plan.key) < len(plan.columns):
             result = self.connection.run([(plan.update_staged_sql(stage), ())])[0]
-            if result.command_tuples == count:
+            if result.command_tuples == rows:
                 return
         self.add((plan.upsert_staged_sql(stage), ()))
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import pq, sql
 
 from processor.postgres.sinks import SinkUnavailableError
 from tablewire.errors import OperatingError
-from tablewire.model.ids import Ts
-from tablewire.postgres.catalogue import TableSchema, describe_named_table
-from tablewire.postgres.connections import connect, cut, error_text, is_connection_loss, time_limit
-from tablewire.postgres.sink_checkpoint import SYNCHRONOUS_COMMIT, require_no_lost_commits
+from tablewire.postgres.connections import Connection, connect, cut, error_text, is_connection_loss, time_limit
+from tablewire.postgres.sink_checkpoint import SYNCHRONOUS_COMMIT
 
 CLIENT_TIMEOUT_S = 120.0
 """Longer than the timeouts of the server: it only ends what a hanging server cannot."""
@@ -47,6 +45,7 @@ RETRY_CODES = frozenset(
     }
 )
 
+_Result = TypeVar("_Result")
 Statement = tuple[str, Sequence["bytes | None"]]
 """SQL and its values in binary format, without their length."""
 
@@ -154,11 +153,10 @@ class SinkConnection:
 
     def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
-        with time_limit(self.connection, self.timeout_s):
-            cursor = psycopg.ClientCursor(self.connection).execute(query, values)
-            while cursor.nextset():
-                continue
-            return cursor.fetchall() if cursor.description is not None else []
+        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(query, values))
+        while cursor.nextset():
+            continue
+        return cursor.fetchall() if cursor.description is not None else []
 
     def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
         """Run COPY … FROM STDIN with this data."""
@@ -197,15 +195,10 @@ class SinkConnection:
         except psycopg.Error:
             cut(self.connection)
 
-    def describe(self, schema: TableSchema) -> TableSchema | None:
-        """Return the table with this name at the sink, None if there is none."""
+    def call(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Return work(connection), which runs for at most timeout_s."""
         with time_limit(self.connection, self.timeout_s):
-            return describe_named_table(self.connection, schema.schema, schema.name)
-
-    def require_no_lost_commits(self, changefeed: str, incarnation: int, slot_ts: Ts, sink: str) -> None:
-        """Raise OperatingError if the sink has lost confirmed commits; see tablewire/postgres/sink_checkpoint.py."""
-        with time_limit(self.connection, self.timeout_s):
-            require_no_lost_commits(self.connection, changefeed, incarnation, slot_ts, sink)
+            return work(self.connection)
 
     def close(self) -> None:
         self.connection.close()

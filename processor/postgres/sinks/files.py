@@ -27,7 +27,6 @@ from processor.postgres.wire import Part, Transaction
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.checks import sink_folder
 
 EPOCHS_KEPT = 50
 TORN_FILES_MAX = 3
@@ -37,21 +36,38 @@ TAIL_BYTES = 64 * 1024
 WRITE_BYTES = 1024 * 1024
 
 
-class FilesSink:
-    """Shared by all sessions; a table is written by one of them at a time."""
+class FilesSession(SinkSession):
+    """One session for all threads; a table is written by one of them at a time."""
 
-    takes_binary = False
-
-    def __init__(self, uri: str, context: SinkContext, file_max_bytes: int) -> None:
-        self._root = sink_folder(uri)
+    def __init__(self, root: Path, context: SinkContext, file_max_bytes: int) -> None:
         self.context = context
+        self._root = root
         self._file_max_bytes = file_max_bytes
         self._tables: dict[TableID, TableFiles] = {}
 
-    def session(self) -> FilesSession:
-        return FilesSession(self)
+    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
+        self.context.require_allowed()
+        with _errors(schema):
+            position = self._files(schema, fence).take_over(schema.table_id)
+        if position is not None and position < schema.published_ts:
+            raise OperatingError(
+                f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then is"
+                " not here: remove its folder to have it copied again"
+            )
+        return TakeoverResult(position or 0, wants_snapshot and position is None)
 
-    def table(self, schema: TableSchema, fence: Fence) -> TableFiles:
+    def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
+        return FilesTransaction(self, schema, self._files(schema, fence))
+
+    def forget(self, table_id: TableID) -> None:
+        if (found := self._tables.pop(table_id, None)) is not None:
+            found.close()
+
+    def close_all(self) -> None:
+        for table_id in list(self._tables):
+            self.forget(table_id)
+
+    def _files(self, schema: TableSchema, fence: Fence) -> TableFiles:
         """Return the files of this writer of the table."""
         found = self._tables.get(schema.table_id)
         if found is None or found.fence != fence:
@@ -59,14 +75,6 @@ class FilesSink:
             folder = self._root / f"{_file_name(schema.schema)}.{_file_name(schema.name)}"
             found = self._tables[schema.table_id] = TableFiles(folder, fence, self._file_max_bytes)
         return found
-
-    def forget(self, table_id: TableID) -> None:
-        if (found := self._tables.pop(table_id, None)) is not None:
-            found.close()
-
-    def close(self) -> None:
-        for table_id in list(self._tables):
-            self.forget(table_id)
 
 
 class TableFiles:
@@ -159,35 +167,11 @@ class TableFiles:
         return self.folder / f"{self.prefix}-{number:06d}.jsonl"
 
 
-class FilesSession(SinkSession):
-    """Holds nothing of its own: the sink holds the files."""
-
-    def __init__(self, sink: FilesSink) -> None:
-        self._sink = sink
-
-    def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
-        self._sink.context.require_allowed()
-        with _errors(schema):
-            position = self._sink.table(schema, fence).take_over(schema.table_id)
-        if position is not None and position < schema.published_ts:
-            raise OperatingError(
-                f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it then is"
-                " not here: remove its folder to have it copied again"
-            )
-        return TakeoverResult(position or 0, wants_snapshot and position is None)
-
-    def begin(self, schema: TableSchema, fence: Fence) -> FilesTransaction:
-        return FilesTransaction(self._sink, schema, self._sink.table(schema, fence))
-
-    def forget(self, table_id: TableID) -> None:
-        self._sink.forget(table_id)
-
-
 class FilesTransaction:
     """The lines of one batch. They are visible in the file before the commit; a rollback removes them."""
 
-    def __init__(self, sink: FilesSink, schema: TableSchema, files: TableFiles) -> None:
-        self._sink = sink
+    def __init__(self, session: FilesSession, schema: TableSchema, files: TableFiles) -> None:
+        self._session = session
         self._schema = schema
         self._files = files
         self._mark = files.mark()
@@ -237,10 +221,10 @@ class FilesTransaction:
         try:
             self._files.cut(self._mark)
         except OSError:
-            self._sink.forget(self._schema.table_id)
+            self._session.forget(self._schema.table_id)
 
     def _require_allowed(self) -> None:
-        self._sink.context.require_allowed()
+        self._session.context.require_allowed()
         self._files.require_newest()
 
     def _append(self, lines: Iterator[bytes]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import groupby
 
 import psycopg
@@ -28,43 +27,27 @@ from processor.postgres.wire import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
-from tablewire.postgres.connections import cut, error_text, parse_uri, server_name
+from tablewire.postgres.connections import cut, error_text, server_name
 from tablewire.postgres.options import PostgresOptions
+from tablewire.postgres.sink_checkpoint import require_no_lost_commits
 
 TAKEOVER_TIMEOUT_S = 10.0
 TAKEOVER_IDLE_TIMEOUT_MS = 2_000
 """A process that stops inside a takeover loses it after this long."""
 
 
-@dataclass(frozen=True)
-class PostgresSink:
-    """Opens the sessions; shared by all threads of an executor."""
-
-    uri: str
-    context: SinkContext
-    catalogue: SourceCatalogue
-    options: PostgresOptions
-    takes_binary = True
-
-    def __post_init__(self) -> None:
-        parse_uri(self.uri)
-
-    def session(self) -> PostgresSession:
-        return PostgresSession(self)
-
-    def close(self) -> None: ...
-
-
 class PostgresSession(SinkSession):
     """One connection to the sink, opened when it is needed."""
 
-    def __init__(self, sink: PostgresSink) -> None:
-        self.sink = sink
-        self.name = f"sink {server_name(sink.uri)}"
-        self.positions = Positions(str(sink.context.changefeed), sink.context.writer)
-        self.planner = TargetPlanner(sink.catalogue, sink.options.binary)
+    def __init__(self, uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> None:
+        self.name = f"sink {server_name(uri)}"
+        self.options = options
+        self.positions = Positions(str(context.changefeed), context.writer)
+        self.planner = TargetPlanner(catalogue, options.binary)
         self.stages = Stages()
         self.connection: SinkConnection | None = None
+        self._uri = uri
+        self._context = context
         self._has_positions = False
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
@@ -125,7 +108,7 @@ class PostgresSession(SinkSession):
             self.close()
         if self.connection is None:
             try:
-                self.connection = SinkConnection(self.sink.uri, self.sink.context.writer, self.sink.options.statement_timeout_ms)
+                self.connection = SinkConnection(self._uri, self._context.writer, self.options.statement_timeout_ms)
             except psycopg.Error as error:
                 raise sink_error(error, self.name) from None
         return self.connection
@@ -165,13 +148,14 @@ class PostgresSession(SinkSession):
             fence,
             max(granted_ts, schema.published_ts),
             positions.SNAPSHOT_PENDING if wants_snapshot else positions.SNAPSHOT_SKIPPED,
-            lock_timeout_ms=self.sink.options.takeover_wait_ms,
+            lock_timeout_ms=self.options.takeover_wait_ms,
             idle_timeout_ms=TAKEOVER_IDLE_TIMEOUT_MS,
         )
         if row is None:
             raise SinkUnavailableError(f"{self.name}: the position of {schema.full_name} was removed during a takeover")
         _require_greatest(schema, row.fence, fence)
-        connection.require_no_lost_commits(self.positions.changefeed, fence.incarnation, schema.released_ts, self.name)
+        checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name)
+        connection.call(lambda found: require_no_lost_commits(found, *checked))
         position, snapshot = row.position, row.snapshot
         is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation
         if is_same and snapshot == positions.SNAPSHOT_LOST:
@@ -202,7 +186,7 @@ class PostgresSession(SinkSession):
         connection = self.ready()
         with self.errors(schema):
             # FOR UPDATE waits for the backend of a broken connection, which may be in the middle of its COMMIT.
-            connection.execute(f"BEGIN; SET LOCAL lock_timeout = {self.sink.options.takeover_wait_ms}")
+            connection.execute(f"BEGIN; SET LOCAL lock_timeout = {self.options.takeover_wait_ms}")
             row = self.positions.read(connection, schema.full_name, for_update=True)
             connection.execute("ROLLBACK")
         if row is None or row.fence != fence:
@@ -220,7 +204,7 @@ class PostgresSession(SinkSession):
 
     def commit(self, connection: SinkConnection) -> None:
         """Commit, if this processor may still write."""
-        self.sink.context.require_allowed()
+        self._context.require_allowed()
         connection.execute("COMMIT")
         self.stages.committed()
         self.planner.committed()
@@ -314,7 +298,7 @@ class PostgresTransaction:
             connection.run([self._lock])
             row = session.positions.read(connection, self._table)
             assert row is not None
-            may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session.sink.options.existing_rows != "refuse"
+            may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session.options.existing_rows != "refuse"
             copy_rows(connection, session.planner, schema, rows, may_empty)
             session.positions.set_columns(connection, self._table, tuple(column.name for column in schema.columns))
             session.positions.set_snapshot(connection, self._table, positions.SNAPSHOT_DONE, position)

@@ -24,7 +24,7 @@ from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.source_catalogue import COPY_TEXT, COPY_TEXT_ARRAY, SourceCatalogue, TypeInfo, base_of, copy_cast
 from processor.postgres.wire import Relation, RelationColumn
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
+from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted
 
 TEXT_OID = 25
@@ -185,15 +185,19 @@ class TargetPlan:
 
 def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
     """Return the sink's table; raise OperatingError if it does not exist."""
-    target = connection.describe(schema)
+    target = _find(connection, schema)
     if target is None:
         raise OperatingError(f"table {schema.full_name} no longer exists at the sink; create it, or have it copied again")
     return target
 
 
+def _find(connection: SinkConnection, schema: TableSchema) -> TableSchema | None:
+    return connection.call(lambda found: describe_named_table(found, schema.schema, schema.name))
+
+
 def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     """Create the table and its schema if there is none of its name; raise OperatingError if a type is missing at the sink."""
-    if connection.describe(schema) is not None:
+    if _find(connection, schema) is not None:
         return
     if not schema.columns:
         raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")

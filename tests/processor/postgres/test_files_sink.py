@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from processor.postgres.sinks import Fence, SinkContext, WriteNotAllowedError
-from processor.postgres.sinks.files import FilesSession, FilesSink
+from processor.postgres.sinks.files import FilesSession
 from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
 from tablewire.model.ids import ChangefeedID
 from tablewire.postgres.catalogue import TableSchema
@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.may_write = True
         context = SinkContext(ChangefeedID("default", "f"), "writer", lambda: self.may_write)
-        self.session = FilesSession(FilesSink(f"file://{folder}", context, 1 << 20))
+        self.session = FilesSession(folder, context, 1 << 20)
         self.session.take_over(SCHEMA, FENCE, 0, False)
 
     def write(self, *pieces: list[Part]) -> None:

@@ -80,8 +80,7 @@ class CatchUpStream(ChangeStream):
     def _duties(self) -> bool:
         self._report_position()
         for key, table in list(self._inboxes.items()):
-            queue = table.queue
-            if _is_done(queue):
+            if _is_done(table.queue):
                 self._inboxes.pop(key, None)
                 table.notify()
         return bool(self._inboxes)
@@ -125,10 +124,7 @@ class CatchUpStream(ChangeStream):
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
         if not self._is_solo:
-            if self._held(key) <= self._context.queue_max_bytes:
-                return False
-            self._give_up(key, table)
-            return True
+            return super()._oversize(key, table)
         self._close_part(key)
         parts = self._parts.pop(key, [])
         if parts:
@@ -137,7 +133,7 @@ class CatchUpStream(ChangeStream):
         return True
 
     def _give_up(self, key: bytes, table: StreamTable) -> None:
-        self._skipped.add(key)
+        super()._give_up(key, table)
         self._set_aside(table)
 
 

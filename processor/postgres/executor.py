@@ -26,6 +26,7 @@ from processor.postgres.snapshot import SnapshotRunner
 from processor.postgres.source_catalogue import SourceCatalogue
 from processor.postgres.stream import ChangeStream, StreamContext, StreamTable
 from processor.postgres.table_work import TableServices, TableWork
+from processor.postgres.threads import end_threads, new_thread
 from processor.postgres.workers import WorkerPool
 from tablewire.errors import ClosedError, InvariantError, OperatingError
 from tablewire.executor import ExecutorMeter, ExecutorRequest
@@ -109,7 +110,7 @@ class PostgresExecutor:
             )
             for _ in range(options.snapshot_threads)
         ]
-        self._control = threading.Thread(target=self._run_control, name="postgres-control", daemon=True)
+        self._control = new_thread("postgres-control", self._run_control, self._crashed)
         self._is_started = False
 
     # --- TableExecutor -----------------------------------------------------------------------------------------------
@@ -221,9 +222,10 @@ class PostgresExecutor:
                 streams.append(self._shared)
             for stream in streams:
                 stream.stop()
-            self._pool.close()
-            for runner in self._snapshots:
-                runner.join()
+            self._pool.stop()
+            writers = [*self._pool.threads, *(runner.thread for runner in self._snapshots)]
+            sessions = [*self._pool.sessions, *(runner.session for runner in self._snapshots)]
+            end_threads(writers, sessions, [runner.cut for runner in self._snapshots])
             for stream in streams:
                 if stream.thread.ident is not None:
                     stream.thread.join(JOIN_TIMEOUT_S)  # it may be connecting; it writes nothing
@@ -255,8 +257,7 @@ class PostgresExecutor:
         with self._catch_up_lock:
             self._catch_ups.remove(stream)
             for table in stream.tables:
-                if isinstance(table, TableWork):
-                    table.needs_solo = table in slow
+                table.needs_solo = table in slow
         self._woken.set()
 
     def _waiting_for_snapshot(self) -> list[TableWork]:
@@ -282,20 +283,16 @@ class PostgresExecutor:
     # --- the control thread ------------------------------------------------------------------------------------------
 
     def _run_control(self) -> None:
-        try:
-            while not self._is_closing.is_set():
-                self._woken.wait(CONTROL_INTERVAL_S)
-                self._woken.clear()
-                self._describe_new()
-                self._check_publication()
-                self._start_catch_up()
-                self._pool.submit_waiting(self._all_tables())
-                if self._waiting_for_snapshot():
-                    for runner in self._snapshots:
-                        runner.wake()
-        except BaseException as error:
-            self._crashed(error)
-            raise
+        while not self._is_closing.is_set():
+            self._woken.wait(CONTROL_INTERVAL_S)
+            self._woken.clear()
+            self._describe_new()
+            self._check_publication()
+            self._start_catch_up()
+            self._pool.submit_waiting(self._all_tables())
+            if self._waiting_for_snapshot():
+                for runner in self._snapshots:
+                    runner.wake()
 
     def _new_tables(self) -> list[TableWork]:
         return [table for table in self._all_tables() if not table.is_attached and table.is_preparing]
@@ -367,7 +364,7 @@ class PostgresExecutor:
             if table.is_attached:
                 shared.attach(table)
         self._shared = shared
-        shared.start()
+        shared.thread.start()
 
     def _check_publication(self) -> None:
         """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again."""
@@ -400,7 +397,7 @@ class PostgresExecutor:
                 serves_preparing = all(table.is_preparing for table in group)
                 stream = CatchUpStream(self._streams, group, serves_preparing, self._catch_up_ended)
                 self._catch_ups.append(stream)
-                stream.start()
+                stream.thread.start()
 
     def _next_group(self, waiting: Sequence[TableWork]) -> Sequence[TableWork]:
         """Return the tables of the next catch-up stream, none if the maximum number is running.
@@ -418,10 +415,8 @@ class PostgresExecutor:
     def _start(self) -> None:
         if not self._is_started:
             self._is_started = True
-            self._pool.start()
-            for runner in self._snapshots:
-                runner.thread.start()
-            self._control.start()
+            for thread in (*self._pool.threads, *(runner.thread for runner in self._snapshots), self._control):
+                thread.start()
 
     def _barrier_of(self, span: Span) -> Ts:
         return min(self._barrier.global_barrier_ts, self._barriers.get(span.table_id, TS_MAX))

@@ -8,8 +8,8 @@ again by a catch-up stream. The stream only waits if the sink as a whole is the 
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from processor.postgres.stream import ChangeStream, StreamContext, StreamTable, table_key
@@ -29,20 +29,17 @@ class SharedStream(ChangeStream):
 
     def __init__(self, context: StreamContext) -> None:
         super().__init__("shared", context)
-        self._requests: list[tuple[bool, StreamTable]] = []
-        self._requests_lock = threading.Lock()
+        self._requests: deque[tuple[bool, StreamTable]] = deque()
         self._waited_s: dict[int, float] = {}
 
     def attach(self, table: StreamTable) -> None:
         """Deliver everything that is committed after some boundary (queue.streamed_floor) to this table."""
-        with self._requests_lock:
-            self._requests.append((True, table))
+        self._requests.append((True, table))
         self.interrupt()
 
     def detach(self, table: StreamTable) -> None:
         """Stop delivering to this table soon."""
-        with self._requests_lock:
-            self._requests.append((False, table))
+        self._requests.append((False, table))
         self.interrupt()
 
     def _started(self, start_ts: Ts) -> None:
@@ -60,9 +57,8 @@ class SharedStream(ChangeStream):
         super()._fail_all(error)
 
     def _duties(self) -> bool:
-        with self._requests_lock:
-            requests, self._requests = self._requests, []
-        for is_attach, table in requests:
+        while self._requests:
+            is_attach, table = self._requests.popleft()
             key = table_key(table.table_id)
             if is_attach:
                 self._inboxes[key] = table
@@ -120,13 +116,10 @@ class SharedStream(ChangeStream):
             self._delivered[table_key(largest.table_id)] = delivering.transaction.commit_ts
 
     def _oversize(self, key: bytes, table: StreamTable) -> bool:
-        if self._held(key) <= self._context.queue_max_bytes and not self._context.budget.is_exhausted:
-            return False
-        self._give_up(key, table)
-        return True
-
-    def _give_up(self, key: bytes, table: StreamTable) -> None:
-        self._skipped.add(key)
+        if self._context.budget.is_exhausted:
+            self._give_up(key, table)
+            return True
+        return super()._oversize(key, table)
 
     def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:
         table.queue.drop_streamed(end_ts)

@@ -19,6 +19,7 @@ from processor.postgres.replication import ReplicationConnection
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
 from processor.postgres.source_catalogue import SourceCatalogue, copy_cast
 from processor.postgres.table_work import TableWork
+from processor.postgres.threads import new_thread
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table
@@ -36,7 +37,6 @@ CHUNK_BYTES = 256 * 1024
 GROUP_MAX = 32
 """Tables of one snapshot, which stays open until the last of them is copied."""
 WAKE_INTERVAL_S = 1.0
-CANCEL_AFTER_S = 0.5
 
 
 class SnapshotRunner:
@@ -56,41 +56,29 @@ class SnapshotRunner:
         self._connect_replication = connect_replication
         self._catalogue = catalogue
         self._binary = binary
-        self._session = session
+        self.session = session
         self._waiting = waiting
-        self._crashed = crashed
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._replication: ReplicationConnection | None = None
         self._source: Connection | None = None
-        self.thread = threading.Thread(target=self._run, name="postgres-snapshot", daemon=True)
+        self.thread = new_thread("postgres-snapshot", self._run, crashed)
 
     def wake(self) -> None:
         """Announce that tables may wait. Any thread."""
         self._woken.set()
 
     def stop(self) -> None:
-        """End soon; unfinished copies leave nothing. Any thread; `join` to wait."""
+        """End soon; unfinished copies leave nothing. Any thread; see `end_threads`."""
         self._stopping.set()
         self._woken.set()
-        self._abort_replication()
+        if (replication := self._replication) is not None:
+            replication.abort()
 
-    def join(self) -> None:
-        """Wait, after `stop`, until the thread can write no more; cut a copy that waits for one of the servers."""
-        if self.thread.ident is None:
-            return
-        self.thread.join(CANCEL_AFTER_S)
-        if self.thread.is_alive():
-            self._session.cancel()
-            self.thread.join(CANCEL_AFTER_S)
-        while self.thread.is_alive():
-            self._session.cut()
-            if (source := self._source) is not None:
-                cut(source)
-            self._abort_replication()
-            self.thread.join(CANCEL_AFTER_S)
-
-    def _abort_replication(self) -> None:
+    def cut(self) -> None:
+        """End the connections to the source. Any thread."""
+        if (source := self._source) is not None:
+            cut(source)
         if (replication := self._replication) is not None:
             replication.abort()
 
@@ -102,11 +90,8 @@ class SnapshotRunner:
                 else:
                     self._woken.wait(WAKE_INTERVAL_S)
                     self._woken.clear()
-        except BaseException as error:
-            self._crashed(error)
-            raise
         finally:
-            self._session.close()
+            self.session.close()
 
     def _copy_group(self, tables: Sequence[TableWork]) -> None:
         try:
@@ -158,7 +143,7 @@ class SnapshotRunner:
             schema = describe_table(source, table.table_id)
             if schema is None:
                 raise OperatingError(f"table {table.table_id} does not exist at the source")
-            transaction = self._session.begin(schema, fence)
+            transaction = self.session.begin(schema, fence)
             rows = self._rows(source, schema)
             try:
                 transaction.copy(schema, table.watch_snapshot(rows), position)
@@ -175,7 +160,7 @@ class SnapshotRunner:
             if source.closed:
                 raise
         finally:
-            self._session.forget(table.table_id)
+            self.session.forget(table.table_id)
             table.end_snapshot(done, failure)
         return done is not None
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from psycopg import sql
 from psycopg.rows import args_row
 
 from tablewire.errors import OperatingError
@@ -82,7 +81,7 @@ class SourceCatalogue:
     def __init__(self, uri: str, publication: str) -> None:
         self._publication = publication
         # With an empty path, format_type qualifies every type that is not built in.
-        settings = sql.SQL("SET search_path = ''; SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS)
+        settings = f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
         self._connection = ReconnectingConnection(
             uri,
             application_name="tablewire catalogue",

@@ -23,6 +23,7 @@ import structlog
 
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
+from processor.postgres.threads import new_thread
 from processor.postgres.wire import (
     BEGIN,
     COMMIT,
@@ -80,11 +81,9 @@ def gather_pause_s(frames: int, lag_us: int) -> float:
 class StreamTable(Protocol):
     """A table as a stream sees it."""
 
-    @property
-    def table_id(self) -> int: ...
-
-    @property
-    def queue(self) -> TableQueue: ...
+    table_id: int
+    queue: TableQueue
+    needs_solo: bool
 
     def notify(self) -> None:
         """Announce that there is something to take, or that a lane has advanced. Any thread; cheap if already known."""
@@ -148,10 +147,7 @@ class ChangeStream(ABC):
         self._confirmed_at = 0.0
         self._silences = 0
         """Consecutive connections that were closed because the source did not reply."""
-        self.thread = threading.Thread(target=self._run_guarded, name=f"postgres-{purpose}", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
+        self.thread = new_thread(f"postgres-{purpose}", self._run, context.crashed)
 
     def interrupt(self) -> None:
         """Make the stream attend to its duties now. Any thread."""
@@ -177,16 +173,19 @@ class ChangeStream(ABC):
         """Deliver one whole transaction (or, after a spill, the next parts of one) to a table."""
 
     @abstractmethod
-    def _oversize(self, key: bytes, table: StreamTable) -> bool:
-        """Handle that the open transaction is large in this table; return True if its parts are to be dropped here."""
-
-    @abstractmethod
-    def _give_up(self, key: bytes, table: StreamTable) -> None:
-        """Skip the open transaction for this table, which must be read again."""
-
-    @abstractmethod
     def _duties(self) -> bool:
         """Add and remove tables, at a transaction boundary; return False if the stream has nothing left to do."""
+
+    def _oversize(self, key: bytes, table: StreamTable) -> bool:
+        """Handle that the open transaction may be large in this table; return True to drop its parts here."""
+        if self._held(key) <= self._context.queue_max_bytes:
+            return False
+        self._give_up(key, table)
+        return True
+
+    def _give_up(self, key: bytes, table: StreamTable) -> None:
+        """Skip the open transaction for this table, which must be read again."""
+        self._skipped.add(key)
 
     def _broke(self) -> None:  # noqa: B027 - optional
         """Drop what was delivered of an unfinished transaction: the connection is lost."""
@@ -198,13 +197,6 @@ class ChangeStream(ABC):
         """Handle that the position has advanced, at a transaction boundary."""
 
     # --- the thread --------------------------------------------------------------------------------------------------
-
-    def _run_guarded(self) -> None:
-        try:
-            self._run()
-        except BaseException as error:
-            self._context.crashed(error)
-            raise
 
     def _run(self) -> None:
         backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)

@@ -12,36 +12,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from processor.postgres.sinks import SinkSession
 from processor.postgres.table_work import TableWork
-
-CANCELS_MAX_S = 4.0
-"""A sink that hangs takes a while to refuse each of many cancel requests: after this, the connections are cut."""
-CLOSE_CANCEL_AFTER_S = 0.5
-"""How long the sink may take to finish what it is doing when the pool is closed."""
+from processor.postgres.threads import new_thread
 
 
 class WorkerPool:
     """See the module. Any thread."""
 
     def __init__(self, new_session: Callable[[], SinkSession], count: int, crashed: Callable[[BaseException], None]) -> None:
-        self._new_session = new_session
-        self._crashed = crashed
         self._condition = threading.Condition()
         self._ready: deque[TableWork] = deque()
         self._running: set[TableWork] = set()
         self._timers: list[tuple[float, int, TableWork]] = []
         self._numbers = itertools.count()
         self._is_closing = False
-        self._sessions: list[SinkSession] = []
-        self._threads = [
-            threading.Thread(target=self._run, name=f"postgres-sink-{number}", daemon=True) for number in range(count)
+        self.sessions = [new_session() for _ in range(count)]
+        self.threads = [
+            new_thread(f"postgres-sink-{number}", partial(self._run, session), crashed)
+            for number, session in enumerate(self.sessions)
         ]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, table: TableWork) -> None:
         """Have the table worked on soon."""
@@ -61,43 +53,17 @@ class WorkerPool:
             if table.queue.is_writing and not table.is_scheduled and table.queue.has_next:
                 self.submit(table)
 
-    def close(self) -> None:
-        """Stop the workers; return when none of them can write."""
+    def stop(self) -> None:
+        """End soon; see `end_threads`."""
         with self._condition:
             self._is_closing = True
             self._condition.notify_all()
-        if self._threads[0].ident is None:
-            return
-        self._join(CLOSE_CANCEL_AFTER_S)
-        cancel_until = time.monotonic() + CANCELS_MAX_S
-        for session in list(self._sessions):
-            if self._is_alive and time.monotonic() < cancel_until:
-                session.cancel()
-        self._join(CLOSE_CANCEL_AFTER_S)
-        while self._is_alive:
-            for session in list(self._sessions):
-                session.cut()  # the server does not even cancel
-            self._join(CLOSE_CANCEL_AFTER_S)
 
-    @property
-    def _is_alive(self) -> bool:
-        return any(thread.is_alive() for thread in self._threads)
-
-    def _join(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _run(self) -> None:
-        session = self._new_session()
-        self._sessions.append(session)
+    def _run(self, session: SinkSession) -> None:
         try:
             session.warm()
             while (table := self._next()) is not None:
                 self._end(table, table.step(session))
-        except BaseException as error:
-            self._crashed(error)
-            raise
         finally:
             session.close()
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psycopg import sql
 from psycopg.rows import args_row
 
 from tablewire.errors import OperatingError
@@ -67,10 +66,6 @@ class SourceTable:
     @property
     def full_name(self) -> str:
         return full_table_name(self.schema, self.name)
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, self.name)
 
     @property
     def quoted(self) -> str:

@@ -9,8 +9,6 @@ they continue. **Invariant: slot <= record**, so read the slot first when compar
 
 from __future__ import annotations
 
-from psycopg import sql
-
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import Connection, ReconnectingConnection, fetch_value
@@ -82,7 +80,7 @@ class SinkCheckpoint:
 
 
 def _set_up(connection: Connection) -> None:
-    connection.execute(sql.SQL("SET statement_timeout = {0}; SET lock_timeout = {0}").format(STATEMENT_TIMEOUT_MS))
+    connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
     connection.execute(SYNCHRONOUS_COMMIT)
     if not fetch_value(connection, "SELECT to_regclass('tablewire.checkpoints') IS NOT NULL"):
         connection.execute(_CREATE)

@@ -27,7 +27,7 @@ from psycopg import sql
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import SourceTable
-from tablewire.postgres.connections import Connection, error_text, fetch_value
+from tablewire.postgres.connections import Connection, error_text, fetch_value, quoted
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
@@ -57,10 +57,6 @@ class PublicationInfo:
     incarnation: int
     created_ts: Ts
     added: Mapping[TableID, Ts]
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(self.name)
 
 
 def read_slot(connection: Connection, name: str) -> SlotInfo | None:
@@ -99,8 +95,8 @@ def create_publication(connection: Connection, name: str, tables: Sequence[Sourc
             ).fetchone()
             assert row is not None
             publication = PublicationInfo(name, row[0], row[1], {})
-            listed = sql.SQL(" FOR TABLE {}").format(_list(tables)) if tables else sql.SQL("")
-            connection.execute(sql.SQL("CREATE PUBLICATION {}{}").format(publication.identifier, listed))
+            listed = f" FOR TABLE {_list(tables)}" if tables else ""
+            connection.execute(f"CREATE PUBLICATION {quoted(name)}{listed}")
             _comment(connection, publication)
     except psycopg.errors.DuplicateObject:
         return  # another owner was faster
@@ -112,7 +108,7 @@ def create_slot(connection: Connection, name: str) -> SlotInfo:
     """Create the permanent slot. This waits for the transactions that are open now, for at most CREATE_SLOT_TIMEOUT_MS."""
     try:
         with connection.transaction():
-            connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(CREATE_SLOT_TIMEOUT_MS))
+            connection.execute(f"SET LOCAL statement_timeout = {CREATE_SLOT_TIMEOUT_MS}")
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
     except psycopg.errors.DuplicateObject:
         pass  # another owner was faster
@@ -129,26 +125,26 @@ def create_slot(connection: Connection, name: str) -> SlotInfo:
     return slot
 
 
-def published_tables(connection: Connection, name: str) -> dict[TableID, sql.Identifier]:
-    """Return the tables that the publication lists."""
+def published_tables(connection: Connection, name: str) -> dict[TableID, str]:
+    """Return the tables that the publication lists, each with its quoted name."""
     rows = connection.execute(
         "SELECT c.oid::bigint, n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid"
         " JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
         (name,),
     )
-    return {table_id: sql.Identifier(schema, table) for table_id, schema, table in rows}
+    return {table_id: quoted(schema, table) for table_id, schema, table in rows}
 
 
-def sync_publication(connection: Connection, publication: PublicationInfo, tables: Sequence[SourceTable]) -> None:
+def sync_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> None:
     """Make the publication list these tables; raise OperatingError for the first one that cannot be added or dropped.
 
     A table without a usable replica identity is not listed: the source refuses updates and deletes of
     such a table while it is published. It is copied again when it returns, since its changes are missed.
     """
-    listed = published_tables(connection, publication.name)
+    listed = published_tables(connection, name)
     usable = {table.table_id: table for table in tables if not table.why_unusable()}
     for table_id in listed.keys() - usable.keys():
-        _drop_table(connection, publication, listed[table_id])
+        _drop_table(connection, name, listed[table_id])
     missing = [table for table_id, table in usable.items() if table_id not in listed]
     version = connection.info.server_version
     must_lock = version < _VERSIONS_WITHOUT_LOSS.get(version // 10_000, 0)
@@ -156,20 +152,19 @@ def sync_publication(connection: Connection, publication: PublicationInfo, table
     for at in range(0, len(missing), step):
         group = missing[at : at + step]
         try:
-            _add_tables(connection, publication.name, group, must_lock)
+            _add_tables(connection, name, group, must_lock)
         except psycopg.Error:
             for table in group:
-                _add_table(connection, publication.name, table, must_lock)
+                _add_table(connection, name, table, must_lock)
 
 
-def _drop_table(connection: Connection, publication: PublicationInfo, table: sql.Identifier) -> None:
+def _drop_table(connection: Connection, name: str, table: str) -> None:
     try:
-        connection.execute(sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}").format(publication.identifier, table))
+        connection.execute(f"ALTER PUBLICATION {quoted(name)} DROP TABLE ONLY {table}")
     except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
         return
     except psycopg.Error as error:
-        text = f"cannot drop table {table.as_string(None)} from publication {publication.name}: {error_text(error)}"
-        raise OperatingError(text) from None
+        raise OperatingError(f"cannot drop table {table} from publication {name}: {error_text(error)}") from None
 
 
 def _add_table(connection: Connection, name: str, table: SourceTable, must_lock: bool) -> None:
@@ -184,11 +179,11 @@ def _add_table(connection: Connection, name: str, table: SourceTable, must_lock:
 def _add_tables(connection: Connection, name: str, tables: Sequence[SourceTable], must_lock: bool) -> None:
     """Add all tables or none, and record the position in the comment, in one transaction."""
     with connection.transaction():
-        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT_MS))
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))  # one writer of the comment at a time
         if must_lock:
-            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(_list(tables)))
-        connection.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(name), _list(tables)))
+            connection.execute(f"LOCK TABLE {_list(tables)} IN SHARE ROW EXCLUSIVE MODE")
+        connection.execute(f"ALTER PUBLICATION {quoted(name)} ADD TABLE {_list(tables)}")
         publication = read_publication(connection, name)
         assert publication is not None
         position: Ts = fetch_value(connection, "SELECT pg_current_wal_insert_lsn()")
@@ -198,9 +193,8 @@ def _add_tables(connection: Connection, name: str, tables: Sequence[SourceTable]
         _comment(connection, replace(publication, added=added))
 
 
-def _list(tables: Sequence[SourceTable]) -> sql.Composed:
-    """Return `ONLY a, ONLY b`."""
-    return sql.SQL(", ").join(sql.SQL("ONLY {}").format(table.identifier) for table in tables)
+def _list(tables: Sequence[SourceTable]) -> str:
+    return ", ".join(f"ONLY {table.quoted}" for table in tables)
 
 
 def _comment(connection: Connection, publication: PublicationInfo) -> None:
@@ -212,7 +206,7 @@ def _comment(connection: Connection, publication: PublicationInfo) -> None:
     }
     if publication.added:
         comment["added"] = {str(table_id): format_lsn(ts) for table_id, ts in publication.added.items()}
-    connection.execute(sql.SQL("COMMENT ON PUBLICATION {} IS {}").format(publication.identifier, json.dumps(comment)))
+    connection.execute(sql.SQL("COMMENT ON PUBLICATION {} IS {}").format(sql.Identifier(publication.name), json.dumps(comment)))
 
 
 def advance_slot(connection: Connection, slot: SlotInfo, target_ts: Ts) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import psycopg
 import structlog
-from psycopg import sql
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
+from tablewire.postgres import slots
 from tablewire.postgres.catalogue import SourceTable, TableFilter, matching_tables
 from tablewire.postgres.checks import run_checks
 from tablewire.postgres.connections import (
@@ -25,20 +25,12 @@ from tablewire.postgres.connections import (
     StatementError,
     fetch_value,
     parse_uri,
+    quoted,
     server_name,
 )
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.postgres.sink_checkpoint import SinkCheckpoint
-from tablewire.postgres.slots import (
-    SlotInfo,
-    advance_slot,
-    create_publication,
-    create_slot,
-    read_publication,
-    read_slot,
-    sync_publication,
-)
 from tablewire.source import CheckFailure, SourceRequest
 
 HEARTBEAT_AFTER_S = 10.0
@@ -62,11 +54,10 @@ class PostgresSource:
         self._request = request
         self._filter = TableFilter(request.tables)
         self._name = slot_name(request.changefeed)
-        set_timeout = sql.SQL("SET statement_timeout = {}").format(STATEMENT_TIMEOUT_MS)
         self._connection = ReconnectingConnection(
             request.source_uri,
             application_name="tablewire owner",
-            set_up=lambda connection: connection.execute(set_timeout),
+            set_up=lambda connection: connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}"),
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._advanced: tuple[Ts, float] = (0, 0.0)
@@ -104,7 +95,7 @@ class PostgresSource:
         """Return how much WAL the server keeps for the slot; 0 if there is no slot."""
 
         def read(connection: Connection) -> int:
-            slot = read_slot(connection, self._name)
+            slot = slots.read_slot(connection, self._name)
             return 0 if slot is None else max(0, _wal_end(connection) - slot.restart_ts)
 
         return self._connection.run("read the slot", read)
@@ -119,8 +110,8 @@ class PostgresSource:
         self._connection.close()
 
     def _start(self, connection: Connection) -> Ts:
-        publication = read_publication(connection, self._name)
-        slot = read_slot(connection, self._name)
+        publication = slots.read_publication(connection, self._name)
+        slot = slots.read_slot(connection, self._name)
         if slot is not None and publication is None:
             raise OperatingError(
                 f"slot {self._name} exists at the source, but its publication does not: changes since it was dropped are lost; "
@@ -128,13 +119,13 @@ class PostgresSource:
             )
         if publication is None:
             tables = matching_tables(connection, self._filter)
-            create_publication(connection, self._name, [table for table in tables if not table.why_unusable()])
+            slots.create_publication(connection, self._name, [table for table in tables if not table.why_unusable()])
         if slot is None:
-            return create_slot(connection, self._name).confirmed_ts
+            return slots.create_slot(connection, self._name).confirmed_ts
         self._require_usable(connection, slot)
         return slot.confirmed_ts
 
-    def _require_usable(self, connection: Connection, slot: SlotInfo) -> None:
+    def _require_usable(self, connection: Connection, slot: slots.SlotInfo) -> None:
         if slot.database != connection.info.dbname or slot.plugin != "pgoutput":
             raise OperatingError(
                 f"slot {slot.name} belongs to database {slot.database} and plugin {slot.plugin}: another changefeed with this"
@@ -148,9 +139,8 @@ class PostgresSource:
 
     def _tables(self, connection: Connection) -> Mapping[TableID, str]:
         found = matching_tables(connection, self._filter)
-        publication = read_publication(connection, self._name)
-        if publication is not None:
-            sync_publication(connection, publication, found)
+        if slots.read_publication(connection, self._name) is not None:
+            slots.sync_publication(connection, self._name, found)
         self._log_unusable(found)
         return {table.table_id: table.full_name for table in found}
 
@@ -162,22 +152,22 @@ class PostgresSource:
         self._unusable = frozenset(problems)
 
     def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
-        slot = read_slot(connection, self._name)
+        slot = slots.read_slot(connection, self._name)
         if slot is None:
             raise OperatingError(f"slot {self._name} does not exist at the source")
         self._require_usable(connection, slot)
         try:
             if self._is_recorded(connection, slot, checkpoint_ts):
-                advance_slot(connection, slot, checkpoint_ts)
+                slots.advance_slot(connection, slot, checkpoint_ts)
         except psycopg.errors.ObjectInUse:
             return  # a former owner is still advancing it: this call will be repeated
         self._send_heartbeat(connection, checkpoint_ts)
 
-    def _is_recorded(self, connection: Connection, slot: SlotInfo, checkpoint_ts: Ts) -> bool:
+    def _is_recorded(self, connection: Connection, slot: slots.SlotInfo, checkpoint_ts: Ts) -> bool:
         """Record the checkpoint at the sink; return False, and log it once, if the sink is unavailable."""
         if self._sink_checkpoint is None or checkpoint_ts <= slot.confirmed_ts:
             return True
-        publication = read_publication(connection, self._name)
+        publication = slots.read_publication(connection, self._name)
         if publication is None:
             return True
         try:
@@ -201,7 +191,7 @@ class PostgresSource:
 
     def _drop(self, connection: Connection) -> None:
         deadline = time.monotonic() + DROP_TIMEOUT_S
-        while (slot := read_slot(connection, self._name)) is not None and slot.database == connection.info.dbname:
+        while (slot := slots.read_slot(connection, self._name)) is not None and slot.database == connection.info.dbname:
             try:
                 connection.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
             except psycopg.errors.UndefinedObject:
@@ -210,9 +200,8 @@ class PostgresSource:
                 if time.monotonic() >= deadline:
                     raise OperatingError(f"slot {self._name} is in use at the source; try again") from None
                 time.sleep(0.05)
-        publication = read_publication(connection, self._name)
-        if publication is not None:
-            connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(publication.identifier))
+        if slots.read_publication(connection, self._name) is not None:
+            connection.execute(f"DROP PUBLICATION IF EXISTS {quoted(self._name)}")
 
 
 def _wal_end(connection: Connection) -> Ts:

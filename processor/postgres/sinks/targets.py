@@ -404,7 +404,7 @@ class _WireTypes:
 
 
 def has_rows(connection: SinkConnection, schema: TableSchema) -> bool:
-    return bool(connection.query(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(schema.identifier)))
+    return bool(connection.query(f"SELECT 1 FROM {schema.quoted} LIMIT 1"))
 
 
 def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequence[str], target: TableSchema) -> None:

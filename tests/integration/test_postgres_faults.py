@@ -123,7 +123,7 @@ def test_barrier_holds_one_table_and_not_the_others(source_db: str, sink_db: str
         stopped_at = current(kit)
         executor.set_barrier(Barrier(stopped_at))
         kit.run("INSERT INTO other (v) VALUES ('past the global barrier')")
-        wait_until(lambda: executor.shared_position() > stopped_at, "it was received")
+        wait_until(lambda: executor.meter().read_ts > stopped_at, "it was received")
         wait_until(lambda: checkpoint_of(executor, other) == stopped_at, "the checkpoint stops at the barrier")
         assert not kit.matches("other")
 
@@ -158,7 +158,7 @@ def test_large_transaction_that_ends_behind_the_barrier_is_not_held_open(source_
             takes = len(begun)
             kit.run("CREATE TABLE other (id int)")
             target = current(kit)
-            wait_until(lambda: executor.shared_position() >= target, "the stream goes on")
+            wait_until(lambda: executor.meter().read_ts >= target, "the stream goes on")
             assert len(begun) == takes
             assert kit.at_sink("SELECT count(*) FROM t") == [(1,)]
             assert checkpoint_of(executor, span) < end_ts
@@ -339,7 +339,7 @@ def test_nothing_is_written_while_the_lease_is_in_doubt(source_db: str, sink_db:
         allowed = False
         kit.run("INSERT INTO t (v) VALUES ('b')")
         target = current(kit)
-        wait_until(lambda: executor.shared_position() >= target, "it was received")
+        wait_until(lambda: executor.meter().read_ts >= target, "it was received")
         assert checkpoint_of(executor, span) < target
         assert not kit.matches("t")
         allowed = True
@@ -347,7 +347,7 @@ def test_nothing_is_written_while_the_lease_is_in_doubt(source_db: str, sink_db:
         executor.fence()
         kit.run("INSERT INTO t (v) VALUES ('c')")
         target = current(kit)
-        wait_until(lambda: executor.shared_position() >= target, "it was received")
+        wait_until(lambda: executor.meter().read_ts >= target, "it was received")
         assert not kit.matches("t")
         executor.close()
         assert not kit.matches("t")

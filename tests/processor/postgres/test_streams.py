@@ -12,7 +12,7 @@ from processor.postgres.catch_up import CatchUpStream
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import StreamLostError
 from processor.postgres.shared_stream import SharedStream
-from processor.postgres.stream import GATHER_FRAMES, GATHER_MAX_S, ChangeStream, StreamTable, gather_pause_s
+from processor.postgres.stream import GATHER_FRAMES, GATHER_MAX_S, ChangeStream, StreamContext, StreamTable, gather_pause_s
 from processor.postgres.wire import FRAME_HEADER
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TS_MAX, Ts
@@ -85,8 +85,12 @@ def read(stream: ChangeStream, connection: Connection) -> None:
         stream._read_turn(connection)  # type: ignore[arg-type]
 
 
+def context(budget: Budget, queue_max_bytes: int) -> StreamContext:
+    return StreamContext(refuse, "p", 0, True, 15.0, queue_max_bytes, budget, lambda _: None)  # type: ignore[arg-type]
+
+
 def shared_stream(budget: Budget, queue_max_bytes: int, tables: Sequence[Table]) -> SharedStream:
-    stream = SharedStream(refuse, "p", True, 15.0, budget, queue_max_bytes, 0)  # type: ignore[arg-type]
+    stream = SharedStream(context(budget, queue_max_bytes))
     stream.position = 100
     for table in tables:
         stream.attach(table)
@@ -146,7 +150,7 @@ def test_connection_lost_between_two_tables_doubles_nothing(kind: str) -> None:
         def ended(stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
             return
 
-        stream = CatchUpStream(refuse, "p", True, 15.0, [first, second], 10_000, 0, ended)  # type: ignore[arg-type]
+        stream = CatchUpStream(context(budget, 10_000), [first, second], False, ended)
     again = transaction(130, 140, {1: 4, 2: 4000})
     relations = [relation(1), relation(2)]
     before = transaction(110, 120, {2: 8000 if kind == "shared" else 4000})
@@ -189,7 +193,7 @@ def test_catch_up_ends_for_a_writer_whose_gap_was_given_up() -> None:
     def ended(stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
         return
 
-    stream = CatchUpStream(refuse, "p", True, 15.0, [table], 5_000, 0, ended)  # type: ignore[arg-type]
+    stream = CatchUpStream(context(budget, 5_000), [table], False, ended)
     assert stream._duties()
     table.queue.close_catch_up()
     assert not stream._duties()
@@ -200,7 +204,6 @@ def test_wide_transaction_stays_within_the_budget() -> None:
     budget = Budget(16 << 20)
     tables = [Table(number, TableQueue(8 << 20, budget, 100), True) for number in range(1, 33)]
     stream = shared_stream(budget, 8 << 20, tables)
-    stream.budget = budget
     sizes = {table.table_id: (1 << 20) + table.table_id for table in tables}
     read(stream, Connection([*map(relation, sizes), *transaction(130, 140, sizes)]))
     assert budget.held_bytes <= 16 << 20

@@ -16,7 +16,6 @@ READERS: list[Callable[[bytes], object]] = [
     wire.read_begin,
     wire.read_commit_end,
     wire.read_keepalive,
-    wire.frame_position,
     wire.read_relation,
     wire.read_truncated,
     wire.read_change,

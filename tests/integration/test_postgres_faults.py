@@ -129,8 +129,8 @@ def test_barrier_holds_one_table_and_not_the_others(source_db: str, sink_db: str
 
 
 def test_large_transaction_that_ends_behind_the_barrier_is_not_held_open(source_db: str, sink_db: str) -> None:
-    """The barrier lies inside the commit record of a transaction that came in pieces: what was begun is rolled back, and nobody
-    works on it until the barrier is lifted."""
+    """The barrier lies inside the commit record of a transaction that came in pieces: what was begun is rolled back, and no
+    worker touches it until the barrier is lifted."""
     with Kit(source_db, sink_db, options=SMALL_QUEUES) as kit:
         create(kit, "t")
         start_ts = kit.start()
@@ -354,7 +354,7 @@ def test_nothing_is_written_while_the_lease_is_in_doubt(source_db: str, sink_db:
 
 
 def test_close_under_load_ends_all_writes(source_db: str, sink_db: str) -> None:
-    """When close returns, nothing of this executor is at the source or the sink any more."""
+    """When close returns, nothing of this executor remains at the source or the sink."""
     with Kit(source_db, sink_db) as kit:
         create(kit, "t", "u")
         start_ts = kit.start()

@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_walsender_that_hangs_is_replaced(source_db: str, sink_db: str) -> None:
-    """A stopped walsender closes nothing and acknowledges everything; the stream goes on over another one."""
+    """A stopped walsender closes nothing and acknowledges everything; the stream continues over another one."""
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE t (id int PRIMARY KEY)")
         start_ts = kit.start()

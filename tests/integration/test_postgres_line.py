@@ -33,7 +33,7 @@ def test_snapshot_then_changes(source_db: str, sink_db: str) -> None:
 
 
 def test_move_between_two_executors_loses_and_doubles_nothing(source_db: str, sink_db: str) -> None:
-    """The destination prepares while the source of the move writes, and goes on exactly behind its last checkpoint."""
+    """The destination prepares while the source of the move writes, and continues exactly behind its last checkpoint."""
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)")
         kit.run("CREATE TABLE log (v text)")
@@ -98,7 +98,7 @@ def test_restarted_changefeed_beats_a_greater_assignment_epoch(source_db: str, s
 
 
 def test_raised_epoch_of_a_writing_table(source_db: str, sink_db: str) -> None:
-    """set_assignment_epoch on a writing span raises it at the sink, and writing goes on."""
+    """set_assignment_epoch on a writing span raises it at the sink, and writing continues."""
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE t (id int PRIMARY KEY)")
         start_ts = kit.start()

@@ -40,7 +40,7 @@ def follow(kit: Kit, executor: object, *names: str) -> None:
 
 
 def test_changefeed_that_starts_again_on_a_restored_sink_says_so(source_db: str, sink_db: str) -> None:
-    """Rows and positions of the sink are of yesterday: neither a table nor the slot goes on, and both positions are named."""
+    """Rows and positions of the sink are of yesterday: neither a table nor the slot advances, and both positions are named."""
     with Kit(source_db, sink_db) as kit:
         for name in ("busy", "idle"):
             kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY)")
@@ -78,8 +78,8 @@ def test_changefeed_that_starts_again_on_a_restored_sink_says_so(source_db: str,
 
 @pytest.mark.parametrize("initial_snapshot", [True, False], ids=["with first copies", "without"])
 def test_running_table_whose_sink_lost_commits(source_db: str, sink_db: str, initial_snapshot: bool) -> None:
-    """After the connection broke, the position at the sink is behind what it had confirmed: the table is copied anew, or stands
-    still with its error, also when it is taken over again."""
+    """After the connection broke, the position at the sink is behind what it had confirmed: the table is copied again, or stops
+    with its error, also when it is taken over again."""
     with Kit(source_db, sink_db, initial_snapshot=initial_snapshot) as kit:
         kit.run("CREATE TABLE t (id int PRIMARY KEY)")
         start_ts = kit.start()

@@ -46,8 +46,8 @@ def list_tables(kit: Kit, *patterns: str) -> None:
 def test_table_that_loses_its_key_is_not_published_any_more(
     source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch, lose: str, gain: str
 ) -> None:
-    """The source takes updates and deletes of it again after the owner's next look; the table says why it stands still, and is
-    copied anew when it can be replicated again."""
+    """The source takes updates and deletes of it again after the owner's next look; the table shows why it is stalled, and is
+    copied again when it can be replicated again."""
     monkeypatch.setattr("processor.postgres.executor.PUBLICATION_INTERVAL_S", 0.1)
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE a (id int CONSTRAINT pk PRIMARY KEY, v int)")

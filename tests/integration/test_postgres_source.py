@@ -97,7 +97,7 @@ def test_check_refuses_to_replicate_a_database_into_itself(source_db: str, execu
 
 
 def test_check_names_missing_privileges(source_db: str, sink_db: str, execute: Execute, postgres_server: PostgresServer) -> None:
-    """A role without replication, select, ownership and create is told each of them, at both ends."""
+    """A role without replication, select, ownership and create gets an error for each of them, at both ends."""
     execute("CREATE TABLE t (id int PRIMARY KEY)")
     role = "weak_" + source_db.rpartition("/")[2]
     execute(f"CREATE ROLE {role} LOGIN")
@@ -111,7 +111,7 @@ def test_check_names_missing_privileges(source_db: str, sink_db: str, execute: E
 
 
 def test_check_names_wal_level_and_full_slots(new_postgres: Callable[..., PostgresServer], tmp_path: Path) -> None:
-    """A server that cannot replicate logically, with all slots taken, is told both."""
+    """A server that cannot replicate logically, with all slots taken, is reported for both."""
     server = new_postgres(settings={"wal_level": "replica", "max_replication_slots": "1"})
     server.execute("CREATE TABLE t (id int PRIMARY KEY)")
     server.execute("SELECT pg_create_physical_replication_slot('taken')")

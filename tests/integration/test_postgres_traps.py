@@ -199,7 +199,7 @@ def test_change_inside_a_transaction_that_alters(source_db: str, sink_db: str) -
 
 
 def test_shapes_that_cannot_be_followed_are_the_tables_error(source_db: str, sink_db: str) -> None:
-    """A dropped column stops this table with a clear text, the others go on; done at the sink too, it goes on."""
+    """A dropped column stops this table with a clear text, the others continue; done at the sink too, it continues."""
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE t (id int PRIMARY KEY, old int)")
         kit.run("CREATE TABLE other (id int PRIMARY KEY)")

@@ -34,7 +34,7 @@ def identities(folder: Path) -> list[tuple[str, int, int]]:
 
 
 class Writer:
-    """A session of a sink in this folder; may_write as it is told."""
+    """A session of a sink in this folder; may_write as the test sets it."""
 
     def __init__(self, folder: Path) -> None:
         self.may_write = True

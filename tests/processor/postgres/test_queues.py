@@ -118,7 +118,7 @@ def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> No
 
 
 def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
-    """A writer's queue asks the stream to wait; a queue that nobody takes from keeps the newest transactions."""
+    """A writer's queue asks the stream to wait; a queue without a reader keeps the newest transactions."""
     queue = new_queue()
     queue.is_writing = True
     for number in range(1, 11):
@@ -133,7 +133,7 @@ def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
 
 
 def test_gap_is_closed_and_left() -> None:
-    """The writer goes through the gap, skips what live has twice, and goes on with live."""
+    """The writer goes through the gap, skips what live has twice, and continues with the streamed changes."""
     queue = new_queue(cursor=100, attached=300)
     queue.is_writing = True
     queue.open_catch_up(50)
@@ -148,7 +148,7 @@ def test_gap_is_closed_and_left() -> None:
 
 
 def test_gap_of_what_was_written_before_is_left() -> None:
-    """A writer that starts behind all that the gap holds goes on with live at once, without another push."""
+    """A writer that starts behind all that the gap holds continues with the streamed changes at once, without another push."""
     queue = new_queue(cursor=100, attached=300)
     queue.open_catch_up(100)
     for end_ts in (200, 290):

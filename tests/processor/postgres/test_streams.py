@@ -31,14 +31,14 @@ def relation(number: int) -> bytes:
 
 
 def transaction(commit_ts: Ts, end_ts: Ts, sizes: dict[int, int]) -> list[bytes]:
-    """One insert of so many bytes into each of these tables."""
+    """Return one insert of the given number of bytes into each of these tables."""
     rows = [frame(b"I" + struct.pack(">I", n) + b"N\0\1b" + struct.pack(">I", size) + bytes(size)) for n, size in sizes.items()]
     begin = frame(b"B" + struct.pack(">QqI", commit_ts, 0, 1))
     return [begin, *rows, frame(b"C" + struct.pack(">BQQq", 0, commit_ts, end_ts, 0))]
 
 
 class Connection:
-    """Gives these frames; confirm fails when it is told to."""
+    """Gives these frames; confirm fails when the test sets it."""
 
     def __init__(self, frames: Iterable[bytes], is_lost_at_confirm: bool = False) -> None:
         self.frames = list(frames)
@@ -185,7 +185,7 @@ def test_new_queue_of_a_table_gets_what_the_old_one_got() -> None:
 
 
 def test_catch_up_ends_for_a_writer_whose_gap_was_given_up() -> None:
-    """Its queue takes nothing from this stream any more: only when the stream lets go of it can another one begin."""
+    """Its queue takes nothing from this stream: only when the stream lets go of it can another one begin."""
     budget = Budget(1 << 30)
     table = Table(1, TableQueue(5_000, budget, 100), True)
     table.queue.attach_streamed(1_000)

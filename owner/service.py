@@ -230,7 +230,7 @@ class OwnerService:
 
     def margin_s(self) -> float | None:
         leadership = self.election.leadership()
-        return leadership.deadline - lease_clock() if leadership is not None else None
+        return leadership.remaining_s() if leadership is not None else None
 
     def _may_send(self) -> bool:
         """Return whether the term of the hub leads now. Called under the hub's lock right before

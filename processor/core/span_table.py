@@ -200,7 +200,7 @@ class SpanTable:
         changed = rows[STATE_CODES[before] != STATE_CODES[then]]
         self.state_stamp[changed] = 0
         self._mark(changed)
-        for effect in np.unique(effects).tolist():
+        for effect in np.flatnonzero(np.bincount(effects)).tolist():
             if effect != Effect.NOTHING:
                 mask = effects == effect
                 _EFFECTS[Effect(effect)](self, rows[mask], orders.at(mask) if orders is not None else _NO_ORDERS)

@@ -49,7 +49,7 @@ class FollowedJob:
         if scheduler_of(self.owner, self.changefeed) is not self.scheduler:
             raise RefusedError(
                 f"{self.query.kind} of {self.subject}: {self.query.state} when changefeed {self.changefeed} stopped running here "
-                "(it was paused or restarted, or another owner leads now); look where the table is, and ask again"
+                "(it was paused or restarted, or another owner leads now); check `owner table list` and try again"
             )
 
 

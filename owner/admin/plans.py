@@ -116,7 +116,7 @@ def _why_no_rebalance(snapshots: Sequence[Snapshot]) -> str:
     if (ready := len(_ready(snapshots))) < 2:
         return f"{plural(ready, 'processor')} can take tables, so there is nothing to even out"
     within = max((snapshot.balance_stop_percent for snapshot in snapshots), default=0)
-    return f"a difference of up to {within} % from the mean stays, and so does a table whose move would not reduce it"
+    return f"a difference of up to {within} % from the mean is accepted, and no other move would reduce it"
 
 
 def _why_no_drain(snapshots: Sequence[Snapshot], capture: CaptureID) -> str:

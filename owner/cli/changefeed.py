@@ -253,7 +253,7 @@ def _progress(row: pb.Changefeed) -> str:
         why = f": {row.error}" if row.error else ""
         return f"{row.state}, starting{why}" if row.state in ("normal", "warning") else f"{row.state}{why}"
     stalled = sum(row.stalls.values())
-    tables = f"{row.spans - stalled} of {plural(row.spans, 'table')} follow the source"
+    tables = f"{row.spans - stalled} of {plural(row.spans, 'table')} following the source"
     if not stalled and row.checkpoint_ts <= row.start_ts:
         tables = f"{plural(row.spans, 'table')} replicating, not all of which have reported their progress"
     return ", ".join(part for part in (row.state, tables, counts(row.stalls), row.error) if part)

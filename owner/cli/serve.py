@@ -67,7 +67,10 @@ def serve(_output: Output, settings: Settings, keys: dict[str, str], **flags: st
 
 @click.group("config")
 def config_group() -> None:
-    """Check and show the owner's configuration: the file, overridden by TABLEWIRE_* variables, overridden by --set."""
+    """Check and show the owner's configuration.
+
+    TABLEWIRE_* variables override the file, and --set overrides both.
+    """
 
 
 @config_group.command("check")

@@ -98,7 +98,7 @@ processors that the job touches.
 | `move_requested`, `rebalance_requested` | an operator started a job; by: the caller |
 | `span_moved` | a manual move has ended |
 | `job_ended`, `jobs_ended` | another job (drain, rebalance) has ended, or a move was refused or cancelled |
-| `spans_placed` | number of tables that began to replicate, by reason: `add` (new, or after a failure), `drain`, `balance`, `move` |
+| `spans_placed` | tables that began to replicate, by reason: `add` (new, or after a failure), `drain`, `balance`, `move` |
 | `failover_began`, `failover_done` | processors that wrote tables were lost; all tables have a writer again |
 | `brake_on`, `brake_off` | many processors vanished at once, so placement is suspended for a while; it was resumed |
 | `span_failed` | the executor of a table failed; why: its error. It is retried after a pause, on another processor first |

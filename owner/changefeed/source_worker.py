@@ -36,7 +36,7 @@ from tablewire.source import Source, SplitSource, StartedSource
 
 PREVIOUS_WAIT_S = 1.0
 POLLS_PER_QUIET_CHECK = 5
-"""While the source stands still at the checkpoint, its slot is looked at in every fifth poll only."""
+"""While the source stands still at the checkpoint, its slot is checked in every fifth poll only."""
 
 _log = structlog.get_logger("owner.worker")
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from owner.core.tables import Tables
-
 
 class QueuedMove(NamedTuple):
     """A move that has not begun. number: of the row, which may be reused for another span."""
@@ -62,24 +60,9 @@ class Balancer:
     is_balancing: bool = False  # without a job
     quiet_since_ms: int | None = None
     planned: MoveQueue = field(default_factory=MoveQueue)
-    begun: dict[int, tuple[int, int]] = field(default_factory=dict)  # row -> (its number, target) of moves that have not ended
-    failed: Counter[int] = field(default_factory=Counter)  # target -> number of consecutive failed moves to it
+    failed: Counter[int] = field(default_factory=Counter)  # by target: the number of consecutive failed moves
 
     def clear(self) -> None:
         """Forget what was planned and tried. Moves that are in progress end by themselves."""
         self.planned = MoveQueue()
-        self.begun.clear()
         self.failed.clear()
-
-    def settle(self, tables: Tables) -> None:
-        """Take note of the moves that have ended, successfully or not."""
-        for row, (number, target) in list(self.begun.items()):
-            if tables.number[row] == number and int(tables.secondary[row]) == target:
-                continue
-            del self.begun[row]
-            if tables.number[row] != number:
-                continue
-            if int(tables.primary[row]) == target:
-                self.failed.pop(target, None)
-            else:
-                self.failed[target] += 1

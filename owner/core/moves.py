@@ -1,4 +1,4 @@
-"""Starting and undoing prepares, backoff after failures, and the limits of planned moves."""
+"""Beginning, undoing and ending moves, backoff after failures, and the limits of planned moves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from owner.core.events import SpanFailed
-from owner.core.jobs import Job, JobReason, Reason
+from owner.core.events import PlacementReason, SpanFailed, SpanMoved, SpansPlaced
+from owner.core.jobs import Job, JobReason, Reason, RebalanceJob
 from owner.core.replication import raise_progress
 from owner.core.roles import assign, clear
 from owner.core.state import Core
@@ -24,7 +24,7 @@ from owner.core.tables import (
     TASK_MOVE,
     TASK_NONE,
     CaptureIndexes,
-    MoveOrigin,
+    MoveInProgress,
     Rows,
     SpanFailure,
 )
@@ -32,7 +32,8 @@ from owner.core.transitions import Role
 from tablewire.model.states import CaptureState, DispatchAction, TableState
 
 PREPARED = TableState.PREPARED.code
-PLANNED = (TASK_MOVE, TASK_DRAIN, TASK_BALANCE)
+REASONS = {TASK_MOVE: PlacementReason.MOVE, TASK_DRAIN: PlacementReason.DRAIN, TASK_BALANCE: PlacementReason.BALANCE}
+PLANNED = tuple(REASONS)
 
 
 @dataclass(slots=True)
@@ -89,8 +90,9 @@ def prepare(
         return
     tables.scheduled[rows] = True
     raise_progress(tables, rows, core.checkpoint_ts)
-    for row in rows[tables.primary[rows] != NO_CAPTURE].tolist():
-        tables.origin[row] = MoveOrigin(core.captures[int(tables.primary[row])].id, job)
+    if task in PLANNED:
+        for row, source, target in zip(rows.tolist(), tables.primary[rows].tolist(), targets, strict=True):
+            tables.moving[row] = MoveInProgress(core.captures[source].id, int(target), task, job)
     assign(tables, rows, Role.SECONDARY, targets)
     tables.set_state(rows, PREPARE, core.now_ms)
     tables.task[rows] = task
@@ -112,6 +114,34 @@ def undo_prepare(core: Core, rows: Rows) -> None:
     tables.set_state(rows[~writes], ABSENT, core.now_ms)
     tables.task[rows] = TASK_NONE
     tables.refresh_steady(rows)
+
+
+def finish_moves(core: Core) -> None:
+    """Report the spans that have arrived and the planned moves that have ended."""
+    tables, failed = core.tables, core.balancer.failed
+    placed = Counter[PlacementReason]()
+    for rows, tasks in core.replication.arrived:
+        for task, count in zip(*np.unique(tasks, return_counts=True), strict=True):
+            placed[REASONS.get(int(task), PlacementReason.ADD)] += int(count)
+        for row in rows[np.isin(tasks, PLANNED)].tolist():
+            tables.moved_ms[row] = core.now_ms
+    if placed:
+        core.events.append(SpansPlaced(placed))
+    for row in [row for row in tables.moving if tables.task[row] not in PLANNED]:
+        move = tables.moving.pop(row)
+        has_arrived = bool(tables.primary[row] == move.target)
+        if move.task == TASK_BALANCE:
+            failed[move.target] = 0 if has_arrived else failed[move.target] + 1
+        if has_arrived:
+            _report_move(core, row, move)
+
+
+def _report_move(core: Core, row: int, move: MoveInProgress) -> None:
+    job_id, asked_by = (move.job.id, move.job.asked_by) if move.job is not None else (0, "")
+    target, why = core.captures[move.target].id, REASONS[move.task]
+    core.events.append(SpanMoved(core.tables.span(row), move.source, target, why, job_id, asked_by))
+    if isinstance(move.job, RebalanceJob):
+        move.job.count(done=move.job.moves_done + 1, left=move.job.moves_left)
 
 
 def undo_overdue_prepares(core: Core) -> None:

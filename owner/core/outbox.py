@@ -75,11 +75,11 @@ def _job_ids(tables: Tables, rows: Rows) -> U64:
     """Return the job that each dispatch belongs to, 0 = none; empty when no dispatch has a job, or
     when there are too many dispatches for the agent to log them one by one."""
     ids = np.zeros(len(rows), np.uint64)
-    if tables.origin and len(rows) <= JOB_IDS_MAX:
+    if tables.moving and len(rows) <= JOB_IDS_MAX:
         for position, row in enumerate(rows.tolist()):
-            origin = tables.origin.get(row)
-            if origin is not None and origin.job is not None and tables.task[row] != TASK_ADD:
-                ids[position] = origin.job.id
+            move = tables.moving.get(row)
+            if move is not None and move.job is not None and tables.task[row] != TASK_ADD:
+                ids[position] = move.job.id
     return ids if ids.any() else ids[:0]
 
 

@@ -69,11 +69,13 @@ class SpanFailure:
 
 
 @dataclass(slots=True)
-class MoveOrigin:
-    """Where a planned move comes from, and the job that asked for it. source: an id, since the
-    index of a capture that is gone may belong to another capture when the move ends."""
+class MoveInProgress:
+    """A planned move that has begun, and the job that asked for it. source: an id, since the index
+    of a capture that is gone may belong to another capture when the move ends."""
 
     source: CaptureID
+    target: int
+    task: int
     job: Job | None
 
 
@@ -149,7 +151,7 @@ class Tables:
         self.changed_count = 0
         self.all_steady = False  # False: there may be rows that are not steady
         self.moved_ms: dict[int, int] = {}  # row -> when its last planned move ended, for the cooldown
-        self.origin: dict[int, MoveOrigin] = {}  # rows of planned moves in progress
+        self.moving: dict[int, MoveInProgress] = {}  # by row
         self.statistics = Statistics(_INITIAL_CAPACITY)
         self.version = 0  # grows when rows came or went, and when a snapshot began or ended
         self._free: list[int] = []
@@ -280,7 +282,7 @@ class Tables:
         for row in rows.tolist():
             if row in self._keys:
                 del self._partial[self.span(row)], self._keys[row]
-            for rare in (self.undetermined, self.failures, self.attempts, self.moved_ms, self.origin):
+            for rare in (self.undetermined, self.failures, self.attempts, self.moved_ms, self.moving):
                 rare.pop(row, None)
         self.statistics.forget(rows)
         self._clear(rows)

@@ -9,7 +9,6 @@ own: the next report states the whole truth again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +17,10 @@ import numpy as np
 from owner.core import events, watermark
 from owner.core.bootstrap import try_finish_bootstrap
 from owner.core.captures import Capture
-from owner.core.events import Event, PlacementReason
+from owner.core.events import Event
 from owner.core.inbox import receive_messages
-from owner.core.jobs import JobRequest, RebalanceJob
-from owner.core.moves import PLANNED, MoveSlots, undo_overdue_prepares
+from owner.core.jobs import JobRequest
+from owner.core.moves import MoveSlots, finish_moves, undo_overdue_prepares
 from owner.core.outbox import write_messages
 from owner.core.policies.add_and_remove import add_missing, reconcile_tables, remove_unwanted
 from owner.core.policies.drain import drain, update_drains
@@ -29,7 +28,7 @@ from owner.core.policies.move import move
 from owner.core.policies.rebalance import balance
 from owner.core.replication import apply_capture_loss, find_removed
 from owner.core.state import Core
-from owner.core.tables import ABSENT, NO_CAPTURE, TASK_BALANCE, TASK_DRAIN, TASK_MOVE
+from owner.core.tables import ABSENT, NO_CAPTURE
 from owner.core.transitions import Note
 from tablewire.model.columns import I64
 from tablewire.model.ids import CaptureID, CaptureInfo, Ts
@@ -38,7 +37,6 @@ from tablewire.model.progress import BarrierWithMinTs, Watermark
 from tablewire.model.states import LivenessState
 
 WEIGHT_SMOOTHING = 0.3
-_WHY = {TASK_MOVE: PlacementReason.MOVE, TASK_DRAIN: PlacementReason.DRAIN, TASK_BALANCE: PlacementReason.BALANCE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,6 @@ def tick(core: Core, inputs: TickInput) -> TickOutput:
     core.watermark = watermark.compute(core, inputs.barrier)
     messages = write_messages(core, inputs.barrier)
     _report(core, bootstrapped, was_active)
-    _finish_moves(core)
     return TickOutput(
         messages=messages,
         watermark=core.watermark,
@@ -142,36 +139,6 @@ def _report(core: Core, bootstrapped: bool, guard_was_active: bool) -> None:
         core.events.append(events.GuardReleased(alive))
 
 
-def _finish_moves(core: Core) -> None:
-    """Report the spans that arrived in this tick, start the cooldown of those that were moved, and
-    forget where moves came from once they have ended."""
-    tables = core.tables
-    placed: Counter[PlacementReason] = Counter()
-    for rows, tasks in core.replication.arrived:
-        for task, count in zip(*np.unique(tasks, return_counts=True), strict=True):
-            placed[_WHY.get(int(task), PlacementReason.ADD)] += int(count)
-        planned = np.isin(tasks, PLANNED)
-        for row, task in zip(rows[planned].tolist(), tasks[planned].tolist(), strict=True):
-            tables.moved_ms[row] = core.now_ms
-            _report_move(core, row, _WHY[task])
-    if placed:
-        core.events.append(events.SpansPlaced(placed))
-    for row in [row for row in tables.origin if tables.task[row] not in PLANNED]:
-        del tables.origin[row]
-
-
-def _report_move(core: Core, row: int, why: PlacementReason) -> None:
-    origin, primary = core.tables.origin.get(row), int(core.tables.primary[row])
-    if origin is None or primary == NO_CAPTURE:
-        return
-    job_id, asked_by = 0, ""
-    if origin.job is not None:
-        job_id, asked_by = origin.job.id, origin.job.asked_by
-        if isinstance(origin.job, RebalanceJob):
-            origin.job.count(done=origin.job.moves_done + 1, left=origin.job.moves_left)
-    core.events.append(events.SpanMoved(core.tables.span(row), origin.source, core.captures[primary].id, why, job_id, asked_by))
-
-
 def _drop(core: Core) -> None:
     """Drop removed rows without a holder. A table that came back meanwhile gets a new row with the
     next reconciliation."""
@@ -186,6 +153,7 @@ def _run_policies(core: Core, disturbed: bool) -> None:
     ready = core.ready_captures()
     remove_unwanted(core)
     undo_overdue_prepares(core)
+    finish_moves(core)
     if not core.mass_failure_guard.is_active:
         add_missing(core, ready)
     slots = MoveSlots.of(core)

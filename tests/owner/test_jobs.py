@@ -164,3 +164,21 @@ def test_a_tick_does_not_wait_for_a_reader_that_counts_spans(world: World, monke
 
     monkeypatch.setattr(Snapshot, "touching", count_during_a_tick)
     assert world.scheduler.drain_capture("a") == 1
+
+
+def test_a_move_that_begins_when_another_one_ends_does_not_take_its_place(world: World) -> None:
+    """The end of the older move is reported with its own source, target and job."""
+    source, (target, later) = world.primary(1), others(world, 1)
+    world.executors[source].hang("stop")
+    older = world.scheduler.move_table(1, target)
+    world.run(4)
+    newer = world.scheduler.move_table(1, later)
+    world.run(2)
+    assert (older.state, newer.state) == (QueryState.CANCELLED, QueryState.PENDING)
+    world.executors[source].let_go("stop")
+    moved: list[SpanMoved] = []
+    for _ in range(15):
+        world.step()
+        moved += [event for event in world.scheduler.events() if isinstance(event, SpanMoved)]
+    found = [(event.source, event.target, event.job_id) for event in moved]
+    assert found == [(source, target, older.job.id), (target, later, newer.job.id)]

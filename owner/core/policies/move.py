@@ -135,8 +135,8 @@ def _start(core: Core, job: MoveJob, row: int, target: int, slots: MoveSlots) ->
     """Start the move of one span, or return why it waits; None if it is in progress."""
     tables, source = core.tables, int(core.tables.primary[row])
     if target in (source, tables.secondary[row]):
-        if tables.task[row] == TASK_MOVE and row in tables.origin:
-            tables.origin[row].job = job  # an older move to the same target may have started it
+        if tables.task[row] == TASK_MOVE and row in tables.moving:
+            tables.moving[row].job = job  # an older move to the same target may have started it
         return None
     holders = tables.undetermined.get(row, {})
     if target in holders:

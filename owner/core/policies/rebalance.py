@@ -37,7 +37,6 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
             return
         balancer.is_balancing = True
         balancer.clear()
-    balancer.settle(core.tables)
     if not balancer.planned and not len(in_progress(core, (TASK_BALANCE,))):
         _plan_or_end(core, job, ready)
     _begin_moves(core, job, ready, slots)
@@ -56,7 +55,6 @@ def _begin_moves(core: Core, job: RebalanceJob | None, ready: list[Capture], slo
             continue
         prepare(core, [row], [target], TASK_BALANCE, job)
         slots.take(source, target)
-        balancer.begun[row] = (move.number, target)
 
 
 def _plan_or_end(core: Core, job: RebalanceJob | None, ready: list[Capture]) -> None:

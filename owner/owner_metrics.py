@@ -22,8 +22,8 @@ _BY_STATE = ("changefeed", "state")
 _CHANGEFEED_STATES = ("normal", "warning", "failed", "stopped", "finished", "removed")
 
 
-class Shown(Protocol):
-    """What the metrics read of the service; any thread."""
+class OwnerFigures(Protocol):
+    """What the metrics read from the service; any thread."""
 
     def is_leading(self) -> bool: ...
 
@@ -37,27 +37,27 @@ class Shown(Protocol):
 
 
 class OwnerMetrics(ReadMetrics):
-    def __init__(self, version: str, shown: Shown) -> None:
+    def __init__(self, version: str, figures: OwnerFigures) -> None:
         super().__init__("owner", version)
-        self._shown = shown
+        self._figures = figures
         self.tick_seconds = self.metrics.histogram("tick_seconds", "Duration of one round of ticks of all changefeeds")
         self.elections = self.metrics.counter("elections", "How often this process became the leader")
         self.placement = PlacementCounters(self.metrics)
         self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        is_leading, margin_s = self._shown.is_leading(), self._shown.margin_s()
+        is_leading, margin_s = self._figures.is_leading(), self._figures.margin_s()
         yield self.gauge("is_leader", "1 while this owner leads", [((), is_leading)])
         yield self.gauge(
             "lease_margin_seconds",
             "Time until the leader must stop acting unless its lease is renewed; exported by the leader only",
             [((), margin_s)] if margin_s is not None else [],
         )
-        runs = [(str(changefeed), run) for changefeed, run in self._shown.runs().items()]
+        runs = [(str(changefeed), run) for changefeed, run in self._figures.runs().items()]
         yield from self._progress(runs)
         yield from self._placement([(name, run.scheduler.snapshot()) for name, run in runs if run.scheduler is not None])
         # The connections of a former leader remain, but their figures are out of date.
-        yield from self._exchanges(list(self._shown.client_views()) if is_leading else [])
+        yield from self._exchanges(list(self._figures.client_views()) if is_leading else [])
 
     def _progress(self, runs: Sequence[tuple[str, ChangefeedRun]]) -> Iterable[Metric]:
         """Yield how far each changefeed is, and what that costs its source."""

@@ -1,1 +1,1 @@
-"""The life of one changefeed: its record, its run, its source and its load."""
+"""How does one changefeed run: its record, its source, its progress and its load?"""

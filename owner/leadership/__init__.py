@@ -1,1 +1,1 @@
-"""Who leads, for how long, and what a leader must not do."""
+"""Which owner leads, for how long, and what does it do while it leads?"""

@@ -54,9 +54,6 @@ class Leadership:
         `leadership()` has a later one."""
         return self.deadline - lease_clock()
 
-    def is_valid(self) -> bool:
-        return self.remaining_s() > 0
-
 
 @dataclass(frozen=True, slots=True)
 class Candidacy:

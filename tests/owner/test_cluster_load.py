@@ -1,4 +1,5 @@
-"""Several changefeeds on the same captures: the cluster gets even, by few moves, and stays so."""
+"""Several changefeeds on the same processors: the cluster is balanced with few moves, and stays
+balanced."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from tests.owner.world import World
 
 
 class Cluster:
-    """Worlds that tick one after the other, as the changefeeds of one owner do."""
+    """Worlds that tick one after another, as the changefeeds of one owner do."""
 
     def __init__(self, *sizes: int, config: SchedulerConfig | None = None) -> None:
         """sizes: tables of each changefeed, all of them on capture a."""
@@ -35,7 +36,7 @@ class Cluster:
             self.loads[at] = after
 
     def run(self, rounds: int) -> int:
-        """How many spans changed their writer."""
+        """Run this many rounds, and return how many spans changed their writer."""
         moves, before = 0, self.places()
         for _ in range(rounds):
             self.step()
@@ -52,7 +53,8 @@ class Cluster:
 
 
 def test_scenario_26_two_changefeeds_that_rebalance_at_once_do_not_swing() -> None:
-    """Each alone would move half of the difference, both together all of it, and back again."""
+    """Each alone would move half of the difference; together they would move too much, and then
+    move it back."""
     cluster = Cluster(20, 20)
     queries = [world.scheduler.rebalance() for world in cluster.worlds]
     assert cluster.run(100) == 19
@@ -61,7 +63,7 @@ def test_scenario_26_two_changefeeds_that_rebalance_at_once_do_not_swing() -> No
 
 
 def test_scenario_26_two_changefeeds_that_balance_by_themselves_do_not_swing() -> None:
-    """Both find the cluster uneven in the same round, and one of them evens it out."""
+    """Both find the cluster unbalanced in the same round, and only one of them moves spans."""
     cluster = Cluster(20, 20, config=SchedulerConfig(balance_interval_ms=2_000, move_cooldown_ms=1))
     assert cluster.run(300) == 19
     assert cluster.total() == {"a": 21.0, "b": 19.0}

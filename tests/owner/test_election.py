@@ -1,4 +1,5 @@
-"""The election with real etcd: one leader, handed over by death, by resignation and by doubt."""
+"""The election with a real etcd: one leader, and handover after a crash, a resignation or a lost
+lease."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ pytestmark = pytest.mark.integration
 TIMEOUT_S = 15.0
 TTL_S = 10.0
 SHORT_TTL_S = 3.0
-"""Of a leader whose lease shall run out."""
+"""The lease TTL of a leader whose lease should expire."""
 CANDIDATE = Path(__file__).with_name("candidate_process.py")
 
 
 @pytest.fixture
 def cluster(etcd_prefix: str) -> str:
-    """A cluster name of the test's own."""
+    """Return a cluster name that no other test uses."""
     return "election" + etcd_prefix.replace("/", "-")
 
 
@@ -60,7 +61,7 @@ def behind_proxy(proxy: TcpProxy) -> Iterator[EtcdSession]:
 
 @pytest.fixture
 def candidate(cluster: str) -> Iterator[Callable[..., Election]]:
-    """Enters a candidate into the line."""
+    """Return a function that starts a candidate."""
     elections: list[Election] = []
 
     def enter(session: EtcdSession, owner_id: str, ttl_s: float = TTL_S, **options: float) -> Election:
@@ -75,11 +76,10 @@ def candidate(cluster: str) -> Iterator[Callable[..., Election]]:
 
 
 def test_the_first_in_the_line_leads(session: EtcdSession, candidate: Callable[..., Election]) -> None:
-    """One leader at a time, the earlier one; every candidate knows who it is and where."""
+    """The earlier candidate leads, and each candidate knows the leader and its address."""
     first, second = candidate(session, "o1"), candidate(session, "o2")
     leadership = first.wait_for_leadership(TIMEOUT_S)
     assert leadership is not None
-    assert leadership.is_valid()
     assert 0 < leadership.remaining_s() < TTL_S
     assert second.leadership() is None
     wait_until(
@@ -89,7 +89,8 @@ def test_the_first_in_the_line_leads(session: EtcdSession, candidate: Callable[.
 
 
 def test_resigning_hands_over_at_once(session: EtcdSession, candidate: Callable[..., Election]) -> None:
-    """The next in the line leads long before the lease ends, under a higher revision; who resigned stands last, higher yet."""
+    """The next candidate leads long before the lease ends, with a higher revision; the one that
+    resigned becomes the last."""
     first, second = candidate(session, "o1"), candidate(session, "o2")
     before = first.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -108,7 +109,7 @@ def test_resigning_hands_over_at_once(session: EtcdSession, candidate: Callable[
 
 
 def test_closing_hands_over_at_once(session: EtcdSession, candidate: Callable[..., Election]) -> None:
-    """A candidate that leaves for good is out of the line, and closing is idempotent."""
+    """A closed candidate is no longer listed, and closing is idempotent."""
     first, second = candidate(session, "o1"), candidate(session, "o2")
     first.close()
     first.close()
@@ -131,7 +132,8 @@ def test_changes_are_called_out(session: EtcdSession, cluster: str, candidate: C
 
 
 def test_a_deleted_key_ends_leadership(session: EtcdSession, cluster: str, candidate: Callable[..., Election]) -> None:
-    """The watch notices a key that was deleted, and the candidate becomes one again, at a higher revision."""
+    """The watch detects a deleted key, and the process becomes a candidate again with a higher
+    revision."""
     election = candidate(session, "o1")
     before = election.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -146,7 +148,8 @@ def test_a_deleted_key_ends_leadership(session: EtcdSession, cluster: str, candi
 def test_doubt_ends_leadership_before_etcd_does(
     session: EtcdSession, behind_proxy: EtcdSession, proxy: TcpProxy, candidate: Callable[..., Election]
 ) -> None:
-    """A leader that cannot renew its lease stops while its key still stands; the next one leads once etcd let it expire."""
+    """A leader that cannot renew its lease stops while its key still exists; the next one leads
+    once etcd has deleted the key."""
     first, second = candidate(behind_proxy, "o1", 3.0, margin_s=1.0), candidate(session, "o2")
     before = first.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -170,7 +173,8 @@ def test_doubt_ends_leadership_before_etcd_does(
 def test_a_late_keep_alive_does_not_revive(
     session: EtcdSession, behind_proxy: EtcdSession, proxy: TcpProxy, candidate: Callable[..., Election]
 ) -> None:
-    """A lease that was given up locally is not leaned on again though etcd still has it: the revision is another one."""
+    """A lease that was given up locally is not used again, although etcd still has it: the revision
+    changes."""
     election = candidate(behind_proxy, "o1", 6.0, margin_s=5.0)
     before = election.wait_for_leadership(TIMEOUT_S)
     assert before is not None
@@ -186,7 +190,8 @@ def test_a_late_keep_alive_does_not_revive(
 
 
 def test_a_guarded_write_tells_a_lost_race_from_lost_leadership(session: EtcdSession, candidate: Callable[..., Election]) -> None:
-    """While we lead, a failed compare is a ConflictError; without our key it is a NotLeaderError; neither changes anything."""
+    """While we lead, a failed compare is a ConflictError; without our key it is a NotLeaderError;
+    neither changes anything."""
     election = candidate(session, "o1")
     assert election.wait_for_leadership(TIMEOUT_S) is not None
     key = f"{election.guard().key}-data"
@@ -208,7 +213,7 @@ def test_a_guarded_write_tells_a_lost_race_from_lost_leadership(session: EtcdSes
 def test_a_guarded_write_of_a_deposed_leader_is_refused(
     session: EtcdSession, proxy: TcpProxy, candidate: Callable[..., Election]
 ) -> None:
-    """A leader that still believes in itself (it hears etcd late) cannot write once its key is gone, and then knows it."""
+    """A leader that hears from etcd late cannot write once its key is gone, and steps down then."""
     slow_session = EtcdSession([proxy.endpoint], request_timeout_ms=5_000)
     election = candidate(slow_session, "o1", 30.0)
     assert election.wait_for_leadership(TIMEOUT_S) is not None
@@ -227,7 +232,8 @@ def test_a_guarded_write_of_a_deposed_leader_is_refused(
 def test_an_unreadable_candidate_is_reported_and_harmless(
     session: EtcdSession, cluster: str, candidate: Callable[..., Election]
 ) -> None:
-    """A value that cannot be read makes its holder nameless; the others continue, and know that they do not lead."""
+    """An unreadable record hides the name of the leader; the other candidates continue, and know
+    that they do not lead."""
     lease, _ = session.grant(60)
     session.put(etcd_keys.owner_key(cluster, lease), b"{", lease=lease)
     election = candidate(session, "o1")
@@ -239,7 +245,7 @@ def test_an_unreadable_candidate_is_reported_and_harmless(
 
 
 def test_an_unreachable_etcd_fails_the_start_in_bounded_time(free_port: int, cluster: str) -> None:
-    """With a timeout a start without etcd is one clear error, naming where it tried."""
+    """With a timeout, a start without etcd fails with one error that names the endpoint."""
     session = EtcdSession([f"127.0.0.1:{free_port}"], request_timeout_ms=200)
     election = Election(session, cluster, "o1", "o1:1", ttl_s=TTL_S)
     start = time.monotonic()
@@ -250,7 +256,7 @@ def test_an_unreachable_etcd_fails_the_start_in_bounded_time(free_port: int, clu
 
 
 def test_a_start_without_a_timeout_keeps_trying(behind_proxy: EtcdSession, proxy: TcpProxy, cluster: str) -> None:
-    """Without a timeout the candidate says what is wrong, and leads once etcd is there."""
+    """Without a timeout, the candidate reports the error, and leads once etcd is reachable."""
     proxy.refuse()
     election = Election(behind_proxy, cluster, "o1", "o1:1", ttl_s=TTL_S)
     election.start()
@@ -263,7 +269,7 @@ def test_a_start_without_a_timeout_keeps_trying(behind_proxy: EtcdSession, proxy
 
 
 class CandidateProcess:
-    """The process of candidate_process.py, and what it says."""
+    """A process of candidate_process.py and its output."""
 
     def __init__(self, endpoint: str, cluster: str, owner_id: str) -> None:
         command = [sys.executable, str(CANDIDATE), endpoint, cluster, owner_id, str(SHORT_TTL_S)]
@@ -272,7 +278,7 @@ class CandidateProcess:
         threading.Thread(target=self._read, daemon=True).start()
 
     def hear(self) -> str:
-        """The next thing that it says."""
+        """Return the next line of output."""
         return self.said.get(timeout=TIMEOUT_S)
 
     def signal(self, signum: signal.Signals) -> None:
@@ -291,7 +297,7 @@ class CandidateProcess:
 
 @pytest.fixture
 def other_process(etcd_server: EtcdServer, cluster: str) -> Iterator[CandidateProcess]:
-    """A candidate in another process that leads."""
+    """Return a candidate in another process that leads."""
     process = CandidateProcess(etcd_server.endpoint, cluster, "other")
     said = process.hear()
     assert (said if said != "follows" else process.hear()).startswith("leads ")
@@ -314,7 +320,8 @@ def test_a_killed_leader_is_followed_after_its_lease(
 def test_a_leader_that_was_stopped_knows_at_once_when_it_wakes_up(
     session: EtcdSession, candidate: Callable[..., Election], other_process: CandidateProcess
 ) -> None:
-    """After SIGSTOP past its lease and SIGCONT the first thing the old leader says is that it follows (scenario_12)."""
+    """A leader stopped by SIGSTOP for longer than its lease reports that it follows as soon as it
+    continues (scenario_12)."""
     election = candidate(session, "o1")
     other_process.signal(signal.SIGSTOP)
     assert election.wait_for_leadership(TIMEOUT_S) is not None
@@ -325,7 +332,8 @@ def test_a_leader_that_was_stopped_knows_at_once_when_it_wakes_up(
 
 
 def test_the_election_outlives_a_member_and_a_restart_of_all(tmp_path: Path, cluster: str) -> None:
-    """One etcd member of three killed: the leader stays the same. All restarted: somebody leads again, and can write."""
+    """If one etcd member of three is killed, the leader stays; if all are restarted, one candidate
+    leads again and can write."""
     with EtcdCluster(tmp_path) as members:
         sessions = [EtcdSession(members.endpoints, request_timeout_ms=1_000) for _ in range(2)]
         elections = [Election(session, cluster, f"o{i}", f"o{i}:1", ttl_s=10) for i, session in enumerate(sessions)]
@@ -359,7 +367,8 @@ def test_the_election_outlives_a_member_and_a_restart_of_all(tmp_path: Path, clu
 def test_a_write_that_nobody_answers_is_told(
     behind_proxy: EtcdSession, proxy: TcpProxy, candidate: Callable[..., Election]
 ) -> None:
-    """While etcd does not answer and the deadline has not passed, a guarded write is neither success nor refusal."""
+    """While etcd does not answer and the deadline has not passed, a guarded write neither succeeds
+    nor is refused."""
     election = candidate(behind_proxy, "o1", 30.0)
     assert election.wait_for_leadership(TIMEOUT_S) is not None
     proxy.stall()

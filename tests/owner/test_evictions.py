@@ -1,4 +1,5 @@
-"""Evictions with real etcd: a capture that is not known to be fenced counts as alive until its lease must have stopped it."""
+"""Evictions with real etcd: a capture that is not known to be fenced counts as alive until its
+lease must have stopped it."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ OTHERS = {"b": CaptureInfo("b", "b:1")}
 
 
 def silent_world(executor: type[UnfencedFakeTableExecutor] | None = None) -> World:
-    """One in which "b" answers and "a" no longer does. executor: of "a"; it said so before."""
+    """Return a snapshot in which "b" answers and "a" does not. executor: the kind that "a" reported
+    earlier."""
     world = World(captures=["b"], tables=[1])
     world.join("a", executor(world.sink, name="a") if executor is not None else None)  # type: ignore[arg-type]
     world.settle()
@@ -49,7 +51,7 @@ UNFENCED = silent_world(UnfencedFakeTableExecutor).snapshot
 
 
 class Etcd:
-    """What etcd holds, and the terms of owners, which share a clock that the test moves."""
+    """A cluster in etcd, and the terms of its owners, which share a clock that the test moves."""
 
     def __init__(self, session: EtcdSession, cluster: str) -> None:
         self.session, self.cluster = session, cluster
@@ -59,7 +61,7 @@ class Etcd:
         self.history: History
 
     def lead(self) -> Election:
-        """A new owner leads; its predecessor has died."""
+        """Make a new owner lead, after the previous one has died."""
         for former in self.elections:
             former.close()
         election = Election(self.session, self.cluster, f"o{len(self.elections)}", "o:1", ttl_s=5.0)
@@ -69,7 +71,8 @@ class Etcd:
         return election
 
     def term(self, session: EtcdSession | None = None, write: Callable[[GuardedWrite], GuardedWrite] | None = None) -> Evictions:
-        """What a new leader begins with. session: its own, for all but the guarded writes. write: what comes between those."""
+        """Return the evictions of a new term. session: for all but the guarded writes. write: wraps
+        those."""
         election = self.lead()
         guarded, leadership = election.guarded_write, election.leadership()
         assert leadership is not None
@@ -102,7 +105,7 @@ class Etcd:
         return {item.key.rpartition("/")[2]: item for item in items}
 
     def step(self, evictions: Evictions, *snapshots: Snapshot | None, after_s: float = 0.0) -> None:
-        """One round of the thread "store", so much later."""
+        """Run one round of the thread "store", this many seconds later."""
         self.now_s += after_s
         registered = self.registered()
         evictions.step({id: CaptureInfo(id, f"{id}:1", "9", {"zone": "z"}) for id in registered}, registered, snapshots)
@@ -128,7 +131,7 @@ class Etcd:
 
 @pytest.fixture
 def etcd(etcd_server: EtcdServer, etcd_prefix: str) -> Iterator[Etcd]:
-    """One with the captures "a", which is to be evicted, and "b"."""
+    """Return a cluster with the captures "a", which will be evicted, and "b"."""
     session = EtcdSession([etcd_server.endpoint])
     etcd = Etcd(session, "evictions" + etcd_prefix.replace("/", "-"))
     etcd.register("a")
@@ -141,7 +144,7 @@ def etcd(etcd_server: EtcdServer, etcd_prefix: str) -> Iterator[Etcd]:
 
 @pytest.fixture
 def cut_session(etcd_server: EtcdServer) -> Iterator[tuple[EtcdSession, TcpProxy]]:
-    """A session of its own, and the way to cut it off."""
+    """Return a separate session, and the proxy that can cut it off."""
     with TcpProxy("127.0.0.1", etcd_server.endpoint) as proxy:
         session = EtcdSession([proxy.endpoint], request_timeout_ms=300)
         yield session, proxy
@@ -149,13 +152,14 @@ def cut_session(etcd_server: EtcdServer) -> Iterator[tuple[EtcdSession, TcpProxy
 
 
 def evict(etcd: Etcd, evictions: Evictions, *snapshots: Snapshot | None) -> None:
-    """It is silent for long enough."""
+    """Make the capture silent for long enough."""
     etcd.step(evictions, *snapshots)
     etcd.step(evictions, *snapshots, after_s=EVICT_S)
 
 
 def test_an_unfenced_capture_is_held_for_a_ttl_and_its_margin(etcd: Etcd) -> None:
-    """From the revocation of its lease on; meanwhile it is stored in etcd with all that the next owner needs."""
+    """It is held from the revocation of its lease on; etcd has everything that the next owner
+    needs."""
     evictions = etcd.term()
     etcd.step(evictions, UNFENCED)
     etcd.step(evictions, UNFENCED, after_s=EVICT_S - 0.1)
@@ -177,7 +181,7 @@ def test_an_unfenced_capture_is_held_for_a_ttl_and_its_margin(etcd: Etcd) -> Non
 
 
 def test_a_fenced_capture_is_not_held(etcd: Etcd) -> None:
-    """Its sink refuses it: its death counts at once, and nothing is left of it."""
+    """Its sink refuses it, so it counts as dead at once, and no record remains."""
     evictions = etcd.term()
     evict(etcd, evictions, FENCED)
     assert set(etcd.registered()) == {"b"}
@@ -190,14 +194,15 @@ def test_a_fenced_capture_is_not_held(etcd: Etcd) -> None:
 
 @pytest.mark.parametrize("other", [UNFENCED, None], ids=["unfenced", "without a scheduler"])
 def test_fenced_in_one_changefeed_alone_is_not_enough(etcd: Etcd, other: Snapshot | None) -> None:
-    """A changefeed whose sink would not refuse it, or of which that is not known, counts."""
+    """One changefeed whose sink would not refuse it, or where that is not known, is enough."""
     evictions = etcd.term()
     evict(etcd, evictions, FENCED, other)
     assert etcd.held(evictions, HOLD_S - 0.1) == {"a"}
 
 
 def test_it_is_held_before_its_key_is_gone(etcd: Etcd) -> None:
-    """The tick's thread may see the key's end before the thread that evicts does: it still counts as alive."""
+    """The tick may see the deletion of the key before the thread that evicts does; the capture
+    still counts as alive."""
     seen = []
 
     def look(write: GuardedWrite) -> GuardedWrite:
@@ -213,7 +218,7 @@ def test_it_is_held_before_its_key_is_gone(etcd: Etcd) -> None:
 
 
 def test_nobody_is_evicted_when_nobody_answers(etcd: Etcd) -> None:
-    """Then it is the owner who hears nothing."""
+    """Then the fault is likely on the owner's side."""
     world = silent_world()
     world.paused.add("b")
     world.until(lambda: all(view.state == "silent" for view in world.snapshot.captures))
@@ -222,8 +227,8 @@ def test_nobody_is_evicted_when_nobody_answers(etcd: Etcd) -> None:
 
 
 def test_the_next_owner_revokes_and_holds_anew(etcd: Etcd, cut_session: tuple[EtcdSession, TcpProxy]) -> None:
-    """Its predecessor died between the key's end and the revocation: it is held from before the first tick, and for the whole
-    time after the lease is gone."""
+    """The previous owner died between the deletion of the key and the revocation: the capture is
+    held from before the first tick, and for the whole time after the lease is revoked."""
     session, proxy = cut_session
     first = etcd.term(session)
     proxy.cut()
@@ -243,7 +248,7 @@ def test_the_next_owner_revokes_and_holds_anew(etcd: Etcd, cut_session: tuple[Et
 
 
 def test_a_third_owner_holds_for_the_whole_time_again(etcd: Etcd) -> None:
-    """A lease that is gone already is fine; when it went is not known."""
+    """A lease that is gone already is no error, but it is not known since when."""
     evict(etcd, etcd.term(), UNFENCED)
     etcd.step(etcd.term(), after_s=HOLD_S - 1.0)
     third = etcd.term()
@@ -252,7 +257,8 @@ def test_a_third_owner_holds_for_the_whole_time_again(etcd: Etcd) -> None:
 
 
 def test_the_next_owner_revokes_the_lease_of_a_fenced_one(etcd: Etcd, cut_session: tuple[EtcdSession, TcpProxy]) -> None:
-    """It is not held there either, but its process must not continue under a lease that is not seen."""
+    """A new term does not hold it either, but its process must not continue under a lease without a
+    key."""
     session, proxy = cut_session
     first = etcd.term(session)
     proxy.cut()
@@ -267,7 +273,7 @@ def test_the_next_owner_revokes_the_lease_of_a_fenced_one(etcd: Etcd, cut_sessio
 
 
 class Unanswered:
-    """Guarded writes whose answer is lost while `lost`; applied all the same, or not."""
+    """Guarded writes whose answer is lost while `lost` is set; they are applied, or not."""
 
     def __init__(self, write: GuardedWrite, is_applied: bool) -> None:
         self.write, self.is_applied, self.lost = write, is_applied, True
@@ -280,7 +286,7 @@ class Unanswered:
 
 
 def test_an_eviction_without_an_answer_goes_on_when_it_was_applied(etcd: Etcd) -> None:
-    """The capture is held meanwhile, and it is reported once."""
+    """The capture is held in the meantime, and the eviction is reported once."""
     writes: list[Unanswered] = []
 
     def unanswered(write: GuardedWrite) -> Unanswered:
@@ -300,7 +306,7 @@ def test_an_eviction_without_an_answer_goes_on_when_it_was_applied(etcd: Etcd) -
 
 
 def test_an_eviction_without_an_answer_is_forgotten_when_it_was_not_applied(etcd: Etcd) -> None:
-    """The capture answers again and leaves by itself some day: no owner waits for it then."""
+    """The capture answers again and leaves later: then no owner waits for it."""
     evictions = etcd.term(write=lambda write: Unanswered(write, is_applied=False))
     with pytest.raises(EtcdUnavailableError):
         evict(etcd, evictions, UNFENCED)
@@ -315,7 +321,8 @@ def test_an_eviction_without_an_answer_is_forgotten_when_it_was_not_applied(etcd
 
 
 def test_a_key_that_was_changed_meanwhile_is_left_alone(etcd: Etcd) -> None:
-    """The capture said something through etcd: what was decided before does not count, and the next round looks again."""
+    """The record of the capture has changed, so the decision is void, and the next round decides
+    again."""
     evictions = etcd.term()
     before = etcd.registered()
     captures = {id: CaptureInfo(id, f"{id}:1") for id in before}
@@ -330,7 +337,7 @@ def test_a_key_that_was_changed_meanwhile_is_left_alone(etcd: Etcd) -> None:
 
 
 def test_a_former_term_of_the_same_owner_evicts_nobody(etcd: Etcd) -> None:
-    """Its thread may be late while the same process leads again: the new term would take the capture for dead."""
+    """A late thread of an earlier term of this process must not evict a capture of the new term."""
     evictions = etcd.term()
     etcd.step(evictions, UNFENCED)
     (election,) = etcd.elections
@@ -342,7 +349,7 @@ def test_a_former_term_of_the_same_owner_evicts_nobody(etcd: Etcd) -> None:
 
 
 def test_a_watch_that_lags_evicts_nobody_twice(etcd: Etcd) -> None:
-    """The key counts as there for a moment after it is gone; the hold is not begun again."""
+    """The key may seem to exist for a moment after its deletion; the hold does not start again."""
     evictions = etcd.term()
     before = etcd.registered()
     evict(etcd, evictions, UNFENCED)
@@ -353,7 +360,8 @@ def test_a_watch_that_lags_evicts_nobody_twice(etcd: Etcd) -> None:
 
 
 def test_a_record_that_cannot_be_read_holds_until_it_is_deleted(etcd: Etcd) -> None:
-    """Its lease is not known, so the time when the capture has stopped is not known, but for an operator."""
+    """Its lease is not known, and so neither is when the capture has stopped; only an operator can
+    know."""
     key = etcd_keys.evicted_key(etcd.cluster, "gone")
     etcd.session.put(key, b'{"format": 99}')
     evictions = etcd.term()
@@ -365,7 +373,8 @@ def test_a_record_that_cannot_be_read_holds_until_it_is_deleted(etcd: Etcd) -> N
 
 
 def test_one_that_fails_stops_no_other(etcd: Etcd) -> None:
-    """The write about the first has no answer; the second is evicted in the same round, and the error is raised after it."""
+    """The write for the first capture fails; the second is evicted in the same round, and then the
+    error is raised."""
     etcd.register("a2")
     world = World(captures=["b"], tables=[1])
     for capture in ("a", "a2"):
@@ -390,7 +399,8 @@ def test_one_that_fails_stops_no_other(etcd: Etcd) -> None:
 
 
 def test_who_never_spoke_may_be_unfenced() -> None:
-    """It is not known whether the sink of a capture that has been silent since before the term would refuse it."""
+    """It is not known whether the sink of a capture that has been silent since before the term
+    would refuse it."""
     world = World(captures=["a", "mute"], tables=[1])
     world.config = SchedulerConfig(bootstrap_timeout_ms=500)
     world.settle()

@@ -26,7 +26,8 @@ def test_scenario_36_each_pair_has_its_own_version() -> None:
 
 
 def test_scenario_36_an_incompatible_newcomer_is_ignored() -> None:
-    """An incompatible newcomer is listed with the reason beside its own labels, and nothing waits for it."""
+    """An incompatible newcomer is listed with the reason beside its own labels, and nothing waits
+    for it."""
     compatibility = ProtocolCompatibility(ProtocolVersions(1, 1))
     assert set(compatibility.update([record("a", 1, 1)])) == {"a"}
     alive = compatibility.update([record("a", 1, 1), record("new", 2, 3)])
@@ -35,7 +36,8 @@ def test_scenario_36_an_incompatible_newcomer_is_ignored() -> None:
 
 
 def test_scenario_36_an_incompatible_capture_from_before_may_hold_tables() -> None:
-    """It counts as alive, so its tables stay with it, and it is not called; once its registration ends it is forgotten."""
+    """It counts as alive, so its tables stay with it, and it is not called; once its registration
+    ends it is forgotten."""
     compatibility = ProtocolCompatibility(ProtocolVersions(2, 2))
     alive = compatibility.update([record("a", 1, 2), record("former", 1, 1)])
     assert set(alive) == {"a", "former"}

@@ -1,4 +1,4 @@
-"""The lag in seconds, from where the source was when."""
+"""The lag in seconds, computed from the positions of the source and their times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from owner.changefeed.source_lag import SAMPLES_MAX, SourceLag
 
 
 def test_the_lag_is_how_long_ago_the_source_was_there() -> None:
-    """It grows while the checkpoint stands, and is none where the checkpoint has caught up."""
+    """The lag grows while the checkpoint stands still, and is 0 when the checkpoint has caught up."""
     lag = SourceLag()
     lag.observe(100, 0, 10.0)
     lag.observe(200, 100, 11.0)
@@ -21,7 +21,7 @@ def test_the_lag_is_how_long_ago_the_source_was_there() -> None:
 
 
 def test_an_idle_source_has_no_lag() -> None:
-    """However long it stands still."""
+    """A source that does not move has no lag, for any length of time."""
     lag = SourceLag()
     for second in range(100):
         lag.observe(500, 500, float(second))
@@ -30,7 +30,7 @@ def test_an_idle_source_has_no_lag() -> None:
 
 @given(st.integers(1, 3 * SAMPLES_MAX))
 def test_a_long_lag_is_remembered_in_bounds(samples: int) -> None:
-    """A checkpoint that never moves: the oldest sample stays, and memory is bounded."""
+    """If the checkpoint never moves, the oldest sample is kept, and memory is bounded."""
     lag = SourceLag()
     for at in range(1, samples + 1):
         lag.observe(at, 0, float(at))

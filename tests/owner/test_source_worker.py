@@ -1,4 +1,5 @@
-"""A changefeed's worker with a scripted source: starts once, retries, never advances past what is stored."""
+"""The worker of a changefeed with a scripted source: it starts once, retries, and never passes the
+stored checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ CONFIG = SourceSection(poll_interval_ms=50, idle_poll_interval_ms=100, retry_min
 
 
 class ScriptedSource:
-    """What it answers and raises is set by the test; what it was asked is remembered. Any thread."""
+    """A source whose results and errors the test sets, and which records its calls. Any thread."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {2: "public.b", 1: "public.a"}
@@ -74,7 +75,7 @@ class ScriptedSource:
 
 
 class Host:
-    """Makes the worker's source, and keeps what it stores."""
+    """The source and the records of a worker."""
 
     def __init__(self, source: ScriptedSource) -> None:
         self.source = source
@@ -142,7 +143,8 @@ def _wait(what: str, condition: Callable[[], object]) -> None:
 
 
 def test_the_first_start_is_stored_before_anything_runs(new_worker: NewWorker, host: Host) -> None:
-    """Where it starts is stored once; tables come sorted; nothing is advanced while nothing is stored."""
+    """The start is stored once; tables are sorted; nothing is advanced before a checkpoint is
+    stored."""
     worker = new_worker()
     _wait("it is polled", lambda: worker.view.retained_bytes == 77)
     assert host.starts == [100]
@@ -156,7 +158,7 @@ def test_the_first_start_is_stored_before_anything_runs(new_worker: NewWorker, h
 
 
 def test_the_table_ids_stay_the_same_object_until_they_change(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """So that a tick sees at no cost that nothing has changed."""
+    """A tick detects at no cost that nothing has changed."""
     worker = new_worker()
     _wait("it is polled", lambda: worker.view.retained_bytes == 77)
     first = worker.view.table_ids
@@ -181,7 +183,7 @@ def test_a_quiet_source_is_listed_at_each_poll_and_its_slot_checked_rarely(new_w
 
 
 def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:
-    """The tables that were known stay known; the retry starts from where it started before."""
+    """The known tables stay known, and the retry uses the stored start."""
     worker = new_worker()
     _wait("it is polled", lambda: worker.view.retained_bytes == 77)
     source.error = OperatingError("cannot reach postgresql://u:secret@h/db")
@@ -196,7 +198,7 @@ def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, 
 
 
 def test_pauses_double_up_to_a_limit_and_never_agree(host: Host) -> None:
-    """Many changefeeds of one source that was away do not come back at the same moment."""
+    """Many changefeeds of a source that was unavailable do not retry at the same moment."""
     config = SourceSection(retry_min_ms=100, retry_max_ms=1_000)
     workers = [
         ChangefeedWorker(INFO, Duty.RUN, config, host, new_source=host.new_source, on_change=lambda: None) for _ in range(50)
@@ -217,8 +219,8 @@ def test_an_error_of_any_kind_is_the_changefeeds_alone(new_worker: NewWorker, so
 
 
 def test_a_slot_that_was_lost_is_fatal(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """Rows between the checkpoint and where the source can be read from are gone, and the
-    changefeed fails instead of skipping them."""
+    """The rows between the checkpoint and the start of the slot are lost, and the changefeed fails
+    instead of skipping them."""
     source.start_ts = 400
     worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
     _wait("it is fatal", lambda: worker.view.fatal)
@@ -228,7 +230,7 @@ def test_a_slot_that_was_lost_is_fatal(new_worker: NewWorker, source: ScriptedSo
 
 
 def test_a_source_that_stands_behind_the_checkpoint_is_fine(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """The safepoint is behind what was stored, or just there."""
+    """The slot may be behind the stored checkpoint, or exactly there."""
     source.start_ts = 250
     worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
     _wait("it is polled", lambda: worker.view.retained_bytes == 77)
@@ -236,7 +238,7 @@ def test_a_source_that_stands_behind_the_checkpoint_is_fine(new_worker: NewWorke
 
 
 def test_what_does_not_run_is_only_watched(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """A paused changefeed still says what it retains, and is neither started nor advanced."""
+    """A paused changefeed reports what it retains, and is neither started nor advanced."""
     worker = new_worker(duty=Duty.WATCH, stored_checkpoint_ts=250)
     _wait("it is polled", lambda: worker.view.retained_bytes == 77)
     assert "start" not in source.calls
@@ -244,7 +246,7 @@ def test_what_does_not_run_is_only_watched(new_worker: NewWorker, source: Script
 
 
 def test_a_removal_is_tried_until_it_works(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:
-    """What could not be dropped is said meanwhile; then the changefeed is forgotten, once."""
+    """The error is reported in the meantime; then the changefeed is deleted, once."""
     source.error = OperatingError("slot is in use")
     worker = new_worker(duty=Duty.DROP)
     _wait("it says why", lambda: worker.view.error == "slot is in use")
@@ -255,7 +257,7 @@ def test_a_removal_is_tried_until_it_works(new_worker: NewWorker, host: Host, so
 
 
 def test_a_worker_ends_with_its_term(new_worker: NewWorker, host: Host) -> None:
-    """A former leader stores nothing."""
+    """A worker of an owner that does not lead stores nothing."""
     host.refusal = NotLeaderError("gone")
     worker = new_worker()
     assert worker.join(WAIT_S)
@@ -263,7 +265,8 @@ def test_a_worker_ends_with_its_term(new_worker: NewWorker, host: Host) -> None:
 
 
 def test_one_thread_at_a_time_talks_to_a_source(new_worker: NewWorker, source: ScriptedSource) -> None:
-    """A new worker waits for the call of the former one, through those between that were stopped before they began."""
+    """A new worker waits for a call of an earlier one, even if the workers between them never
+    started."""
     source.hold.clear()
     first = new_worker()
     _wait("the call is under way", lambda: source.calls == ["start"])
@@ -279,7 +282,7 @@ def test_one_thread_at_a_time_talks_to_a_source(new_worker: NewWorker, source: S
 
 
 class CuttingSource(ScriptedSource):
-    """Tables in spans that the test gives."""
+    """A source whose tables are split into the spans that the test gives."""
 
     def __init__(self, *cut: Span) -> None:
         super().__init__()
@@ -294,7 +297,7 @@ HALVES = tuple(Span(table, start, end) for table in (1, 2) for start, end in ((b
 
 
 def test_a_source_cuts_its_tables_at_every_new_listing(new_worker: NewWorker, host: Host) -> None:
-    """The spans come with the tables that they are of, in one value; a source that does not cut gives none."""
+    """The spans are published together with their tables; a source that does not split has none."""
     source = host.source = CuttingSource(*HALVES)
     source.names = {1: "public.a"}
     worker = new_worker()
@@ -314,7 +317,7 @@ def test_a_source_cuts_its_tables_at_every_new_listing(new_worker: NewWorker, ho
     ],
 )
 def test_a_wrong_cut_is_the_source_s_error(new_worker: NewWorker, host: Host, cut: tuple[Span, ...], text: str) -> None:
-    """It is reported, and no table is scheduled by it; when the source corrects it, everything continues."""
+    """The error is reported, and no table is scheduled until the source corrects it."""
     source = host.source = CuttingSource(*cut)
     worker = new_worker()
     _wait("it is told", lambda: text in worker.view.error)

@@ -1,4 +1,5 @@
-"""The changefeeds in a real etcd: guarded, pinned, and with distinct errors when they cannot be written."""
+"""The changefeeds in a real etcd: guarded writes, and a distinct error for each reason why one
+fails."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def changefeeds(session: EtcdSession, cluster: str, election: Election) -> EtcdC
 
 
 def test_a_life(changefeeds: EtcdChangefeeds) -> None:
-    """Created, paused, resumed at a higher epoch, removed, forgotten."""
+    """A changefeed is created, paused, resumed at a higher epoch, removed and deleted."""
     changefeeds.create(INFO)
     created = changefeeds.get(ONE)
     assert created.state is ChangefeedState.NORMAL
@@ -70,7 +71,7 @@ def test_a_life(changefeeds: EtcdChangefeeds) -> None:
 
 
 def test_an_id_that_exists_is_refused(changefeeds: EtcdChangefeeds) -> None:
-    """The text names it, and the one that is there stays."""
+    """The error names the changefeed, and the existing one stays."""
     changefeeds.create(INFO)
     with pytest.raises(ConflictError, match="default/one exists already; nothing was changed"):
         changefeeds.create(msgspec.structs.replace(INFO, source_uri="z://c"))
@@ -78,7 +79,7 @@ def test_an_id_that_exists_is_refused(changefeeds: EtcdChangefeeds) -> None:
 
 
 def test_what_is_not_there_and_what_is_not_allowed(changefeeds: EtcdChangefeeds) -> None:
-    """Unknown and refused are two things."""
+    """An unknown changefeed and a refused event are different errors."""
     with pytest.raises(UnknownChangefeedError, match="no changefeed default/one"):
         changefeeds.pause(ONE)
     changefeeds.create(INFO)
@@ -96,7 +97,7 @@ def test_a_follower_writes_nothing(changefeeds: EtcdChangefeeds, election: Elect
 
 
 def test_the_start_is_stored_once_and_for_its_own_epoch(changefeeds: EtcdChangefeeds) -> None:
-    """Neither a later start nor one of a former run changes it."""
+    """Neither a later start nor the start of an earlier run changes it."""
     changefeeds.create(INFO)
     epoch = changefeeds.get(ONE).epoch
     assert changefeeds.set_start(ONE, epoch - 1, 50).start_ts == 0
@@ -105,7 +106,7 @@ def test_the_start_is_stored_once_and_for_its_own_epoch(changefeeds: EtcdChangef
 
 
 def test_an_event_of_a_former_run_changes_nothing(changefeeds: EtcdChangefeeds) -> None:
-    """A failure that is reported after a restart is not this run's."""
+    """A failure of an earlier run does not change a changefeed that was restarted."""
     changefeeds.create(INFO)
     epoch = changefeeds.get(ONE).epoch
     changefeeds.apply(ONE, ChangefeedEvent.FATAL, error="late", epoch=epoch - 1)
@@ -115,7 +116,7 @@ def test_an_event_of_a_former_run_changes_nothing(changefeeds: EtcdChangefeeds) 
 
 
 def test_a_status_never_outlives_its_changefeed(changefeeds: EtcdChangefeeds, session: EtcdSession, cluster: str) -> None:
-    """It is pinned to the record that it belongs to, and goes with it."""
+    """A status is written only with its record unchanged, and deleted with it."""
     changefeeds.create(INFO)
     revision = _revision(session, cluster)
     changefeeds.set_status(ONE, ChangefeedStatus(checkpoint_ts=5, resolved_ts=6), revision)
@@ -131,7 +132,7 @@ def test_a_status_never_outlives_its_changefeed(changefeeds: EtcdChangefeeds, se
 
 
 def test_only_a_removed_changefeed_is_forgotten(changefeeds: EtcdChangefeeds) -> None:
-    """And only the one that was meant."""
+    """Only the removed changefeed with this epoch is deleted."""
     changefeeds.create(INFO)
     with pytest.raises(ConflictError, match="not the one that was removed"):
         changefeeds.forget(ONE, changefeeds.get(ONE).epoch)
@@ -142,7 +143,7 @@ def test_only_a_removed_changefeed_is_forgotten(changefeeds: EtcdChangefeeds) ->
 
 
 def test_an_unreadable_record_hides_no_other(changefeeds: EtcdChangefeeds, session: EtcdSession, cluster: str) -> None:
-    """It is left out of the list, and named when it is asked for."""
+    """An unreadable changefeed is left out of the list, and the error of `get` names it."""
     changefeeds.create(INFO)
     broken = ChangefeedID("default", "broken")
     session.put(etcd_keys.changefeed_info_key(cluster, broken), b"not json")

@@ -39,7 +39,8 @@ def new_run(view: SourceView) -> ChangefeedRun:
 
 
 def test_a_drain_of_a_capture_that_has_just_registered_is_handed_over() -> None:
-    """A drain is requested before the first tick that knows the capture; the tick after that one has it."""
+    """A drain is requested before the first tick that knows the capture; the tick after that one
+    has it."""
     run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64)))
     network, captures = LoopbackNetwork(), {"a": CaptureInfo("a", "a:1")}
 
@@ -114,7 +115,8 @@ def test_a_capture_that_was_away_for_a_moment_is_drained_again() -> None:
 
 
 def test_a_run_is_quiet_while_nothing_moves() -> None:
-    """A moving checkpoint, a source ahead of it and a stopping processor end the quiet, unless rates say that no rows move."""
+    """A moving checkpoint, a source ahead of it and a stopping processor end the quiet, unless
+    rates say that no rows move."""
     run = new_run(SourceView(start_ts=100, table_ids=np.array([1], np.int64), source_ts=100))
     network, executor, liveness = LoopbackNetwork(), FakeTableExecutor(), Liveness()
     agent = new_agent(

@@ -1,4 +1,4 @@
-"""One changefeed's life: every state with every event, as the table says it."""
+"""The states of a changefeed: each state with each event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _info(state: ChangefeedState, error: str = "") -> ChangefeedInfo:
 
 
 def test_the_table_is_complete() -> None:
-    """No state lacks an answer to an event."""
+    """Every state has an outcome for every event."""
     assert set(TRANSITIONS) == {(state, event) for state in ChangefeedState for event in ChangefeedEvent}
     assert len(_cells()) == len(TRANSITIONS)
 
@@ -54,12 +54,12 @@ def test_each_cell(state: ChangefeedState, event: ChangefeedEvent, cell: str) ->
 
 
 def test_a_restart_is_above_every_former_epoch() -> None:
-    """The revision of etcd counts when it is larger than the former epoch."""
+    """A restart uses the revision of etcd if it is larger than the previous epoch."""
     assert step(_info(ChangefeedState.STOPPED), ChangefeedEvent.RESUME, revision=5000).epoch == 5000
 
 
 def test_the_error_goes_when_it_is_over() -> None:
-    """A text stays with warning, and recovered clears it."""
+    """Warning keeps the text of its error, and recovered clears it."""
     warned = step(_info(ChangefeedState.NORMAL), ChangefeedEvent.ERROR, error="no route")
     assert (warned.state, warned.error) == (ChangefeedState.WARNING, "no route")
     assert step(warned, ChangefeedEvent.RECOVERED).error == ""
@@ -68,17 +68,17 @@ def test_the_error_goes_when_it_is_over() -> None:
 @pytest.mark.parametrize("event", [ChangefeedEvent.ERROR, ChangefeedEvent.FATAL, ChangefeedEvent.RECOVERED])
 @pytest.mark.parametrize("state", [state for state in ChangefeedState if not state.runs])
 def test_a_late_event_of_a_run_changes_nothing(state: ChangefeedState, event: ChangefeedEvent) -> None:
-    """What does not run keeps its text too."""
+    """A changefeed that does not run keeps its text too."""
     before = _info(state, "the reason")
     assert step(before, event, error="late") is before
 
 
 def test_a_removal_that_failed_says_why() -> None:
-    """The text of what could not be dropped is kept with the removed changefeed."""
+    """A removed changefeed keeps the error of a drop that failed."""
     assert step(_info(ChangefeedState.REMOVED), ChangefeedEvent.REMOVE, error="slot in use").error == "slot in use"
 
 
 def test_only_what_ran_before_restarts() -> None:
-    """An epoch is bumped by resume and by nothing else."""
+    """Only resume raises the epoch."""
     restarts = {event for (_, event), outcome in TRANSITIONS.items() if isinstance(outcome, Next) and outcome.restarts}
     assert restarts == {ChangefeedEvent.RESUME}

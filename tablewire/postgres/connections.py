@@ -7,9 +7,11 @@ thread that uses it.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
@@ -19,6 +21,7 @@ from psycopg import abc, adapt, conninfo, sql
 
 from tablewire.errors import OperatingError
 from tablewire.postgres.lsn import parse_lsn
+from tablewire.runtime.shutdown import run_thread
 from tablewire.runtime.uris import redact_uri
 
 CONNECT_TIMEOUT_S = 5
@@ -115,26 +118,54 @@ def cut(connection: Connection) -> None:
         return  # it is closed already
 
 
+class _Watchdog:
+    """The deadlines of all connections of this process, on one thread: a Timer for each would be a thread for each."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._deadlines: dict[object, tuple[float, Connection]] = {}
+        self._next_check = math.inf
+        self._is_started = False
+
+    def add(self, connection: Connection, limit_s: float) -> object:
+        token, deadline = object(), time.monotonic() + limit_s
+        with self._condition:
+            self._deadlines[token] = (deadline, connection)
+            if not self._is_started:
+                self._is_started = True
+                run_thread("postgres-deadlines", self._run)
+            if deadline < self._next_check:
+                self._condition.notify()
+        return token
+
+    def remove(self, token: object) -> None:
+        """The connection is not cut after this returns."""
+        with self._condition:
+            self._deadlines.pop(token, None)
+
+    def _run(self) -> None:
+        with self._condition:
+            while True:
+                now = time.monotonic()
+                for token, (deadline, connection) in list(self._deadlines.items()):
+                    if deadline <= now:
+                        del self._deadlines[token]
+                        cut(connection)
+                self._next_check = min((deadline for deadline, _ in self._deadlines.values()), default=math.inf)
+                self._condition.wait(None if self._next_check == math.inf else self._next_check - now)
+
+
+_watchdog = _Watchdog()
+
+
 @contextmanager
 def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
     """Cut the connection if the block takes longer: a server that hangs does not observe its own timeouts."""
-    lock = threading.Lock()
-    is_over = False
-
-    def end() -> None:
-        with lock:
-            if not is_over:
-                cut(connection)
-
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()
+    token = _watchdog.add(connection, limit_s)
     try:
         yield
     finally:
-        timer.cancel()
-        with lock:
-            is_over = True
+        _watchdog.remove(token)
 
 
 class ReconnectingConnection:

@@ -67,6 +67,8 @@ class PostgresSource:
             sink = f"sink {server_name(request.sink_uri)}"
             self._sink_checkpoint = SinkCheckpoint(request.sink_uri, sink, str(request.changefeed))
         self._unusable: frozenset[TableID] = frozenset()
+        self._listed: tuple[Ts, Mapping[TableID, str]] | None = None
+        """The last listing, and the end of the WAL right before it."""
 
     def check(self) -> Sequence[CheckFailure]:
         """Return each requirement of `create` that is not met. Change nothing. This uses connections of its own."""
@@ -138,11 +140,16 @@ class PostgresSource:
             )
 
     def _tables(self, connection: Connection) -> Mapping[TableID, str]:
+        # A change of the catalogue is in the WAL: without new WAL, the previous listing is still right.
+        wal_end: Ts = fetch_value(connection, "SELECT pg_current_wal_insert_lsn()")
+        if self._listed is not None and self._listed[0] == wal_end:
+            return self._listed[1]
         found = matching_tables(connection, self._filter)
         if slots.read_publication(connection, self._name) is not None:
             slots.sync_publication(connection, self._name, found)
         self._log_unusable(found)
-        return {table.table_id: table.full_name for table in found}
+        self._listed = wal_end, {table.table_id: table.full_name for table in found}
+        return self._listed[1]
 
     def _log_unusable(self, tables: Sequence[SourceTable]) -> None:
         """Log once for each table why it is unusable, and again if it becomes so again."""

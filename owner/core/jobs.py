@@ -33,7 +33,7 @@ class JobReason(Enum):
     SPAN_HELD_BY_TARGET = "the target has not released table {span} yet"
     SPAN_HELD = "{captures} may still hold table {span}"
     SPAN_BUSY = "another task of table {span} is in progress ({state})"
-    MOVES_BLOCKED = "{captures} has not reported since this owner started, and may hold any table"
+    MOVES_BLOCKED = "waiting for the first report of {captures}, which may hold any table"
     SOURCE_SILENT = "{source} is silent and cannot be stopped"
     LIMIT_REACHED = "the limit of {limit} concurrent moves is reached"
     PREPARE_FAILED = "{target} failed to prepare table {span} in {attempts} attempts{error}"

@@ -1,1 +1,1 @@
-"""The thread-safe face of the scheduler core, and the snapshots that it publishes."""
+"""The scheduler as threads use it, and the snapshots that it publishes."""

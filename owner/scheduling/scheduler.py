@@ -1,4 +1,4 @@
-"""The thread-safe face of the scheduler core: one object for each changefeed, ticked by the owner.
+"""The thread-safe interface of the scheduler core: one object for each changefeed, ticked by the owner.
 
 `tick` and `close` belong to the owner's tick thread. Every other method may be called from any
 thread and never waits for a tick: a job is left to the next tick, and reads take what the last tick

@@ -177,7 +177,7 @@ def test_no_move_stops_a_writer_while_no_capture_can_be_promoted() -> None:
         assert world.writers(table) == (source,)
         assert world.writers(other) == (target,)
     assert query.state is QueryState.PENDING
-    assert query.reason == "mute has not reported since this owner started, and may hold any table"
+    assert query.reason == "waiting for the first report of mute, which may hold any table"
     world.paused.discard("mute")
     world.until(lambda: query.state is QueryState.DONE)
     world.settle()

@@ -14,7 +14,7 @@ from tablewire.model.states import DispatchAction, QueryState, TableState
 from tablewire.testing import Deliver
 from tests.owner.world import World
 
-MUTE = "mute has not reported since this owner started, and may hold any table"
+MUTE = "waiting for the first report of mute, which may hold any table"
 
 
 def world_with(captures: list[str], tables: int, config: SchedulerConfig) -> World:

@@ -71,11 +71,11 @@ class Job:
     state: QueryState = QueryState.PENDING
     reason: Reason | None = field(default_factory=JobReason.NOT_SEEN.of)
     cancel_requested: bool = False  # of a move or a rebalance, which end at their next turn
-    changed: bool = True  # since it was last reported
+    reported: JobView | None = None
 
     def set(self, state: QueryState, reason: Reason | None = None) -> None:
-        if self.state not in ENDED and (state, reason) != (self.state, self.reason):
-            self.state, self.reason, self.changed = state, reason, True
+        if self.state not in ENDED:
+            self.state, self.reason = state, reason
 
     def view(self) -> JobView:
         reason = self.reason.text if self.reason is not None else ""
@@ -114,10 +114,6 @@ class RebalanceJob(Job):
     kind = QueryKind.REBALANCE
     moves_done: int = 0
     moves_left: int = 0  # in progress and planned
-
-    def count(self, *, done: int, left: int) -> None:
-        if (done, left) != (self.moves_done, self.moves_left):
-            self.moves_done, self.moves_left, self.changed = done, left, True
 
     def view(self) -> JobView:
         left = 0 if self.state in ENDED else self.moves_left
@@ -171,11 +167,14 @@ class Jobs:
 
     def report(self) -> list[JobChanged]:
         """Return the jobs that have changed since the last call, and forget those that are over."""
-        changed = [job for job in self._by_id.values() if job.changed]
-        for job in changed:
-            job.changed = False
+        changes = []
+        for job in self._by_id.values():
+            view = job.view()
+            if view != job.reported:
+                job.reported = view
+                changes.append(JobChanged(view))
         self._by_id = {job.id: job for job in self._by_id.values() if job.state not in ENDED or self._is_in_force(job)}
-        return [JobChanged(job.view()) for job in changed]
+        return changes
 
     def _cancel(self, job_id: int) -> None:
         job = self._by_id.get(job_id)

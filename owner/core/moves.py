@@ -141,7 +141,7 @@ def _report_move(core: Core, row: int, move: MoveInProgress) -> None:
     target, why = core.captures[move.target].id, REASONS[move.task]
     core.events.append(SpanMoved(core.tables.span(row), move.source, target, why, job_id, asked_by))
     if isinstance(move.job, RebalanceJob):
-        move.job.count(done=move.job.moves_done + 1, left=move.job.moves_left)
+        move.job.moves_done += 1
 
 
 def undo_overdue_prepares(core: Core) -> None:

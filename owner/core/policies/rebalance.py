@@ -42,7 +42,7 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
     _begin_moves(core, job, ready, slots)
     if job is not None:
         job.set(QueryState.ACCEPTED, slots.blocked)
-        job.count(done=job.moves_done, left=len(balancer.planned) + len(in_progress(core, (TASK_BALANCE,))))
+        job.moves_left = len(balancer.planned) + len(in_progress(core, (TASK_BALANCE,)))
 
 
 def _begin_moves(core: Core, job: RebalanceJob | None, ready: list[Capture], slots: MoveSlots) -> None:

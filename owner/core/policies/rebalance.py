@@ -37,31 +37,30 @@ def balance(core: Core, ready: list[Capture], slots: MoveSlots, disturbed: bool)
             return
         balancer.is_balancing = True
         balancer.clear()
+    able = [capture for capture in ready if balancer.failed[capture.index] < core.config.move_attempts]
     if not balancer.planned and not len(in_progress(core, (TASK_BALANCE,))):
-        _plan_or_end(core, job, ready)
-    _begin_moves(core, job, ready, slots)
+        _plan_or_end(core, job, ready, able)
+    _begin_moves(core, job, able, slots)
     if job is not None:
         job.set(QueryState.ACCEPTED, slots.blocked)
         job.moves_left = len(balancer.planned) + len(in_progress(core, (TASK_BALANCE,)))
 
 
-def _begin_moves(core: Core, job: RebalanceJob | None, ready: list[Capture], slots: MoveSlots) -> None:
-    tables, balancer, limit = core.tables, core.balancer, core.config.move_attempts
-    able = {capture.index for capture in ready if balancer.failed[capture.index] < limit}
-    while (move := balancer.planned.pop(slots.allow)) is not None:
+def _begin_moves(core: Core, job: RebalanceJob | None, able: list[Capture], slots: MoveSlots) -> None:
+    tables, indexes = core.tables, {capture.index for capture in able}
+    while (move := core.balancer.planned.pop(slots.allow)) is not None:
         row, source, target = move.row, move.source, move.target
         is_stale = tables.number[row] != move.number or tables.primary[row] != source or not tables.steady[row]
-        if is_stale or not {source, target} <= able:
+        if is_stale or not {source, target} <= indexes:
             continue
         prepare(core, [row], [target], TASK_BALANCE, job)
         slots.take(source, target)
 
 
-def _plan_or_end(core: Core, job: RebalanceJob | None, ready: list[Capture]) -> None:
+def _plan_or_end(core: Core, job: RebalanceJob | None, ready: list[Capture], able: list[Capture]) -> None:
     """Plan the next moves. End if the loads are even, or as even as they can be without the
-    captures that failed to prepare."""
-    tables, balancer, limit = core.tables, core.balancer, core.config.move_attempts
-    able = [capture for capture in ready if balancer.failed[capture.index] < limit]
+    captures that failed to prepare. able: the others."""
+    tables, balancer = core.tables, core.balancer
     moves = _plan(core, job, able)
     balancer.planned.add(
         QueuedMove(place, move.row, int(tables.number[move.row]), move.source, move.target, move.weight)
@@ -72,7 +71,8 @@ def _plan_or_end(core: Core, job: RebalanceJob | None, ready: list[Capture]) -> 
         return
     unable = [capture.id for capture in ready if capture not in able]
     if unable and _plan(core, job, ready):
-        _end(balancer, job, QueryState.REFUSED, JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=limit))
+        reason = JobReason.TARGETS_FAILED.of(captures=", ".join(unable), attempts=core.config.move_attempts)
+        _end(balancer, job, QueryState.REFUSED, reason)
     else:
         _end(balancer, job, QueryState.DONE)
     balancer.quiet_since_ms = core.now_ms

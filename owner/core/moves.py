@@ -119,20 +119,20 @@ def undo_prepare(core: Core, rows: Rows) -> None:
 def finish_moves(core: Core) -> None:
     """Report the spans that have arrived and the planned moves that have ended."""
     tables, failed = core.tables, core.balancer.failed
-    placed = Counter[PlacementReason]()
+    placed, arrived = Counter[PlacementReason](), set[int]()
     for rows, tasks in core.replication.arrived:
         for task, count in zip(*np.unique(tasks, return_counts=True), strict=True):
             placed[REASONS.get(int(task), PlacementReason.ADD)] += int(count)
-        for row in rows[np.isin(tasks, PLANNED)].tolist():
-            tables.moved_ms[row] = core.now_ms
+        arrived.update(rows[np.isin(tasks, PLANNED)].tolist())
+    tables.moved_ms.update(dict.fromkeys(arrived, core.now_ms))
     if placed:
         core.events.append(SpansPlaced(placed))
     for row in [row for row in tables.moving if tables.task[row] not in PLANNED]:
         move = tables.moving.pop(row)
-        has_arrived = bool(tables.primary[row] == move.target)
+        is_at_target = tables.primary[row] == move.target
         if move.task == TASK_BALANCE:
-            failed[move.target] = 0 if has_arrived else failed[move.target] + 1
-        if has_arrived:
+            failed[move.target] = 0 if is_at_target else failed[move.target] + 1
+        if is_at_target and row in arrived:
             _report_move(core, row, move)
 
 

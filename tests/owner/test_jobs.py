@@ -14,7 +14,7 @@ from tablewire.model.columns import I64
 from tablewire.model.jobs import ENDED, JobView
 from tablewire.model.messages import DispatchTableRequest, Message
 from tablewire.model.spans import Span
-from tablewire.model.states import DispatchAction, QueryKind, QueryState
+from tablewire.model.states import DispatchAction, QueryKind, QueryState, ReplicationState
 from tablewire.testing import Deliver
 from tests.owner.world import World
 
@@ -182,3 +182,16 @@ def test_a_move_that_begins_when_another_one_ends_does_not_take_its_place(world:
         moved += [event for event in world.scheduler.events() if isinstance(event, SpanMoved)]
     found = [(event.source, event.target, event.job_id) for event in moved]
     assert found == [(source, target, older.job.id), (target, later, newer.job.id)]
+
+
+def test_a_move_of_a_table_that_is_dropped_before_the_target_writes_is_not_reported(world: World) -> None:
+    """The target has its permission already."""
+    target = others(world, 1)[0]
+    query = world.scheduler.move_table(1, target)
+    world.until(lambda: world.view(1).state is ReplicationState.COMMIT)
+    world.paused.add(target)
+    world.until(lambda: world.view(1).primary == target)
+    world.tables.remove(1)
+    world.step()
+    assert query.state is QueryState.CANCELLED
+    assert not any(isinstance(event, SpanMoved) for event in world.scheduler.events())

@@ -4,10 +4,11 @@ a job is reported once."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
-from owner.core.events import JobChanged
+from owner.core.events import JobChanged, SpanMoved, SpansPlaced
 from owner.core.scheduler_config import SchedulerConfig
 from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import UnknownCaptureError
@@ -60,7 +61,12 @@ class Jobs:
 
     def check_tick(self) -> None:
         """Check the reports of the last tick."""
-        changed = [event.job for event in self.world.scheduler.events() if isinstance(event, JobChanged)]
+        events = self.world.scheduler.events()
+        placed = sum((Counter(event.counts) for event in events if isinstance(event, SpansPlaced)), Counter())
+        moved = Counter(event.why for event in events if isinstance(event, SpanMoved) and event.source != event.target)
+        assert moved <= placed
+        assert moved.total() == sum(isinstance(event, SpanMoved) for event in events)
+        changed = [event.job for event in events if isinstance(event, JobChanged)]
         assert len({job.id for job in changed}) == len(changed)
         for job in changed:
             assert job.id not in self.reported or self.reported[job.id].state not in ENDED, f"{job} changed after its end"

@@ -38,6 +38,7 @@ class OwnerExchangeSection(Section, frozen=True, kw_only=True):
 
     timeout_ms: Annotated[int, key("Timeout of one Exchange with a processor", ge=100, le=60_000)] = 5_000
     idle_ms: Annotated[int, key("How often a processor is called when there is nothing to send to it", ge=10, le=10_000)] = 2_000
+    failure_pause_ms: Annotated[int, key("The shortest time between a failed Exchange and the next one", ge=1, le=10_000)] = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from owner.changefeed.run import ChangefeedRun
 from owner.changefeed.source_worker import ChangefeedWorker
 from owner.changefeed.sources import new_source
 from owner.changefeed.store import EtcdChangefeeds
-from owner.exchange.hub import ExchangeConfig, ExchangeHub, ProcessorClientView
+from owner.exchange.hub import ExchangeHub, ProcessorClientView
 from owner.leadership.election import Election, Leadership
 from owner.leadership.term import Term
 from owner.owner_config import OwnerConfig
@@ -39,12 +39,7 @@ from tablewire.runtime import logs
 from tablewire.runtime.grpc import ServerHealth, add_health_and_reflection, listen, open_channel
 from tablewire.runtime.http import HttpServer
 from tablewire.runtime.shutdown import Shutdown, run_thread
-from tablewire.runtime.tls import (
-    interceptors,
-    renewed_channel_credentials,
-    server_credentials,
-    warn_of_roles,
-)
+from tablewire.runtime.tls import interceptors, renewed_channel_credentials, server_credentials, warn_of_roles
 from tablewire.runtime.version import software_version
 from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 
@@ -103,7 +98,7 @@ class OwnerService:
         )
         self._hub = ExchangeHub(
             self.owner_id,
-            config=ExchangeConfig(exchange_timeout_ms=config.exchange.timeout_ms, idle_exchange_ms=config.exchange.idle_ms),
+            config=config.exchange,
             on_answer=self._answered,
             may_send=self._may_send,
             credentials=peer_credentials,

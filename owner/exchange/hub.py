@@ -20,7 +20,8 @@ from typing import Final
 
 import grpc
 
-from owner.exchange.processor_client import ExchangeConfig, LeadershipToken, ProcessorClient, ProcessorClientView
+from owner.exchange.processor_client import LeadershipToken, ProcessorClient, ProcessorClientView
+from owner.owner_config import OwnerExchangeSection
 from tablewire.errors import ClosedError
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
 from tablewire.model.messages import PROTOCOL_VERSION, ActiveChangefeed, Batch, DispatchTableResponse, HeartbeatResponse, Message
@@ -28,7 +29,7 @@ from tablewire.model.states import TableState
 from tablewire.runtime.grpc import CredentialsProvider
 from tablewire.runtime.message_queues import ChangefeedTransport, ChangefeedTransports
 
-__all__ = ["ExchangeConfig", "ExchangeHub", "ProcessorClientView"]
+__all__ = ["ExchangeHub", "ProcessorClientView"]
 
 CLOSE_TIMEOUT_S: Final = 5.0
 """How long close waits for each thread, which by then waits only for a cancelled call."""
@@ -47,14 +48,14 @@ class ExchangeHub:
         self,
         owner_id: CaptureID,
         *,
-        config: ExchangeConfig | None = None,
+        config: OwnerExchangeSection | None = None,
         on_answer: Callable[[bool], None] = lambda _matters: None,
         may_send: Callable[[], bool] = lambda: True,
         credentials: grpc.ChannelCredentials | CredentialsProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner_id = owner_id
-        self._config = config if config is not None else ExchangeConfig()
+        self._config = config or OwnerExchangeSection()
         self._on_answer, self._may_send, self._credentials, self._clock = on_answer, may_send, credentials, clock
         self._lock = threading.Lock()
         """Guards all below, and makes "may this be sent" and "it is sent" one step."""

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import grpc
 import structlog
 
+from owner.owner_config import OwnerExchangeSection
 from tablewire.errors import CodecError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import ActiveChangefeed, Batch, Message
@@ -30,21 +31,6 @@ MAX_QUEUED_ROWS: Final = 2**20
 MAX_ERROR_CHARS: Final = 500
 
 _log = structlog.get_logger("owner.exchange")
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeConfig:
-    """exchange_timeout_ms: deadline of one call. idle_exchange_ms: how often a processor is called when nothing is queued for it,
-    so that it learns the active changefeeds and can report. failure_pause_ms: least time between a failed call and the next."""
-
-    exchange_timeout_ms: int = 5_000
-    idle_exchange_ms: int = 2_000
-    failure_pause_ms: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("exchange_timeout_ms", "idle_exchange_ms", "failure_pause_ms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +91,7 @@ class ProcessorClient:
         version: int,
         owner_id: str,
         host: ProcessorClientHost,
-        config: ExchangeConfig,
+        config: OwnerExchangeSection,
         credentials: grpc.ChannelCredentials | CredentialsProvider | None,
         clock: Callable[[], float],
     ) -> None:
@@ -226,11 +212,11 @@ class ProcessorClient:
 
     def _start(self, request: bytes) -> grpc.Future:
         method = self._channel.channel.unary_unary(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")
-        call = method.future(request, timeout=self._config.exchange_timeout_ms / 1000)
+        call = method.future(request, timeout=self._config.timeout_ms / 1000)
         with self._condition:
             self._call, self._call_at = call, self._clock()
             self._view.exchanges += 1
-            self._idle_at = self._call_at + self._config.idle_exchange_ms / 1000
+            self._idle_at = self._call_at + self._config.idle_ms / 1000
             closed = self._closed
         if closed:
             call.cancel()

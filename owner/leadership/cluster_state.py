@@ -10,26 +10,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
-
-import structlog
 
 from owner.changefeed.run import StoredChangefeed
 from owner.events.cluster_events import record_captures, record_changefeeds
 from owner.events.history import History
 from owner.leadership.protocol_compatibility import ProtocolCompatibility
-from tablewire.errors import EtcdError, OperatingError
+from tablewire.errors import EtcdError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.keys import ChangefeedKey
-from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, ChangefeedStatus, Record, decode
+from tablewire.etcd.record_reader import RecordReader
+from tablewire.etcd.records import CaptureRecord, ChangefeedInfo, ChangefeedStatus
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import KeyValue, PrefixState
 from tablewire.etcd.watch import PrefixWatch
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
-
-_R = TypeVar("_R", bound=Record)
-
-_log = structlog.get_logger("owner.term")
 
 
 class ClusterState:
@@ -59,7 +53,7 @@ class ClusterState:
         self._loaded = threading.Event()
         self._lock = threading.Lock()
         """Of `drains`, which callers change too."""
-        self._unreadable: dict[str, int] = {}
+        self._reader = RecordReader()
 
     @property
     def is_loaded(self) -> bool:
@@ -96,7 +90,9 @@ class ClusterState:
     # -- the thread "watch"
 
     def _captures_changed(self, state: PrefixState) -> None:
-        found = [(record, item) for item in state.entries.values() if (record := self._read(CaptureRecord, item)) is not None]
+        found = [
+            (record, item) for item in state.entries.values() if (record := self._reader.read(CaptureRecord, item)) is not None
+        ]
         self.capture_keys = MappingProxyType({record.id: item for record, item in found})
         captures = self.compatibility.update(record for record, _ in found)
         before, self.captures = self.captures, captures
@@ -114,11 +110,11 @@ class ClusterState:
             changefeed, kind = place
             known = before.get(changefeed)
             if kind is ChangefeedKey.STATUS:
-                if (status := self._read(ChangefeedStatus, item)) is not None:
+                if (status := self._reader.read(ChangefeedStatus, item)) is not None:
                     statuses[changefeed] = status
             elif known is not None and known.revision == item.mod_revision:
                 changefeeds[changefeed] = known
-            elif (info := self._read(ChangefeedInfo, item)) is not None:
+            elif (info := self._reader.read(ChangefeedInfo, item)) is not None:
                 changefeeds[changefeed] = StoredChangefeed(info, item.mod_revision)
         self.statuses = MappingProxyType(statuses)
         if changefeeds == before:
@@ -134,15 +130,6 @@ class ClusterState:
             self.drains = frozenset(capture for capture in found if capture is not None)
         self._loaded.set()  # it is the last prefix that is read
         self._on_change()
-
-    def _read(self, kind: type[_R], item: KeyValue) -> _R | None:
-        try:
-            return decode(kind, item.key, item.value)
-        except OperatingError as error:
-            if self._unreadable.get(item.key) != item.mod_revision:
-                self._unreadable[item.key] = item.mod_revision
-                _log.error("unreadable_record", reason=str(error))
-            return None
 
 
 def _infos(changefeeds: Mapping[ChangefeedID, StoredChangefeed]) -> dict[ChangefeedID, ChangefeedInfo]:

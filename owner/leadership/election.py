@@ -22,10 +22,11 @@ from typing import TypeVar
 
 import structlog
 
-from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderError, OperatingError
+from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.lease import LeaseKeeper, lease_clock
-from tablewire.etcd.records import LeaderRecord, decode, encode
+from tablewire.etcd.record_reader import RecordReader
+from tablewire.etcd.records import LeaderRecord, encode
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import Compare, KeyValue, PrefixState, Put, is_absent, is_created_at
 from tablewire.etcd.watch import PrefixWatch
@@ -97,7 +98,7 @@ class Election:
         self._watch: PrefixWatch | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._unreadable: set[tuple[str, int]] = set()
+        self._reader = RecordReader("unreadable_candidate")
 
     # -- who leads
 
@@ -112,11 +113,11 @@ class Election:
         """Return the leader as far as this process has heard from etcd; None if there is none or
         its record is unreadable."""
         keys = self._keys()
-        return self._read(keys[0]) if keys else None
+        return self._reader.read(LeaderRecord, keys[0]) if keys else None
 
     def candidates(self) -> list[LeaderRecord]:
         """Return all candidates, the leader first; unreadable records are left out."""
-        return [record for key in self._keys() if (record := self._read(key)) is not None]
+        return [record for key in self._keys() if (record := self._reader.read(LeaderRecord, key)) is not None]
 
     def wait_for_leadership(self, timeout_s: float) -> Leadership | None:
         """Return our leadership as soon as we lead; None after timeout_s."""
@@ -306,13 +307,3 @@ class Election:
         with self._condition:
             self._condition.wait_for(lambda: ask() is not None or self._closed.is_set(), timeout_s)
         return ask()
-
-    def _read(self, item: KeyValue) -> LeaderRecord | None:
-        try:
-            return decode(LeaderRecord, item.key, item.value)
-        except OperatingError as error:
-            seen = (item.key, item.mod_revision)
-            if seen not in self._unreadable:
-                self._unreadable = {seen}
-                _log.warning("unreadable_candidate", reason=str(error))
-            return None

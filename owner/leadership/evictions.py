@@ -23,7 +23,6 @@ must not evict a capture that the new term counts as alive.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +32,11 @@ import structlog
 from owner.events.history import History
 from owner.owner_config import OwnerConfig
 from owner.scheduling.snapshot import Snapshot
-from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
+from tablewire.errors import ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
 from tablewire.etcd.guarded_write import GuardedWrite
-from tablewire.etcd.records import EvictionRecord, decode, encode, now
+from tablewire.etcd.record_reader import RecordReader
+from tablewire.etcd.records import EvictionRecord, encode, now
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import Compare, KeyValue, Put, is_absent, is_unchanged
 from tablewire.model.ids import CaptureID, CaptureInfo
@@ -49,15 +49,18 @@ _log = structlog.get_logger("owner.evictions")
 
 @dataclass(slots=True)
 class _Eviction:
-    """An eviction that is not over. until_s: until when the capture may still write; inf until its
-    lease was revoked."""
+    """An eviction that is not over. record: None if it is unreadable. recorded: it is in etcd.
+    until_s: until when the capture may still write; inf until its lease was revoked."""
 
     info: CaptureInfo
-    fenced: bool = False
-    lease: int = 0
+    record: EvictionRecord | None = None
     silent_s: float = 0.0
     recorded: bool = False
     until_s: float = math.inf
+
+    @property
+    def fenced(self) -> bool:
+        return self.record is not None and self.record.fenced
 
 
 class Evictions:
@@ -85,10 +88,8 @@ class Evictions:
         self._history = history
         self._clock = clock
         self._silent_since: dict[CaptureID, float] = {}
-        self._evictions: dict[CaptureID, _Eviction] = {}
-        self._unreadable: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()
-        """Of `_evictions`, which only `load` and `step` change."""
+        self._evictions: Mapping[CaptureID, _Eviction] = {}  # replaced as a whole: read by the tick's thread
+        self._reader = RecordReader()
 
     def load(self) -> None:
         """Take over the evictions of earlier owners. EtcdError: nothing was loaded, try again."""
@@ -99,13 +100,12 @@ class Evictions:
                 continue
             eviction = _Eviction(CaptureInfo(capture, ""))
             self._read(eviction, item)
-            self._set(capture, eviction)
+            self._evictions = {**self._evictions, capture: eviction}
             _log.info("eviction_taken_over", capture=capture, fenced=eviction.fenced)
 
     def with_held(self, captures: Mapping[CaptureID, CaptureInfo], now_s: float) -> Mapping[CaptureID, CaptureInfo]:
         """Return these captures, and those that were evicted and may still write."""
-        with self._lock:
-            held = {id: one.info for id, one in self._evictions.items() if not one.fenced and one.until_s > now_s}
+        held = {id: one.info for id, one in self._evictions.items() if not one.fenced and one.until_s > now_s}
         return {**held, **captures} if held else captures
 
     def step(
@@ -122,11 +122,10 @@ class Evictions:
         """
         failures: list[EtcdError] = []
         for capture, silent_s in self._due(captures, snapshots):
-            info, key = captures.get(capture), registered.get(capture)
-            if info is None or key is None:
+            if (info := captures.get(capture)) is None or (key := registered.get(capture)) is None:
                 continue
             try:
-                self._evict(_Eviction(info, _is_known_fenced(capture, snapshots), key.lease, silent_s), key)
+                self._evict(info, key, silent_s, fenced=_is_known_fenced(capture, snapshots))
             except EtcdError as error:
                 failures.append(error)
         for capture, eviction in sorted(self._evictions.items()):
@@ -159,29 +158,27 @@ class Evictions:
 
     # -- the steps of one eviction
 
-    def _evict(self, eviction: _Eviction, key: KeyValue) -> None:
+    def _evict(self, info: CaptureInfo, key: KeyValue, silent_s: float, *, fenced: bool) -> None:
         """Delete the capture's key, and with it its permission to write. key: as last seen; if it
         has changed, nothing happens. The capture is held from before its key is deleted, so that no
         tick in between counts it as dead."""
-        capture = eviction.info.id
-        former = self._evictions.get(capture)
-        if former is not None and former.recorded:
+        previous = self._evictions.get(info.id)
+        if previous is not None and previous.recorded:
             return  # the watch has not delivered the deletion of the key yet
-        self._set(capture, eviction)
-        info = eviction.info
         record = EvictionRecord(
             id=info.id,
             address=info.address,
             version=info.version,
             labels=dict(info.labels),
-            lease=eviction.lease,
-            fenced=eviction.fenced,
+            lease=key.lease,
+            fenced=fenced,
             requested_at=now(),
         )
-        place = etcd_keys.evicted_key(self._cluster, capture)
-        pins = [is_unchanged(key.key, key.mod_revision), is_absent(place)]
+        eviction = _Eviction(info, record, silent_s)
+        self._evictions = {**self._evictions, info.id: eviction}
+        place = etcd_keys.evicted_key(self._cluster, info.id)
         try:
-            self._write([Put(place, encode(record))], [key.key], pins)
+            self._write([Put(place, encode(record))], [key.key], [is_unchanged(key.key, key.mod_revision), is_absent(place)])
         except ConflictError:
             return  # it was changed or deleted in the meantime: `_continue` finds out
         self._report(eviction)
@@ -201,8 +198,8 @@ class Evictions:
             if eviction.silent_s:
                 self._report(eviction)
         if eviction.until_s == math.inf:
-            if eviction.lease:
-                self._session.revoke(eviction.lease)
+            if eviction.record is not None and eviction.record.lease:
+                self._session.revoke(eviction.record.lease)
             eviction.until_s = self._clock() + (0.0 if eviction.fenced else self._hold_s)
         if eviction.until_s <= self._clock():
             self._write([], [place])
@@ -218,15 +215,10 @@ class Evictions:
     def _read(self, eviction: _Eviction, item: KeyValue) -> bool:
         """Fill the eviction from its record; return False if that is unreadable. Then the lease is
         not known, and the capture is held until an operator deletes the record."""
-        try:
-            record = decode(EvictionRecord, item.key, item.value)
-        except OperatingError as error:
-            if (item.key, item.mod_revision) not in self._unreadable:
-                self._unreadable.add((item.key, item.mod_revision))
-                _log.error("unreadable_record", reason=str(error))
+        record = self._reader.read(EvictionRecord, item)
+        if record is None:
             return False
-        eviction.info, eviction.lease, eviction.fenced = record.info, record.lease, record.fenced
-        eviction.recorded = True
+        eviction.info, eviction.record, eviction.recorded = record.info, record, True
         return True
 
     def _write(self, puts: Sequence[Put], deletes: Sequence[str], pins: Sequence[Compare] = ()) -> None:
@@ -236,13 +228,8 @@ class Evictions:
             raise NotLeaderError("another term has begun")
         self._guarded_write(puts, deletes, [*pins, guard])
 
-    def _set(self, capture: CaptureID, eviction: _Eviction) -> None:
-        with self._lock:
-            self._evictions[capture] = eviction
-
     def _forget(self, capture: CaptureID) -> None:
-        with self._lock:
-            del self._evictions[capture]
+        self._evictions = {id: one for id, one in self._evictions.items() if id != capture}
 
 
 def _is_known_fenced(capture: CaptureID, snapshots: Sequence[Snapshot | None]) -> bool:

@@ -47,8 +47,8 @@ from tablewire.wire.versions import SUPPORTED_VERSIONS, ProtocolVersions
 LOAD_TIMEOUT_S = 5.0
 LOAD_RETRY_S = 0.2
 QUIET_AFTER_S = 1.0
-"""When nothing has moved and no round was asked for within this time, ticks, heartbeats and writes to etcd become as rare as
-tick.idle_interval_ms allows."""
+"""When nothing has moved and no round was asked for within this time, ticks, heartbeats and writes
+to etcd become as rare as tick.idle_interval_ms allows."""
 
 _log = structlog.get_logger("owner.term")
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 
-from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from owner.exchange.hub import ExchangeHub
+from owner.owner_config import OwnerExchangeSection
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import (
     ActiveChangefeed,
@@ -34,7 +35,7 @@ REVISION = 7
 ORDERS, USERS = ChangefeedID("default", "orders"), ChangefeedID("default", "users")
 ACTIVE = (ActiveChangefeed(ORDERS, 1), ActiveChangefeed(USERS, 1))
 DEADLINE_S = 10.0
-QUICK = ExchangeConfig(exchange_timeout_ms=5_000, idle_exchange_ms=50, failure_pause_ms=20)
+QUICK = OwnerExchangeSection(timeout_ms=5_000, idle_ms=50, failure_pause_ms=20)
 
 
 def to(capture: str, body: MessageBody, number: int, *, changefeed: ChangefeedID = ORDERS, revision: int = REVISION) -> Message:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from owner.exchange.hub import ExchangeHub
+from owner.owner_config import OwnerExchangeSection
 from tablewire.errors import ClosedError
 from tablewire.model.messages import Batch, DispatchTableRequest, DispatchTableResponse, Message, MessageBody
 from tablewire.model.states import TableState
@@ -216,7 +217,7 @@ def test_dead_capture_is_reported_and_comes_back(hub: ExchangeHub, captures: dic
 
 def test_deadline_ends_a_call_that_hangs(captures: dict[str, ScriptedCapture]) -> None:
     """A capture that takes the call and never answers is a failure, again and again."""
-    hub = ExchangeHub(OWNER, config=ExchangeConfig(exchange_timeout_ms=100, idle_exchange_ms=50, failure_pause_ms=10))
+    hub = ExchangeHub(OWNER, config=OwnerExchangeSection(timeout_ms=100, idle_ms=50, failure_pause_ms=10))
     captures["a"].hold()
     try:
         lead(hub, captures["a"])

@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from owner.exchange.hub import ExchangeHub
+from owner.owner_config import OwnerExchangeSection
 from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import ClosedError, OperatingError
 from tablewire.model.ids import CaptureInfo, ChangefeedID
@@ -426,7 +427,7 @@ def test_hub_and_server_work_with_each_other(server: ExchangeServer) -> None:
     loop = Loop(server)
     answered = threading.Semaphore(0)
     hub = ExchangeHub(
-        OWNER, config=ExchangeConfig(idle_exchange_ms=5_000), on_answer=lambda matters: answered.release() if matters else None
+        OWNER, config=OwnerExchangeSection(idle_ms=5_000), on_answer=lambda matters: answered.release() if matters else None
     )
     try:
         hub.set_term(REVISION)

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deploy.local.process import wait_until
-from owner.exchange.hub import ExchangeConfig, ExchangeHub
+from owner.exchange.hub import ExchangeHub
+from owner.owner_config import OwnerExchangeSection
 from processor.service.exchange_server import ExchangeServer
 from tablewire.errors import CodecError
 from tablewire.model.ids import CaptureInfo
@@ -98,7 +99,7 @@ class Liar:
 def lied_to() -> Iterator[tuple[ExchangeHub, Liar]]:
     """The hub of an owner that calls a liar all the time."""
     liar = Liar()
-    hub = ExchangeHub(OWNER, config=ExchangeConfig(exchange_timeout_ms=5_000, idle_exchange_ms=1, failure_pause_ms=1))
+    hub = ExchangeHub(OWNER, config=OwnerExchangeSection(timeout_ms=5_000, idle_ms=1, failure_pause_ms=1))
     hub.set_term(REVISION)
     hub.set_captures({CAPTURE: CaptureInfo(CAPTURE, f"127.0.0.1:{liar.port}")})
     hub.set_active(ACTIVE)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from owner.exchange.hub import ExchangeConfig, ExchangeHub, ProcessorClientView
+from owner.exchange.hub import ExchangeHub, ProcessorClientView
+from owner.owner_config import OwnerExchangeSection
 from processor.service.exchange_server import ExchangeServer
 from tablewire.model.ids import CaptureInfo, ChangefeedID
 from tablewire.model.messages import ActiveChangefeed
@@ -44,7 +45,7 @@ def server() -> Iterator[ExchangeServer]:
 
 def first_turn(server: ExchangeServer, own: PeerTlsSection) -> ProcessorClientView:
     """Return the view of the capture once one Exchange has succeeded or failed."""
-    hub = ExchangeHub("owner-1", config=ExchangeConfig(idle_exchange_ms=20), credentials=tls.channel_credentials(own))
+    hub = ExchangeHub("owner-1", config=OwnerExchangeSection(idle_ms=20), credentials=tls.channel_credentials(own))
     never = threading.Event()
     try:
         hub.set_term(7)

@@ -9,9 +9,8 @@ of text; its class determines the status code of the API. `by` is the caller
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,16 +32,14 @@ from owner.admin.resolve import (
     table_names,
 )
 from owner.changefeed.sources import source_request
+from owner.changefeed.store import ChangefeedEvent
 from tablewire.errors import UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
-from tablewire.model.ids import CaptureID, ChangefeedID
+from tablewire.model.ids import CaptureID
 from tablewire.runtime.uris import redact_uri
 from tablewire.runtime.version import software_version
 from tablewire.source import CheckFailure
 from tablewire.v1 import admin_pb2 as pb
-
-if TYPE_CHECKING:
-    from owner.changefeed.store import EtcdChangefeeds
 
 URI_LENGTH_MAX = 4_096
 PATTERNS_MAX = 1_000
@@ -91,14 +88,14 @@ def create_changefeed(owner: OwnerPort, request: pb.CreateChangefeedRequest, by:
 def pause_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
     """Pause a changefeed. The answer has the retained bytes as last known, even before the paused run knows them."""
     retained_bytes = runtime_of(owner, find_changefeed(owner, text)).retained_bytes
-    row = _change(owner, text, lambda changefeeds, changefeed: changefeeds.pause(changefeed, by))
+    row = _apply(owner, text, ChangefeedEvent.PAUSE, by)
     if not row.HasField("retained_bytes") and retained_bytes is not None:
         row.retained_bytes = retained_bytes
     return row
 
 
 def resume_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
-    return _change(owner, text, lambda changefeeds, changefeed: changefeeds.resume(changefeed, by))
+    return _apply(owner, text, ChangefeedEvent.RESUME, by)
 
 
 def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
@@ -125,16 +122,15 @@ def remove_changefeed(owner: OwnerPort, text: str, by: str = "") -> str:
     if not text:
         raise InvalidRequestError("a removal must name its changefeed")
     changefeed = find_changefeed(owner, text).changefeed
-    owner.changefeeds.remove(changefeed, by)
+    owner.changefeeds.apply(changefeed, ChangefeedEvent.REMOVE, by=by)
     owner.wake()
     return str(changefeed)
 
 
-def _change(owner: OwnerPort, text: str, write: Callable[[EtcdChangefeeds, ChangefeedID], None]) -> pb.Changefeed:
-    changefeed = find_changefeed(owner, text).changefeed
-    write(owner.changefeeds, changefeed)
+def _apply(owner: OwnerPort, text: str, event: ChangefeedEvent, by: str) -> pb.Changefeed:
+    changed = owner.changefeeds.apply(find_changefeed(owner, text).changefeed, event, by=by)
     owner.wake()
-    return _changefeed_row(owner, owner.changefeeds.get(changefeed))
+    return _changefeed_row(owner, changed)
 
 
 def _check_request(request: pb.CreateChangefeedRequest) -> None:

@@ -152,12 +152,6 @@ class EtcdChangefeeds:
         except ConflictError:
             raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed") from None
 
-    def pause(self, changefeed: ChangefeedID, by: str = "") -> None:
-        self.apply(changefeed, ChangefeedEvent.PAUSE, by=by)
-
-    def resume(self, changefeed: ChangefeedID, by: str = "") -> None:
-        self.apply(changefeed, ChangefeedEvent.RESUME, by=by)
-
     def update(
         self,
         changefeed: ChangefeedID,
@@ -174,11 +168,6 @@ class EtcdChangefeeds:
             return replaced(info, checked, tables, options, by)
 
         self._change(changefeed, change)
-
-    def remove(self, changefeed: ChangefeedID, by: str = "") -> None:
-        """Mark it as removed. The leader then stops it, drops its slot at the source and deletes
-        its keys."""
-        self.apply(changefeed, ChangefeedEvent.REMOVE, by=by)
 
     def apply(
         self, changefeed: ChangefeedID, event: ChangefeedEvent, *, error: str = "", epoch: int | None = None, by: str = ""

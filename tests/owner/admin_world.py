@@ -68,12 +68,6 @@ class MemoryRegistry:
             raise ConflictError(f"changefeed {info.changefeed} exists already; nothing was changed")
         self.infos[info.changefeed] = info
 
-    def pause(self, changefeed: ChangefeedID, by: str = "") -> None:
-        self._apply(changefeed, ChangefeedEvent.PAUSE, by)
-
-    def resume(self, changefeed: ChangefeedID, by: str = "") -> None:
-        self._apply(changefeed, ChangefeedEvent.RESUME, by)
-
     def update(
         self,
         changefeed: ChangefeedID,
@@ -85,11 +79,9 @@ class MemoryRegistry:
     ) -> None:
         self.infos[changefeed] = replaced(self.get(changefeed), checked, tables, options, by)
 
-    def remove(self, changefeed: ChangefeedID, by: str = "") -> None:
-        self._apply(changefeed, ChangefeedEvent.REMOVE, by)
-
-    def _apply(self, changefeed: ChangefeedID, event: ChangefeedEvent, by: str) -> None:
-        self.infos[changefeed] = step(self.get(changefeed), event, by=by)
+    def apply(self, changefeed: ChangefeedID, event: ChangefeedEvent, *, by: str = "") -> ChangefeedInfo:
+        info = self.infos[changefeed] = step(self.get(changefeed), event, by=by)
+        return info
 
 
 class MemoryHistory:

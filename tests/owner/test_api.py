@@ -13,6 +13,7 @@ import pytest
 from owner.admin.forwarding import FORWARDED_KEY
 from owner.admin.grpc_service import CHUNK_ROWS, FOLLOWERS_MAX, WAITERS_MAX, clip
 from owner.admin.probe import RETRY_KEY
+from owner.changefeed.store import ChangefeedEvent
 from tablewire.errors import ConflictError, EtcdError, NotLeaderError, OperatingError
 from tablewire.etcd.records import ChangefeedInfo, LeaderRecord
 from tablewire.model.ids import ChangefeedID
@@ -131,10 +132,10 @@ def test_a_refusal_has_its_code_and_text(stub: Any, call: str, request_: Any, co
 def test_trouble_below_has_a_code(view: AdminView, stub: Any, error: OperatingError, code: str, again: bool) -> None:
     """Only calls that certainly did nothing are marked as repeatable."""
 
-    def fail(_changefeed: ChangefeedID, _by: str) -> ChangefeedInfo:
+    def fail(_changefeed: ChangefeedID, _event: ChangefeedEvent, *, by: str) -> ChangefeedInfo:
         raise error
 
-    view.store.pause = fail  # type: ignore[method-assign,assignment]
+    view.store.apply = fail  # type: ignore[method-assign,assignment]
     caught = refused(lambda: stub.PauseChangefeed(pb.ChangefeedRequest(), timeout=TIMEOUT_S))
     assert caught.code() == grpc.StatusCode[code]
     assert str(error) in caught.details()

@@ -56,13 +56,13 @@ def test_a_life(changefeeds: EtcdChangefeeds) -> None:
     created = changefeeds.get(ONE)
     assert created.state is ChangefeedState.NORMAL
     assert [info.changefeed for info in changefeeds.list()] == [ONE]
-    changefeeds.pause(ONE)
+    changefeeds.apply(ONE, ChangefeedEvent.PAUSE)
     assert changefeeds.get(ONE).state is ChangefeedState.STOPPED
-    changefeeds.resume(ONE)
+    changefeeds.apply(ONE, ChangefeedEvent.RESUME)
     resumed = changefeeds.get(ONE)
     assert resumed.state is ChangefeedState.NORMAL
     assert resumed.epoch > created.epoch
-    changefeeds.remove(ONE)
+    changefeeds.apply(ONE, ChangefeedEvent.REMOVE)
     assert changefeeds.get(ONE).state is ChangefeedState.REMOVED
     changefeeds.forget(ONE, resumed.epoch)
     assert changefeeds.list() == []
@@ -81,10 +81,10 @@ def test_an_id_that_exists_is_refused(changefeeds: EtcdChangefeeds) -> None:
 def test_what_is_not_there_and_what_is_not_allowed(changefeeds: EtcdChangefeeds) -> None:
     """An unknown changefeed and a refused event are different errors."""
     with pytest.raises(UnknownChangefeedError, match="no changefeed default/one"):
-        changefeeds.pause(ONE)
+        changefeeds.apply(ONE, ChangefeedEvent.PAUSE)
     changefeeds.create(INFO)
     with pytest.raises(ChangefeedRefusedError, match="running already"):
-        changefeeds.resume(ONE)
+        changefeeds.apply(ONE, ChangefeedEvent.RESUME)
 
 
 def test_a_follower_writes_nothing(changefeeds: EtcdChangefeeds, election: Election) -> None:
@@ -92,7 +92,7 @@ def test_a_follower_writes_nothing(changefeeds: EtcdChangefeeds, election: Elect
     changefeeds.create(INFO)
     election.close()
     with pytest.raises(NotLeaderError):
-        changefeeds.pause(ONE)
+        changefeeds.apply(ONE, ChangefeedEvent.PAUSE)
     assert changefeeds.get(ONE).state is ChangefeedState.NORMAL
 
 
@@ -124,7 +124,7 @@ def test_a_status_never_outlives_its_changefeed(changefeeds: EtcdChangefeeds, se
     found = session.get(key)
     assert found is not None
     assert decode(ChangefeedStatus, key, found.value) == ChangefeedStatus(checkpoint_ts=5, resolved_ts=6)
-    changefeeds.remove(ONE)
+    changefeeds.apply(ONE, ChangefeedEvent.REMOVE)
     with pytest.raises(ConflictError):
         changefeeds.set_status(ONE, ChangefeedStatus(checkpoint_ts=7, resolved_ts=7), revision)
     changefeeds.forget(ONE, changefeeds.get(ONE).epoch)
@@ -136,7 +136,7 @@ def test_only_a_removed_changefeed_is_forgotten(changefeeds: EtcdChangefeeds) ->
     changefeeds.create(INFO)
     with pytest.raises(ConflictError, match="not the one that was removed"):
         changefeeds.forget(ONE, changefeeds.get(ONE).epoch)
-    changefeeds.remove(ONE)
+    changefeeds.apply(ONE, ChangefeedEvent.REMOVE)
     with pytest.raises(ConflictError, match="not the one that was removed"):
         changefeeds.forget(ONE, changefeeds.get(ONE).epoch - 1)
     assert changefeeds.get(ONE).state is ChangefeedState.REMOVED

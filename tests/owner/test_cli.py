@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 
 from deploy.local.process import wait_until
 from docs.tools.cli_page import contexts
+from owner.changefeed.store import ChangefeedEvent
 from owner.cli.client import AdminClient
 from owner.cli.main import cli
 from owner.cli.output import CommandError
-from tablewire.etcd.records import LeaderRecord
+from tablewire.etcd.records import ChangefeedInfo, LeaderRecord
 from tablewire.model.progress import Stats
 from tablewire.model.spans import Span
 from tablewire.source import CheckFailure
@@ -396,13 +397,13 @@ def test_remove_with_wait_ends_when_it_is_forgotten(owner: Owner, view: AdminVie
     view.store.create(paused())
     text = failure(owner("changefeed", "remove", "other", "--wait", "--timeout-s", "0.5"))
     assert "default/other is still being removed after 0.5 s; it continues" in text
-    remove = view.store.remove
+    apply = view.store.apply
 
-    def forget(changefeed: Any, by: str) -> None:
-        remove(changefeed, by)
-        del view.store.infos[changefeed]
+    def forget(changefeed: Any, event: ChangefeedEvent, *, by: str = "") -> ChangefeedInfo:
+        apply(changefeed, event, by=by)
+        return view.store.infos.pop(changefeed)
 
-    view.store.remove = forget  # type: ignore[method-assign]
+    view.store.apply = forget  # type: ignore[method-assign]
     assert answer(owner("changefeed", "remove", "other", "--wait", "-o", "json")) == {"changefeed": "default/other", "gone": True}
 
 

@@ -12,7 +12,7 @@ from owner.admin import cluster_operations, operations
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError, UnknownTableError
 from owner.admin.jobs import FollowedJob, follow
 from owner.admin.resolve import parse_changefeed
-from owner.changefeed.store import ChangefeedRefusedError
+from owner.changefeed.store import ChangefeedEvent, ChangefeedRefusedError
 from tablewire.errors import ConfigError, UnknownCaptureError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedState, LeaderRecord
 from tablewire.model.spans import Span
@@ -356,7 +356,7 @@ def test_captures_show_state_and_labels(view: AdminView) -> None:
     rows = {row.id: row for row in cluster_operations.list_captures(view)}
     assert {name: row.state for name, row in rows.items()} == {"a": "ready", "b": "silent", "c": "ready"}
     assert rows["a"].labels == {"zone": "x"}
-    view.store.pause(CHANGEFEED)
+    view.store.apply(CHANGEFEED, ChangefeedEvent.PAUSE)
     assert {row.state for row in cluster_operations.list_captures(view)} == {"idle"}
 
 

@@ -11,6 +11,7 @@ from owner.admin import cluster_operations, operations
 from owner.admin import plans as planning
 from owner.admin.errors import RefusedError, UnknownTableError
 from owner.admin.jobs import follow
+from owner.changefeed.store import ChangefeedEvent
 from owner.core.scheduler_config import SchedulerConfig
 from owner.scheduling.scheduler import SchedulerAndInfo
 from tablewire.errors import UnknownCaptureError, UnknownChangefeedError
@@ -130,11 +131,11 @@ def test_several_jobs_are_followed_together() -> None:
 def test_a_stopped_changefeed_is_skipped_or_refused() -> None:
     """A changefeed that does not run is skipped, or refused if it was named."""
     view = TwoFeeds()
-    view.store.pause(OTHER)
+    view.store.apply(OTHER, ChangefeedEvent.PAUSE)
     assert planning.plan_rebalance(view, "").changefeeds == [FEED]
     with pytest.raises(RefusedError, match="default/other is stopped"):
         planning.plan_rebalance(view, "other")
-    view.store.pause(CHANGEFEED)
+    view.store.apply(CHANGEFEED, ChangefeedEvent.PAUSE)
     with pytest.raises(RefusedError, match="none of the 2 changefeeds runs"):
         operations.rebalance(view, "")
     view.store.infos.clear()

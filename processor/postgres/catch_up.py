@@ -126,8 +126,7 @@ class CatchUpStream(ChangeStream):
         if not self._is_solo:
             return super()._oversize(key, table)
         self._close_part(key)
-        parts = self._parts.pop(key, [])
-        if parts:
+        if parts := self._parts.pop(key, []):
             self._handed_on.add(key)
             self._deliver(table, parts, sum(part.size for part in parts))
         return True

@@ -390,8 +390,7 @@ class PostgresExecutor:
             served = {id(table) for stream in self._catch_ups for table in stream.tables}
             waiting = [table for table in self._all_tables() if id(table) not in served and table.waits_for_catch_up]
             while waiting and self._streams is not None and not self._is_closing.is_set():
-                group = self._next_group(waiting)
-                if not group:
+                if not (group := self._next_group(waiting)):
                     return
                 waiting = [table for table in waiting if table not in group]
                 serves_preparing = all(table.is_preparing for table in group)

@@ -104,8 +104,7 @@ class ReplicationConnection:
         """
         self._execute(f"SET wal_sender_timeout = {WALSENDER_TIMEOUT_MS}", pq.ExecStatus.COMMAND_OK)
         self._query(_COPY_SLOT.format(self._base, self.slot))
-        rows = self._query(_SLOT_POSITION.format(self.slot))
-        if not rows:
+        if not (rows := self._query(_SLOT_POSITION.format(self.slot))):
             raise OperatingError(f"slot {self.slot} does not exist at the source")
         start_ts = max(start_ts, parse_lsn(rows[0]))
         statement = _START.format(

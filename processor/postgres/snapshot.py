@@ -134,14 +134,12 @@ class SnapshotRunner:
 
     def _copy_table(self, source: Connection, table: TableWork, position: Ts) -> bool:
         """Copy a table unless it no longer waits for that; return False if the copy failed."""
-        fence = table.begin_snapshot()
-        if fence is None:
+        if (fence := table.begin_snapshot()) is None:
             return True
         failure: OperatingError | None = None
         done: Ts | None = None
         try:
-            schema = describe_table(source, table.table_id)
-            if schema is None:
+            if (schema := describe_table(source, table.table_id)) is None:
                 raise OperatingError(f"table {table.table_id} does not exist at the source")
             transaction = self.session.begin(schema, fence)
             rows = self._rows(source, schema)

@@ -92,8 +92,7 @@ class SourceCatalogue:
 
     def publication(self) -> PublicationInfo:
         """Return the changefeed's publication; raise OperatingError if it no longer exists."""
-        found = self._run(lambda connection: read_publication(connection, self._publication))
-        if found is None:
+        if (found := self._run(lambda connection: read_publication(connection, self._publication))) is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found
 
@@ -104,8 +103,7 @@ class SourceCatalogue:
 
     def describe(self, table_id: TableID) -> TableSchema:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
-        schema = self._run(lambda connection: describe_table(connection, table_id))
-        if schema is None:
+        if (schema := self._run(lambda connection: describe_table(connection, table_id))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
         if problem := schema.why_unusable():
             raise OperatingError(problem)
@@ -128,8 +126,7 @@ class SourceCatalogue:
         found: dict[int, TypeInfo] = {}
         wanted = set(oids)
         while wanted:
-            missing = [oid for oid in wanted if oid not in self._types]
-            if missing:
+            if missing := [oid for oid in wanted if oid not in self._types]:
                 self._types.update(self._run(partial(_read_types, oids=missing)))
             for oid in wanted:
                 if oid not in self._types:

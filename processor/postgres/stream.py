@@ -21,28 +21,11 @@ from typing import Protocol
 import psycopg
 import structlog
 
+from processor.postgres import wire
 from processor.postgres.queues import Budget, TableQueue
 from processor.postgres.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
 from processor.postgres.threads import new_thread
-from processor.postgres.wire import (
-    BEGIN,
-    COMMIT,
-    DELETE,
-    FRAME_HEADER,
-    INSERT,
-    RELATION,
-    TRUNCATE,
-    UPDATE,
-    XLOG_DATA,
-    Part,
-    Relation,
-    Transaction,
-    read_begin,
-    read_commit_end,
-    read_keepalive,
-    read_relation,
-    read_truncated,
-)
+from processor.postgres.wire import COMMIT, FRAME_HEADER, XLOG_DATA, Part, Relation, Transaction
 from tablewire.errors import InvariantError, OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import SourceUnavailableError, error_text
@@ -67,7 +50,7 @@ FRAME_OVERHEAD_BYTES = 48
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 2.0
 
-_ROW_KINDS = frozenset((INSERT, UPDATE, DELETE))
+_ROW_KINDS = frozenset((wire.INSERT, wire.UPDATE, wire.DELETE))
 _NO_TRANSACTION = Transaction(0, 0, 0)
 _log = structlog.get_logger(__name__)
 
@@ -151,15 +134,13 @@ class ChangeStream(ABC):
 
     def interrupt(self) -> None:
         """Make the stream attend to its duties now. Any thread."""
-        connection = self._connection
-        if connection is not None:
+        if (connection := self._connection) is not None:
             connection.interrupt()
 
     def stop(self) -> None:
         """End the stream soon. Any thread; join `thread` to wait."""
         self._stopping.set()
-        connection = self._connection
-        if connection is not None:
+        if (connection := self._connection) is not None:
             connection.abort()
 
     # --- what subclasses define --------------------------------------------------------------------------------------
@@ -260,8 +241,7 @@ class ChangeStream(ABC):
                 return
             self._confirm_if_due(connection)
             if frames < FRAMES_A_TURN_MAX:
-                pause_s = gather_pause_s(frames, self._lag_us)
-                if pause_s:
+                if pause_s := gather_pause_s(frames, self._lag_us):
                     time.sleep(pause_s)
                 connection.listen(IDLE_WAIT_S)
 
@@ -306,30 +286,28 @@ class ChangeStream(ABC):
         return FRAMES_A_TURN_MAX
 
     def _other(self, kind: int, frame: bytes) -> None:
-        if kind == BEGIN:
-            self._transaction = read_begin(frame)
+        if kind == wire.BEGIN:
+            self._transaction = wire.read_begin(frame)
             self._lag_us = self._transaction.lag_us
         elif kind == COMMIT:
-            self._commit(read_commit_end(frame))
-        elif kind == RELATION:
+            self._commit(wire.read_commit_end(frame))
+        elif kind == wire.RELATION:
             key = frame[FRAME_HEADER + 1 : FRAME_HEADER + 5]
             self._close_part(key)
-            self._relations[key] = read_relation(frame)
-        elif kind == TRUNCATE:
-            for key in read_truncated(frame):
+            self._relations[key] = wire.read_relation(frame)
+        elif kind == wire.TRUNCATE:
+            for key in wire.read_truncated(frame):
                 if key in self._inboxes and key not in self._skipped:
                     self._frames.setdefault(key, []).append(frame)
         # Tables need nothing from origin, type and message frames.
 
     def _close_part(self, key: bytes) -> None:
         """Turn the frames of this table into a part: what follows may have another shape."""
-        frames = self._frames.pop(key, None)
-        if frames:
+        if frames := self._frames.pop(key, None):
             self._parts.setdefault(key, []).append(self._part(key, frames))
 
     def _part(self, key: bytes, frames: list[bytes]) -> Part:
-        relation = self._relations.get(key)
-        if relation is None:
+        if (relation := self._relations.get(key)) is None:
             raise InvariantError("a change arrived before its relation", f"relation {int.from_bytes(key, 'big')}")
         return Part(relation, frames, _size(frames), self._transaction, 0, False)
 
@@ -365,7 +343,7 @@ class ChangeStream(ABC):
             self._connection.raise_warnings()
 
     def _keepalive(self, connection: ReplicationConnection, frame: bytes) -> None:
-        end_ts, wants_answer = read_keepalive(frame)
+        end_ts, wants_answer = wire.read_keepalive(frame)
         if not self._is_inside and end_ts > self.position:
             self._raise_warnings()
             self._lag_us = 0
@@ -393,8 +371,7 @@ class ChangeStream(ABC):
         for key in sorted(held, key=held.__getitem__, reverse=True):
             if self._open_bytes <= max_bytes:
                 return
-            table = self._inboxes.get(key)
-            if table is not None:
+            if (table := self._inboxes.get(key)) is not None:
                 self._give_up(key, table)
             self._drop(key)
             self._open_bytes -= held[key]

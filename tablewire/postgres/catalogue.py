@@ -73,23 +73,19 @@ class SourceTable:
 
     def why_unusable(self) -> str:
         """Return why changes of this table do not identify their row; empty if they do."""
-        table = self.full_name
+        alter = f"ALTER TABLE {self.full_name} REPLICA IDENTITY"
         if self.replica_identity == "n":
-            return (
-                f"table {table} has REPLICA IDENTITY NOTHING, so updates and deletes do not identify their row: "
-                f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT (with a primary key) or FULL"
-            )
-        if self.replica_identity == "i" and not self.has_key:
-            return (
-                f"table {table} has REPLICA IDENTITY USING INDEX, but that index no longer exists: "
-                f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT (with a primary key), FULL, or another index"
-            )
-        if self.replica_identity == "d" and not self.has_key:
-            return (
-                f"table {table} has no primary key and the default replica identity: "
-                f"add a primary key, or ALTER TABLE {table} REPLICA IDENTITY FULL"
-            )
-        return ""
+            problem = "has REPLICA IDENTITY NOTHING, so updates and deletes do not identify their row"
+            remedy = f"{alter} DEFAULT (with a primary key) or FULL"
+        elif self.replica_identity == "i" and not self.has_key:
+            problem = "has REPLICA IDENTITY USING INDEX, but that index no longer exists"
+            remedy = f"{alter} DEFAULT (with a primary key), FULL, or another index"
+        elif self.replica_identity == "d" and not self.has_key:
+            problem = "has no primary key and the default replica identity"
+            remedy = f"add a primary key, or {alter} FULL"
+        else:
+            return ""
+        return f"table {self.full_name} {problem}: {remedy}"
 
 
 _TABLE_FIELDS = """c.oid::bigint, n.nspname, c.relname, c.relreplident::text,
@@ -182,8 +178,7 @@ def describe_named_table(connection: Connection, schema: str, name: str) -> Tabl
 
 
 def _describe(connection: Connection, where: str, values: tuple[object, ...]) -> TableSchema | None:
-    row = connection.execute(_DESCRIBE + where, values).fetchone()
-    if row is None:
+    if (row := connection.execute(_DESCRIBE + where, values).fetchone()) is None:
         return None
     table_id, schema, table, replica_identity, has_key, primary_key, identity_index = row
     with connection.cursor(row_factory=args_row(CatalogueColumn)) as cursor:

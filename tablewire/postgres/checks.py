@@ -112,10 +112,8 @@ def _slot_problems(connection: Connection, name: str) -> Iterator[str]:
     except OperatingError as error:
         yield str(error)
     slot = read_slot(connection, name)
-    if slot is not None and (slot.database != connection.info.dbname or slot.plugin != "pgoutput"):
-        yield f"slot {name} already exists, for database {slot.database} and plugin {slot.plugin}: choose another id"
-    elif slot is not None and slot.is_lost:
-        yield f"slot {name} exists and has lost its WAL: drop it"
+    if slot is not None and (problem := slot.why_unusable(connection.info.dbname)):
+        yield problem
     row = connection.execute(
         "SELECT current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),"
         " current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication)"
@@ -180,8 +178,7 @@ def _postgres_sink_problems(
             yield f"role {user} may not create schema {schema} at the sink: GRANT CREATE ON DATABASE {database} TO {user}"
         elif may_create_in is False and schema in needed:
             yield f"role {user} may not create tables in schema {schema} of the sink"
-    unwritable = [names[row[0]].full_name for row in connection.execute(_UNWRITABLE, (list(names),))]
-    if unwritable:
+    if unwritable := [names[row[0]].full_name for row in connection.execute(_UNWRITABLE, (list(names),))]:
         yield f"role {user} may not write {_some(unwritable)}: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE at the sink"
 
 

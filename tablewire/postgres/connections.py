@@ -138,10 +138,10 @@ class _Watchdog:
                 self._condition.notify()
         return token
 
-    def remove(self, token: object) -> None:
-        """The connection is not cut after this returns."""
+    def remove(self, token: object) -> bool:
+        """Return whether the connection was not cut, and will not be."""
         with self._condition:
-            self._deadlines.pop(token, None)
+            return self._deadlines.pop(token, None) is not None
 
     def _run(self) -> None:
         with self._condition:
@@ -160,10 +160,14 @@ _watchdog = _Watchdog()
 
 @contextmanager
 def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
-    """Cut the connection if the block takes longer: a server that hangs does not observe its own timeouts."""
+    """Cut the connection and raise OperationalError if the block takes longer: a hanging server ignores its own timeouts."""
     token = _watchdog.add(connection, limit_s)
     try:
         yield
+    except psycopg.Error:
+        if not _watchdog.remove(token):
+            raise psycopg.OperationalError(f"the server did not answer within {limit_s:g} s") from None
+        raise
     finally:
         _watchdog.remove(token)
 

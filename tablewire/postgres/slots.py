@@ -48,6 +48,20 @@ class SlotInfo:
     confirmed_ts: Ts
     is_lost: bool
 
+    def why_unusable(self, database: str) -> str:
+        """Return why a changefeed of this database cannot use the slot; empty if it can."""
+        if self.database != database or self.plugin != "pgoutput":
+            return (
+                f"slot {self.name} belongs to database {self.database} and plugin {self.plugin}: another changefeed with this"
+                " name uses this server; choose another id"
+            )
+        if self.is_lost:
+            return (
+                f"slot {self.name} is lost: the source removed WAL that it needed (max_slot_wal_keep_size); "
+                "remove the changefeed and create it again"
+            )
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class PublicationInfo:
@@ -119,8 +133,7 @@ def create_slot(connection: Connection, name: str) -> SlotInfo:
         ) from None
     except psycopg.Error as error:
         raise OperatingError(f"cannot create slot {name}: {error_text(error)}") from None
-    slot = read_slot(connection, name)
-    if slot is None:
+    if (slot := read_slot(connection, name)) is None:
         raise OperatingError(f"slot {name} was dropped while it was being created")
     return slot
 

@@ -128,16 +128,8 @@ class PostgresSource:
         return slot.confirmed_ts
 
     def _require_usable(self, connection: Connection, slot: slots.SlotInfo) -> None:
-        if slot.database != connection.info.dbname or slot.plugin != "pgoutput":
-            raise OperatingError(
-                f"slot {slot.name} belongs to database {slot.database} and plugin {slot.plugin}: another changefeed with this"
-                " name uses this server; choose another id"
-            )
-        if slot.is_lost:
-            raise OperatingError(
-                f"slot {slot.name} is lost: the source removed WAL that it needed (max_slot_wal_keep_size); "
-                "remove the changefeed and create it again"
-            )
+        if problem := slot.why_unusable(connection.info.dbname):
+            raise OperatingError(problem)
 
     def _tables(self, connection: Connection) -> Mapping[TableID, str]:
         # A change of the catalogue is in the WAL: without new WAL, the previous listing is still right.
@@ -159,8 +151,7 @@ class PostgresSource:
         self._unusable = frozenset(problems)
 
     def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
-        slot = slots.read_slot(connection, self._name)
-        if slot is None:
+        if (slot := slots.read_slot(connection, self._name)) is None:
             raise OperatingError(f"slot {self._name} does not exist at the source")
         self._require_usable(connection, slot)
         try:
@@ -174,8 +165,7 @@ class PostgresSource:
         """Record the checkpoint at the sink; return False, and log it once, if the sink is unavailable."""
         if self._sink_checkpoint is None or checkpoint_ts <= slot.confirmed_ts:
             return True
-        publication = slots.read_publication(connection, self._name)
-        if publication is None:
+        if (publication := slots.read_publication(connection, self._name)) is None:
             return True
         try:
             self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, checkpoint_ts)

@@ -9,7 +9,6 @@ Errors are psycopg's; `sink_error` translates them.
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -24,8 +23,8 @@ from tablewire.postgres.sink_checkpoint import SYNCHRONOUS_COMMIT
 
 CLIENT_TIMEOUT_S = 120.0
 """Longer than the timeouts of the server: it only ends what a hanging server cannot."""
-COPY_TIMEOUT_S = 24 * 3600.0
-"""The same for the first copy of a table, whose statements have no timeout at the server."""
+COPY_TIMEOUT_S = 7 * 24 * 3600.0
+"""The same for a whole first copy of a table, whose statements have no timeout at the server."""
 SETUP_TIMEOUT_S = 10.0
 """For the settings of a new connection."""
 CANCEL_TIMEOUT_S = 2.0
@@ -65,7 +64,7 @@ class SinkConnection:
         self.connection = connect(uri, application_name=application_name)
         self.connection.prepare_threshold = None  # `run` prepares its statements by name
         self.timeout_s = CLIENT_TIMEOUT_S
-        """How long one wait for the server may last."""
+        """How long one wait for the server, or one COPY, may last."""
         self._pgconn = self.connection.pgconn
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
@@ -106,8 +105,7 @@ class SinkConnection:
         pgconn.enter_pipeline_mode()
         expected: list[bool] = []
         for text, values in statements:
-            name = self._prepared.get(text)
-            if name is None:
+            if (name := self._prepared.get(text)) is None:
                 self._names += 1
                 name = self._prepared[text] = b"s%d" % self._names
                 pgconn.send_prepare(name, text.encode())
@@ -115,7 +113,8 @@ class SinkConnection:
             pgconn.send_query_prepared(name, values, [1] * len(values), result_format=0)
             expected.append(True)
         pgconn.pipeline_sync()
-        results, error = self._collect(expected)
+        with time_limit(self.connection, self.timeout_s):
+            results, error = self._collect(expected)
         pgconn.exit_pipeline_mode()
         if error is not None:
             self._prepared.clear()  # what follows the error was not prepared; `rollback` frees the others
@@ -127,8 +126,7 @@ class SinkConnection:
         results: list[pq.abc.PGresult] = []
         error: psycopg.Error | None = None
         for is_statement in expected:
-            result = self._next_result()
-            if result is None:
+            if (result := self._next_result()) is None:
                 raise psycopg.OperationalError("the connection is lost")
             if result.status == pq.ExecStatus.FATAL_ERROR and error is None:
                 error = psycopg.errors.error_from_result(result)
@@ -147,9 +145,7 @@ class SinkConnection:
 
     def execute(self, statements: str) -> None:
         """Run one or more statements without values; raise the first error."""
-        self._pgconn.send_query(statements.encode())
-        self._flush()
-        self._require_success()
+        self.call(lambda connection: connection.execute(statements))
 
     def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
@@ -160,31 +156,9 @@ class SinkConnection:
 
     def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
         """Run COPY … FROM STDIN with this data."""
-        pgconn = self._pgconn
-        pgconn.send_query(statement.encode())
-        self._flush()
-        result = self._next_result()
-        if result is None:
-            raise psycopg.OperationalError("COPY did not start")
-        if result.status != pq.ExecStatus.COPY_IN:
-            self._require_success()
-            raise psycopg.errors.error_from_result(result)
-        try:
+        with time_limit(self.connection, self.timeout_s), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
             for chunk in chunks:
-                while not pgconn.put_copy_data(chunk):
-                    self._flush()
-                self._flush()
-        except BaseException as error:
-            if not self.is_broken:
-                self._end_copy(type(error).__name__.encode())
-                try:
-                    self._require_success()
-                except psycopg.Error as failure:
-                    if isinstance(error, psycopg.Error):
-                        raise failure from None  # the server's reason for a COPY that failed
-            raise
-        self._end_copy(None)
-        self._require_success()
+                copy.write(chunk)
 
     def cancel(self) -> None:
         """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
@@ -203,40 +177,14 @@ class SinkConnection:
     def close(self) -> None:
         self.connection.close()
 
-    def _end_copy(self, reason: bytes | None) -> None:
-        while not self._pgconn.put_copy_end(reason):
-            self._flush()
-        self._flush()
-
-    def _require_success(self) -> None:
-        """Read all remaining results; raise the first error."""
-        error: psycopg.Error | None = None
-        while (result := self._next_result()) is not None:
-            if result.status == pq.ExecStatus.FATAL_ERROR and error is None:
-                error = psycopg.errors.error_from_result(result)
-        if error is not None:
-            raise error
-
     def _flush(self) -> None:
-        pgconn = self._pgconn
-        deadline = time.monotonic() + self.timeout_s
-        while pgconn.flush():
-            for _, event in self._poll_write.poll(1000):
+        while self._pgconn.flush():
+            for _, event in self._poll_write.poll():
                 if event & ~select.POLLOUT:
-                    pgconn.consume_input()
-            self._check(deadline)
+                    self._pgconn.consume_input()
 
     def _next_result(self) -> pq.abc.PGresult | None:
-        pgconn = self._pgconn
-        deadline = time.monotonic() + self.timeout_s
-        while pgconn.is_busy():
-            if self._poll.poll(1000):
-                pgconn.consume_input()
-            else:
-                self._check(deadline)
-        return pgconn.get_result()
-
-    def _check(self, deadline: float) -> None:
-        if time.monotonic() > deadline:
-            self.close()
-            raise psycopg.OperationalError(f"the sink did not answer for {self.timeout_s:g} s")
+        while self._pgconn.is_busy():
+            self._poll.poll()
+            self._pgconn.consume_input()
+        return self._pgconn.get_result()

@@ -196,8 +196,7 @@ class PostgresSession(SinkSession):
     def _end_holders(self, schema: TableSchema, fence: Fence) -> None:
         """Terminate the backends that lock the table's row, unless a newer writer does."""
         connection = self.ready()
-        row = self.positions.read(connection, schema.full_name)
-        if row is not None:
+        if (row := self.positions.read(connection, schema.full_name)) is not None:
             _require_greatest(schema, row.fence, fence)
         for pid in self.positions.holders(connection, schema.full_name):
             connection.query("SELECT pg_terminate_backend(%s)", (pid,))
@@ -263,8 +262,7 @@ class PostgresTransaction:
         try:
             self._write_parts(connection, parts, is_last, may_copy, plans)
         except psycopg.IntegrityError as error:
-            others = [plan for plan in plans if plan.mode is not WriteMode.SINGLE]
-            if not others:
+            if not (others := [plan for plan in plans if plan.mode is not WriteMode.SINGLE]):
                 raise
             for plan in others:
                 plan.mode = WriteMode(plan.mode + 1)

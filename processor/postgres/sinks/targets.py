@@ -185,8 +185,7 @@ class TargetPlan:
 
 def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
     """Return the sink's table; raise OperatingError if it does not exist."""
-    target = _find(connection, schema)
-    if target is None:
+    if (target := _find(connection, schema)) is None:
         raise OperatingError(f"table {schema.full_name} no longer exists at the sink; create it, or have it copied again")
     return target
 
@@ -258,8 +257,7 @@ class TargetPlanner:
     def rolled_back(self) -> None:
         """Drop the plans of the transaction, whose columns do not exist, but keep their write modes."""
         for relation_id in self._uncommitted:
-            plan = self._plans.pop(relation_id, None)
-            if plan is not None:
+            if (plan := self._plans.pop(relation_id, None)) is not None:
                 self._modes[relation_id] = (plan.relation, plan.mode)
         self._uncommitted.clear()
 
@@ -279,8 +277,7 @@ class TargetPlanner:
                     f"table {schema.full_name}: column {name} was dropped or renamed at the source; "
                     "do the same at the sink to continue"
                 )
-        missing = [column for column in relation.columns if target.column(column.name) is None]
-        if missing:
+        if missing := [column for column in relation.columns if target.column(column.name) is None]:
             self._add_columns(connection, schema, missing)
             target = describe_target(connection, schema)
         columns = self._columns(connection, target, relation.columns, is_copy=False)
@@ -307,9 +304,8 @@ class TargetPlanner:
         wires = _WireTypes(connection, target.full_name, types, self._binary)
         found = []
         for column in columns:
-            wire = (wires.of_copy if is_copy else wires.of)(column.name, column.type_oid)
-            there = target.column(column.name)
-            if there is None:
+            wire = wires.of(column.name, column.type_oid, is_copy)
+            if (there := target.column(column.name)) is None:
                 text = f"column {column.name} cannot be written at the sink (is it generated there?)"
                 raise OperatingError(f"table {target.full_name}: {text}")
             cast = "" if wire.oid == there.type_oid else quoted(there.type_schema, there.type_name)
@@ -356,20 +352,14 @@ class _WireTypes:
         self._types = types
         self._binary = binary
 
-    def of_copy(self, column: str, oid: int) -> WireType:
-        """Return the wire type of a column in a COPY of the source."""
+    def of(self, column: str, oid: int, is_copy: bool) -> WireType:
+        """Return the wire type of a column in the stream, or in a COPY of the source."""
+        info = base_of(self._types, oid)
         cast = copy_cast(self._types, oid, self._binary)
         if cast == COPY_TEXT:
             return _TEXT
-        return _TEXT_ARRAY if cast == COPY_TEXT_ARRAY else self.of(column, oid)
-
-    def of(self, column: str, oid: int) -> WireType:
-        """Return the wire type of a column in the stream."""
-        info = base_of(self._types, oid)
-        if not self._binary or not info.has_binary or info.kind == "e":
-            return _TEXT
-        if info.element_oid and not self._types[info.element_oid].is_builtin:
-            return self._of_array(column, base_of(self._types, info.element_oid))
+        if cast == COPY_TEXT_ARRAY:
+            return _TEXT_ARRAY if is_copy else self._of_array(column, base_of(self._types, info.element_oid))
         name = quoted(info.schema, info.name)
         if info.is_builtin:
             return WireType(name, info.oid, is_element=not info.element_oid)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import count, groupby
 
 from processor.postgres.sinks.changes import parameters, partial_update, patch, statements
-from processor.postgres.sinks.connection import SinkConnection, Statement
+from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.encoding import COPY_HEAD, COPY_TAIL, encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, Key, after_truncate, fold_carefully, fold_quickly
 from processor.postgres.sinks.targets import TargetPlan, WriteMode
@@ -77,11 +77,6 @@ class BulkWriter:
         self.connection = connection
         self._stages = stages
         self._may_copy = may_copy
-        self._pending: list[Statement] = []
-
-    def add(self, statement: Statement) -> None:
-        """Run the statement with the next flush, at the latest."""
-        self._pending.append(statement)
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Write changes of one shape, in order."""
@@ -90,23 +85,17 @@ class BulkWriter:
             return
         frames, is_truncated = after_truncate(frames)
         if is_truncated:
-            self.add((plan.truncate_sql, ()))
+            self.connection.add((plan.truncate_sql, ()))
         if frames and plan.key:
             self._write_keyed(plan, frames)
         else:
             self._write_keyless(plan, frames)
 
-    def flush(self) -> None:
-        """Run everything that was added."""
-        if self._pending:
-            pending, self._pending = self._pending, []
-            self.connection.run(pending)
-
     def _write_singly(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         for at in range(0, len(frames), PIPELINE_MAX):
-            self._pending += statements(plan, frames[at : at + PIPELINE_MAX])
-            if len(self._pending) >= PIPELINE_MAX:
-                self.flush()
+            self.connection.add(*statements(plan, frames[at : at + PIPELINE_MAX]))
+            if len(self.connection.pending) >= PIPELINE_MAX:
+                self.connection.flush()
 
     def _write_keyless(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         for is_insert, group in groupby(frames, lambda frame: frame[FRAME_HEADER] == INSERT):
@@ -138,8 +127,7 @@ class BulkWriter:
             if may_copy:
                 self._replace(plan, stage, len(replaced))
             else:
-                self.add((plan.upsert_staged_sql(stage), ()))
-            self.flush()
+                self.connection.add((plan.upsert_staged_sql(stage), ()))
         if inserted:
             self._copy(plan, inserted)
         return True
@@ -154,21 +142,20 @@ class BulkWriter:
         if folded.rows:
             self._upsert(plan, encode_rows(folded.rows, len(plan.columns)))
         for key, values in folded.partial:
-            self.add(partial_update(plan, values, key))
+            self.connection.add(partial_update(plan, values, key))
 
     def _delete(self, plan: TargetPlan, keys: Sequence[Key]) -> None:
         """Delete the rows with these keys, before any row is written: see folding.py."""
         columns = [plan.columns[at] for at in plan.key]
         if any(not column.wire.is_element for column in columns):
             for key in keys:
-                self.add((plan.delete_sql, parameters(key)))
+                self.connection.add((plan.delete_sql, parameters(key)))
         elif keys:
             arrays = [encode_array([key[n] for key in keys], column.wire.oid) for n, column in enumerate(columns)]
-            self.add((plan.delete_many_sql, arrays))
+            self.connection.add((plan.delete_many_sql, arrays))
 
     def _fill_stage(self, plan: TargetPlan, rows: bytes) -> str:
-        """Run everything that was added, and return the plan's staging table filled with these rows."""
-        self.flush()
+        """Return the plan's staging table, filled with these rows."""
         stage = self._stages.find(self.connection, plan)
         self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
         return stage
@@ -176,15 +163,13 @@ class BulkWriter:
     def _replace(self, plan: TargetPlan, stage: str, rows: int) -> None:
         """Update rows with the values of the stage; insert those that do not exist, which only happens without a first copy."""
         if len(plan.key) < len(plan.columns):
-            result = self.connection.run([(plan.update_staged_sql(stage), ())])[0]
-            if result.command_tuples == rows:
+            self.connection.add((plan.update_staged_sql(stage), ()))
+            if self.connection.flush()[-1].command_tuples == rows:
                 return
-        self.add((plan.upsert_staged_sql(stage), ()))
+        self.connection.add((plan.upsert_staged_sql(stage), ()))
 
     def _upsert(self, plan: TargetPlan, rows: bytes) -> None:
-        stage = self._fill_stage(plan, rows)
-        self.add((plan.upsert_staged_sql(stage), ()))
-        self.flush()
+        self.connection.add((plan.upsert_staged_sql(self._fill_stage(plan, rows)), ()))
 
     def _insert(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Write new rows."""
@@ -197,10 +182,9 @@ class BulkWriter:
             self._upsert(plan, rows)
 
     def _copy(self, plan: TargetPlan, rows: bytes) -> None:
-        """Run everything that was added, and copy rows into the table itself."""
+        """Copy rows into the table itself."""
         if plan.key and not self._may_copy:
             raise InvariantError("a COPY of rows that may exist already", plan.quoted)
-        self.flush()
         self.connection.copy_in(plan.copy_sql, (COPY_HEAD, rows, COPY_TAIL))
 
 

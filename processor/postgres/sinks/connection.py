@@ -70,6 +70,7 @@ class SinkConnection:
         self._poll.register(self._pgconn.socket, select.POLLIN)
         self._poll_write = select.poll()
         self._poll_write.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
+        self.pending: list[Statement] = []
         self._prepared: dict[str, bytes] = {}
         self._names = 0
         try:
@@ -96,8 +97,61 @@ class SinkConnection:
     def is_broken(self) -> bool:
         return self._pgconn.status != pq.ConnStatus.OK
 
-    def run(self, statements: Sequence[Statement]) -> list[pq.abc.PGresult]:
-        """Run the statements in one pipeline; return a result for each. Raise the first error; nothing after it has run."""
+    def add(self, *statements: Statement) -> None:
+        """Run the statements with the next `flush`, or before anything else is run."""
+        self.pending += statements
+
+    def flush(self) -> list[pq.abc.PGresult]:
+        """Run all statements that were added in one pipeline; return a result for each.
+
+        Raise the first error; nothing after it has run.
+        """
+        pending, self.pending = self.pending, []
+        return self._run(pending) if pending else []
+
+    def rollback(self) -> None:
+        """End the open transaction, and drop all prepared statements: after an error some may not exist."""
+        self._prepared.clear()
+        self.pending.clear()
+        self.execute("ROLLBACK; DEALLOCATE ALL")
+
+    def execute(self, statements: str) -> None:
+        """Run one or more statements without values; raise the first error."""
+        self.call(lambda connection: connection.execute(statements))
+
+    def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
+        """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
+        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(query, values))
+        while cursor.nextset():
+            continue
+        return cursor.fetchall() if cursor.description is not None else []
+
+    def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
+        """Run COPY … FROM STDIN with this data."""
+        self.flush()
+        with time_limit(self.connection, self.timeout_s), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+
+    def cancel(self) -> None:
+        """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
+        if self.connection.closed:
+            return
+        try:
+            self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+        except psycopg.Error:
+            cut(self.connection)
+
+    def call(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Return work(connection), which runs for at most timeout_s."""
+        self.flush()
+        with time_limit(self.connection, self.timeout_s):
+            return work(self.connection)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _run(self, statements: Sequence[Statement]) -> list[pq.abc.PGresult]:
         if len(self._prepared) > PREPARED_MAX:
             self._prepared.clear()
             self.execute("DEALLOCATE ALL")
@@ -137,45 +191,6 @@ class SinkConnection:
         if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
             error = error or psycopg.OperationalError("the connection is lost")
         return results, error
-
-    def rollback(self) -> None:
-        """End the open transaction, and drop all prepared statements: after an error some may not exist."""
-        self._prepared.clear()
-        self.execute("ROLLBACK; DEALLOCATE ALL")
-
-    def execute(self, statements: str) -> None:
-        """Run one or more statements without values; raise the first error."""
-        self.call(lambda connection: connection.execute(statements))
-
-    def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
-        """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
-        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(query, values))
-        while cursor.nextset():
-            continue
-        return cursor.fetchall() if cursor.description is not None else []
-
-    def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
-        """Run COPY … FROM STDIN with this data."""
-        with time_limit(self.connection, self.timeout_s), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for chunk in chunks:
-                copy.write(chunk)
-
-    def cancel(self) -> None:
-        """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
-        if self.connection.closed:
-            return
-        try:
-            self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
-        except psycopg.Error:
-            cut(self.connection)
-
-    def call(self, work: Callable[[Connection], _Result]) -> _Result:
-        """Return work(connection), which runs for at most timeout_s."""
-        with time_limit(self.connection, self.timeout_s):
-            return work(self.connection)
-
-    def close(self) -> None:
-        self.connection.close()
 
     def _flush(self) -> None:
         while self._pgconn.flush():

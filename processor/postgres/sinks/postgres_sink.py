@@ -72,8 +72,7 @@ class PostgresSession(SinkSession):
     def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
         with self.errors(schema):
             connection = self.ready()
-            connection.execute("BEGIN")
-            connection.run([self.positions.lock_statement(schema.full_name, fence)])
+            connection.add(("BEGIN", ()), self.positions.lock_statement(schema.full_name, fence))
             snapshot = positions.SNAPSHOT_RELOAD if makes_copies else positions.SNAPSHOT_LOST
             self.positions.set_snapshot(connection, schema.full_name, snapshot)
             self.commit(connection)
@@ -273,27 +272,25 @@ class PostgresTransaction:
     ) -> None:
         writer = BulkWriter(connection, self._session.stages, may_copy)
         if not self._is_open:
-            writer.add(("BEGIN", ()))
-            writer.add(self._lock)
+            connection.add(("BEGIN", ()), self._lock)
             self._is_open = True
         if is_last:
             # After the lock, so nothing that is refused; early, so that it costs no round trip of its own.
-            writer.add(self._session.positions.move_statement(self._table, parts[-1].end_ts))
+            connection.add(self._session.positions.move_statement(self._table, parts[-1].end_ts))
         for _, group in groupby(parts, lambda part: id(part.relation)):
             run = list(group)
-            plan = self._plan(writer, run[0].relation)
+            plan = self._plan(connection, run[0].relation)
             plans.append(plan)
             writer.write(plan, [frame for part in run for frame in part.frames])
-        writer.flush()
+        connection.flush()
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
         session = self._session
         with session.errors(self._schema):
             connection = session.ready()
-            connection.execute("BEGIN; SET LOCAL statement_timeout = 0")
             connection.timeout_s = COPY_TIMEOUT_S
             self._is_open = True
-            connection.run([self._lock])
+            connection.add(("BEGIN", ()), ("SET LOCAL statement_timeout = 0", ()), self._lock)
             row = session.positions.read(connection, self._table)
             assert row is not None
             may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session.options.existing_rows != "refuse"
@@ -317,15 +314,14 @@ class PostgresTransaction:
             raise SinkUnavailableError(f"{self._session.name}: the connection was lost inside a transaction")
         return self._session.connection
 
-    def _plan(self, writer: BulkWriter, relation: Relation) -> TargetPlan:
+    def _plan(self, connection: SinkConnection, relation: Relation) -> TargetPlan:
         session = self._session
         plan = session.planner.cached(relation)
         if plan is None:
-            writer.flush()  # the fence first, and what was before the change of shape
-            row = session.positions.read(writer.connection, self._table)
+            row = session.positions.read(connection, self._table)
             known_columns = row.columns if row is not None else ()
-            plan = session.planner.plan(writer.connection, self._schema, relation, known_columns)
+            plan = session.planner.plan(connection, self._schema, relation, known_columns)
             names = tuple(column.name for column in relation.columns)
             if known_columns != names:
-                session.positions.set_columns(writer.connection, self._table, names)
+                session.positions.set_columns(connection, self._table, names)
         return plan

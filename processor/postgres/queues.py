@@ -156,7 +156,6 @@ class TableQueue:
 
     @property
     def has_next(self) -> bool:
-        """The lane that the writer takes from is not empty."""
         with self._lock:
             return bool(self._lane.parts)
 
@@ -326,7 +325,6 @@ class TableQueue:
             self._advance_over_catch_up()
 
     def close(self) -> None:
-        """Drop everything, and ignore what is pushed later."""
         with self._lock:
             self._is_closed = True
             self._clear_streamed(None)
@@ -336,11 +334,9 @@ class TableQueue:
 
     @property
     def _lane(self) -> _Lane:
-        """The lane that the writer takes from."""
         return self._streamed if self.is_joined else self._catch_up
 
     def _next_parts(self, lane: _Lane, barrier_ts: Ts, max_bytes: int) -> tuple[list[Part], bool]:
-        """Return the parts to take, and whether they are whole transactions."""
         parts: list[Part] = []
         whole = size = 0
         for part in lane.parts:

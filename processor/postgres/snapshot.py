@@ -65,7 +65,6 @@ class SnapshotRunner:
         self.thread = new_thread("postgres-snapshot", self._run, crashed)
 
     def wake(self) -> None:
-        """Announce that tables may wait. Any thread."""
         self._woken.set()
 
     def stop(self) -> None:
@@ -103,12 +102,10 @@ class SnapshotRunner:
                     if self._stopping.is_set() or not self._copy_table(source, table, position):
                         return
                 source.execute("COMMIT")
-        except SourceUnavailableError as error:
-            self._retry(tables, SinkUnavailableError(str(error)))
         except OperatingError as error:
             self._retry(tables, error)
         except psycopg.Error as error:
-            self._retry(tables, SinkUnavailableError(f"snapshot of the source: {error_text(error)}"))
+            self._retry(tables, SourceUnavailableError(f"snapshot of the source: {error_text(error)}"))
         finally:
             self._source = None
 

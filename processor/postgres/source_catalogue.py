@@ -50,7 +50,6 @@ class TypeInfo:
 
 
 def base_of(types: Mapping[int, TypeInfo], oid: int) -> TypeInfo:
-    """Return the type, or the base type of a domain."""
     info = types[oid]
     while info.kind == "d" and info.base_oid in types:
         info = types[info.base_oid]
@@ -91,7 +90,6 @@ class SourceCatalogue:
         self._types: dict[int, TypeInfo] = {}
 
     def publication(self) -> PublicationInfo:
-        """Return the changefeed's publication; raise OperatingError if it no longer exists."""
         if (found := self._run(lambda connection: read_publication(connection, self._publication))) is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found

@@ -72,9 +72,7 @@ class StreamTable(Protocol):
         """Announce that there is something to take, or that a lane has advanced. Any thread; cheap if already known."""
         ...
 
-    def fail(self, error: Exception) -> None:
-        """Stop this table with an error."""
-        ...
+    def fail(self, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,6 @@ class StreamContext:
 
 
 def table_key(table_id: int) -> bytes:
-    """Return a table's id as in a frame."""
     return table_id.to_bytes(4, "big")
 
 

@@ -48,6 +48,7 @@ GATHER_S = 0.2
 GATHER_SHARE = 4
 """In a backlog, wait at most GATHER_S for a batch of 1/GATHER_SHARE of the largest size: each batch costs the sink a commit."""
 
+_RETRIED = (SinkUnavailableError, SourceUnavailableError, WriteNotAllowedError)
 _log = structlog.get_logger(__name__)
 
 
@@ -307,7 +308,7 @@ class TableWork:
                 hint = "" if is_lost else "; the values of old rows are not known here: start the changefeed with a first copy"
                 raise OperatingError(f"{reason}{hint}")
             _log.warning("postgres_copies_again", reason=str(reason))
-        except (WriteNotAllowedError, SinkUnavailableError) as error:
+        except _RETRIED as error:
             self._retry(error)
         except OperatingError as error:
             self.fail(error)
@@ -418,7 +419,7 @@ class TableWork:
 
     def end_snapshot(self, position: Ts | None, error: OperatingError | None = None) -> None:
         """Continue with the changes after `position` if the copy is durable; else (None) it may be retried."""
-        if error is not None and not isinstance(error, SinkUnavailableError | WriteNotAllowedError):
+        if error is not None and not isinstance(error, _RETRIED):
             self.fail(error)
         elif error is not None and not self._is_removing:
             self._retry(error)

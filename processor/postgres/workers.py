@@ -36,13 +36,11 @@ class WorkerPool:
         ]
 
     def submit(self, table: TableWork) -> None:
-        """Have the table worked on soon."""
         with self._condition:
             if not self._is_closing:
                 self._schedule(table)
 
     def submit_later(self, table: TableWork, delay_s: float) -> None:
-        """Have the table worked on after delay_s."""
         with self._condition:
             heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), table))
             self._condition.notify()
@@ -54,7 +52,6 @@ class WorkerPool:
                 self.submit(table)
 
     def stop(self) -> None:
-        """End soon; see `end_threads`."""
         with self._condition:
             self._is_closing = True
             self._condition.notify_all()

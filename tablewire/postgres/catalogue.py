@@ -168,12 +168,10 @@ SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.n
 
 
 def describe_table(connection: Connection, table_id: TableID) -> TableSchema | None:
-    """Return the table with this id, None if there is none."""
     return _describe(connection, "c.oid = %s::oid", (table_id,))
 
 
 def describe_named_table(connection: Connection, schema: str, name: str) -> TableSchema | None:
-    """Return the table with this name, None if there is none."""
     return _describe(connection, "n.nspname = %s AND c.relname = %s", (schema, name))
 
 

@@ -153,7 +153,6 @@ def _sink_failures(
 
 
 def unknown_scheme(uri: str) -> OperatingError:
-    """Return the error of a sink whose scheme is unknown."""
     return OperatingError(f"sink {redact_uri(uri)}: the scheme is none of postgresql://, file:///directory, blackhole://")
 
 

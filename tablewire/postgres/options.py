@@ -12,7 +12,6 @@ _BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, 
 
 
 def _number(default: int, least: int, most: int) -> int:
-    """Return a field that accepts whole numbers between two bounds."""
     value: int = field(default=default, metadata={"bounds": (least, most)})
     return value
 

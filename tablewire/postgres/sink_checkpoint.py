@@ -13,31 +13,15 @@ from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import Connection, ReconnectingConnection, fetch_value
 from tablewire.postgres.lsn import format_lsn
+from tablewire.postgres.sink_tables import create_sink_tables
 
 STATEMENT_TIMEOUT_MS = 5_000
 CLIENT_TIMEOUT_S = 10.0
 """Longer than the timeout of the server: it only ends what a hanging server cannot."""
-CREATE_TABLE = """
-CREATE TABLE IF NOT EXISTS tablewire.checkpoints (
-  changefeed text PRIMARY KEY,
-  incarnation bigint NOT NULL,
-  position pg_lsn NOT NULL,
-  updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-COMMENT ON TABLE tablewire.checkpoints IS
-  'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.'"""
 OWNER_SESSION = "tablewire owner"
 """The application name of the owner's session, which stays open between two records."""
-CREATE_LOCK = 0x7461626C65776972
-"""An advisory lock ("tablewir"): Tablewire's own tables are created by one session at a time."""
 SYNCHRONOUS_COMMIT = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 """Positions that the sink confirms must be durable; a setting stronger than "on" is left alone."""
-_CREATE = f"""
-BEGIN;
-SELECT pg_advisory_xact_lock({CREATE_LOCK});
-CREATE SCHEMA IF NOT EXISTS tablewire;
-{CREATE_TABLE};
-COMMIT"""
 _SAVE = """
 INSERT INTO tablewire.checkpoints AS c (changefeed, incarnation, position) VALUES (%s, %s, %s)
 ON CONFLICT (changefeed) DO UPDATE SET incarnation = EXCLUDED.incarnation, updated_at = clock_timestamp(),
@@ -82,5 +66,4 @@ class SinkCheckpoint:
 def _set_up(connection: Connection) -> None:
     connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
     connection.execute(SYNCHRONOUS_COMMIT)
-    if not fetch_value(connection, "SELECT to_regclass('tablewire.checkpoints') IS NOT NULL"):
-        connection.execute(_CREATE)
+    create_sink_tables(connection)

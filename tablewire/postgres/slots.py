@@ -74,7 +74,6 @@ class PublicationInfo:
 
 
 def read_slot(connection: Connection, name: str) -> SlotInfo | None:
-    """Return the slot with this name, None if there is none."""
     row = connection.execute(
         "SELECT plugin, database, coalesce(restart_lsn, '0/0'), coalesce(confirmed_flush_lsn, '0/0'),"
         " coalesce(wal_status = 'lost', false) FROM pg_replication_slots WHERE slot_name = %s",
@@ -101,7 +100,6 @@ def read_publication(connection: Connection, name: str) -> PublicationInfo | Non
 
 
 def create_publication(connection: Connection, name: str, tables: Sequence[SourceTable]) -> None:
-    """Create the publication of these tables, with its comment."""
     try:
         with connection.transaction():
             row = connection.execute(

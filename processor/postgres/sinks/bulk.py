@@ -58,7 +58,6 @@ class Stages:
         self._used.clear()
 
     def rolled_back(self) -> None:
-        """Forget what the transaction created."""
         for plan in self._uncommitted:
             self._names.pop(plan, None)
         self.committed()
@@ -79,7 +78,6 @@ class BulkWriter:
         self._may_copy = may_copy
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
-        """Write changes of one shape, in order."""
         if len(frames) < BULK_MIN or plan.mode is WriteMode.SINGLE:
             self._write_singly(plan, frames)
             return
@@ -155,7 +153,6 @@ class BulkWriter:
             self.connection.add((plan.delete_many_sql, arrays))
 
     def _fill_stage(self, plan: TargetPlan, rows: bytes) -> str:
-        """Return the plan's staging table, filled with these rows."""
         stage = self._stages.find(self.connection, plan)
         self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
         return stage
@@ -172,7 +169,6 @@ class BulkWriter:
         self.connection.add((plan.upsert_staged_sql(self._fill_stage(plan, rows)), ()))
 
     def _insert(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
-        """Write new rows."""
         rows = None if plan.patches else encode_frames(frames, len(plan.columns))
         if rows is None:
             rows = encode_rows(_patched_rows(plan, frames), len(plan.columns))
@@ -182,7 +178,6 @@ class BulkWriter:
             self._upsert(plan, rows)
 
     def _copy(self, plan: TargetPlan, rows: bytes) -> None:
-        """Copy rows into the table itself."""
         if plan.key and not self._may_copy:
             raise InvariantError("a COPY of rows that may exist already", plan.quoted)
         self.connection.copy_in(plan.copy_sql, (COPY_HEAD, rows, COPY_TAIL))

@@ -19,7 +19,6 @@ _ARRAY_TYPE_AT = 12
 
 
 def statements(plan: TargetPlan, frames: Iterable[bytes]) -> list[Statement]:
-    """Return the statements of these changes, in order."""
     found: list[Statement] = []
     for frame in frames:
         kind, old, new = read_change(frame)

@@ -127,7 +127,6 @@ class SinkConnection:
         return cursor.fetchall() if cursor.description is not None else []
 
     def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
-        """Run COPY … FROM STDIN with this data."""
         self.flush()
         with time_limit(self.connection, self.timeout_s), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
             for chunk in chunks:

@@ -68,7 +68,6 @@ class FilesSession(SinkSession):
             self.forget(table_id)
 
     def _files(self, schema: TableSchema, fence: Fence) -> TableFiles:
-        """Return the files of this writer of the table."""
         found = self._tables.get(schema.table_id)
         if found is None or found.fence != fence:
             self.forget(schema.table_id)
@@ -127,7 +126,6 @@ class TableFiles:
             view = view[written:]
 
     def mark(self) -> tuple[int, int]:
-        """Return the current end, for `cut`."""
         return self._number, self._size
 
     def cut(self, mark: tuple[int, int]) -> None:
@@ -264,7 +262,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last line end."""
     with path.open("r+b") as file:
         end = size = file.seek(0, os.SEEK_END)
         while end:

@@ -42,7 +42,6 @@ class Folded:
 
 
 def after_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
-    """Return what follows the last TRUNCATE, and whether there was one."""
     for at in range(len(frames) - 1, -1, -1):
         if frames[at][FRAME_HEADER] == TRUNCATE:
             return frames[at + 1 :], True

@@ -1,9 +1,9 @@
-"""Tablewire's own tables at a PostgreSQL sink: how far each table is, and which writer may write it.
+"""The positions at a PostgreSQL sink: how far each table is, and which writer may write it.
 
 tablewire.positions has one row for each (changefeed, table). It is the fence: every write transaction
 first locks the row, and continues only if the row names it as the writer; a takeover writes a greater
-fence into it under the same lock. tablewire.takeovers keeps the last takeovers of each table for
-audits; tablewire.checkpoints is the owner's (tablewire/postgres/sink_checkpoint.py).
+fence into it under the same lock. tablewire.takeovers keeps the last takeovers of each table for audits.
+tablewire/postgres/sink_tables.py defines both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import psycopg
 from processor.postgres.sinks import Fence
 from processor.postgres.sinks.connection import SinkConnection, Statement
 from tablewire.model.ids import Ts
-from tablewire.postgres import sink_checkpoint
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.lsn import format_lsn
 
@@ -27,42 +26,6 @@ SNAPSHOT_DONE = "done"
 SNAPSHOT_PENDING = "pending"
 SNAPSHOT_RELOAD = "reload"
 SNAPSHOT_SKIPPED = "skipped"
-
-_CREATE = f"""
-BEGIN;
-SELECT pg_advisory_xact_lock({sink_checkpoint.CREATE_LOCK});
-CREATE SCHEMA IF NOT EXISTS tablewire;
-CREATE TABLE IF NOT EXISTS tablewire.positions (
-  changefeed text NOT NULL,
-  table_name text NOT NULL,
-  source_table_id bigint NOT NULL,
-  incarnation bigint NOT NULL,
-  changefeed_epoch bigint NOT NULL,
-  assignment_epoch bigint NOT NULL,
-  position pg_lsn NOT NULL,
-  snapshot text NOT NULL,
-  columns text[] NOT NULL DEFAULT '{{}}',
-  writer text NOT NULL,
-  taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (changefeed, table_name)
-) WITH (fillfactor = 50);
-COMMENT ON TABLE tablewire.positions IS
-  'How far each replicated table is; position: every source transaction that ends at or before it is in the table.';
-CREATE TABLE IF NOT EXISTS tablewire.takeovers (
-  number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  changefeed text NOT NULL,
-  table_name text NOT NULL,
-  incarnation bigint NOT NULL,
-  changefeed_epoch bigint NOT NULL,
-  assignment_epoch bigint NOT NULL,
-  writer text NOT NULL,
-  position pg_lsn NOT NULL,
-  taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX IF NOT EXISTS takeovers_by_table ON tablewire.takeovers (changefeed, table_name, number);
-{sink_checkpoint.CREATE_TABLE};
-COMMIT"""
 
 _REFUSAL = "tablewire: another writer has taken the table over"
 LOCK_SQL = (
@@ -126,12 +89,6 @@ class Positions:
 
     changefeed: str
     writer: str
-
-    def create(self, connection: SinkConnection) -> None:
-        """Create the schema and the tables that are missing."""
-        names = ["tablewire.positions", "tablewire.takeovers", "tablewire.checkpoints"]
-        if connection.query("SELECT 1 FROM unnest(%s::text[]) t WHERE to_regclass(t) IS NULL", (names,)):
-            connection.execute(_CREATE)
 
     def lock_statement(self, table: str, fence: Fence) -> Statement:
         """Return a statement that locks the row if `fence` is its writer, and else fails; see `is_refusal`."""

@@ -30,6 +30,7 @@ from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import cut, error_text, server_name
 from tablewire.postgres.options import PostgresOptions
 from tablewire.postgres.sink_checkpoint import require_no_lost_commits
+from tablewire.postgres.sink_tables import create_sink_tables
 
 TAKEOVER_TIMEOUT_S = 10.0
 TAKEOVER_IDLE_TIMEOUT_MS = 2_000
@@ -56,7 +57,7 @@ class PostgresSession(SinkSession):
             while True:
                 connection = self.ready()
                 if not self._has_positions:
-                    self.positions.create(connection)
+                    connection.call(create_sink_tables)
                     self._has_positions = True
                 try:
                     return self._take_over(connection, schema, fence, granted_ts, wants_snapshot)
@@ -78,7 +79,7 @@ class PostgresSession(SinkSession):
             self.commit(connection)
 
     def warm(self) -> None:
-        with suppress(OperatingError):  # the first use will report it
+        with suppress(OperatingError, psycopg.Error):  # the first use will report it
             self.ready()
 
     def forget(self, table_id: TableID) -> None:
@@ -106,10 +107,7 @@ class PostgresSession(SinkSession):
         if self.connection is not None and self.connection.is_broken:
             self.close()
         if self.connection is None:
-            try:
-                self.connection = SinkConnection(self._uri, self._context.writer, self.options.statement_timeout_ms)
-            except psycopg.Error as error:
-                raise sink_error(error, self.name) from None
+            self.connection = SinkConnection(self._uri, self._context.writer, self.options.statement_timeout_ms)
         return self.connection
 
     def rollback(self) -> None:
@@ -182,8 +180,8 @@ class PostgresSession(SinkSession):
         return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
-        connection = self.ready()
         with self.errors(schema):
+            connection = self.ready()
             # FOR UPDATE waits for the backend of a broken connection, which may be in the middle of its COMMIT.
             connection.execute(f"BEGIN; SET LOCAL lock_timeout = {self.options.takeover_wait_ms}")
             row = self.positions.read(connection, schema.full_name, for_update=True)
@@ -208,10 +206,6 @@ class PostgresSession(SinkSession):
         self.planner.committed()
 
 
-class _WriteModeRefusedError(Exception):
-    """The transaction has failed; it may succeed in another write mode."""
-
-
 def _replaced(schema: TableSchema) -> EpochRefusedError:
     return EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
 
@@ -233,39 +227,30 @@ class PostgresTransaction:
         self._is_open = False
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
-        session = self._session
-        with session.errors(self._schema):
-            if self._is_open:
-                try:
-                    self._write(self._open_connection(), parts, is_last, may_copy=False)
-                except _WriteModeRefusedError as error:
-                    # What was applied before is lost with the transaction: all of it is read again.
-                    raise SinkUnavailableError(f"table {self._table}: {error}") from None
-            else:
-                session.stages.trim(session.ready())
-                self._write_first(parts, is_last)
+        is_first = not self._is_open
+        with self._session.errors(self._schema):
+            if is_first:
+                self._session.stages.trim(self._session.ready())
+            while not self._write(parts, is_last, is_first):
+                self.rollback()
         return sum(len(part.frames) for part in parts)
 
-    def _write_first(self, parts: Sequence[Part], is_last: bool) -> None:
-        """Begin the transaction with these parts; repeat it in another write mode if one is refused."""
-        while True:
-            try:
-                self._write(self._session.ready(), parts, is_last, may_copy=is_last)
-                return
-            except _WriteModeRefusedError:
-                self.rollback()
-
-    def _write(self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool) -> None:
-        """Write the parts; raise _WriteModeRefusedError if a constraint was violated and another write mode is left."""
+    def _write(self, parts: Sequence[Part], is_last: bool, is_first: bool) -> bool:
+        """Write the parts; return False if a constraint was violated and the transaction may be repeated in another mode."""
+        connection = self._session.ready() if is_first else self._open_connection()
         plans: list[TargetPlan] = []
         try:
-            self._write_parts(connection, parts, is_last, may_copy, plans)
+            self._write_parts(connection, parts, is_last, is_first and is_last, plans)
         except psycopg.IntegrityError as error:
             if not (others := [plan for plan in plans if plan.mode is not WriteMode.SINGLE]):
                 raise
             for plan in others:
                 plan.mode = WriteMode(plan.mode + 1)
-            raise _WriteModeRefusedError(error_text(error)) from None
+            if not is_first:
+                # What was applied before is lost with the transaction: all of it is read again.
+                raise SinkUnavailableError(f"table {self._table}: {error_text(error)}") from None
+            return False
+        return True
 
     def _write_parts(
         self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool, plans: list[TargetPlan]

@@ -62,7 +62,6 @@ class TargetColumn:
         return quoted(self.name)
 
     def parameter(self, number: int) -> str:
-        """Return parameter `number` as a value of the column."""
         text = f"${number}::{self.wire.sql}"
         return f"{text}::{self.cast}" if self.cast else text
 
@@ -105,7 +104,6 @@ class TargetPlan:
 
     @cached_property
     def is_direct(self) -> bool:
-        """Every column takes its wire type without a cast."""
         return not any(column.cast for column in self.columns)
 
     @cached_property
@@ -184,7 +182,6 @@ class TargetPlan:
 
 
 def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
-    """Return the sink's table; raise OperatingError if it does not exist."""
     if (target := _find(connection, schema)) is None:
         raise OperatingError(f"table {schema.full_name} no longer exists at the sink; create it, or have it copied again")
     return target
@@ -290,7 +287,6 @@ class TargetPlanner:
         return plan
 
     def copy_columns(self, connection: SinkConnection, schema: TableSchema) -> tuple[TargetColumn, ...]:
-        """Return the columns of a COPY of the source; see `copy_cast`."""
         return self._columns(connection, describe_target(connection, schema), schema.columns, is_copy=True)
 
     def _columns(

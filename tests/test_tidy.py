@@ -11,16 +11,16 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"owner": "owner", "processor": "processor", "tablewire": "tablewire"}
-GENERATED = "tablewire/v1/"
+from tests.source_tree import GENERATED, PACKAGES, ROOT, Module, files, functions_of, modules, report
+
+OURS = modules(*PACKAGES)
+TESTS = modules("tests")
+ALL = modules(*PACKAGES, "deploy", "docs", "tests")
 
 MAX_FILE_LINES = 450
 MAX_TEST_FILE_LINES = 700
@@ -51,86 +51,109 @@ BORDERS = {
 """Where `except Exception` may stand: the call into a user's code, and the top of a thread, which ends the process."""
 
 
-@dataclass(frozen=True)
-class Module:
-    """One Python file of the project."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.relative_to(ROOT).as_posix()
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text, filename=self.name)
-
-    def imports(self) -> Iterator[tuple[int, str]]:
-        """(line, module or module.name) of every import, under TYPE_CHECKING and inside functions too."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    yield node.lineno, alias.name
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{self.name}:{node.lineno}: imports are absolute here"
-                for alias in node.names:
-                    yield node.lineno, f"{node.module}.{alias.name}"
-
-    def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-        """(qualified name, node) of every function."""
-        yield from _functions(self.tree, "")
-
-
-def _functions(parent: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for node in ast.iter_child_nodes(parent):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield prefix + node.name, node
-            yield from _functions(node, f"{prefix}{node.name}.")
-        elif isinstance(node, ast.ClassDef):
-            yield from _functions(node, f"{prefix}{node.name}.")
-        else:
-            yield from _functions(node, prefix)
-
-
-def _modules(*folders: str) -> list[Module]:
-    found = [Module(path) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [module for module in found if not module.name.startswith(GENERATED) and "/." not in module.name]
-
-
-OURS = _modules(*PACKAGES.values())
-TESTS = _modules("tests")
-ALL = [*OURS, *_modules("deploy"), *TESTS]
-
-
-def _offenders(lines: list[str], rule: str) -> None:
-    assert not lines, f"{rule}:\n  " + "\n  ".join(lines)
-
-
 def _is_one_of(imported: str, modules: set[str]) -> bool:
     parts = imported.split(".")
     return any(".".join(parts[:length]) in modules for length in range(1, len(parts) + 1))
 
 
+ROOMS: dict[str, set[str]] = {
+    "tablewire.errors": set(),
+    "tablewire.model": {"errors"},
+    "tablewire.wire": {"errors", "model"},
+    "tablewire.runtime": {"errors", "model", "wire"},
+    "tablewire.etcd": {"errors", "model", "wire", "runtime"},
+    "tablewire.source": {"errors", "model"},
+    "tablewire.executor": {"errors", "model"},
+    "tablewire.postgres": {"errors", "model", "runtime", "source"},
+    "tablewire.testing": {"errors", "model", "wire", "executor", "source"},
+    "owner.core": set(),
+    "owner.owner_config": {"core"},
+    "owner.scheduling": {"core"},
+    "owner.events": {"core", "scheduling"},
+    "owner.changefeed": {"core", "owner_config", "scheduling", "events"},
+    "owner.exchange": set(),
+    "owner.leadership": {"core", "owner_config", "scheduling", "events", "changefeed", "exchange"},
+    "owner.admin": {"core", "scheduling", "events", "changefeed"},
+    "owner.owner_metrics": {"core", "scheduling", "events", "changefeed", "exchange"},
+    "owner.service": {"owner_config", "owner_metrics", "scheduling", "events", "changefeed", "exchange", "leadership", "admin"},
+    "owner.cli": {"owner_config", "service", "admin"},
+    "owner.__main__": {"cli"},
+    "processor.core": set(),
+    "processor.processor_config": set(),
+    "processor.agent": {"core"},
+    "processor.service": {"processor_config", "agent"},
+    "processor.postgres": set(),
+    "processor.__main__": {"processor_config", "service"},
+}
+"""What each room may import of its own package; a room that is not listed may not exist."""
+
+
+def _room(dotted: str) -> str:
+    """Return the package and the first name below it: a folder or a module."""
+    return ".".join(dotted.split(".")[:2])
+
+
+def _imported_modules(module: Module) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of our own modules that a module imports."""
+    known = {one.dotted for one in OURS}
+    for line, imported in module.imports:
+        name = imported if imported in known else imported.rpartition(".")[0]
+        if name in known and name != module.dotted:
+            yield line, name
+
+
 def test_arrows_go_one_way() -> None:
-    """owner -> tablewire <- processor; no package imports the tests or the deployment."""
-    forbidden = {
-        "owner/": {"processor", "tests", "deploy"},
-        "processor/": {"owner", "tests", "deploy"},
-        "tablewire/": {"owner", "processor", "tests", "deploy"},
-    }
-    found = [
-        f"{module.name}:{line} imports {imported}"
-        for module in OURS
-        for folder, modules in forbidden.items()
-        if module.name.startswith(folder)
-        for line, imported in module.imports()
-        if _is_one_of(imported, modules)
-    ]
-    _offenders(found, "owner -> tablewire <- processor, and nothing else")
+    """owner -> tablewire <- processor, each room imports only what ROOMS says, and nothing imports tests or deployment."""
+    others = {"owner": {"tablewire"}, "processor": {"tablewire"}, "tablewire": set()}
+    found = []
+    for module in OURS:
+        room = _room(module.dotted)
+        package = module.dotted.split(".")[0]
+        found += [f"{module.name}:{n} {name}" for n, name in module.imports if name.split(".")[0] in {"tests", "deploy", "docs"}]
+        for line, imported in _imported_modules(module):
+            target = _room(imported)
+            if target.split(".")[0] != package:
+                allowed = target.split(".")[0] in others[package]
+            else:
+                allowed = "." not in room or target == room or target.partition(".")[2] in ROOMS.get(room, set())
+            if not allowed:
+                found.append(f"{module.name}:{line} {imported}")
+    report(found, "a room imports only what ROOMS allows")
+    rooms = {_room(module.dotted) for module in OURS if "." in module.dotted} - {f"{name}.v1" for name in PACKAGES}
+    assert rooms == set(ROOMS), "ROOMS names every room, and no other"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """The graph of imports, those for type checkers included, has no cycle."""
+    arrows = {module.dotted: {name for _, name in _imported_modules(module)} for module in OURS}
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in path:
+            cycle = [*path[path.index(name) :], name]
+            raise AssertionError("an import cycle: " + " -> ".join(cycle))
+        if name not in done:
+            path.append(name)
+            for target in sorted(arrows.get(name, ())):
+                visit(target)
+            done.add(path.pop())
+
+    for name in sorted(arrows):
+        visit(name)
+
+
+def test_one_class_name_has_one_meaning() -> None:
+    """No two classes share a name, leading underscores aside, unless one of a module implements the Protocol beside it."""
+    seen: dict[str, str] = {}
+    found = []
+    for module in modules(*PACKAGES, "deploy"):
+        for node in module.nodes:
+            if isinstance(node, ast.ClassDef):
+                former = seen.setdefault(node.name.lstrip("_"), module.name)
+                if former != module.name:
+                    found.append(f"{node.name}: {former} and {module.name}")
+    report(found, "one class name, one meaning")
 
 
 def test_a_core_is_pure() -> None:
@@ -146,18 +169,18 @@ def test_a_core_is_pure() -> None:
             f"{package}.core",
             *(set(sys.stdlib_module_names) - NOT_IN_A_CORE),
         }
-        found += [f"{module.name}:{line} {name}" for line, name in module.imports() if not _is_one_of(name, allowed)]
+        found += [f"{module.name}:{line} {name}" for line, name in module.imports if not _is_one_of(name, allowed)]
         found += [
             f"{module.name}:{node.lineno} numpy.random"
-            for node in ast.walk(module.tree)
+            for node in module.nodes
             if isinstance(node, ast.Attribute) and node.attr == "random" and ast.unparse(node.value) in {"np", "numpy"}
         ]
         found += [
             f"{module.name}:{node.lineno} {node.func.id}()"
-            for node in ast.walk(module.tree)
+            for node in module.nodes
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"open", "print", "input"}
         ]
-    _offenders(found, "a core decides and does nothing else")
+    report(found, "a core decides and does nothing else")
 
 
 MAY_SEE_MESSAGES = (
@@ -170,7 +193,7 @@ def test_libraries_stay_behind_their_borders() -> None:
     """Generated messages, etcd3 and psycopg are each seen by the few modules that translate them."""
     found = []
     for module in OURS:
-        for line, imported in module.imports():
+        for line, imported in module.imports:
             top = imported.split(".")[0]
             if re.search(r"_pb2(_grpc)?\b", imported) and not module.name.startswith(MAY_SEE_MESSAGES):
                 found.append(f"{module.name}:{line} {imported}: only wire, exchange, admin and cli see it")
@@ -178,13 +201,13 @@ def test_libraries_stay_behind_their_borders() -> None:
                 found.append(f"{module.name}:{line} {imported}: only tablewire/etcd sees it")
             if top == "psycopg" and not module.name.startswith(("tablewire/postgres/", "processor/postgres/")):
                 found.append(f"{module.name}:{line} {imported}: only the two postgres packages see it")
-    _offenders(found, "libraries stay behind their borders")
+    report(found, "libraries stay behind their borders")
 
 
 def test_proto_and_tests_are_not_packages() -> None:
     """proto/__init__.py would shadow proto-plus, and one in tests would change what its modules are called."""
     assert not (ROOT / "proto/__init__.py").exists()
-    _offenders([module.name for module in TESTS if module.path.name == "__init__.py"], "tests are no packages")
+    report([module.name for module in TESTS if module.path.name == "__init__.py"], "tests are no packages")
 
 
 def _swallows_everything(handler: ast.ExceptHandler) -> bool:
@@ -201,20 +224,14 @@ def _swallows_everything(handler: ast.ExceptHandler) -> bool:
 def test_broad_excepts_stand_at_the_named_borders() -> None:
     """Any exception at all is caught only where a user's code is called, and where a thread begins."""
     seen = set()
-    for module in [*OURS, *_modules("deploy")]:
-        for qualified, function in module.functions():
-            inner = {id(node) for _, nested in _functions(function, "") for node in ast.walk(nested)}
+    for module in [*OURS, *modules("deploy")]:
+        for qualified, function in module.functions:
+            inner = {id(node) for _, nested in functions_of(function, "") for node in ast.walk(nested)}
             for node in ast.walk(function):
                 if isinstance(node, ast.ExceptHandler) and id(node) not in inner and _swallows_everything(node):
                     seen.add((module.name, qualified))
-    _offenders([f"{name}: {function}" for name, function in sorted(seen - BORDERS.keys())], "a broad except, not in BORDERS")
-    _offenders([f"{name}: {function}" for name, function in sorted(BORDERS.keys() - seen)], "in BORDERS, and no longer there")
-
-
-def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
+    report([f"{name}: {function}" for name, function in sorted(seen - BORDERS.keys())], "a broad except, not in BORDERS")
+    report([f"{name}: {function}" for name, function in sorted(BORDERS.keys() - seen)], "in BORDERS, and no longer there")
 
 
 def test_no_test_sleeps() -> None:
@@ -223,29 +240,30 @@ def test_no_test_sleeps() -> None:
     for module in TESTS:
         if module.name.startswith("tests/bench/"):
             continue
-        polls = {id(call) for name, function in module.functions() for call, _ in _calls(function) if name.endswith("wait_until")}
+        polls = [function for name, function in module.functions if name.endswith("wait_until")]
+        pauses = {id(node) for function in polls for node in ast.walk(function)}
         found += [
             f"{module.name}:{node.lineno}"
-            for node, called in _calls(module.tree)
-            if called in {"time.sleep", "sleep"} and id(node) not in polls
+            for node, called in module.calls
+            if called in {"time.sleep", "sleep"} and id(node) not in pauses
         ]
-    _offenders(found, "time.sleep in a test")
+    report(found, "time.sleep in a test")
 
 
 def test_skips_have_reasons() -> None:
     """A skipped test has its reason."""
     found = []
     for module in TESTS:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             if text.endswith(("pytest.mark.skip", "pytest.mark.skipif", "pytest.mark.xfail")):
-                call = next((c for c, called in _calls(module.tree) if c.func is node), None)
+                call = next((c for c, called in module.calls if c.func is node), None)
                 if call is None or not any(keyword.arg == "reason" for keyword in call.keywords):
                     found.append(f"{module.name}:{node.lineno} {text}")
-        for node, called in _calls(module.tree):
+        for node, called in module.calls:
             if called == "pytest.skip" and not node.args and not node.keywords:
                 found.append(f"{module.name}:{node.lineno} {called}")
-    _offenders(found, "a skip without a reason")
+    report(found, "a skip without a reason")
 
 
 def test_one_screen_one_thought() -> None:
@@ -256,13 +274,11 @@ def test_one_screen_one_thought() -> None:
         most = MAX_TEST_FILE_LINES if module.name.startswith("tests/") else MAX_FILE_LINES
         if lines > most and module.name not in LONG_FILES:
             found.append(f"{module.name}: {lines} lines")
-        for qualified, node in module.functions():
+        for qualified, node in module.functions:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES and (module.name, qualified) not in LONG_FUNCTIONS:
                 found.append(f"{module.name}:{node.lineno} {qualified}: {length} lines")
-    _offenders(
-        found, f"at most {MAX_FILE_LINES} lines a file ({MAX_TEST_FILE_LINES} of tests) and {MAX_FUNCTION_LINES} a function"
-    )
+    report(found, f"at most {MAX_FILE_LINES} lines a file ({MAX_TEST_FILE_LINES} of tests) and {MAX_FUNCTION_LINES} a function")
 
 
 def test_modules_and_tests_say_what_they_are() -> None:
@@ -271,18 +287,18 @@ def test_modules_and_tests_say_what_they_are() -> None:
     for module in TESTS:
         if not module.path.name.startswith("test_"):
             continue
-        for qualified, node in module.functions():
+        for qualified, node in module.functions:
             said = (ast.get_docstring(node) or "").strip()
             if node.name.startswith("test_") and not said.endswith((".", "?", "!")):
                 found.append(f"{module.name}:{node.lineno} {qualified}")
-    _offenders(found, "a docstring that is a sentence")
+    report(found, "a docstring that is a sentence")
 
 
 def test_enum_values_are_their_names_in_lower_case() -> None:
     """What is stored and shown is the lower-case name."""
     found = []
     for module in OURS:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if not isinstance(node, ast.ClassDef) or not any(
                 ast.unparse(base).split(".")[-1] in {"StrEnum", "_CodedEnum", "CodedEnum"} for base in node.bases
             ):
@@ -293,7 +309,7 @@ def test_enum_values_are_their_names_in_lower_case() -> None:
                     value = member.value.value if isinstance(member.value, ast.Constant) else None
                     if not name.startswith("_") and value != name.lower():
                         found.append(f"{module.name}:{member.lineno} {node.name}.{name} = {value!r}")
-    _offenders(found, "a StrEnum's value is its lower-case name")
+    report(found, "a StrEnum's value is its lower-case name")
 
 
 TEXT_ENDINGS = {"", ".cfg", ".ini", ".json", ".md", ".proto", ".py", ".pyi", ".sh", ".sql", ".toml", ".txt", ".yaml", ".yml"}
@@ -309,16 +325,15 @@ MACHINE = re.compile(
 def test_no_file_names_a_machine_or_a_registry() -> None:
     """The project builds anywhere: no absolute path of somebody's machine, no registry's host."""
     kept = {"tests/test_tidy.py"}
-    skipped = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".demo", ".runs", ".cluster"}
     found = []
-    for path in sorted(ROOT.rglob("*")):
-        name = path.relative_to(ROOT).as_posix()
-        if skipped & set(path.relative_to(ROOT).parts) or path.suffix not in TEXT_ENDINGS or not path.is_file() or name in kept:
+    for name in files():
+        path = ROOT / name
+        if path.suffix not in TEXT_ENDINGS or name in kept:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if match := MACHINE.search(line):
                 found.append(f"{name}:{number} {match.group()}")
-    _offenders(found, "a path or a host of somebody's machine")
+    report(found, "a path or a host of somebody's machine")
 
 
 def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
@@ -338,7 +353,7 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     fresh = {path.name: path.read_text() for path in (tmp_path / "tablewire/v1").iterdir()}
     kept = {path.name: path.read_text() for path in (ROOT / GENERATED).glob("*_pb2*")}
     assert sorted(kept) == sorted(fresh)
-    _offenders([name for name in fresh if fresh[name] != kept[name]], "run `make proto`")
+    report([name for name in fresh if fresh[name] != kept[name]], "run `make proto`")
 
 
 @pytest.mark.parametrize("name", ["run", "dev"])
@@ -353,4 +368,4 @@ def test_lock_files_satisfy_pyproject(name: str) -> None:
     asked += groups["build"] + (groups["dev"] if name == "dev" else [])
     wanted = [Requirement(line) for line in asked if isinstance(line, str)]
     found = [str(r) for r in wanted if r.name not in locked or not r.specifier.contains(locked[r.name], prereleases=True)]
-    _offenders(found, "run `make lock`")
+    report(found, "run `make lock`")

@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     "owner.scheduling": {"core"},
     "owner.events": {"core", "scheduling"},
     "owner.changefeed": {"core", "owner_config", "scheduling", "events"},
-    "owner.exchange": set(),
+    "owner.exchange": {"owner_config"},
     "owner.leadership": {"core", "owner_config", "scheduling", "events", "changefeed", "exchange"},
     "owner.admin": {"core", "scheduling", "events", "changefeed"},
     "owner.owner_metrics": {"core", "scheduling", "events", "changefeed", "exchange"},

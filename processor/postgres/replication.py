@@ -125,7 +125,7 @@ class ReplicationConnection:
         return parse_lsn(rows[1]), rows[2]
 
     def listen(self, timeout_s: float) -> None:
-        """`wait` for a stream: request a reply from a source that sends nothing for long; raise StreamLostError without one."""
+        """Wait for the stream. Request a reply from a source that is silent for long; raise StreamLostError without one."""
         before = self._heard_at
         self.wait(timeout_s)
         if self._heard_at != before:

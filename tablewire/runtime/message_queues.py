@@ -53,8 +53,8 @@ class Outbox:
         with self._lock:
             for message in messages:
                 is_heartbeat = isinstance(message.body, Heartbeat | HeartbeatResponse)
-                lane = (is_heartbeat, message.changefeed, message.changefeed_epoch)
-                pushed_out = self._queue.put(lane, message, rows_of(message), max_items=1 if is_heartbeat else None)
+                key = (is_heartbeat, message.changefeed, message.changefeed_epoch)
+                pushed_out = self._queue.put(key, message, rows_of(message), max_items=1 if is_heartbeat else None)
                 self.accepted += 1
                 self.dropped += 0 if is_heartbeat else pushed_out
 
@@ -100,7 +100,7 @@ class Outbox:
         """Drop what is queued for this run of the changefeed."""
         with self._lock:
             self._served.pop(changefeed, None)
-            self._queue.remove_lanes(lambda lane: lane[1:] == (changefeed, changefeed_epoch))  # type: ignore[index]
+            self._queue.remove_keys(lambda key: key[1:] == (changefeed, changefeed_epoch))  # type: ignore[index]
 
     def clear(self) -> None:
         with self._lock:

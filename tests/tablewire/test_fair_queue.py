@@ -1,4 +1,4 @@
-"""BoundedFairQueue: order, bounds by lane, and what is pushed out."""
+"""BoundedFairQueue: order, bounds by key, and what is pushed out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tablewire.runtime.fair_queue import BoundedFairQueue
 
 
 def test_items_leave_in_the_order_they_came() -> None:
-    """The lane of an item makes no difference."""
+    """The key of an item makes no difference."""
     queue: BoundedFairQueue[int] = BoundedFairQueue(8, 100)
     for item in range(6):
         queue.put("even" if item % 2 == 0 else "odd", item)
     (oldest, *_) = queue.entries()
-    assert (oldest.lane, oldest.item) == ("even", 0)
+    assert (oldest.key, oldest.item) == ("even", 0)
     queue.remove([oldest])
     assert queue.take_all() == [1, 2, 3, 4, 5]
     assert queue.entries() == []
@@ -22,7 +22,7 @@ def test_items_leave_in_the_order_they_came() -> None:
 
 
 def test_full_lane_loses_its_own_oldest() -> None:
-    """A busy lane never pushes out the items of another."""
+    """A busy key never pushes out the items of another."""
     queue: BoundedFairQueue[str] = BoundedFairQueue(2, 100)
     queue.put("quiet", "q1")
     assert [queue.put("busy", f"b{number}") for number in range(4)] == [0, 0, 1, 1]
@@ -64,30 +64,30 @@ def test_entry_that_is_not_removed_keeps_its_place_unless_newer_ones_fill_its_la
 
 
 def test_removed_lanes_are_gone() -> None:
-    """remove_lanes drops whole lanes and returns how many items were in them."""
+    """remove_keys drops whole keys and returns how many items were in them."""
     queue: BoundedFairQueue[str] = BoundedFairQueue(4, 10)
     queue.put("a", "a1")
     queue.put("b", "b1")
     queue.put("a", "a2")
-    assert queue.remove_lanes(lambda lane: lane == "a") == 2
+    assert queue.remove_keys(lambda key: key == "a") == 2
     assert queue.take_all() == ["b1"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), st.booleans()), max_size=60))
 def test_bounds_hold_for_any_use(steps: list[tuple[int, int, bool]]) -> None:
-    """No lane ever holds more than its bounds, and items of one lane stay in order."""
+    """No key ever holds more than its bounds, and items of one key stay in order."""
     queue: BoundedFairQueue[tuple[int, int, int]] = BoundedFairQueue(3, 10)
     taken: list[tuple[int, int, int]] = []
-    for serial, (lane, rows, takes) in enumerate(steps):
+    for serial, (key, rows, takes) in enumerate(steps):
         if takes and (entries := queue.entries()):
             queue.remove(entries[:1])
             taken.append(entries[0].item)
         else:
-            queue.put(lane, (lane, serial, rows), rows)
+            queue.put(key, (key, serial, rows), rows)
     rest = queue.take_all()
-    for lane in range(4):
-        held = [item for item in rest if item[0] == lane]
+    for key in range(4):
+        held = [item for item in rest if item[0] == key]
         assert len(held) <= 3
         assert sum(item[2] for item in held) <= 10
-        serials = [item[1] for item in [*taken, *rest] if item[0] == lane]
+        serials = [item[1] for item in [*taken, *rest] if item[0] == key]
         assert serials == sorted(serials)

@@ -117,7 +117,10 @@ class SinkConnection:
 
     def execute(self, statements: str) -> None:
         """Run one or more statements without values; raise the first error."""
-        self.call(lambda connection: connection.execute(statements))
+        self.flush()
+        with time_limit(self.connection, self.timeout_s):
+            self._pgconn.send_query(statements.encode())
+            self._require_success()
 
     def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
@@ -128,9 +131,23 @@ class SinkConnection:
 
     def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
         self.flush()
-        with time_limit(self.connection, self.timeout_s), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for chunk in chunks:
-                copy.write(chunk)
+        with time_limit(self.connection, self.timeout_s):
+            self._pgconn.send_query(statement.encode())
+            self._flush()
+            if (result := self._next_result()) is None:
+                raise psycopg.OperationalError("the connection is lost")
+            if result.status != pq.ExecStatus.COPY_IN:
+                self._require_success(result)
+            try:
+                for chunk in chunks:
+                    while not self._pgconn.put_copy_data(chunk):
+                        self._flush()
+                    self._flush()
+            except BaseException as error:
+                with suppress(psycopg.Error):
+                    self._end_copy(type(error).__name__.encode())
+                raise
+            self._end_copy(None)
 
     def cancel(self) -> None:
         """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
@@ -190,6 +207,18 @@ class SinkConnection:
         if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
             error = error or psycopg.OperationalError("the connection is lost")
         return results, error
+
+    def _end_copy(self, reason: bytes | None) -> None:
+        while not self._pgconn.put_copy_end(reason):
+            self._flush()
+        self._require_success()
+
+    def _require_success(self, *first: pq.abc.PGresult) -> None:
+        """Read all remaining results; raise the first error."""
+        self._flush()
+        for result in [*first, *iter(self._next_result, None)]:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
 
     def _flush(self) -> None:
         while self._pgconn.flush():

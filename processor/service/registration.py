@@ -26,8 +26,6 @@ from tablewire.model.states import LivenessState
 from tablewire.runtime.shutdown import run_thread
 
 CLOSE_TIMEOUT_S = 5.0
-PROGRESS_INTERVAL_S = 5.0
-"""How often the watch of the own key asks etcd for a sign of life: rarely, since the lease ends first in any case of doubt."""
 
 _log = structlog.get_logger("processor.registration")
 
@@ -97,9 +95,8 @@ class Registration:
             raise
         self._keeper = keeper
         self._revision = self._mod_revision = result.revision
-        self._watch = self._session.watch_prefix(
-            self._key, self._key_changed, name="watch capture", progress_interval_s=PROGRESS_INTERVAL_S
-        )
+        # Without signs of life: if etcd does not answer, the lease ends this registration first.
+        self._watch = self._session.watch_prefix(self._key, self._key_changed, name="watch capture", progress_interval_s=None)
         self._thread = run_thread("lease", keeper.run)
         _log.info("registered", capture=self.capture_id, address=self._record.address, lease=f"{keeper.lease_id:016x}")
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import etcd3.etcdrpc as rpc
 import grpc
+from grpc.experimental import ChannelOptions
 
 from tablewire.errors import ClosedError, EtcdError
 from tablewire.etcd.login import NO_TOKEN, Login, Metadata, is_token_refusal
@@ -35,6 +36,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.bdp_probe", 0),
+    (ChannelOptions.SingleThreadedUnaryStream, 1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),
@@ -91,6 +93,12 @@ class Member:
             response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
         )
         self.watch = rpc.WatchStub(self.channel)
+        # A watch that sends nothing but its first request, and waits without a thread of gRPC.
+        self.watch_silently = self.channel.unary_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=rpc.WatchRequest.SerializeToString,
+            response_deserializer=rpc.WatchResponse.FromString,
+        )
         self.auth = rpc.AuthStub(self.channel)
 
 

@@ -129,9 +129,10 @@ class WatchThread:
     """The thread and the stream of one or more watches. Several on one stream cost little more than
     one."""
 
-    def __init__(self, members: Members, prefixes: Mapping[str, OnChange | None], name: str, progress_interval_s: float) -> None:
-        """progress_interval_s: how often etcd is asked for a sign of life; a stream without three
-        of them is replaced."""
+    def __init__(
+        self, members: Members, prefixes: Mapping[str, OnChange | None], name: str, progress_interval_s: float | None
+    ) -> None:
+        """progress_interval_s: see `EtcdSession.watch_prefixes`; None for one prefix only."""
         self.watches = [PrefixWatch(self, prefix, on_change) for prefix, on_change in prefixes.items()]
         self.error = ""
         self._members = members
@@ -196,7 +197,11 @@ class WatchThread:
         self._heard_at = time.monotonic()
         created: dict[int, PrefixWatch] = {}  # by the id that etcd gave, in the order of the requests
         try:
-            self._call = call = member.watch.Watch(self._requests(ended), metadata=(REQUIRE_LEADER, *metadata))
+            requests, headers = self._requests(ended), (REQUIRE_LEADER, *metadata)
+            if self._progress_interval_s is None:
+                self._call = call = member.watch_silently(next(requests), metadata=headers)
+            else:
+                self._call = call = member.watch.Watch(requests, metadata=headers)
             if self._closed.is_set():
                 call.cancel()
             for response in call:
@@ -244,9 +249,9 @@ class WatchThread:
                 key=to_bytes(watch.prefix), range_end=prefix_end(watch.prefix), start_revision=watch.resume_after.revision + 1
             )
             yield rpc.WatchRequest(create_request=create)
-        while not ended.wait(self._progress_interval_s):
+        while (interval_s := self._progress_interval_s) is not None and not ended.wait(interval_s):
             call = self._call
-            if call is not None and self.silence_s() > STALLED_INTERVALS * self._progress_interval_s:
+            if call is not None and self.silence_s() > STALLED_INTERVALS * interval_s:
                 call.cancel()
                 return
             yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())

@@ -108,6 +108,27 @@ def test_a_broken_watch_resumes(session: EtcdSession, watcher: EtcdSession, prox
     wait_until("the watch is well", lambda: not watch.error, TIMEOUT_S)
 
 
+def test_a_watch_that_asks_for_no_sign_of_life_resumes_too(
+    session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str
+) -> None:
+    """It sends one request, stays open for later changes, and ends when it is closed."""
+    watch = watcher.watch_prefix(f"{etcd_prefix}/", progress_interval_s=None)
+    watch.wait_loaded(TIMEOUT_S)
+    for value in (b"1", b"2"):
+        session.put(f"{etcd_prefix}/a", value)
+        expect(watch, {"a": value})
+    proxy.refuse()
+    wait_until("the watch has noticed", lambda: bool(watch.error), TIMEOUT_S)
+    session.delete(f"{etcd_prefix}/a")
+    proxy.heal()
+    expect(watch, {})
+    session.put(f"{etcd_prefix}/b", b"3")
+    expect(watch, {"b": b"3"})
+    watch.close()
+    session.put(f"{etcd_prefix}/b", b"4")
+    assert values(watch.wait_loaded(TIMEOUT_S)) == {"b": b"3"}
+
+
 def test_a_compacted_watch_reloads(session: EtcdSession, watcher: EtcdSession, proxy: TcpProxy, etcd_prefix: str) -> None:
     """If its last revision is compacted during a break, the watch loads the prefix again, deletions
     included.

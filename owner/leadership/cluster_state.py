@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import structlog
+
 from owner.changefeed.run import StoredChangefeed
 from owner.events.cluster_events import record_captures, record_changefeeds
 from owner.events.history import History
@@ -24,6 +26,8 @@ from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import KeyValue, PrefixState
 from tablewire.etcd.watch import PrefixWatch
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
+
+_log = structlog.get_logger("owner.term")
 
 
 class ClusterState:
@@ -53,7 +57,7 @@ class ClusterState:
         self._loaded = threading.Event()
         self._lock = threading.Lock()
         """Of `drains`, which callers change too."""
-        self._reader = RecordReader()
+        self._reader = RecordReader(lambda reason: _log.error("unreadable_record", reason=reason))
 
     @property
     def is_loaded(self) -> bool:

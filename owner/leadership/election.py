@@ -98,7 +98,7 @@ class Election:
         self._watch: PrefixWatch | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._reader = RecordReader("unreadable_candidate")
+        self._reader = RecordReader(lambda reason: _log.warning("unreadable_candidate", reason=reason))
 
     # -- who leads
 

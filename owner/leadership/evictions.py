@@ -89,7 +89,7 @@ class Evictions:
         self._clock = clock
         self._silent_since: dict[CaptureID, float] = {}
         self._evictions: Mapping[CaptureID, _Eviction] = {}  # replaced as a whole: read by the tick's thread
-        self._reader = RecordReader()
+        self._reader = RecordReader(lambda reason: _log.error("unreadable_record", reason=reason))
 
     def load(self) -> None:
         """Take over the evictions of earlier owners. EtcdError: nothing was loaded, try again."""

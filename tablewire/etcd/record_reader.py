@@ -1,10 +1,9 @@
-"""Reads the records of others: an unreadable one is logged once and hides none of the rest."""
+"""Reads the records of others: an unreadable one is reported once and hides none of the rest."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
-
-import structlog
 
 from tablewire.errors import OperatingError
 from tablewire.etcd.records import Record, decode
@@ -12,15 +11,14 @@ from tablewire.etcd.values import KeyValue
 
 _R = TypeVar("_R", bound=Record)
 
-_log = structlog.get_logger("tablewire.records")
-
 
 class RecordReader:
-    """event: of the log line for an unreadable record. One thread, or callers that may log twice."""
+    """report(reason) is called once for each unreadable version of a record. Used by one thread, or
+    by callers that may report twice."""
 
-    def __init__(self, event: str = "unreadable_record") -> None:
-        self._event = event
-        self._unreadable: dict[str, int] = {}  # by key: the mod_revision that was logged
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._unreadable: dict[str, int] = {}  # by key: the mod_revision that was reported
 
     def read(self, kind: type[_R], item: KeyValue) -> _R | None:
         """Return the record; None if it is unreadable."""
@@ -29,5 +27,5 @@ class RecordReader:
         except OperatingError as error:
             if self._unreadable.get(item.key) != item.mod_revision:
                 self._unreadable[item.key] = item.mod_revision
-                _log.error(self._event, reason=str(error))
+                self._report(str(error))
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,32 +12,21 @@ from owner import service as owner_service
 from processor.service import processor_service as processor_service
 from tablewire.model.states import QueryState, StallReason
 from tablewire.runtime import shutdown
+from tests.source_tree import PACKAGES, ROOT, modules
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
-GENERATED = "tablewire/v1/"
-FOLDERS = ("owner", "processor", "tablewire")
 SPEAKS_TO_CLIENTS = ("owner/", "processor/service/exchange_server.py", "tablewire/runtime/rates.py", "tablewire/runtime/tls.py")
 """Where a status of gRPC is one that a client can receive; elsewhere it is one of etcd's."""
 SEVERE = {"warning", "error", "critical"}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            name = path.relative_to(ROOT).as_posix()
-            if not name.startswith(GENERATED):
-                yield name, ast.parse(path.read_text())
-
-
-MODULES = list(modules())
+MODULES = [(module.name, module.tree) for module in modules(*PACKAGES)]
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    for name, tree in MODULES:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call):
-                yield name, node
+    for module in modules(*PACKAGES):
+        for node, _ in module.calls:
+            yield module.name, node
 
 
 def section(heading: str) -> str:

@@ -6,7 +6,6 @@ the comments on their fields. The life of a changefeed is `owner.changefeed.stor
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 
+from docs.tools import page
 from owner.changefeed.store import TRANSITIONS, Next, Refused
 from owner.cli.json_objects import is_null_if_empty, map_value
 from owner.cli.main import PROGRAM, cli
@@ -223,14 +223,5 @@ def _life() -> str:
     return "\n".join(lines) + "\n" + "".join(refused)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--write"] and len(arguments) == 2:
-        Path(arguments[1]).write_text(render(), encoding="utf-8")
-    elif not arguments:
-        sys.stdout.write(render())
-    else:
-        sys.exit("usage: python -m docs.tools.cli_page [--write FILE]")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    page.main("cli_page", render)

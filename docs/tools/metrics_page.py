@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from docs.tools import page
 from owner.owner_metrics import OwnerMetrics
 from processor.service.processor_metrics import ProcessorFigures, ProcessorMetrics
 
@@ -65,14 +64,5 @@ def render() -> str:
     return HEAD + "\n".join(dict.fromkeys(rows)) + "\n"
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--write"] and len(arguments) == 2:
-        Path(arguments[1]).write_text(render(), encoding="utf-8")
-    elif not arguments:
-        sys.stdout.write(render())
-    else:
-        sys.exit("usage: python -m docs.tools.metrics_page [--write FILE]")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    page.main("metrics_page", render)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
+from docs.tools import page
 from owner.core.transitions import (
     RULES,
     Cell,
@@ -196,14 +195,5 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--write"] and len(arguments) == 2:
-        Path(arguments[1]).write_text(render(), encoding="utf-8")
-    elif not arguments:
-        sys.stdout.write(render())
-    else:
-        sys.exit("usage: python -m docs.tools.transitions_page [--write FILE]")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    page.main("transitions_page", render)

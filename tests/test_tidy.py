@@ -88,6 +88,26 @@ ROOMS: dict[str, set[str]] = {
 """What each room may import of its own package; a room that is not listed may not exist."""
 
 
+POSTGRES_FOLDERS = ("source", "sinks", "tables", "readers", "executor")
+"""What is inside processor/postgres; each imports only those before it."""
+
+
+def test_the_postgres_executor_has_layers() -> None:
+    """processor/postgres consists of POSTGRES_FOLDERS, and imports inside it point downwards."""
+    found = []
+    for module in OURS:
+        if not module.dotted.startswith("processor.postgres."):
+            continue
+        folder = module.dotted.split(".")[2]
+        assert folder in POSTGRES_FOLDERS, module.name
+        for line, imported in _imported_modules(module):
+            if imported.startswith("processor.postgres."):
+                target = imported.split(".")[2]
+                if POSTGRES_FOLDERS.index(target) > POSTGRES_FOLDERS.index(folder):
+                    found.append(f"{module.name}:{line} {imported}")
+    report(found, "a folder of processor/postgres imports only those before it")
+
+
 def _room(dotted: str) -> str:
     """Return the package and the first name below it: a folder or a module."""
     return ".".join(dotted.split(".")[:2])

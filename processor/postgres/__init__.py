@@ -1,8 +1,10 @@
 """The executor that ships: replicates PostgreSQL tables by logical replication, to PostgreSQL or to files.
 
-Read in this order: executor.py (the contract and the threads), table_work.py (one table's life), queues.py
-(between streams and writers), wire.py, replication.py, stream.py, shared_stream.py, catch_up.py (the
-source's side), workers.py, writing.py, snapshot.py, sinks/ (the other side).
+source/   what a source sends: catalogue, replication connections, the messages of pgoutput
+sinks/    where changes are written: PostgreSQL, files, nothing
+tables/   one table between its readers and its sink: its life, its queue, the workers that write it
+readers/  the streams and first copies that fill the queues
+executor.py composes them. Each folder imports only those above it.
 """
 
 from processor.postgres.executor import PostgresExecutor

@@ -16,18 +16,18 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from processor.postgres.catch_up import CatchUpStream
-from processor.postgres.queues import Budget, TableQueue
-from processor.postgres.replication import ReplicationConnection
-from processor.postgres.shared_stream import SharedStream
+from processor.postgres.readers.catch_up import CatchUpStream
+from processor.postgres.readers.shared_stream import SharedStream
+from processor.postgres.readers.snapshot import SnapshotRunner
+from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable
 from processor.postgres.sinks import Fence, SinkContext
 from processor.postgres.sinks.registry import new_sink
-from processor.postgres.snapshot import SnapshotRunner
-from processor.postgres.source_catalogue import SourceCatalogue
-from processor.postgres.stream import ChangeStream, StreamContext, StreamTable
-from processor.postgres.table_work import TableServices, TableWork
-from processor.postgres.threads import end_threads, new_thread
-from processor.postgres.workers import WorkerPool
+from processor.postgres.source.catalogue import SourceCatalogue
+from processor.postgres.source.replication import ReplicationConnection
+from processor.postgres.tables.queues import Budget, TableQueue
+from processor.postgres.tables.table_work import TableServices, TableWork
+from processor.postgres.tables.threads import end_threads, new_thread
+from processor.postgres.tables.workers import WorkerPool
 from tablewire.errors import ClosedError, InvariantError, OperatingError
 from tablewire.executor import ExecutorMeter, ExecutorRequest
 from tablewire.model.ids import TS_MAX, TableID, Ts

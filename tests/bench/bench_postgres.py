@@ -26,7 +26,7 @@ import psycopg
 
 from deploy.local.postgres import PostgresServer, postgres_bin_folder
 from processor.postgres import PostgresExecutor, new_executor
-from processor.postgres.queues import ChangeBatch, TableQueue
+from processor.postgres.tables.queues import ChangeBatch, TableQueue
 from tablewire.executor import ExecutorRequest
 from tablewire.model.ids import ChangefeedID, Ts
 from tablewire.model.progress import Checkpoint

@@ -19,7 +19,7 @@ import pytest
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
 from processor.postgres.sinks.postgres_sink import PostgresTransaction
-from processor.postgres.wire import Part
+from processor.postgres.source.pgoutput import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.model.progress import Barrier, TableBarrier

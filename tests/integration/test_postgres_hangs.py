@@ -23,9 +23,9 @@ WALSENDER = "SELECT pid FROM pg_stat_replication WHERE application_name = 'table
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader asks after 0.2 s of silence and waits 0.5 s for an answer."""
-    monkeypatch.setattr("processor.postgres.replication.ASK_AFTER_S", 0.2)
-    monkeypatch.setattr("processor.postgres.replication.ANSWER_MAX_S", 0.5)
-    monkeypatch.setattr("processor.postgres.stream.IDLE_WAIT_S", 0.1)
+    monkeypatch.setattr("processor.postgres.source.replication.ASK_AFTER_S", 0.2)
+    monkeypatch.setattr("processor.postgres.source.replication.ANSWER_MAX_S", 0.5)
+    monkeypatch.setattr("processor.postgres.readers.stream.IDLE_WAIT_S", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

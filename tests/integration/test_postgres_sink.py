@@ -12,7 +12,7 @@ import pytest
 from processor.postgres.sinks import Fence, SinkUnavailableError, WriteNotAllowedError
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.postgres_sink import PostgresSession
-from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
+from processor.postgres.source.pgoutput import Part, Relation, RelationColumn, Transaction
 from tablewire.errors import EpochRefusedError
 from tablewire.postgres.catalogue import TableSchema
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from processor.postgres.wire import Part
+from processor.postgres.source.pgoutput import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID, TableID, Ts
 from tablewire.postgres.catalogue import TableSchema

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from processor.postgres.sinks import Fence, SinkContext, SinkSession, TakeoverResult
-from processor.postgres.wire import Part
+from processor.postgres.source.pgoutput import Part
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
 

@@ -19,8 +19,8 @@ from processor.postgres.sinks.changes import parameters, partial_update, patch, 
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.encoding import COPY_HEAD, COPY_TAIL, encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, Key, after_truncate, fold_carefully, fold_quickly
-from processor.postgres.sinks.targets import TargetPlan, WriteMode
-from processor.postgres.wire import FRAME_HEADER, INSERT, read_change
+from processor.postgres.sinks.plans import TargetPlan, WriteMode
+from processor.postgres.source.pgoutput import FRAME_HEADER, INSERT, read_change
 from tablewire.errors import InvariantError
 
 PIPELINE_MAX = 2_000

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from processor.postgres.sinks.connection import Statement
-from processor.postgres.sinks.targets import TargetPlan
-from processor.postgres.wire import DELETE, INSERT, NULL_VALUE, TRUNCATE, Value, read_change
+from processor.postgres.sinks.plans import TargetPlan
+from processor.postgres.source.pgoutput import DELETE, INSERT, NULL_VALUE, TRUNCATE, Value, read_change
 from tablewire.errors import OperatingError
 
 _ARRAY_HEADER_BYTES = 16  # length, dimensions, flags, element type

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from processor.postgres.sinks.connection import SinkConnection
-from processor.postgres.sinks.targets import TargetPlanner, add_column, describe_target, has_rows, truncate_sql
+from processor.postgres.sinks.planner import TargetPlanner
+from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows, truncate_sql
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import TableSchema
 

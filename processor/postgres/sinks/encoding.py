@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from processor.postgres.wire import FRAME_HEADER, Value
+from processor.postgres.source.pgoutput import FRAME_HEADER, Value
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TAIL = b"\xff\xff"

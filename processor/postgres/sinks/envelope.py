@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from processor.postgres.wire import DELETE, INSERT, NULL_VALUE, TRUNCATE, Part, Relation, Value, read_change
+from processor.postgres.source.pgoutput import DELETE, INSERT, NULL_VALUE, TRUNCATE, Part, Relation, Value, read_change
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.lsn import format_lsn

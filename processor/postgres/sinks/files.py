@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from processor.postgres.sinks import Fence, SinkContext, SinkSession, SinkUnavailableError, TakeoverResult
 from processor.postgres.sinks.envelope import change_lines, copy_lines
-from processor.postgres.wire import Part, Transaction
+from processor.postgres.source.pgoutput import Part, Transaction
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from processor.postgres.sinks.changes import key_of, old_key, patch
-from processor.postgres.sinks.targets import TargetPlan, WriteMode
-from processor.postgres.wire import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
+from processor.postgres.sinks.plans import TargetPlan, WriteMode
+from processor.postgres.source.pgoutput import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
 
 Key: TypeAlias = "tuple[bytes, ...]"
 _MARKER_AT = FRAME_HEADER + 5

@@ -20,10 +20,12 @@ from processor.postgres.sinks import Fence, SinkContext, SinkSession, SinkUnavai
 from processor.postgres.sinks.bulk import BulkWriter, Stages
 from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, sink_error
 from processor.postgres.sinks.copying import copy_rows
+from processor.postgres.sinks.planner import TargetPlanner
+from processor.postgres.sinks.plans import TargetPlan, WriteMode
 from processor.postgres.sinks.positions import Positions
-from processor.postgres.sinks.targets import TargetPlan, TargetPlanner, WriteMode, create_table
-from processor.postgres.source_catalogue import SourceCatalogue
-from processor.postgres.wire import Part, Relation
+from processor.postgres.sinks.target_tables import create_table
+from processor.postgres.source.catalogue import SourceCatalogue
+from processor.postgres.source.pgoutput import Part, Relation
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema

@@ -8,7 +8,7 @@ from processor.postgres.sinks import Sink, SinkContext
 from processor.postgres.sinks.blackhole import BlackholeSession
 from processor.postgres.sinks.files import FilesSession
 from processor.postgres.sinks.postgres_sink import PostgresSession
-from processor.postgres.source_catalogue import SourceCatalogue
+from processor.postgres.source.catalogue import SourceCatalogue
 from tablewire.postgres.checks import sink_folder, unknown_scheme
 from tablewire.postgres.connections import SCHEMES, parse_uri
 from tablewire.postgres.options import PostgresOptions

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from processor.postgres.sinks.encoding import encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, after_truncate, fold_carefully, fold_quickly
-from processor.postgres.sinks.targets import TargetColumn, TargetPlan, WireType
-from processor.postgres.wire import NULL_VALUE, Relation, RelationColumn, Value, read_change
+from processor.postgres.sinks.plans import TargetColumn, TargetPlan
+from processor.postgres.sinks.wire_types import WireType
+from processor.postgres.source.pgoutput import NULL_VALUE, Relation, RelationColumn, Value, read_change
 
 HEAD = b"w" + bytes(24)
 KEY = st.integers(1, 6).map(lambda number: b"k%d" % number)

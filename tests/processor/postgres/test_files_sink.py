@@ -10,7 +10,7 @@ import pytest
 
 from processor.postgres.sinks import Fence, SinkContext, WriteNotAllowedError
 from processor.postgres.sinks.files import FilesSession
-from processor.postgres.wire import Part, Relation, RelationColumn, Transaction
+from processor.postgres.source.pgoutput import Part, Relation, RelationColumn, Transaction
 from tablewire.model.ids import ChangefeedID
 from tablewire.postgres.catalogue import TableSchema
 

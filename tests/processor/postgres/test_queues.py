@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.postgres.queues import BACKLOG_US, Budget, ChangeBatch, TableQueue
-from processor.postgres.wire import Part, Relation, Transaction
+from processor.postgres.source.pgoutput import Part, Relation, Transaction
+from processor.postgres.tables.queues import BACKLOG_US, Budget, ChangeBatch, TableQueue
 from tablewire.model.ids import TS_MAX, Ts
 
 RELATION = Relation(1, "public", "t", "d", ())

@@ -8,12 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from processor.postgres.catch_up import CatchUpStream
-from processor.postgres.queues import Budget, TableQueue
-from processor.postgres.replication import StreamLostError
-from processor.postgres.shared_stream import SharedStream
-from processor.postgres.stream import GATHER_FRAMES, GATHER_MAX_S, ChangeStream, StreamContext, StreamTable, gather_pause_s
-from processor.postgres.wire import FRAME_HEADER
+from processor.postgres.readers.catch_up import CatchUpStream
+from processor.postgres.readers.shared_stream import SharedStream
+from processor.postgres.readers.stream import (
+    GATHER_FRAMES,
+    GATHER_MAX_S,
+    ChangeStream,
+    StreamContext,
+    StreamTable,
+    gather_pause_s,
+)
+from processor.postgres.source.pgoutput import FRAME_HEADER
+from processor.postgres.source.replication import StreamLostError
+from processor.postgres.tables.queues import Budget, TableQueue
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TS_MAX, Ts
 from tests.processor.postgres.replication_kit import wait_until

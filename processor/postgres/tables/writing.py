@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from processor.postgres.queues import ChangeBatch, TableQueue
 from processor.postgres.sinks import SinkTransaction, SinkUnavailableError
+from processor.postgres.tables.queues import ChangeBatch, TableQueue
 from tablewire.model.ids import Ts
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from processor.postgres.queues import TableQueue
-from processor.postgres.stream import ChangeStream, StreamContext, StreamTable, table_key
-from processor.postgres.wire import Part
+from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable, table_key
+from processor.postgres.source.pgoutput import Part
+from processor.postgres.tables.queues import TableQueue
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.lsn import format_lsn

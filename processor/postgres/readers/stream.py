@@ -21,11 +21,11 @@ from typing import Protocol
 import psycopg
 import structlog
 
-from processor.postgres import wire
-from processor.postgres.queues import Budget, TableQueue
-from processor.postgres.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
-from processor.postgres.threads import new_thread
-from processor.postgres.wire import COMMIT, FRAME_HEADER, XLOG_DATA, Part, Relation, Transaction
+from processor.postgres.source import pgoutput
+from processor.postgres.source.pgoutput import COMMIT, FRAME_HEADER, XLOG_DATA, Part, Relation, Transaction
+from processor.postgres.source.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
+from processor.postgres.tables.queues import Budget, TableQueue
+from processor.postgres.tables.threads import new_thread
 from tablewire.errors import InvariantError, OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import SourceUnavailableError, error_text
@@ -50,7 +50,7 @@ FRAME_OVERHEAD_BYTES = 48
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 2.0
 
-_ROW_KINDS = frozenset((wire.INSERT, wire.UPDATE, wire.DELETE))
+_ROW_KINDS = frozenset((pgoutput.INSERT, pgoutput.UPDATE, pgoutput.DELETE))
 _NO_TRANSACTION = Transaction(0, 0, 0)
 _log = structlog.get_logger(__name__)
 
@@ -283,17 +283,17 @@ class ChangeStream(ABC):
         return FRAMES_A_TURN_MAX
 
     def _other(self, kind: int, frame: bytes) -> None:
-        if kind == wire.BEGIN:
-            self._transaction = wire.read_begin(frame)
+        if kind == pgoutput.BEGIN:
+            self._transaction = pgoutput.read_begin(frame)
             self._lag_us = self._transaction.lag_us
         elif kind == COMMIT:
-            self._commit(wire.read_commit_end(frame))
-        elif kind == wire.RELATION:
+            self._commit(pgoutput.read_commit_end(frame))
+        elif kind == pgoutput.RELATION:
             key = frame[FRAME_HEADER + 1 : FRAME_HEADER + 5]
             self._close_part(key)
-            self._relations[key] = wire.read_relation(frame)
-        elif kind == wire.TRUNCATE:
-            for key in wire.read_truncated(frame):
+            self._relations[key] = pgoutput.read_relation(frame)
+        elif kind == pgoutput.TRUNCATE:
+            for key in pgoutput.read_truncated(frame):
                 if key in self._inboxes and key not in self._skipped:
                     self._frames.setdefault(key, []).append(frame)
         # Tables need nothing from origin, type and message frames.
@@ -340,7 +340,7 @@ class ChangeStream(ABC):
             self._connection.raise_warnings()
 
     def _keepalive(self, connection: ReplicationConnection, frame: bytes) -> None:
-        end_ts, wants_answer = wire.read_keepalive(frame)
+        end_ts, wants_answer = pgoutput.read_keepalive(frame)
         if not self._is_inside and end_ts > self.position:
             self._raise_warnings()
             self._lag_us = 0

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from processor.postgres.sinks import SinkSession
-from processor.postgres.table_work import TableWork
-from processor.postgres.threads import new_thread
+from processor.postgres.tables.table_work import TableWork
+from processor.postgres.tables.threads import new_thread
 
 
 class WorkerPool:

@@ -17,7 +17,7 @@ from contextlib import suppress
 import psycopg
 from psycopg import pq, sql
 
-from processor.postgres.wire import status_update
+from processor.postgres.source.pgoutput import status_update
 from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID, Ts
 from tablewire.postgres.connections import SourceUnavailableError, connect, error_text, is_connection_loss, quoted

@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from processor.postgres.stream import ChangeStream, StreamContext, StreamTable, table_key
-from processor.postgres.wire import Part
+from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable, table_key
+from processor.postgres.source.pgoutput import Part
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 

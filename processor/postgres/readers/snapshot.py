@@ -15,11 +15,11 @@ from collections.abc import Callable, Generator, Sequence
 import psycopg
 from psycopg import sql
 
-from processor.postgres.replication import ReplicationConnection
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
-from processor.postgres.source_catalogue import SourceCatalogue, copy_cast
-from processor.postgres.table_work import TableWork
-from processor.postgres.threads import new_thread
+from processor.postgres.source.catalogue import SourceCatalogue, copy_cast
+from processor.postgres.source.replication import ReplicationConnection
+from processor.postgres.tables.table_work import TableWork
+from processor.postgres.tables.threads import new_thread
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processor.postgres.wire import Part
+from processor.postgres.source.pgoutput import Part
 from tablewire.model.ids import TS_MAX, Ts
 
 BACKLOG_US = 1_000_000

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from processor.postgres.queues import ChangeBatch, TableQueue
 from processor.postgres.sinks import (
     Fence,
     LostCommitsError,
@@ -29,7 +28,8 @@ from processor.postgres.sinks import (
     SinkUnavailableError,
     WriteNotAllowedError,
 )
-from processor.postgres.writing import write_batch
+from processor.postgres.tables.queues import ChangeBatch, TableQueue
+from processor.postgres.tables.writing import write_batch
 from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.model.ids import TS_MAX, Ts
 from tablewire.model.progress import Checkpoint, Stats, TableStatus

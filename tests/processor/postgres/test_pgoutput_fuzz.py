@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.postgres import wire
+from processor.postgres.source import pgoutput
 
 HEADER = b"w" + struct.pack(">QQq", 5, 6, 7)
 READERS: list[Callable[[bytes], object]] = [
-    wire.read_begin,
-    wire.read_commit_end,
-    wire.read_keepalive,
-    wire.read_relation,
-    wire.read_truncated,
-    wire.read_change,
+    pgoutput.read_begin,
+    pgoutput.read_commit_end,
+    pgoutput.read_keepalive,
+    pgoutput.read_relation,
+    pgoutput.read_truncated,
+    pgoutput.read_change,
 ]
 
 
@@ -50,15 +50,15 @@ def read_all(frame: bytes) -> int:
         try:
             reader(frame)
             taken += 1
-        except wire.WireError:
+        except pgoutput.WireError:
             continue
     return taken
 
 
 def test_good_frames_are_read() -> None:
     """Each by the reader it is for."""
-    assert wire.read_change(GOOD[6])[1:] == ([b"\0\0\0\x011", b"\0\0\0\x03old"], [b"\0\0\0\x011", b"\0\0\0\x03new"])
-    assert wire.read_relation(GOOD[3]).columns[1].name == "id"
+    assert pgoutput.read_change(GOOD[6])[1:] == ([b"\0\0\0\x011", b"\0\0\0\x03old"], [b"\0\0\0\x011", b"\0\0\0\x03new"])
+    assert pgoutput.read_relation(GOOD[3]).columns[1].name == "id"
     assert all(map(read_all, GOOD))
 
 
@@ -86,5 +86,5 @@ def test_mutated_frames_raise_wire_error_alone(frame: bytes, changes: list[tuple
 @pytest.mark.parametrize("frame", GOOD[5:], ids=["insert", "update", "delete"])
 def test_a_value_longer_than_its_frame_is_refused(frame: bytes) -> None:
     """A cut frame never gives a shorter value."""
-    with pytest.raises(wire.WireError, match="a change of"):
-        wire.read_change(frame[:-1])
+    with pytest.raises(pgoutput.WireError, match="a change of"):
+        pgoutput.read_change(frame[:-1])

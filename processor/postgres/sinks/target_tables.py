@@ -1,0 +1,72 @@
+"""The table at a PostgreSQL sink that a source's table is written to: it is described, created and extended.
+
+Everything runs inside the fenced transaction that needs it, so a writer that was replaced does not
+change a table either.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from processor.postgres.sinks.connection import SinkConnection
+from tablewire.errors import OperatingError
+from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
+from tablewire.postgres.connections import quoted
+
+
+def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
+    if (target := _find(connection, schema)) is None:
+        raise OperatingError(f"table {schema.full_name} no longer exists at the sink; create it, or have it copied again")
+    return target
+
+
+def _find(connection: SinkConnection, schema: TableSchema) -> TableSchema | None:
+    return connection.call(lambda found: describe_named_table(found, schema.schema, schema.name))
+
+
+def create_table(connection: SinkConnection, schema: TableSchema) -> None:
+    """Create the table and its schema if there is none of its name; raise OperatingError if a type is missing at the sink."""
+    if _find(connection, schema) is not None:
+        return
+    if not schema.columns:
+        raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")
+    lines = [f"{quoted(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
+    key = schema.primary_key or schema.identity
+    if key:
+        lines.append(f"PRIMARY KEY ({', '.join(map(quoted, key))})")
+    if schema.identity and set(schema.identity) != set(key):
+        lines.append(f"UNIQUE ({', '.join(map(quoted, schema.identity))})")
+    if not connection.query("SELECT 1 WHERE to_regnamespace(%s) IS NOT NULL", (quoted(schema.schema),)):
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema.schema)}")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
+
+
+def add_column(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> None:
+    """Add the column to the table. Rows that are older than the column have its missing_text without ever being written."""
+    change = f"ALTER TABLE {schema.quoted} ADD COLUMN {quoted(column.name)} {ddl_type(connection, schema, column)}"
+    if column.missing_text is not None:
+        default = sql.Literal(column.missing_text).as_string(None)
+        change += f" DEFAULT {default}; ALTER TABLE {schema.quoted} ALTER COLUMN {quoted(column.name)} DROP DEFAULT"
+    connection.execute(change)
+
+
+def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> str:
+    """Return the column's type as DDL; raise OperatingError if it is missing at the sink."""
+    if not connection.query("SELECT 1 WHERE to_regtype(%s) IS NOT NULL", (column.type_text,)):
+        raise OperatingError(
+            f"table {schema.full_name}: column {column.name} has type {column.type_text}, which the sink does not have; "
+            "create it there"
+        )
+    return column.type_text
+
+
+def has_rows(connection: SinkConnection, schema: TableSchema) -> bool:
+    return bool(connection.query(f"SELECT 1 FROM {schema.quoted} LIMIT 1"))
+
+
+def truncate_sql(connection: SinkConnection, target: TableSchema) -> str:
+    """Return TRUNCATE, or, as it is refused for a table that foreign keys refer to, a DELETE of the whole table."""
+    is_referenced = connection.query(
+        "SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = %s::oid LIMIT 1", (target.table_id,)
+    )
+    return f"DELETE FROM {target.quoted}" if is_referenced else f"TRUNCATE {target.quoted}"

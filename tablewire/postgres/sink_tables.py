@@ -51,10 +51,27 @@ COMMENT ON TABLE tablewire.checkpoints IS
   'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.'"""
 
 
+_ADDED_COLUMNS = {
+    "tablewire.positions": {"shape": "jsonb", "sink_shape": "jsonb", "conflicts": "bigint NOT NULL DEFAULT 0"},
+    "tablewire.checkpoints": {"source": "jsonb"},
+}
+"""Columns that earlier versions did not create. They do not name them in an INSERT, so each has a default or may be NULL."""
+_MISSING = """
+SELECT 1 FROM unnest(%s::text[]) t WHERE to_regclass(t) IS NULL
+UNION ALL
+SELECT 1 FROM unnest(%s::text[], %s::text[]) AS wanted (t, name)
+ WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(t) AND attname = name AND NOT attisdropped)"""
+
+
 def create_sink_tables(connection: Connection) -> None:
-    """Create the schema and the tables that are missing; one session at a time."""
-    missing = connection.execute("SELECT 1 FROM unnest(%s::text[]) t WHERE to_regclass(t) IS NULL", (_NAMES,)).fetchone()
-    if missing is not None:
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATE_LOCK,))
-            connection.execute(_CREATE)
+    """Create the schema, and the tables and columns that are missing; one session at a time."""
+    columns = [(table, name) for table, names in _ADDED_COLUMNS.items() for name in names]
+    missing = connection.execute(_MISSING, (_NAMES, [table for table, _ in columns], [name for _, name in columns])).fetchone()
+    if missing is None:
+        return
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATE_LOCK,))
+        connection.execute(_CREATE)
+        for table, names in _ADDED_COLUMNS.items():
+            for name, definition in names.items():
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {definition}")

@@ -341,6 +341,7 @@ class PostgresExecutor:
             self._options.queue_max_bytes,
             self._budget,
             self._crashed,
+            self._sink.identity,
         )
 
     def _describe(self, table: TableWork, published: Mapping[TableID, Ts], slot_ts: Ts) -> None:

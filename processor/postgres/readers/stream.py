@@ -29,6 +29,7 @@ from processor.postgres.tables.threads import new_thread
 from tablewire.errors import InvariantError, OperatingError
 from tablewire.model.ids import Ts
 from tablewire.postgres.connections import SourceUnavailableError, error_text
+from tablewire.postgres.identity import MARK_PREFIX
 from tablewire.runtime.backoff import Backoff
 
 FRAMES_A_TURN_MAX = 20_000
@@ -82,6 +83,7 @@ class StreamContext:
     connect: opens a replication connection for a purpose (one word). created_ts: where the publication
     certainly existed; nothing before may be read. error_after_s: how long a loss is retried without an
     error. budget: of all queues and the open transaction. crashed: called when a thread ends by a bug.
+    sink_identity: of the sink's database; transactions that are marked with it came from there.
     """
 
     connect: Callable[[str], ReplicationConnection]
@@ -92,6 +94,7 @@ class StreamContext:
     queue_max_bytes: int
     budget: Budget
     crashed: Callable[[BaseException], None]
+    sink_identity: Callable[[], str]
 
 
 def table_key(table_id: int) -> bytes:
@@ -120,6 +123,8 @@ class ChangeStream(ABC):
         self._delivered: dict[bytes, Ts] = {}
         """commit_ts of the last whole transaction that was delivered to each table. A connection may be lost between two tables
         of one transaction, which is then sent again; the first table must not get it twice."""
+        self._is_ignored = False
+        """The open transaction came from the sink: it is not sent back."""
         self._lag_us = 0
         """Of the transaction that was last begun; 0 if the source has nothing more to send."""
         self._open_bytes = 0
@@ -266,7 +271,7 @@ class ChangeStream(ABC):
                 key = bytes(view[26:30])
                 frames = open_frames.get(key)
                 if frames is None:
-                    if key not in self._inboxes or key in self._skipped:
+                    if key not in self._inboxes or key in self._skipped or self._is_ignored:
                         continue
                     frames = open_frames[key] = []
                 frames.append(bytes(view))
@@ -294,9 +299,13 @@ class ChangeStream(ABC):
             self._relations[key] = pgoutput.read_relation(frame)
         elif kind == pgoutput.TRUNCATE:
             for key in pgoutput.read_truncated(frame):
-                if key in self._inboxes and key not in self._skipped:
+                if key in self._inboxes and key not in self._skipped and not self._is_ignored:
                     self._frames.setdefault(key, []).append(frame)
-        # Tables need nothing from origin, type and message frames.
+        elif kind == pgoutput.MESSAGE:
+            is_transactional, prefix, content = pgoutput.read_message(frame)
+            if is_transactional and prefix == MARK_PREFIX:
+                self._is_ignored = content.decode() == self._context.sink_identity()
+        # Tables need nothing from origin and type frames.
 
     def _close_part(self, key: bytes) -> None:
         """Turn the frames of this table into a part: what follows may have another shape."""
@@ -387,6 +396,7 @@ class ChangeStream(ABC):
         self._skipped.clear()
         self._handed_on.clear()
         self._transaction = _NO_TRANSACTION
+        self._is_ignored = False
         self._open_bytes = 0
         self._spill_at = SPILL_BYTES
 

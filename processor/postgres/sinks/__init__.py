@@ -131,8 +131,14 @@ class SinkSession:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A sink. takes_binary: values may be binary; otherwise all of them are text. session: returns a new session."""
+    """A sink. takes_binary: values may be binary; otherwise all of them are text. session: returns a new session.
+
+    identity: of the database, which marks of replicated writes are compared with
+    (tablewire/postgres/identity.py); empty if changes cannot come back from there. It may raise
+    SourceUnavailableError.
+    """
 
     takes_binary: bool
     session: Callable[[], SinkSession]
     close: Callable[[], None] = lambda: None
+    identity: Callable[[], str] = lambda: ""

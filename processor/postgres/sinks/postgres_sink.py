@@ -18,8 +18,9 @@ import psycopg
 
 from processor.postgres.sinks import Fence, SinkContext, SinkSession, SinkUnavailableError, TakeoverResult, positions
 from processor.postgres.sinks.bulk import BulkWriter, Stages
-from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, sink_error
+from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, Statement, sink_error
 from processor.postgres.sinks.copying import copy_rows
+from processor.postgres.sinks.origin import mark_statement
 from processor.postgres.sinks.planner import TargetPlanner
 from processor.postgres.sinks.plans import TargetPlan, WriteMode
 from processor.postgres.sinks.positions import Positions
@@ -51,6 +52,8 @@ class PostgresSession(SinkSession):
         self.connection: SinkConnection | None = None
         self._uri = uri
         self._context = context
+        self._catalogue = catalogue
+        self._mark: Statement | None = None
         self._has_positions = False
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
@@ -110,7 +113,12 @@ class PostgresSession(SinkSession):
             self.close()
         if self.connection is None:
             self.connection = SinkConnection(self._uri, self._context.writer, self.options.statement_timeout_ms)
+            self._mark = mark_statement(self.connection, self._catalogue.identity())
         return self.connection
+
+    def begin_statements(self, lock: Statement) -> list[Statement]:
+        """Return the statements that begin a write transaction. lock: fails if another writer has taken the table over."""
+        return [("BEGIN", ()), lock] if self._mark is None else [("BEGIN", ()), lock, self._mark]
 
     def rollback(self) -> None:
         """End the open transaction; close the connection if that fails."""
@@ -259,7 +267,7 @@ class PostgresTransaction:
     ) -> None:
         writer = BulkWriter(connection, self._session.stages, may_copy)
         if not self._is_open:
-            connection.add(("BEGIN", ()), self._lock)
+            connection.add(*self._session.begin_statements(self._lock))
             self._is_open = True
         if is_last:
             # After the lock, so nothing that is refused; early, so that it costs no round trip of its own.
@@ -277,7 +285,7 @@ class PostgresTransaction:
             connection = session.ready()
             connection.timeout_s = COPY_TIMEOUT_S
             self._is_open = True
-            connection.add(("BEGIN", ()), ("SET LOCAL statement_timeout = 0", ()), self._lock)
+            connection.add(*session.begin_statements(self._lock), ("SET LOCAL statement_timeout = 0", ()))
             row = session.positions.read(connection, self._table)
             assert row is not None
             may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session.options.existing_rows != "refuse"

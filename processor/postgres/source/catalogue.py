@@ -16,6 +16,7 @@ from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema, describe_table
 from tablewire.postgres.connections import Connection, ReconnectingConnection
+from tablewire.postgres.identity import database_identity
 from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
 
 FIRST_USER_OID = 16384
@@ -88,6 +89,7 @@ class SourceCatalogue:
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._types: dict[int, TypeInfo] = {}
+        self._identity = ""
 
     def publication(self) -> PublicationInfo:
         if (found := self._run(lambda connection: read_publication(connection, self._publication))) is None:
@@ -98,6 +100,12 @@ class SourceCatalogue:
         """Return the position of the changefeed's slot, before which the source keeps nothing; 0 if there is no slot."""
         slot = self._run(lambda connection: read_slot(connection, self._publication))
         return 0 if slot is None else slot.confirmed_ts
+
+    def identity(self) -> str:
+        """Return what distinguishes the source's database from all others; read once."""
+        if not self._identity:
+            self._identity = self._run(database_identity)
+        return self._identity
 
     def describe(self, table_id: TableID) -> TableSchema:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""

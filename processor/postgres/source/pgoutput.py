@@ -24,7 +24,7 @@ from tablewire.model.ids import Ts
 
 FRAME_HEADER = 25
 XLOG_DATA, NEW_ROW = b"wN"
-BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
+BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE, MESSAGE = b"BCRIUDTM"
 
 NULL_VALUE = b"\xff\xff\xff\xff"
 EPOCH_2000_US = 946_684_800_000_000
@@ -182,6 +182,18 @@ def read_truncated(frame: bytes) -> list[bytes]:
     if len(frame) < at + 4 * count:
         raise ValueError(f"{count} relations do not fit into it")
     return [frame[at + 4 * i : at + 4 * i + 4] for i in range(count)]
+
+
+@_reader("a message")
+def read_message(frame: bytes) -> tuple[bool, str, bytes]:
+    """Return (whether it is part of a transaction, its prefix, its content) of a logical message."""
+    is_transactional = bool(frame[FRAME_HEADER + 1])
+    prefix, at = _read_string(frame, FRAME_HEADER + 10)
+    (size,) = _UNSIGNED.unpack_from(frame, at)
+    content = frame[at + 4 : at + 4 + size]
+    if len(content) < size:
+        raise ValueError("its content is longer than the frame")
+    return is_transactional, prefix, content
 
 
 def read_row(frame: bytes, at: int) -> tuple[list[Value], int]:

@@ -62,7 +62,10 @@ SKIPPED_CODES = frozenset(
 _COPY_SLOT = sql.SQL("SELECT pg_copy_logical_replication_slot({}, {}, true)")
 _SLOT_POSITION = sql.SQL("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}")
 _CREATE_SLOT = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
-_START = sql.SQL("START_REPLICATION SLOT {slot} LOGICAL {position} (proto_version '1', publication_names {publication}{binary})")
+_START = sql.SQL(
+    "START_REPLICATION SLOT {slot} LOGICAL {position}"
+    " (proto_version '1', publication_names {publication}, messages 'true'{binary})"
+)
 
 
 class StreamLostError(SourceUnavailableError):

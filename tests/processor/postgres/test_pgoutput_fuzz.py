@@ -18,6 +18,7 @@ READERS: list[Callable[[bytes], object]] = [
     pgoutput.read_keepalive,
     pgoutput.read_relation,
     pgoutput.read_truncated,
+    pgoutput.read_message,
     pgoutput.read_change,
 ]
 
@@ -37,6 +38,7 @@ GOOD = [
     b"k" + struct.pack(">QqB", 9, 8, 1),
     HEADER + b"R" + TABLE + b"public\0t\0d" + struct.pack(">H", 2) + 2 * (b"\1id\0" + struct.pack(">Ii", 23, -1)),
     HEADER + b"T" + struct.pack(">IB", 2, 0) + TABLE + TABLE,
+    HEADER + b"M" + struct.pack(">BQ", 1, 9) + b"prefix\0" + struct.pack(">I", 3) + b"abc",
     HEADER + b"I" + TABLE + b"N" + row(b"1", None, b"text"),
     HEADER + b"U" + TABLE + b"O" + row(b"1", b"old") + b"N" + row(b"1", b"new"),
     HEADER + b"D" + TABLE + b"K" + row(b"1", None),
@@ -57,8 +59,9 @@ def read_all(frame: bytes) -> int:
 
 def test_good_frames_are_read() -> None:
     """Each by the reader it is for."""
-    assert pgoutput.read_change(GOOD[6])[1:] == ([b"\0\0\0\x011", b"\0\0\0\x03old"], [b"\0\0\0\x011", b"\0\0\0\x03new"])
+    assert pgoutput.read_change(GOOD[7])[1:] == ([b"\0\0\0\x011", b"\0\0\0\x03old"], [b"\0\0\0\x011", b"\0\0\0\x03new"])
     assert pgoutput.read_relation(GOOD[3]).columns[1].name == "id"
+    assert pgoutput.read_message(GOOD[5]) == (True, "prefix", b"abc")
     assert all(map(read_all, GOOD))
 
 
@@ -83,7 +86,7 @@ def test_mutated_frames_raise_wire_error_alone(frame: bytes, changes: list[tuple
     read_all(bytes(mutated[: len(mutated) - cut % len(mutated)]) + tail)
 
 
-@pytest.mark.parametrize("frame", GOOD[5:], ids=["insert", "update", "delete"])
+@pytest.mark.parametrize("frame", GOOD[6:], ids=["insert", "update", "delete"])
 def test_a_value_longer_than_its_frame_is_refused(frame: bytes) -> None:
     """A cut frame never gives a shorter value."""
     with pytest.raises(pgoutput.WireError, match="a change of"):

@@ -93,7 +93,7 @@ def read(stream: ChangeStream, connection: Connection) -> None:
 
 
 def context(budget: Budget, queue_max_bytes: int) -> StreamContext:
-    return StreamContext(refuse, "p", 0, True, 15.0, queue_max_bytes, budget, lambda _: None)  # type: ignore[arg-type]
+    return StreamContext(refuse, "p", 0, True, 15.0, queue_max_bytes, budget, lambda _: None, lambda: "own")  # type: ignore[arg-type]
 
 
 def shared_stream(budget: Budget, queue_max_bytes: int, tables: Sequence[Table]) -> SharedStream:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,6 +30,44 @@ TCP_USER_TIMEOUT_MS = 10_000
 KEEPALIVE_IDLE_S = 5
 CLOSE_TIMEOUT_S = 1.0
 SCHEMES = ("postgresql", "postgres")
+
+SESSION_SETTINGS: Mapping[str, str] = {
+    # What ends a statement, a transaction or the session; first, so that they lift the timeout of this statement
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+    "exit_on_error": "off",
+    # The text form of values, and how text is read
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "lc_monetary": "'C'",
+    "lc_numeric": "'C'",
+    "lc_time": "'C'",
+    "xmloption": "content",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
+    # The meaning of statements, and what a query returns
+    "search_path": "''",
+    "row_security": "off",
+    "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "transform_null_equals": "off",
+    "gin_fuzzy_search_limit": "0",
+    "default_transaction_isolation": "'read committed'",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    # A walsender of PostgreSQL 18 reports changes that it omits as a warning.
+    "client_min_messages": "warning",
+}
+"""The settings of every session, so that none of a role, a database or a server changes a value, the meaning of a statement, or
+ends a copy. With row_security off, a query that a policy would filter is an error. lc_messages is left: no text is compared."""
+_SETTING_SINCE: Mapping[str, int] = {"idle_session_timeout": 140000, "transaction_timeout": 170000}
+"""The server versions that introduced some of them."""
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 _Result = TypeVar("_Result")
@@ -73,12 +111,21 @@ def server_name(uri: str) -> str:
     return f"{host}:{parameters.get('port', '5432')}/{parameters.get('dbname') or parameters.get('user', '')}"
 
 
-def connect(uri: str, *, application_name: str, replication: bool = False) -> Connection:
+def settings_sql(server_version: int, changes: Mapping[str, str | int]) -> str:
+    """Return the statements that set SESSION_SETTINGS with these changes. Pure."""
+    settings = {**SESSION_SETTINGS, **changes}
+    return "; ".join(f"SET {name} = {value}" for name, value in settings.items() if server_version >= _SETTING_SINCE.get(name, 0))
+
+
+def connect(
+    uri: str, *, application_name: str, replication: bool = False, settings: Mapping[str, str | int] | None = None
+) -> Connection:
     """Open a connection in autocommit mode that detects dead peers; raise SourceUnavailableError if that fails.
 
     The encoding is UTF-8 on both sides, and pg_lsn columns are read as numbers. replication: a
-    walsender that also accepts SQL (`replication=database`). Parameters of the URI override the
-    defaults here.
+    walsender that also accepts SQL (`replication=database`). settings: changes to SESSION_SETTINGS.
+    Parameters of the URI override the defaults of the connection, not the settings: these are sent
+    as statements, since poolers reject options at the start of a session.
     """
     parameters: dict[str, str] = {
         "connect_timeout": str(CONNECT_TIMEOUT_S),
@@ -94,6 +141,12 @@ def connect(uri: str, *, application_name: str, replication: bool = False) -> Co
         parameters["replication"] = "database"
     try:
         connection = psycopg.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
+        try:
+            with time_limit(connection, CONNECT_TIMEOUT_S):
+                connection.execute(settings_sql(connection.info.server_version, settings or {}).encode())
+        except psycopg.Error:
+            connection.close()
+            raise
     except psycopg.Error as error:
         raise SourceUnavailableError(f"{server_name(uri)}: {error_text(error)}") from None
     connection.adapters.register_loader("pg_lsn", _LsnLoader)
@@ -175,13 +228,23 @@ def time_limit(connection: Connection, limit_s: float) -> Iterator[None]:
 class ReconnectingConnection:
     """A connection that is opened when it is first used, and again after it was lost. Any thread, one at a time.
 
-    set_up is called with each new connection. limit_s: how long set_up and one call of `run` may take
-    together; set it above the timeouts of the server, so that it only ends what a hanging server cannot.
+    settings: changes to SESSION_SETTINGS. set_up is called with each new connection. limit_s: how long
+    set_up and one call of `run` may take together; set it above the timeouts of the server, so that it
+    only ends what a hanging server cannot.
     """
 
-    def __init__(self, uri: str, *, application_name: str, set_up: Callable[[Connection], object], limit_s: float) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        application_name: str,
+        limit_s: float,
+        settings: Mapping[str, str | int] | None = None,
+        set_up: Callable[[Connection], object] = lambda _: None,
+    ) -> None:
         self._uri = uri
         self._application_name = application_name
+        self._settings = settings
         self._set_up = set_up
         self._limit_s = limit_s
         self._connection: Connection | None = None
@@ -205,7 +268,7 @@ class ReconnectingConnection:
         if self._is_closed:
             raise SourceUnavailableError(f"{server_name(self._uri)}: the connection is closed")
         is_new = self._connection is None
-        connection = self._connection = self._connection or connect(self._uri, application_name=self._application_name)
+        connection = self._connection = self._connection or self._connect()
         try:
             with time_limit(connection, self._limit_s):
                 if is_new:
@@ -218,6 +281,9 @@ class ReconnectingConnection:
                 kind = SourceUnavailableError if is_lost else StatementError
                 raise kind(f"{server_name(self._uri)}: cannot {what}: {error_text(error)}") from None
         return self._run(what, work)
+
+    def _connect(self) -> Connection:
+        return connect(self._uri, application_name=self._application_name, settings=self._settings)
 
     def close(self) -> None:
         """Close for good. A running call is cut after CLOSE_TIMEOUT_S; one that is connecting ends by itself."""
@@ -245,6 +311,16 @@ def error_text(error: psycopg.Error) -> str:
     if diagnostic.message_detail:
         text = f"{text} ({diagnostic.message_detail})"
     return redact_uri(" ".join(text.split()))
+
+
+def policy_hint(error: psycopg.Error, side: str) -> str:
+    """Return what to do if the error is that row-level security would hide rows of a table; empty for other errors.
+
+    side: source or sink. The server's text is in its own language, so the function that raised the error is compared.
+    """
+    if error.sqlstate != "42501" or error.diag.source_function != "check_enable_rls":
+        return ""
+    return f": give the role of the {side} BYPASSRLS, or, if it owns the table, ALTER TABLE ... NO FORCE ROW LEVEL SECURITY"
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:

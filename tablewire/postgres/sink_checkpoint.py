@@ -48,7 +48,13 @@ class SinkCheckpoint:
     def __init__(self, uri: str, sink: str, changefeed: str) -> None:
         self._sink = sink
         self._changefeed = changefeed
-        self._connection = ReconnectingConnection(uri, application_name=OWNER_SESSION, set_up=_set_up, limit_s=CLIENT_TIMEOUT_S)
+        self._connection = ReconnectingConnection(
+            uri,
+            application_name=OWNER_SESSION,
+            settings={"statement_timeout": STATEMENT_TIMEOUT_MS, "lock_timeout": STATEMENT_TIMEOUT_MS},
+            set_up=_set_up,
+            limit_s=CLIENT_TIMEOUT_S,
+        )
 
     def record(self, incarnation: int, slot_ts: Ts, target_ts: Ts) -> None:
         """Record target_ts durably. slot_ts: the position of the slot; see `require_no_lost_commits`."""
@@ -64,6 +70,5 @@ class SinkCheckpoint:
 
 
 def _set_up(connection: Connection) -> None:
-    connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
     connection.execute(SYNCHRONOUS_COMMIT)
     create_sink_tables(connection)

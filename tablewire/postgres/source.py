@@ -57,7 +57,7 @@ class PostgresSource:
         self._connection = ReconnectingConnection(
             request.source_uri,
             application_name="tablewire owner",
-            set_up=lambda connection: connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}"),
+            settings={"statement_timeout": STATEMENT_TIMEOUT_MS},
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._advanced: tuple[Ts, float] = (0, 0.0)

@@ -30,6 +30,7 @@ from tablewire.postgres.connections import (
     cut,
     error_text,
     is_connection_loss,
+    policy_hint,
     quoted,
 )
 
@@ -115,7 +116,7 @@ class SnapshotRunner:
         self._replication = replication
         try:
             position, name = replication.create_snapshot_slot()
-            source.execute("SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             source.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             return position
         finally:
@@ -185,4 +186,4 @@ class SnapshotRunner:
 
 def _copy_error(table: str, error: psycopg.Error) -> OperatingError:
     kind = SinkUnavailableError if is_connection_loss(error) else OperatingError
-    return kind(f"snapshot of table {table}: {error_text(error)}")
+    return kind(f"snapshot of table {table}: {error_text(error)}{policy_hint(error, 'source')}")

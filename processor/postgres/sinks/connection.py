@@ -18,7 +18,15 @@ from psycopg import pq, sql
 
 from processor.postgres.sinks import SinkUnavailableError
 from tablewire.errors import OperatingError
-from tablewire.postgres.connections import Connection, connect, cut, error_text, is_connection_loss, time_limit
+from tablewire.postgres.connections import (
+    Connection,
+    connect,
+    cut,
+    error_text,
+    is_connection_loss,
+    policy_hint,
+    time_limit,
+)
 from tablewire.postgres.sink_checkpoint import SYNCHRONOUS_COMMIT
 
 CLIENT_TIMEOUT_S = 120.0
@@ -31,6 +39,14 @@ CANCEL_TIMEOUT_S = 2.0
 PREPARED_MAX = 500
 IDLE_TRANSACTION_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 10_000
+# Batches join small sets of keys with tables of any size, whose statistics say nothing about the batch.
+_PLANNER_SETTINGS: Mapping[str, str | int] = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
 RETRY_CODES = frozenset(
     {
         "40001",  # serialization failure
@@ -51,7 +67,7 @@ Statement = tuple[str, Sequence["bytes | None"]]
 
 def sink_error(error: psycopg.Error, where: str) -> OperatingError:
     """Return the error of a table: SinkUnavailableError if a retry may succeed."""
-    text = f"{where}: {error_text(error)}"
+    text = f"{where}: {error_text(error)}{policy_hint(error, 'sink')}"
     if is_connection_loss(error) or error.sqlstate in RETRY_CODES:
         return SinkUnavailableError(text)
     return OperatingError(text)
@@ -61,7 +77,12 @@ class SinkConnection:
     """See the module."""
 
     def __init__(self, uri: str, application_name: str, statement_timeout_ms: int) -> None:
-        self.connection = connect(uri, application_name=application_name)
+        timeouts = {
+            "statement_timeout": statement_timeout_ms,
+            "lock_timeout": LOCK_TIMEOUT_MS,
+            "idle_in_transaction_session_timeout": IDLE_TRANSACTION_TIMEOUT_MS,
+        }
+        self.connection = connect(uri, application_name=application_name, settings={**_PLANNER_SETTINGS, **timeouts})
         self.connection.prepare_threshold = None  # `run` prepares its statements by name
         self.timeout_s = CLIENT_TIMEOUT_S
         """How long one wait for the server, or one COPY, may last."""
@@ -75,19 +96,12 @@ class SinkConnection:
         self._names = 0
         try:
             with time_limit(self.connection, SETUP_TIMEOUT_S):
-                self._set_up(statement_timeout_ms)
+                self._set_up()
         except psycopg.Error:
             self.connection.close()
             raise
 
-    def _set_up(self, statement_timeout_ms: int) -> None:
-        self.connection.execute(
-            f"SET search_path = ''; SET statement_timeout = {statement_timeout_ms}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
-            f" SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_TIMEOUT_MS};"
-            # Batches join small sets of keys with tables of any size, whose statistics say nothing about the batch.
-            " SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;"
-            " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan"
-        )
+    def _set_up(self) -> None:
         self.connection.execute(SYNCHRONOUS_COMMIT)
         # Triggers and foreign keys fired at the source already; switching them off needs a privilege that may be missing.
         with suppress(psycopg.errors.InsufficientPrivilege):

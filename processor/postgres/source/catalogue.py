@@ -80,12 +80,10 @@ class SourceCatalogue:
 
     def __init__(self, uri: str, publication: str) -> None:
         self._publication = publication
-        # With an empty path, format_type qualifies every type that is not built in.
-        settings = f"SET search_path = ''; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
         self._connection = ReconnectingConnection(
             uri,
             application_name="tablewire catalogue",
-            set_up=lambda connection: connection.execute(settings),
+            settings={"statement_timeout": STATEMENT_TIMEOUT_MS},
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._types: dict[int, TypeInfo] = {}

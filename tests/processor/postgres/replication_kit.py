@@ -76,6 +76,14 @@ class Kit:
         cursor = self.source_connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description is not None else []
 
+    def has_xml(self) -> bool:
+        """Whether the server was built with libxml; the wheel of PostgreSQL 18 was not."""
+        try:
+            self.run("SELECT xml '<a/>'")
+        except psycopg.errors.FeatureNotSupported:
+            return False
+        return True
+
     def at_sink(self, statement: str) -> list[tuple[object, ...]]:
         assert self.sink_connection is not None
         cursor = self.sink_connection.execute(statement.encode())

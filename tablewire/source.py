@@ -86,6 +86,15 @@ class StartedSource(Protocol):
 
 
 @runtime_checkable
+class SelectiveSource(Protocol):
+    """Optional: leaves out tables that the filter matches, but that cannot be replicated."""
+
+    def left_out(self) -> Sequence[str]:
+        """Return why tables are missing in the last result of `tables`, one text for each; no I/O."""
+        ...
+
+
+@runtime_checkable
 class SplitSource(Protocol):
     """Optional: divides tables into several spans, for an executor that can write a part of a table.
 

@@ -8,7 +8,7 @@ changefeed end its run and start another one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -214,7 +214,7 @@ class ChangefeedRun:
         view, info = self.worker.view, self.stored.info
         state, error = info.state, info.error
         if state.runs:
-            error = view.fatal or view.error or self._span_error()
+            error = view.fatal or view.error or self._span_error() or _left_out(view.left_out)
             state = ChangefeedState.WARNING if error else ChangefeedState.NORMAL
         elif self.duty is Duty.DROP:
             error = view.error
@@ -251,6 +251,12 @@ class ChangefeedRun:
             return ""
         text = next(iter(failures.values())).error
         return text if len(failures) == 1 else f"{len(failures)} spans, among them: {text}"
+
+
+def _left_out(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    return f"left out, while all others are replicated: {reasons[0]}{f' (and {len(reasons) - 1} more)' if reasons[1:] else ''}"
 
 
 def _is_settled(scheduler: SchedulerAndInfo) -> bool:

@@ -14,7 +14,7 @@ a changefeed's source.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -32,7 +32,7 @@ from tablewire.model.spans import Span, SpanBlock
 from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.shutdown import run_thread
 from tablewire.runtime.uris import redact_uri
-from tablewire.source import Source, SplitSource, StartedSource
+from tablewire.source import SelectiveSource, Source, SplitSource, StartedSource
 
 PREVIOUS_WAIT_S = 1.0
 POLLS_PER_QUIET_CHECK = 5
@@ -56,8 +56,8 @@ class SourceView:
 
     start_ts: where replication starts; 0: not started yet. table_ids: sorted; None: never listed;
     the same object until the tables change. spans: of these tables; None: one for each table.
-    source_ts: the position of the source right before that listing. error: the error that is being
-    retried. fatal: an error that no retry can fix.
+    source_ts: the position of the source right before that listing. left_out: why tables of the filter
+    are not replicated. error: the error that is being retried. fatal: an error that no retry can fix.
     """
 
     start_ts: Ts = 0
@@ -66,6 +66,7 @@ class SourceView:
     table_names: Mapping[TableID, str] = field(default_factory=dict)
     source_ts: Ts = 0
     retained_bytes: int | None = None
+    left_out: Sequence[str] = ()
     error: str = ""
     fatal: str = ""
 
@@ -221,6 +222,8 @@ class ChangefeedWorker:
             table_ids.setflags(write=False)
             spans = _checked_spans(source.spans(table_ids), table_ids) if isinstance(source, SplitSource) else None
             self._publish(table_ids=table_ids, spans=spans, table_names=dict(names), source_ts=source_ts)
+        if isinstance(source, SelectiveSource) and (left_out := tuple(source.left_out())) != self.view.left_out:
+            self._publish(left_out=left_out)
 
     def _publish(self, **changes: object) -> None:
         before = self.view

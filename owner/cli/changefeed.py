@@ -21,6 +21,7 @@ from owner.cli.parameters import (
     required_changefeed_argument,
 )
 from tablewire.model.ids import TS_MAX
+from tablewire.postgres.filters import split_patterns
 from tablewire.postgres.lsn import parse_lsn
 from tablewire.runtime.text import plural
 
@@ -49,7 +50,7 @@ def _ts(_context: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 def _patterns(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> list[str]:
-    return [pattern.strip() for text in given for pattern in text.split(",") if pattern.strip()]
+    return [pattern for text in given for pattern in split_patterns(text)]
 
 
 _options_option = click.option(
@@ -78,7 +79,8 @@ _options_option = click.option(
     required=True,
     callback=_patterns,
     metavar="PATTERN",
-    help="schema.table with * and ?; '!pattern' excludes tables. May be repeated, or separated by commas.",
+    help="schema.table with * and ?; '!pattern' excludes tables; names with dots are written in double quotes. May be repeated, "
+    "or separated by commas.",
 )
 @click.option("--no-snapshot", "skip_snapshot", is_flag=True, help="Replicate changes from now on, without the rows that exist.")
 @_options_option

@@ -61,7 +61,7 @@ class PostgresExecutor:
         self._request = request
         self._options = options
         self._name = slot_name(request.changefeed)
-        self._catalogue = SourceCatalogue(request.source_uri, self._name)
+        self._catalogue = SourceCatalogue(request.source_uri, self._name, options.rules)
         writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
         self._sink = new_sink(request.sink_uri, SinkContext(request.changefeed, writer, self.may_write), self._catalogue, options)
         self._binary = options.binary and self._sink.takes_binary

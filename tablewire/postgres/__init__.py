@@ -1,8 +1,8 @@
 """What owners and processors share about PostgreSQL as a source.
 
-source.py is the Source that the owner uses; slots.py, checks.py and sink_checkpoint.py are its parts.
-catalogue.py, connections.py, lsn.py, names.py and options.py are shared with the executor in
-processor/postgres. Importing the package alone loads no driver.
+source.py is the Source that the owner uses; table_listing.py, filters.py, slots.py, checks.py and
+sink_checkpoint.py are its parts. catalogue.py, publication.py, connections.py, lsn.py, names.py and
+options.py are shared with the executor in processor/postgres. Importing the package alone loads no driver.
 """
 
 from __future__ import annotations

@@ -1,52 +1,45 @@
 """Tables as the catalogue of a server describes them: which ones a filter matches, and their columns and keys.
 
-A pattern is `schema.table` with * and ? in both parts; `!pattern` excludes and takes precedence.
-Ordinary permanent tables match, partitions included (each partition is a table of its own).
-Partitioned roots, views, foreign and temporary tables, the system schemas and Tablewire's own schema
-never match.
+Ordinary permanent tables can be replicated, partitions included. By default each partition without
+partitions of its own (a leaf) is a table of its own; with `partitions=root` a partitioned table is one, and
+its partitions are not listed. A partition belongs to the filter if a pattern matches it or a table that
+it is a partition of, and none with `!` does, as it is published by PostgreSQL when its root is.
+Views, foreign, unlogged and temporary tables are named, but never replicated; the system schemas and
+Tablewire's own never match.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from psycopg.rows import args_row
+from psycopg.rows import args_row, dict_row, kwargs_row
 
-from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.connections import Connection, full_table_name, quoted
+from tablewire.postgres.filters import TableFilter
 
 OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
+OPERATIONS = ("insert", "update", "delete", "truncate")
+_KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+_VERSION_18 = 180000
 
 
-class TableFilter:
-    """The compiled patterns of a changefeed. Raises OperatingError for a malformed pattern."""
+@dataclass(frozen=True, slots=True)
+class PublicationRules:
+    """What a changefeed publishes. operations: of OPERATIONS. by_root: a partitioned table is one table."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
-        self.patterns = tuple(patterns)
-        self._included: list[re.Pattern[str]] = []
-        self._excluded: list[re.Pattern[str]] = []
-        for pattern in self.patterns:
-            text = pattern.strip()
-            target = self._excluded if text.startswith("!") else self._included
-            target.append(_compile(text.removeprefix("!"), pattern))
-        if not self._included:
-            raise OperatingError("the table filter includes nothing: give at least one pattern such as 'public.*'")
+    operations: tuple[str, ...] = OPERATIONS
+    by_root: bool = False
 
-    def matches(self, schema: str, name: str) -> bool:
-        path = f"{schema}\0{name}"
-        return any(p.match(path) for p in self._included) and not any(p.match(path) for p in self._excluded)
+    @property
+    def needs_identity(self) -> bool:
+        """Updates or deletes are published, so the source refuses them in tables that do not identify their rows."""
+        return "update" in self.operations or "delete" in self.operations
 
 
-def _compile(text: str, pattern: str) -> re.Pattern[str]:
-    schema, _, name = text.partition(".")
-    if not schema or not name:
-        raise OperatingError(f"table pattern {pattern!r}: expected schema.table, with * and ? in either part")
-    parts = ("".join({"*": "[^\0]*", "?": "[^\0]"}.get(char, re.escape(char)) for char in part) for part in (schema, name))
-    return re.compile("\0".join(parts) + r"\Z", re.DOTALL)
+DEFAULT_RULES = PublicationRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +47,10 @@ class SourceTable:
     """A table that can be replicated.
 
     replica_identity: d(efault), i(ndex), f(ull) or n(othing). has_key: it has a valid primary key that
-    is not deferrable, or, for replica identity `i`, the index that it names.
+    is not deferrable, or, for replica identity `i`, the index that it names. kind: r, or p for a
+    partitioned table. generated: the kinds of its generated columns, s(tored) and v(irtual).
+    generated_key: one of them is in the key. ancestors: the tables that it is a partition of, its root
+    last. server_version: as libpq has it.
     """
 
     table_id: TableID
@@ -62,6 +58,12 @@ class SourceTable:
     name: str
     replica_identity: str
     has_key: bool
+    kind: str = field(default="r", kw_only=True)
+    persistence: str = field(default="p", kw_only=True)
+    generated: str = field(default="", kw_only=True)
+    generated_key: bool = field(default=False, kw_only=True)
+    ancestors: tuple[TableID, ...] = field(default=(), kw_only=True)
+    server_version: int = field(default=0, kw_only=True)
 
     @property
     def full_name(self) -> str:
@@ -71,39 +73,88 @@ class SourceTable:
     def quoted(self) -> str:
         return quoted(self.schema, self.name)
 
-    def why_unusable(self) -> str:
-        """Return why changes of this table do not identify their row; empty if they do."""
-        alter = f"ALTER TABLE {self.full_name} REPLICA IDENTITY"
+    @property
+    def why_not_replicated(self) -> str:
+        """Why a relation of this kind cannot be published; empty if it can."""
+        persistence = {"u": "an unlogged table", "t": "a temporary table"}
+        what = _KINDS.get(self.kind) or persistence.get(self.persistence, "")
+        return f"{self.full_name} is {what}, which cannot be replicated" if what else ""
+
+    def why_unusable(self, rules: PublicationRules = DEFAULT_RULES) -> str:
+        """Return why changes of this table do not identify their row; empty if they do, or need not."""
+        if not rules.needs_identity:
+            return ""
+        alter = f"ALTER TABLE {self.quoted} REPLICA IDENTITY"
+        only_inserts = "replicate only its inserts (source option operations=insert)"
         if self.replica_identity == "n":
             problem = "has REPLICA IDENTITY NOTHING, so updates and deletes do not identify their row"
-            remedy = f"{alter} DEFAULT (with a primary key) or FULL"
+            remedy = f"{alter} DEFAULT (with a primary key) or FULL, or {only_inserts}"
         elif self.replica_identity == "i" and not self.has_key:
             problem = "has REPLICA IDENTITY USING INDEX, but that index no longer exists"
-            remedy = f"{alter} DEFAULT (with a primary key), FULL, or another index"
+            remedy = f"{alter} DEFAULT (with a primary key), FULL, or another index, or {only_inserts}"
         elif self.replica_identity == "d" and not self.has_key:
             problem = "has no primary key and the default replica identity"
-            remedy = f"add a primary key, or {alter} FULL"
+            remedy = f"add a primary key, or {alter} FULL, or {only_inserts}"
+        elif self.replica_identity in "di" and self.generated_key:
+            problem = "has a generated column in its key, whose values are not replicated"
+            remedy = f"use a key without it (REPLICA IDENTITY USING INDEX), or {only_inserts}"
+        elif self.replica_identity == "f" and self.generated and self.server_version >= _VERSION_18:
+            problem = "has REPLICA IDENTITY FULL and generated columns that are not published, so its updates would fail"
+            remedy = f"{alter} DEFAULT (with a primary key) or USING INDEX, or {only_inserts}"
         else:
             return ""
         return f"table {self.full_name} {problem}: {remedy}"
 
 
-_TABLE_FIELDS = """c.oid::bigint, n.nspname, c.relname, c.relreplident::text,
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
-               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)"""
-_TABLES = f"""
-SELECT {_TABLE_FIELDS}
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', %s)
- ORDER BY 2, 3
+@dataclass(frozen=True, slots=True)
+class SourceListing:
+    """What a filter matches. tables: ordered by name. not_replicated: reasons, of relations of other kinds."""
+
+    tables: tuple[SourceTable, ...]
+    not_replicated: tuple[str, ...] = ()
+
+
+_TABLE_FIELDS = """c.oid::bigint AS table_id, n.nspname AS schema, c.relname AS name, c.relreplident::text AS replica_identity,
+       k.indkey IS NOT NULL AS has_key, c.relkind::text AS kind, c.relpersistence::text AS persistence,
+       coalesce(g.kinds, '') AS generated, coalesce(k.indkey::int2[] && g.attnums, false) AS generated_key,
+       current_setting('server_version_num')::int AS server_version"""
+_TABLE_SOURCES = """pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN LATERAL (SELECT i.indkey FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+      AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END LIMIT 1) k ON true
+  LEFT JOIN LATERAL (SELECT string_agg(DISTINCT a.attgenerated::text, '') AS kinds, array_agg(a.attnum) AS attnums
+      FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+     WHERE d.adrelid = c.oid AND a.attgenerated <> '') g ON true"""
+_RELATIONS = f"""
+SELECT {_TABLE_FIELDS}, CASE WHEN c.relispartition
+           THEN ARRAY(SELECT a.relid::oid::bigint FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a (relid, n)
+                       WHERE a.relid <> c.oid ORDER BY a.n) ELSE '{{}}' END AS ancestors
+  FROM {_TABLE_SOURCES}
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', %s)
+ ORDER BY n.nspname, c.relname
 """
 
 
-def matching_tables(connection: Connection, table_filter: TableFilter) -> list[SourceTable]:
-    """Return the tables that the filter matches now, ordered by name."""
-    with connection.cursor(row_factory=args_row(SourceTable)) as cursor:
-        found = cursor.execute(_TABLES, (OWN_SCHEMA,))
-        return [table for table in found if table_filter.matches(table.schema, table.name)]
+def list_tables(connection: Connection, table_filter: TableFilter, rules: PublicationRules = DEFAULT_RULES) -> SourceListing:
+    """Return the tables that the filter matches now."""
+    with connection.cursor(row_factory=kwargs_row(SourceTable)) as cursor:
+        relations = {table.table_id: table for table in cursor.execute(_RELATIONS, (OWN_SCHEMA,))}
+    matched = {table.table_id: table for table in relations.values() if _matches(table, relations, table_filter)}
+    tables, others = [], []
+    for table in matched.values():
+        if reason := table.why_not_replicated:
+            others.append(reason)
+        elif rules.by_root and any(ancestor in matched for ancestor in table.ancestors):
+            continue
+        elif table.kind == "r" or rules.by_root:
+            tables.append(table)
+    return SourceListing(tuple(tables), tuple(others))
+
+
+def _matches(table: SourceTable, relations: Mapping[TableID, SourceTable], table_filter: TableFilter) -> bool:
+    family = [table, *(relations[ancestor] for ancestor in table.ancestors if ancestor in relations)]
+    if any(table_filter.excludes(member.schema, member.name) for member in family):
+        return False
+    return any(table_filter.includes(member.schema, member.name) for member in family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +203,9 @@ _INDEX_COLUMNS = """ARRAY(SELECT a.attname::text FROM pg_index i, unnest(i.indke
          WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND {} ORDER BY k.n)"""
 _DESCRIBE = f"""
 SELECT {_TABLE_FIELDS},
-       {_INDEX_COLUMNS.format("i.indisprimary AND i.indisvalid")}, {_INDEX_COLUMNS.format("i.indisreplident")}
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+       {_INDEX_COLUMNS.format("i.indisprimary AND i.indisvalid")} AS primary_key,
+       {_INDEX_COLUMNS.format("i.indisreplident")} AS identity_index
+  FROM {_TABLE_SOURCES}
  WHERE c.relkind IN ('r', 'p') AND """
 
 # attmissingval is an anyarray of one element; as text[] it can be read without knowing the type.
@@ -176,10 +228,12 @@ def describe_named_table(connection: Connection, schema: str, name: str) -> Tabl
 
 
 def _describe(connection: Connection, where: str, values: tuple[object, ...]) -> TableSchema | None:
-    if (row := connection.execute(_DESCRIBE + where, values).fetchone()) is None:
+    with connection.cursor(row_factory=dict_row) as found:
+        row = found.execute(_DESCRIBE + where, values).fetchone()
+    if row is None:
         return None
-    table_id, schema, table, replica_identity, has_key, primary_key, identity_index = row
     with connection.cursor(row_factory=args_row(CatalogueColumn)) as cursor:
-        columns = tuple(cursor.execute(_COLUMNS, (table_id,)))
-    identity = identity_index if replica_identity == "i" and identity_index else primary_key if has_key else ()
-    return TableSchema(table_id, schema, table, replica_identity, has_key, tuple(primary_key), tuple(identity), columns)
+        columns = tuple(cursor.execute(_COLUMNS, (row["table_id"],)))
+    primary_key, identity_index = tuple(row.pop("primary_key")), tuple(row.pop("identity_index"))
+    identity = identity_index if row["replica_identity"] == "i" and identity_index else primary_key if row["has_key"] else ()
+    return TableSchema(**row, primary_key=primary_key, identity=identity, columns=columns)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import OWN_SCHEMA, SourceTable, TableFilter, matching_tables
+from tablewire.postgres.catalogue import OWN_SCHEMA, PublicationRules, SourceListing, SourceTable, list_tables
 from tablewire.postgres.connections import (
     SCHEMES,
     Connection,
@@ -24,7 +24,9 @@ from tablewire.postgres.connections import (
     fetch_value,
     server_name,
 )
-from tablewire.postgres.slots import read_publication, read_slot
+from tablewire.postgres.filters import TableFilter
+from tablewire.postgres.publication import read_publication
+from tablewire.postgres.slots import read_slot
 from tablewire.runtime.uris import redact_uri
 from tablewire.source import CheckFailure, SourceRequest
 
@@ -39,16 +41,17 @@ SELECT t FROM unnest(%s::text[]) t, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', '
  WHERE to_regclass(t) IS NOT NULL GROUP BY t HAVING NOT bool_and(has_table_privilege(to_regclass(t), p)) ORDER BY t"""
 
 
-def run_checks(request: SourceRequest, table_filter: TableFilter, name: str) -> list[CheckFailure]:
+def run_checks(request: SourceRequest, table_filter: TableFilter, rules: PublicationRules, name: str) -> list[CheckFailure]:
     """Return every requirement that is not met. name: of the slot and the publication."""
     failures: list[CheckFailure] = []
-    tables: list[SourceTable] = []
+    tables: Sequence[SourceTable] = ()
     identity: tuple[object, ...] | None = None
     try:
         with connect(request.source_uri, application_name=APPLICATION_NAME) as connection:
-            tables = matching_tables(connection, table_filter)
+            listing = list_tables(connection, table_filter, rules)
+            tables = listing.tables
             identity = _database_identity(connection)
-            failures += _source_failures(connection, tables, table_filter, name)
+            failures += _source_failures(connection, listing, table_filter, rules, name)
     except OperatingError as error:
         failures.append(CheckFailure("source_reachable", f"the source is unreachable: {error}"))
     except psycopg.Error as error:
@@ -59,8 +62,9 @@ def run_checks(request: SourceRequest, table_filter: TableFilter, name: str) -> 
 
 
 def _source_failures(
-    connection: Connection, tables: Sequence[SourceTable], table_filter: TableFilter, name: str
+    connection: Connection, listing: SourceListing, table_filter: TableFilter, rules: PublicationRules, name: str
 ) -> Iterator[CheckFailure]:
+    tables = listing.tables
     version = connection.info.server_version
     if version < VERSION_MIN:
         reason = f"the source is PostgreSQL {version // 10_000}; at least {VERSION_MIN // 10_000} is required"
@@ -70,9 +74,10 @@ def _source_failures(
         yield CheckFailure("wal_level", f"wal_level is {level}: set wal_level = logical at the source and restart it")
     if not tables:
         patterns = ", ".join(table_filter.patterns)
-        yield CheckFailure("tables", f"the filter ({patterns}) matches no table of {connection.info.dbname}")
+        others = f"; {_some(listing.not_replicated, '; ')}" if listing.not_replicated else ""
+        yield CheckFailure("tables", f"the filter ({patterns}) matches no table of {connection.info.dbname}{others}")
     for table in tables:
-        if reason := table.why_unusable():
+        if reason := table.why_unusable(rules):
             yield CheckFailure("replica_identity", reason)
     for reason in _missing_privileges(connection, tables):
         yield CheckFailure("privileges", reason)
@@ -210,6 +215,6 @@ def _database_identity(connection: Connection) -> tuple[object, ...]:
     return tuple(row or ())
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMES_IN_TEXT_MAX])
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(names[:NAMES_IN_TEXT_MAX])
     return shown if len(names) <= NAMES_IN_TEXT_MAX else f"{shown} and {len(names) - NAMES_IN_TEXT_MAX} more"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 
 from tablewire.errors import OperatingError
+from tablewire.postgres.catalogue import OPERATIONS, PublicationRules
 
 _MEBIBYTE = 1024 * 1024
 _BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
@@ -25,7 +26,8 @@ class PostgresOptions:
     transaction, unless one source transaction is larger. catch_up_streams: extra walsenders that read
     tables again. snapshot_threads: concurrent first copies. error_after_ms: how long a lost connection
     is retried without an error. binary: request binary values. existing_rows: what a first copy does
-    with a sink table that already holds rows: refuse or truncate.
+    with a sink table that already holds rows: refuse or truncate. operations: the changes that are
+    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole.
     """
 
     sink_connections: int = _number(4, 1, 64)
@@ -40,6 +42,12 @@ class PostgresOptions:
     file_max_bytes: int = _number(64 * _MEBIBYTE, 64 * 1024, 16 * 1024 * _MEBIBYTE)
     binary: bool = True
     existing_rows: str = field(default="refuse", metadata={"words": ("refuse", "truncate")})
+    operations: tuple[str, ...] = field(default=OPERATIONS, metadata={"list": OPERATIONS})
+    partitions: str = field(default="leaf", metadata={"words": ("leaf", "root")})
+
+    @property
+    def rules(self) -> PublicationRules:
+        return PublicationRules(self.operations, self.partitions == "root")
 
 
 def parse_options(options: Mapping[str, str]) -> PostgresOptions:
@@ -57,6 +65,11 @@ def _parse(option: Field[object], text: str) -> object:
         if text not in words:
             raise OperatingError(f"source option {option.name}: {text!r} is none of {', '.join(words)}")
         return text
+    if known := option.metadata.get("list"):
+        given = {word.strip() for word in text.split(",")}
+        if wrong := given - set(known):
+            raise OperatingError(f"source option {option.name}: {min(wrong)!r} is none of {', '.join(known)}")
+        return tuple(word for word in known if word in given)
     if "bounds" not in option.metadata:
         if text.lower() not in _BOOLEANS:
             raise OperatingError(f"source option {option.name}: {text!r} is neither true nor false")

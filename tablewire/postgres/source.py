@@ -15,7 +15,7 @@ import structlog
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres import slots
-from tablewire.postgres.catalogue import SourceTable, TableFilter, matching_tables
+from tablewire.postgres.catalogue import list_tables
 from tablewire.postgres.checks import run_checks
 from tablewire.postgres.connections import (
     SCHEMES,
@@ -28,9 +28,12 @@ from tablewire.postgres.connections import (
     quoted,
     server_name,
 )
+from tablewire.postgres.filters import TableFilter
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
+from tablewire.postgres.publication import create_publication, missing_publication, read_publication
 from tablewire.postgres.sink_checkpoint import SinkCheckpoint
+from tablewire.postgres.table_listing import TableListing
 from tablewire.source import CheckFailure, SourceRequest
 
 HEARTBEAT_AFTER_S = 10.0
@@ -50,7 +53,7 @@ class PostgresSource:
     def __init__(self, request: SourceRequest) -> None:
         """Check the URI, the filter and the options, without I/O."""
         parse_uri(request.source_uri)
-        parse_options(request.options)
+        self._rules = parse_options(request.options).rules
         self._request = request
         self._filter = TableFilter(request.tables)
         self._name = slot_name(request.changefeed)
@@ -66,21 +69,23 @@ class PostgresSource:
         if request.sink_uri.partition("://")[0] in SCHEMES:
             sink = f"sink {server_name(request.sink_uri)}"
             self._sink_checkpoint = SinkCheckpoint(request.sink_uri, sink, str(request.changefeed))
-        self._unusable: frozenset[TableID] = frozenset()
-        self._listed: tuple[Ts, Mapping[TableID, str]] | None = None
-        """The last listing, and the end of the WAL right before it."""
+        self._listing = TableListing(str(request.changefeed), self._name, self._filter, self._rules)
 
     def check(self) -> Sequence[CheckFailure]:
         """Return each requirement of `create` that is not met. Change nothing. This uses connections of its own."""
-        return run_checks(self._request, self._filter, self._name)
+        return run_checks(self._request, self._filter, self._rules, self._name)
 
     def start(self) -> Ts:
         """Create the publication and the slot if they are missing; return the position after which the slot has changes."""
         return self._connection.run("start", self._start)
 
     def tables(self) -> Mapping[TableID, str]:
-        """Return the tables that the filter matches now; make the publication, if it exists, list them."""
-        return self._connection.run("list tables", self._tables)
+        """Return the tables that are replicated now; make the publication list them."""
+        return self._connection.run("list tables", self._listing.read)
+
+    def left_out(self) -> Sequence[str]:
+        """Return why tables that the filter matches were not in the last listing; no I/O."""
+        return list(self._listing.left_out.values())
 
     def current_ts(self) -> Ts:
         """Return the end of the written WAL: every commit that was acknowledged is at or before it."""
@@ -112,16 +117,14 @@ class PostgresSource:
         self._connection.close()
 
     def _start(self, connection: Connection) -> Ts:
-        publication = slots.read_publication(connection, self._name)
+        publication = read_publication(connection, self._name)
         slot = slots.read_slot(connection, self._name)
         if slot is not None and publication is None:
-            raise OperatingError(
-                f"slot {self._name} exists at the source, but its publication does not: changes since it was dropped are lost; "
-                "remove the changefeed and create it again"
-            )
+            raise missing_publication(self._name)
         if publication is None:
-            tables = matching_tables(connection, self._filter)
-            slots.create_publication(connection, self._name, [table for table in tables if not table.why_unusable()])
+            tables = list_tables(connection, self._filter, self._rules).tables
+            usable = [table for table in tables if not table.why_unusable(self._rules)]
+            create_publication(connection, self._name, usable, self._rules)
         if slot is None:
             return slots.create_slot(connection, self._name).confirmed_ts
         self._require_usable(connection, slot)
@@ -130,25 +133,6 @@ class PostgresSource:
     def _require_usable(self, connection: Connection, slot: slots.SlotInfo) -> None:
         if problem := slot.why_unusable(connection.info.dbname):
             raise OperatingError(problem)
-
-    def _tables(self, connection: Connection) -> Mapping[TableID, str]:
-        # A change of the catalogue is in the WAL: without new WAL, the previous listing is still right.
-        wal_end: Ts = fetch_value(connection, "SELECT pg_current_wal_insert_lsn()")
-        if self._listed is not None and self._listed[0] == wal_end:
-            return self._listed[1]
-        found = matching_tables(connection, self._filter)
-        if slots.read_publication(connection, self._name) is not None:
-            slots.sync_publication(connection, self._name, found)
-        self._log_unusable(found)
-        self._listed = wal_end, {table.table_id: table.full_name for table in found}
-        return self._listed[1]
-
-    def _log_unusable(self, tables: Sequence[SourceTable]) -> None:
-        """Log once for each table why it is unusable, and again if it becomes so again."""
-        problems = {table.table_id: problem for table in tables if (problem := table.why_unusable())}
-        for table_id in problems.keys() - self._unusable:
-            _log.warning("source_table_unusable", changefeed=str(self._request.changefeed), reason=problems[table_id])
-        self._unusable = frozenset(problems)
 
     def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
         if (slot := slots.read_slot(connection, self._name)) is None:
@@ -165,7 +149,7 @@ class PostgresSource:
         """Record the checkpoint at the sink; return False, and log it once, if the sink is unavailable."""
         if self._sink_checkpoint is None or checkpoint_ts <= slot.confirmed_ts:
             return True
-        if (publication := slots.read_publication(connection, self._name)) is None:
+        if (publication := read_publication(connection, self._name)) is None:
             return True
         try:
             self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, checkpoint_ts)
@@ -197,7 +181,7 @@ class PostgresSource:
                 if time.monotonic() >= deadline:
                     raise OperatingError(f"slot {self._name} is in use at the source; try again") from None
                 time.sleep(0.05)
-        if slots.read_publication(connection, self._name) is not None:
+        if read_publication(connection, self._name) is not None:
             connection.execute(f"DROP PUBLICATION IF EXISTS {quoted(self._name)}")
 
 

@@ -14,10 +14,11 @@ from psycopg.rows import args_row
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
-from tablewire.postgres.catalogue import TableSchema, describe_table
+from tablewire.postgres.catalogue import DEFAULT_RULES, PublicationRules, TableSchema, describe_table
 from tablewire.postgres.connections import Connection, ReconnectingConnection
 from tablewire.postgres.identity import database_identity
-from tablewire.postgres.slots import PublicationInfo, published_tables, read_publication, read_slot
+from tablewire.postgres.publication import PublicationInfo, published_positions, read_publication
+from tablewire.postgres.slots import read_slot
 
 FIRST_USER_OID = 16384
 """Types with smaller ids are built in, and the same on every server."""
@@ -78,8 +79,9 @@ def copy_cast(types: Mapping[int, TypeInfo], oid: int, binary: bool) -> str:
 class SourceCatalogue:
     """See the module."""
 
-    def __init__(self, uri: str, publication: str) -> None:
+    def __init__(self, uri: str, publication: str, rules: PublicationRules = DEFAULT_RULES) -> None:
         self._publication = publication
+        self._rules = rules
         self._connection = ReconnectingConnection(
             uri,
             application_name="tablewire catalogue",
@@ -109,18 +111,16 @@ class SourceCatalogue:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
         if (schema := self._run(lambda connection: describe_table(connection, table_id))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
-        if problem := schema.why_unusable():
+        if problem := schema.why_unusable(self._rules):
             raise OperatingError(problem)
         return schema
 
     def published(self) -> Mapping[TableID, Ts]:
-        """Return the tables that the publication lists, with the position at which each was added (0: from the beginning).
+        """Return the tables that are published, with the position at which each was added (0: from the beginning).
 
-        Raise OperatingError if the publication no longer exists.
+        Raise OperatingError if the publication no longer exists, or was changed by hand.
         """
-        added = self.publication().added
-        listed = self._run(lambda connection: published_tables(connection, self._publication))
-        return {table_id: added.get(table_id, 0) for table_id in listed}
+        return self._run(lambda connection: published_positions(connection, self._publication, self._rules))
 
     def types_with_parts(self, oids: Iterable[int]) -> Mapping[int, TypeInfo]:
         """Return these types, with the element types of arrays and the base types of domains.

@@ -7,8 +7,8 @@ import pytest
 from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID
 from tablewire.postgres import new_source
-from tablewire.postgres.catalogue import TableFilter
 from tablewire.postgres.connections import parse_uri
+from tablewire.postgres.filters import TableFilter, split_patterns
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 from tablewire.postgres.names import slot_name, temporary_slot_name
 from tablewire.postgres.options import PostgresOptions, parse_options
@@ -111,3 +111,32 @@ def test_factory_refuses_bad_requests_without_a_server() -> None:
                 options={"sink_connections": "no"},
             )
         )
+
+
+def test_quoted_parts_of_a_pattern_are_literal() -> None:
+    """Dots, wildcards, commas and quotes inside of double quotes are part of the name, as in psql."""
+    table_filter = TableFilter(
+        ['"my.schema".*', 'public."Order"', 'public."a*b"', 's."say ""x"""', 'größe."Ä b"', '!"my.schema"."x.y"']
+    )
+    assert table_filter.matches("my.schema", "t")
+    assert table_filter.matches("public", "Order")
+    assert table_filter.matches("public", "a*b")
+    assert table_filter.matches("s", 'say "x"')
+    assert table_filter.matches("größe", "Ä b")
+    assert not table_filter.matches("my.schema", "x.y")
+    assert not table_filter.matches("my", "schema.t")
+    assert not table_filter.matches("public", "order")
+    assert not table_filter.matches("public", "axb")
+    for pattern in ('public."t', '"public.t"', '"".t', '!"a'):
+        with pytest.raises(OperatingError, match="table pattern"):
+            TableFilter([pattern])
+    assert split_patterns('public.*, "a,b".t ,,!x.y') == ["public.*", '"a,b".t', "!x.y"]
+
+
+def test_operations_are_a_list_of_words() -> None:
+    """The order does not matter, an unknown or empty word is named, and only inserts need no key."""
+    assert parse_options({"operations": "delete, insert"}).operations == ("insert", "delete")
+    assert parse_options({"operations": "insert,truncate"}).rules.needs_identity is False
+    for text in ("insert,merge", "", "insert,"):
+        with pytest.raises(OperatingError, match="operations"):
+            parse_options({"operations": text})

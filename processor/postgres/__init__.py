@@ -1,5 +1,9 @@
 """The executor that ships: replicates PostgreSQL tables by logical replication, to PostgreSQL or to files.
 
+**Invariant: at every position at or before its checkpoint, a table at a PostgreSQL sink equals the table
+at the source, or the table shows an error or a pending copy.** Whatever cannot be followed exactly leads
+to a new copy, or to an error of that table with a way out that works; never to a silent difference.
+
 source/   what a source sends: catalogue, replication connections, the messages of pgoutput
 sinks/    where changes are written: PostgreSQL, files, nothing
 tables/   one table between its readers and its sink: its life, its queue, the workers that write it

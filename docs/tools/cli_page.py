@@ -92,7 +92,8 @@ processors that the job touches.
 | `owner_leads`, `owner_stops_leading` | an owner won an election; a leader gave up leadership on request (not after a crash) |
 | `capture_joined`, `capture_evicted` | a processor registered; a processor that did not answer was evicted |
 | `capture_gone` | a processor has left; why: it was stopping (empty: it was lost) |
-| `changefeed_created`, `_paused`, `_resumed`, `_updated`, `_failed` | a changefeed was changed; why: its error; by: the caller |
+| `changefeed_created`, `_paused`, `_resumed`, `_resynced`, `_updated` | a changefeed was changed; by: the caller |
+| `changefeed_failed` | a changefeed was stopped by an error; why: the error |
 | `changefeed_finished`, `_removing`, `_removed` | a changefeed reached its target; is being removed; is gone |
 | `changefeed_bootstrapped` | a new leader knows where each table is |
 | `move_requested`, `rebalance_requested` | an operator started a job; by: the caller |
@@ -108,10 +109,10 @@ processors that the job touches.
 
 ## The life of a changefeed
 
-`pause`, `resume` and `remove` are commands. *error* and *recovered*: a failed operation is being
+`pause`, `resume`, `resync` and `remove` are commands. *error* and *recovered*: a failed operation is being
 retried, or has succeeded. *fatal*: retrying cannot succeed. *target reached*: everything up to
-`--target-ts` is written. A resume starts a new run from the checkpoint; nothing that the former run
-still does has an effect.
+`--target-ts` is written. A resume starts a new run from the checkpoint, a resync one that copies all
+tables again from the source as it is now; nothing that the former run still does has an effect.
 
 %s
 Failures are retried: a source after `source.retry_min_ms`, doubling up to `source.retry_max_ms`, with
@@ -141,7 +142,7 @@ unsigned 64-bit numbers: use a parser that keeps integers exact. null: empty, ab
 | `capture list` | `captures`: list of capture |
 | `capture drain` | drain |
 | `changefeed list` | `changefeeds`: list of changefeed |
-| `changefeed create`, `query`, `pause`, `resume`, `update` | changefeed |
+| `changefeed create`, `query`, `pause`, `resume`, `resync`, `update` | changefeed |
 | `changefeed statistics` | fields of changefeed, and `tables`: fields of table, busiest first, each with `lag`: int or null |
 | `changefeed remove` | `changefeed`: namespace/id, `gone`: bool (true only with `--wait`) |
 | `table list` | `changefeed`: namespace/id, `truncated`: bool, `tables`: list of table |

@@ -98,6 +98,13 @@ def resume_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefee
     return _apply(owner, text, ChangefeedEvent.RESUME, by)
 
 
+def resync_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
+    """Start a changefeed from the source as it is now: all tables are copied again. The worker drops what is at the source."""
+    if not text:
+        raise InvalidRequestError("a resync must name its changefeed")
+    return _apply(owner, text, ChangefeedEvent.RESYNC, by)
+
+
 def update_changefeed(owner: OwnerPort, request: pb.UpdateChangefeedRequest, by: str = "") -> pb.Changefeed:
     """Run all checks and change the filter or options of a paused changefeed, from its next start on."""
     if not (request.tables or request.options or request.unset_options):

@@ -188,6 +188,8 @@ class ChangefeedWorker:
 
     def _start(self, source: Source) -> None:
         info = self.info
+        if info.generation and not info.start_ts:
+            source.drop()  # a resync: what an earlier generation made, or a start that was not stored
         start_ts = source.start() if isinstance(source, StartedSource) else info.start_ts or source.current_ts()
         needed_ts = max(self.view.start_ts, self.stored_checkpoint_ts)
         if not info.start_ts:

@@ -41,6 +41,7 @@ class ChangefeedEvent(StrEnum):
     TARGET_REACHED = "target_reached"
     PAUSE = "pause"
     RESUME = "resume"
+    RESYNC = "resync"
     REMOVE = "remove"
 
 
@@ -51,10 +52,11 @@ class ChangefeedRefusedError(OperatingError):
 @dataclass(frozen=True, slots=True)
 class Next:
     """The state after an event. restarts: the epoch is raised, so that nothing of the previous run
-    counts."""
+    counts. copies: the progress is forgotten too, and all tables are copied."""
 
     state: ChangefeedState
     restarts: bool = False
+    copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Refused:
 
 _NORMAL, _WARNING, _FAILED, _STOPPED, _FINISHED, _REMOVED = map(Next, ChangefeedState)
 _RESTARTS = Next(ChangefeedState.NORMAL, restarts=True)
+_RESYNCS = Next(ChangefeedState.NORMAL, restarts=True, copies=True)
 _RUNS = Refused("it is running already")
 _PAUSED = Refused("it is paused already")
 _ENDED = Refused("it has reached its target and is finished")
@@ -71,13 +74,13 @@ _LEAVES = Refused("it is being removed")
 
 # A changefeed that does not run ignores late events of its run. A removal can be requested again, but not undone.
 _TABLE: Mapping[Next, Sequence[Next | Refused]] = {
-    # state     error      recovered  fatal      target     pause      resume     remove
-    _NORMAL:   (_WARNING,  _NORMAL,   _FAILED,   _FINISHED, _STOPPED,  _RUNS,     _REMOVED),
-    _WARNING:  (_WARNING,  _NORMAL,   _FAILED,   _FINISHED, _STOPPED,  _RUNS,     _REMOVED),
-    _FAILED:   (_FAILED,   _FAILED,   _FAILED,   _FAILED,   _STOPPED,  _RESTARTS, _REMOVED),
-    _STOPPED:  (_STOPPED,  _STOPPED,  _STOPPED,  _STOPPED,  _PAUSED,   _RESTARTS, _REMOVED),
-    _FINISHED: (_FINISHED, _FINISHED, _FINISHED, _FINISHED, _ENDED,    _ENDED,    _REMOVED),
-    _REMOVED:  (_REMOVED,  _REMOVED,  _REMOVED,  _REMOVED,  _LEAVES,   _LEAVES,   _REMOVED),
+    # state     error      recovered  fatal      target     pause      resume     resync     remove
+    _NORMAL:   (_WARNING,  _NORMAL,   _FAILED,   _FINISHED, _STOPPED,  _RUNS,     _RESYNCS,  _REMOVED),
+    _WARNING:  (_WARNING,  _NORMAL,   _FAILED,   _FINISHED, _STOPPED,  _RUNS,     _RESYNCS,  _REMOVED),
+    _FAILED:   (_FAILED,   _FAILED,   _FAILED,   _FAILED,   _STOPPED,  _RESTARTS, _RESYNCS,  _REMOVED),
+    _STOPPED:  (_STOPPED,  _STOPPED,  _STOPPED,  _STOPPED,  _PAUSED,   _RESTARTS, _RESYNCS,  _REMOVED),
+    _FINISHED: (_FINISHED, _FINISHED, _FINISHED, _FINISHED, _ENDED,    _ENDED,    _ENDED,    _REMOVED),
+    _REMOVED:  (_REMOVED,  _REMOVED,  _REMOVED,  _REMOVED,  _LEAVES,   _LEAVES,   _LEAVES,   _REMOVED),
 }  # fmt: skip
 
 TRANSITIONS: Mapping[tuple[ChangefeedState, ChangefeedEvent], Next | Refused] = MappingProxyType(
@@ -99,7 +102,10 @@ def step(info: ChangefeedInfo, event: ChangefeedEvent, *, error: str = "", revis
     epoch = next_epoch(info.epoch, revision) if outcome.restarts else info.epoch
     if (outcome.state, error, epoch) == (info.state, info.error, info.epoch):
         return info
-    return msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch, asked_by=by)
+    changed = msgspec.structs.replace(info, state=outcome.state, error=error, epoch=epoch, asked_by=by)
+    if not outcome.copies:
+        return changed
+    return msgspec.structs.replace(changed, start_ts=0, initial_snapshot=True, generation=info.generation + 1)
 
 
 def replaced(

@@ -1,4 +1,4 @@
-"""owner changefeed create | list | query | statistics | pause | resume | update | remove"""
+"""owner changefeed create | list | query | statistics | pause | resume | resync | update | remove"""
 
 from __future__ import annotations
 
@@ -169,6 +169,28 @@ def resume(session: Session, changefeed: str) -> None:
     _print_state(session, session.ask("ResumeChangefeed", changefeed=changefeed))
 
 
+@changefeed_group.command("resync")
+@remote
+@required_changefeed_argument
+@click.option("--wait", is_flag=True, help="Wait until all tables are copied and follow the source; --timeout-s, else 600 s.")
+def resync(session: Session, changefeed: str, wait: bool) -> None:
+    """Copy all tables again, and follow the source from there.
+
+    The way out when changes are lost: the source failed over without them, was restored, or no longer
+    has the changefeed's slot. The sink stays readable: each table keeps its content until its new copy
+    is complete. Works in every state except finished and removed, also for a changefeed that was created
+    with --no-snapshot; tables that are added later are then copied too.
+
+    \b
+    Example:
+      owner changefeed resync orders --wait
+    """
+    answer = session.ask("ResyncChangefeed", changefeed=changefeed)
+    if wait:
+        answer = _wait_until_steady(session, answer, "copied again")
+    _print_state(session, answer, f": {_progress(answer)}" if wait else "; all tables are being copied again")
+
+
 def _print_state(session: Session, row: pb.Changefeed, more: str = "") -> None:
     session.output.result(to_object(row), f"changefeed {row.changefeed} is {row.state}{more}")
 
@@ -226,26 +248,26 @@ def _wait_until_gone(session: Session, name: str) -> None:
     raise CommandError("deadline_exceeded", text)
 
 
-def _wait_until_steady(session: Session, row: pb.Changefeed) -> pb.Changefeed:
+def _wait_until_steady(session: Session, row: pb.Changefeed, done: str = "created") -> pb.Changefeed:
     """Wait until every table follows the source or the target is reached.
 
     Fail if the changefeed fails, is paused or removed. The checkpoint of a table stays at its start
     during its copy, so a checkpoint past the start means that all are copied.
     """
     name, text = row.changefeed, ""
-    session.pending = f"changefeed {name} was created and continues"
+    session.pending = f"changefeed {name} was {done} and continues"
     with ProgressBar(session.output) as bar:
         for _ in session.polls(STEADY_TIMEOUT_S):
             row = session.ask("QueryChangefeed", changefeed=name)
             stalled = sum(row.stalls.values())
-            follows = row.state == "normal" and row.initialized and not stalled and row.checkpoint_ts > row.start_ts
+            follows = row.state == "normal" and row.initialized and not stalled and 0 < row.start_ts < row.checkpoint_ts
             if follows or row.state == "finished":
                 return row
             text = f"changefeed {name}: {_progress(row)}"
             if row.state not in ("normal", "warning"):
                 raise CommandError(row.state, text, changefeed=to_object(row))
             bar.show(text, *((row.spans - stalled, stalled) if row.initialized else ()))
-    text = f"{text} after {session.timeout_s(STEADY_TIMEOUT_S):g} s; it was created and continues"
+    text = f"{text} after {session.timeout_s(STEADY_TIMEOUT_S):g} s; it was {done} and continues"
     raise CommandError("deadline_exceeded", text, changefeed=to_object(row))
 
 

@@ -22,7 +22,7 @@ _ENTERED = {
     ChangefeedState.REMOVED: "changefeed_removing",
 }
 
-_ASKED_FOR = frozenset(f"changefeed_{word}" for word in ("created", "updated", "paused", "resumed", "removing"))
+_ASKED_FOR = frozenset(f"changefeed_{word}" for word in ("created", "updated", "paused", "resumed", "resynced", "removing"))
 """Events that an operator causes, and that name the caller."""
 
 
@@ -84,6 +84,8 @@ def _kind_of_change(old: ChangefeedInfo | None, new: ChangefeedInfo | None) -> s
         return "changefeed_removed"
     if old is None or old.created_at != new.created_at:
         return "changefeed_created"
+    if new.generation != old.generation:
+        return "changefeed_resynced"
     if new.state is not old.state and new.state in _ENTERED:
         return _ENTERED[new.state]
     if new.state.runs and (not old.state.runs or new.epoch != old.epoch):

@@ -36,7 +36,7 @@ from owner.leadership.protocol_compatibility import ProtocolCompatibility
 from owner.owner_config import OwnerConfig
 from tablewire.errors import ClosedError, ConflictError, EtcdError, NotLeaderError
 from tablewire.etcd import keys as etcd_keys
-from tablewire.etcd.records import ChangefeedStatus, DrainRecord, encode, now
+from tablewire.etcd.records import ChangefeedInfo, ChangefeedStatus, DrainRecord, encode, now
 from tablewire.etcd.session import EtcdSession
 from tablewire.etcd.values import Put
 from tablewire.model.ids import CaptureID, CaptureInfo, ChangefeedID
@@ -253,7 +253,9 @@ class Term:
     def _new_run(self, stored: StoredChangefeed, previous: ChangefeedRun | None) -> ChangefeedRun:
         info = stored.info
         status = self._state.statuses.get(info.changefeed)
-        watermark = Watermark(status.checkpoint_ts, status.resolved_ts) if status is not None else Watermark(0, 0)
+        watermark = Watermark(0, 0)
+        if status is not None and status.generation == info.generation:
+            watermark = Watermark(status.checkpoint_ts, status.resolved_ts)
         previous_worker = self._workers.get(info.changefeed)
         worker = ChangefeedWorker(
             info,
@@ -269,7 +271,7 @@ class Term:
         history = PlacementHistory(self.history, info.changefeed, lambda: worker.view.table_names)
         recorder = EventRecorder(info.changefeed, self._counters, history, owner_revision=self.revision)
         run = ChangefeedRun(stored, watermark, worker, owner_id=self._owner_id, owner_revision=self.revision, recorder=recorder)
-        if previous is not None and previous.stored.info.created_at == info.created_at:
+        if previous is not None and _life(previous.stored.info) == _life(info):
             run.continue_from(previous)
         worker.start()
         _log.info("changefeed", changefeed=str(info.changefeed), state=info.state.value, epoch=info.epoch)
@@ -299,7 +301,11 @@ class Term:
         moved = (watermark.checkpoint_ts, watermark.resolved_ts) != (stored.checkpoint_ts, stored.resolved_ts)
         try:
             if run.duty is Duty.RUN and watermark.checkpoint_ts and moved:
-                status = ChangefeedStatus(checkpoint_ts=watermark.checkpoint_ts, resolved_ts=watermark.resolved_ts)
+                status = ChangefeedStatus(
+                    checkpoint_ts=watermark.checkpoint_ts,
+                    resolved_ts=watermark.resolved_ts,
+                    generation=run.stored.info.generation,
+                )
                 self._changefeeds.set_status(run.changefeed, status, run.stored.revision)
                 run.was_stored(watermark)
             if runs and run.worker.view.fatal:
@@ -314,3 +320,8 @@ class Term:
         for capture in sorted(self._state.drains - self._state.captures.keys()):
             self.cancel_drain(capture)
             _log.info("drain_ended", capture=capture, reason="it has left")
+
+
+def _life(info: ChangefeedInfo) -> tuple[object, ...]:
+    """Return what is the same as long as the progress of a changefeed counts."""
+    return info.created_at, info.generation

@@ -98,7 +98,8 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
     `tablewire.source.SourceRequest`. epoch: grows with every (re)start, see `next_epoch`. start_ts:
     0 until the source has been started. target_ts: 0 for no end. error: what stopped or disturbs
     it, empty if nothing does. asked_by: the caller who requested its last change, empty if the
-    owner made it (the changefeed failed, or reached its target).
+    owner made it (the changefeed failed, or reached its target). generation: grows with each
+    resync; what an earlier one has made at the source, and its progress, no longer count.
     """
 
     ts_fields: ClassVar[tuple[str, ...]] = ("start_ts", "target_ts")
@@ -118,6 +119,7 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
     target_ts: int = 0
     initial_snapshot: bool = True
     options: dict[str, str] = msgspec.field(default_factory=dict)
+    generation: Count = 0
 
     @property
     def changefeed(self) -> ChangefeedID:
@@ -125,12 +127,13 @@ class ChangefeedInfo(Record, frozen=True, kw_only=True):
 
 
 class ChangefeedStatus(Record, frozen=True, kw_only=True):
-    """The progress of a changefeed when this was written."""
+    """The progress of a changefeed when this was written. generation: of its ChangefeedInfo."""
 
     ts_fields: ClassVar[tuple[str, ...]] = ("checkpoint_ts", "resolved_ts")
 
     checkpoint_ts: int
     resolved_ts: int
+    generation: Count = 0
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):

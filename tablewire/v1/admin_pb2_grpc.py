@@ -84,6 +84,11 @@ class AdminStub(object):
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
                 response_deserializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
                 _registered_method=True)
+        self.ResyncChangefeed = channel.unary_unary(
+                '/tablewire.v1.Admin/ResyncChangefeed',
+                request_serializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
+                response_deserializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
+                _registered_method=True)
         self.UpdateChangefeed = channel.unary_unary(
                 '/tablewire.v1.Admin/UpdateChangefeed',
                 request_serializer=tablewire_dot_v1_dot_admin__pb2.UpdateChangefeedRequest.SerializeToString,
@@ -199,6 +204,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResyncChangefeed(self, request, context):
+        """Starts a changefeed again from the source as it is now, and copies all of its tables again. The changefeed must be named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateChangefeed(self, request, context):
         """Changes a paused changefeed; runs every check first.
         """
@@ -310,6 +322,11 @@ def add_AdminServicer_to_server(servicer, server):
             ),
             'ResumeChangefeed': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeChangefeed,
+                    request_deserializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.FromString,
+                    response_serializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.SerializeToString,
+            ),
+            'ResyncChangefeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResyncChangefeed,
                     request_deserializer=tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.FromString,
                     response_serializer=tablewire_dot_v1_dot_admin__pb2.Changefeed.SerializeToString,
             ),
@@ -627,6 +644,33 @@ class Admin(object):
             request,
             target,
             '/tablewire.v1.Admin/ResumeChangefeed',
+            tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
+            tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResyncChangefeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tablewire.v1.Admin/ResyncChangefeed',
             tablewire_dot_v1_dot_admin__pb2.ChangefeedRequest.SerializeToString,
             tablewire_dot_v1_dot_admin__pb2.Changefeed.FromString,
             options,

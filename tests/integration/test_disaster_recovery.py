@@ -116,7 +116,7 @@ def test_etcd_is_lost_with_its_data(world: World) -> None:
 
 
 def test_the_slot_is_lost(world: World) -> None:
-    """The changefeed fails and names what lies between; removed and created it copies everything, and replaces what it wrote."""
+    """The changefeed fails and says why; a resync copies everything again, and replaces what was written."""
 
     def dropped() -> bool:
         try:
@@ -128,9 +128,7 @@ def test_the_slot_is_lost(world: World) -> None:
     wait_until("nobody holds the slot", dropped, TIMEOUT_S)
     world.cluster.wait("it has failed", lambda: world.cluster.admin.changefeed("one")["state"] == "failed")
     assert "the changes between are lost" in world.cluster.admin.changefeed("one")["error"]
-    world.owner("remove", "one", "--wait")
-    world.create()
-    world.wait_replicating()
+    world.owner("resync", "one", "--wait")
     world.assert_equal()
 
 

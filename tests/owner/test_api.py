@@ -103,6 +103,7 @@ def test_a_move_that_no_tick_decides_stays_pending(view: AdminView, stub: Any) -
         ("DrainCapture", pb.DrainCaptureRequest(capture="a", cancel=True), "FAILED_PRECONDITION", "not being drained"),
         ("ResumeChangefeed", pb.ChangefeedRequest(), "FAILED_PRECONDITION", "cannot resume: it is running already"),
         ("RemoveChangefeed", pb.ChangefeedRequest(), "INVALID_ARGUMENT", "must name"),
+        ("ResyncChangefeed", pb.ChangefeedRequest(), "INVALID_ARGUMENT", "must name"),
         ("Resign", pb.ResignRequest(), "FAILED_PRECONDITION", "only owner"),
         (
             "CreateChangefeed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from owner.changefeed.store import TRANSITIONS, ChangefeedEvent, ChangefeedRefusedError, Next, step
@@ -10,13 +11,13 @@ from tablewire.etcd.records import ChangefeedInfo, ChangefeedState
 
 # One row a state, one column an event. "!" = refused, "+" = a new start at a higher epoch.
 MATRIX = """
-          error     recovered fatal     target_reached pause     resume    remove
-normal    warning   normal    failed    finished       stopped   !         removed
-warning   warning   normal    failed    finished       stopped   !         removed
-failed    failed    failed    failed    failed         stopped   normal+   removed
-stopped   stopped   stopped   stopped   stopped        !         normal+   removed
-finished  finished  finished  finished  finished       !         !         removed
-removed   removed   removed   removed   removed        !         !         removed
+          error     recovered fatal     target_reached pause     resume    resync    remove
+normal    warning   normal    failed    finished       stopped   !         normal+   removed
+warning   warning   normal    failed    finished       stopped   !         normal+   removed
+failed    failed    failed    failed    failed         stopped   normal+   normal+   removed
+stopped   stopped   stopped   stopped   stopped        !         normal+   normal+   removed
+finished  finished  finished  finished  finished       !         !         !         removed
+removed   removed   removed   removed   removed        !         !         !         removed
 """
 
 
@@ -79,6 +80,14 @@ def test_a_removal_that_failed_says_why() -> None:
 
 
 def test_only_what_ran_before_restarts() -> None:
-    """Only resume raises the epoch."""
+    """Only resume and resync raise the epoch."""
     restarts = {event for (_, event), outcome in TRANSITIONS.items() if isinstance(outcome, Next) and outcome.restarts}
-    assert restarts == {ChangefeedEvent.RESUME}
+    assert restarts == {ChangefeedEvent.RESUME, ChangefeedEvent.RESYNC}
+
+
+def test_a_resync_forgets_the_progress_and_copies() -> None:
+    """The start position is unknown again, tables are copied even after --no-snapshot, and an earlier status does not count."""
+    before = msgspec.structs.replace(_info(ChangefeedState.FAILED, "lost"), start_ts=50, initial_snapshot=False)
+    after = step(before, ChangefeedEvent.RESYNC, revision=3)
+    assert (after.start_ts, after.initial_snapshot, after.generation, after.error) == (0, True, 1, "")
+    assert step(before, ChangefeedEvent.RESUME, revision=3).generation == 0

@@ -18,6 +18,7 @@ from docs.tools import transitions_page as diagram
 from docs.tools.metrics_page import families
 from owner.core.transitions import cells, impossible, rule_for
 from owner.owner_config import OwnerConfig
+from processor.postgres.tables import life
 from processor.processor_config import ProcessorConfig
 from tablewire.model.states import TableState
 from tablewire.runtime.config import Section, describe
@@ -219,12 +220,15 @@ def test_the_rules_are_drawn_as_they_are() -> None:
     """docs/transitions.md is what the table of rules says, and its diagram shows each change of state that a report can cause."""
     page = (ROOT / "docs/transitions.md").read_text()
     assert page == diagram.render(), "run `python -m docs.tools.transitions_page --write docs/transitions.md`"
-    (drawn,) = blocks(ROOT / "docs/transitions.md", "mermaid")
+    drawn, table_drawn = blocks(ROOT / "docs/transitions.md", "mermaid")
     shown = {(source.lower(), target.lower()) for source, target in re.findall(r"(\w+) --> (\w+) : \w.* reports", drawn)}
     deciding = [
         (cell.state, rule.then.state) for cell in cells() if not impossible(cell) and (rule := rule_for(cell)) is not None
     ]
     assert {(before, after) for before, after in deciding if after not in (None, before)} <= shown
+    shown = {(source.lower(), target.lower()) for source, target in re.findall(r"(\w+) --> (\w+) : ", table_drawn)}
+    changes = [(state, then) for rule in life.RULES for state in rule.states if (then := rule.then) not in (None, *life.ENDED)]
+    assert {tuple(state.name.lower().replace("_", "") for state in change) for change in changes} == shown
 
 
 def test_every_verb_is_in_help() -> None:

@@ -20,6 +20,7 @@ from owner.core.transitions import (
     impossible,
     rule_for,
 )
+from processor.postgres.tables import life
 from tablewire.model.states import ReplicationState
 
 HEAD = """# The rules of replication
@@ -65,6 +66,31 @@ POLICIES = (
 )
 """The transitions that `owner.core.policies` make."""
 
+TABLE_HEAD = """
+# The life of a table in a processor
+
+The executor of PostgreSQL keeps one state for each table that it has. The table of rules is `RULES` in
+`processor/postgres/tables/life.py`; the diagram and this page are made from it, and a test reaches each of its cells. The agent's
+thread prepares, grants and removes; streams read changes into the table's queue; one worker or one copy at a time uses the sink.
+States that are busy (marked * below) are left for Stopped only when that worker or copy has ended.
+
+"""
+
+TABLE_LEGEND = """
+A failure and a removal, which are possible in every state, are left out of the diagram.
+
+| state | reported | queue | data |
+|---|---|---|---|
+"""
+
+TABLE_RULES = """
+*Queue*: it is opened for its writer, paused (no stream waits for the writer), or closed. *Data*: the next state keeps its data or
+gets new data. A cell that is not listed cannot occur.
+
+| input | states | then | queue | data | why |
+|---|---|---|---|---|---|
+"""
+
 _DISPATCHES = {
     Dispatch.NOTHING: "",
     Dispatch.PREPARE_REPORTER: "prepare",
@@ -90,7 +116,8 @@ _NOTES = {
 
 def render() -> str:
     """Return the whole page."""
-    return "".join((HEAD, _diagram(), LEGEND, _rules(), _numbers()))
+    owner = (HEAD, _diagram(), LEGEND, _rules(), _numbers())
+    return "".join((*owner, TABLE_HEAD, _table_diagram(), TABLE_LEGEND, _table_states(), TABLE_RULES, _table_rules()))
 
 
 def edges() -> dict[tuple[ReplicationState, ReplicationState, Role], list[int]]:
@@ -136,6 +163,47 @@ def _rules() -> str:
             f"| {_then(rule.then)} | {_DISPATCHES[rule.then.dispatch]} | {rule.why} |"
         )
     return "\n".join([*lines, ""])
+
+
+def table_edges() -> dict[tuple[life.State, life.State], list[life.TableInput]]:
+    """Return, for each change of a table's state but a failure and a removal, the inputs that cause it."""
+    found: dict[tuple[life.State, life.State], list[life.TableInput]] = {}
+    for rule in life.RULES:
+        for state in rule.states:
+            if rule.then not in (None, state, *life.ENDED):
+                found.setdefault((state, life.State(rule.then)), []).append(rule.input)
+    return found
+
+
+def _table_diagram() -> str:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {_camel(life.BEGINNING.state)}"]
+    for (state, then), inputs in sorted(table_edges().items()):
+        lines.append(f"    {_camel(state)} --> {_camel(then)} : {_listed(_spaced(what) for what in inputs)}")
+    return "\n".join([*lines, "```", ""])
+
+
+def _table_states() -> str:
+    return "".join(
+        f"| {_camel(state)}{' *' if state in life.BUSY else ''} | {reported or 'what was reported before'} "
+        f"| {'open' if state in life.ADVANCING else 'closed' if state is life.State.STOPPED else 'paused'} | {data.__name__} |\n"
+        for state, (reported, data) in life.STATES.items()
+    )
+
+
+def _table_rules() -> str:
+    return "".join(
+        f"| {_spaced(rule.input)} | {_listed(map(_camel, rule.states))} | {'stays' if rule.then is None else _camel(rule.then)} "
+        f"| {'' if rule.gate is life.Gate.KEEP else rule.gate.name.lower()} | {rule.carry.name.lower()} | {rule.why} |\n"
+        for rule in life.RULES
+    )
+
+
+def _camel(state: life.State) -> str:
+    return state.name.title().replace("_", "")
+
+
+def _spaced(what: life.TableInput) -> str:
+    return what.name.lower().replace("_", " ")
 
 
 def _numbers() -> str:

@@ -105,7 +105,7 @@ class PostgresExecutor:
                 self._catalogue,
                 self._binary,
                 self._sink.session(),
-                self._waiting_for_snapshot,
+                self._waiting_for_copy,
                 self._crashed,
             )
             for _ in range(options.snapshot_threads)
@@ -260,8 +260,8 @@ class PostgresExecutor:
                 table.needs_solo = table in slow
         self._woken.set()
 
-    def _waiting_for_snapshot(self) -> list[TableWork]:
-        return [table for table in self._all_tables() if table.waits_for_snapshot]
+    def _waiting_for_copy(self) -> list[TableWork]:
+        return [table for table in self._all_tables() if table.waits_for_copy]
 
     def _all_tables(self) -> list[TableWork]:
         return list(self._tables.values())
@@ -290,12 +290,12 @@ class PostgresExecutor:
             self._check_publication()
             self._start_catch_up()
             self._pool.submit_waiting(self._all_tables())
-            if self._waiting_for_snapshot():
+            if self._waiting_for_copy():
                 for runner in self._snapshots:
                     runner.wake()
 
     def _new_tables(self) -> list[TableWork]:
-        return [table for table in self._all_tables() if not table.is_attached and table.is_preparing]
+        return [table for table in self._all_tables() if table.is_new]
 
     def _describe_new(self) -> None:
         """Describe new tables at the source and attach them to the shared stream; start that with the first ones."""
@@ -354,15 +354,16 @@ class PostgresExecutor:
         except OperatingError as error:
             table.fail(error)
             return
-        table.schema = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
-        table.is_attached = True
-        if self._shared is not None:
+        described = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
+        if table.describe(described) and self._shared is not None:
             self._shared.attach(table)
+            if table.is_leaving:
+                self._shared.detach(table)  # it was removed before it was attached
 
     def _start_shared(self, context: StreamContext) -> None:
         shared = SharedStream(context)
         for table in self._all_tables():
-            if table.is_attached:
+            if table.is_followed:
                 shared.attach(table)
         self._shared = shared
         shared.thread.start()
@@ -373,7 +374,7 @@ class PostgresExecutor:
         if now < self._publication_at:
             return
         self._publication_at = now + PUBLICATION_INTERVAL_S
-        followed = [table for table in self._all_tables() if table.is_attached and table.error is None]
+        followed = [table for table in self._all_tables() if table.is_followed]
         if not followed:
             return
         try:

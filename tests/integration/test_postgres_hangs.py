@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from deploy.local.postgres import PostgresServer
+from processor.postgres.tables.life import BUSY
 from tablewire.model.progress import Barrier, Checkpoint
 from tablewire.postgres.connections import SourceUnavailableError
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, prepare, wait_until
@@ -133,7 +134,7 @@ def test_calls_of_the_agent_return_at_once_while_source_and_sink_hang(new_postgr
             executor.set_assignment_epoch(prepared, 999_999)
             executor.add_table_span(prepared, checkpoint, False)
             wait_until(lambda: executor._catalogue._connection._lock.locked(), "the source is asked")
-            wait_until(lambda: executor._tables[prepared]._is_busy, "the sink is asked")
+            wait_until(lambda: executor._tables[prepared].life.state in BUSY, "the sink is asked")
             for call in calls:
                 started = time.monotonic()
                 call()

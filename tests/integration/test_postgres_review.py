@@ -12,6 +12,7 @@ from psycopg.pq import ExecStatus
 
 from deploy.local.postgres import PostgresServer
 from processor.postgres import PostgresExecutor
+from processor.postgres.tables.life import BUSY
 from tablewire.errors import OperatingError
 from tablewire.model.progress import Checkpoint
 from tablewire.model.spans import Span
@@ -242,7 +243,7 @@ def test_close_returns_while_the_sink_hangs(source_db: str, other_server: Postgr
         kit.wait_equal("a")
         other_server.pause()
         kit.run("INSERT INTO a VALUES (2)")
-        wait_until(lambda: executor._tables[kit.span("a")]._is_busy, "a worker waits for the sink")
+        wait_until(lambda: executor._tables[kit.span("a")].life.state in BUSY, "a worker waits for the sink")
         assert_closes(executor, other_server)
 
 

@@ -68,10 +68,10 @@ class CatchUpStream(ChangeStream):
         """Fail a writer that needs what the source no longer keeps; a preparing table may be granted a later start."""
         for key, table in list(self._inboxes.items()):
             queue = table.queue
-            if queue.cursor >= start_ts or queue.catch_up_position >= start_ts:
+            if queue.received_position >= start_ts:
                 continue
             self._inboxes.pop(key, None)
-            if queue.is_writing:
+            if queue.is_open:
                 text = f"the source has kept changes only from {format_lsn(start_ts)} on, but they are needed from"
                 table.fail(OperatingError(f"table {table.table_id}: {text} {format_lsn(queue.cursor)} on; copy it again"))
             queue.lose_transaction()
@@ -142,4 +142,4 @@ def _is_done(queue: TableQueue) -> bool:
     A queue with a writer is done when it takes from the streamed lane, which may lose its oldest changes
     until then. One that is not covered has given its catch-up lane up.
     """
-    return queue.is_joined or not queue.is_covered or (not queue.is_writing and queue.is_caught_up)
+    return queue.is_joined or not queue.is_covered or (not queue.is_open and queue.is_caught_up)

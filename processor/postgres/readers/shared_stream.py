@@ -100,7 +100,7 @@ class SharedStream(ChangeStream):
         """Return whether there are other tables, and none of them waits for the sink to a comparable degree."""
         others = [other.queue for other in self._inboxes.values() if other is not table]
         mark = table.queue.held_bytes // BUSY_SHARE
-        return bool(others) and not any(queue.is_writing and queue.held_bytes >= mark for queue in others)
+        return bool(others) and not any(queue.is_open and queue.held_bytes >= mark for queue in others)
 
     def _reclaim(self, delivering: Part) -> None:
         """Empty the largest queue without a writer, since all queues together hold too much.
@@ -108,7 +108,7 @@ class SharedStream(ChangeStream):
         The transaction that is being delivered counts as delivered to it: it may be in that queue
         already, and `position` passes it when the delivery ends.
         """
-        idle = [table for table in self._inboxes.values() if not (table.queue.is_writing and table.queue.is_covered)]
+        idle = [table for table in self._inboxes.values() if not (table.queue.is_open and table.queue.is_covered)]
         largest = max(idle, key=lambda table: table.queue.held_bytes, default=None)
         if largest is not None and largest.queue.held_bytes:
             largest.queue.close_catch_up()

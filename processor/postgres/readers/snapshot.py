@@ -9,7 +9,9 @@ are reported to the tables.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import psycopg
@@ -97,10 +99,11 @@ class SnapshotRunner:
         try:
             with connect(self._uri, application_name="tablewire snapshot") as source:
                 self._source = source
+                requested_at = time.monotonic()
                 position = self._take_snapshot(source)
                 for table in tables:
                     # A failed copy leaves the source's transaction failed: the others wait for the next snapshot.
-                    if self._stopping.is_set() or not self._copy_table(source, table, position):
+                    if self._stopping.is_set() or not self._copy_table(source, table, position, requested_at):
                         return
                 source.execute("COMMIT")
         except OperatingError as error:
@@ -127,38 +130,38 @@ class SnapshotRunner:
         """Have the tables that were not copied retry, or fail: the snapshot as a whole has failed."""
         if not self._stopping.is_set():
             for table in tables:
-                if table.begin_snapshot() is not None:
-                    table.end_snapshot(None, error)
+                if table.begin_copy(math.inf) is not None:
+                    table.fail_copy(error)
 
-    def _copy_table(self, source: Connection, table: TableWork, position: Ts) -> bool:
+    def _copy_table(self, source: Connection, table: TableWork, position: Ts, requested_at: float) -> bool:
         """Copy a table unless it no longer waits for that; return False if the copy failed."""
-        if (fence := table.begin_snapshot()) is None:
+        if (writer := table.begin_copy(requested_at)) is None:
             return True
         failure: OperatingError | None = None
-        done: Ts | None = None
+        is_done = False
         try:
             if (schema := describe_table(source, table.table_id)) is None:
                 raise OperatingError(f"table {table.table_id} does not exist at the source")
-            transaction = self.session.begin(schema, fence)
+            transaction = self.session.begin(schema, writer.fence)
             rows = self._rows(source, schema)
             try:
-                transaction.copy(schema, table.watch_snapshot(rows), position)
+                transaction.copy(schema, table.watch_copy(rows), position)
                 transaction.commit()
-                done = position
+                is_done = True
             finally:
                 rows.close()
-                if done is None:
+                if not is_done:
                     transaction.rollback()
         except OperatingError as error:
             failure = error
         except psycopg.Error as error:
-            failure = _copy_error(str(table.table_id), error)
-            if source.closed:
-                raise
-        finally:
-            self.session.forget(table.table_id)
-            table.end_snapshot(done, failure)
-        return done is not None
+            failure = _copy_error(writer.schema.full_name, error)
+        self.session.forget(table.table_id)
+        if failure is None:
+            table.end_copy(position)
+        else:
+            table.fail_copy(failure)
+        return failure is None
 
     def _rows(self, source: Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
         """Yield the table as chunks of a COPY BINARY stream, each of whole rows, with their number."""
@@ -185,5 +188,5 @@ class SnapshotRunner:
 
 
 def _copy_error(table: str, error: psycopg.Error) -> OperatingError:
-    kind = SinkUnavailableError if is_connection_loss(error) else OperatingError
+    kind = SourceUnavailableError if is_connection_loss(error) else OperatingError
     return kind(f"snapshot of table {table}: {error_text(error)}{policy_hint(error, 'source')}")

@@ -95,15 +95,15 @@ class ChangeBatch:
 
 
 class TableQueue:
-    """See the module. is_writing: a sink writer takes from it, and may write."""
+    """See the module. It is either open for a writer, or paused: then no stream waits for it."""
 
     def __init__(self, max_bytes: int, budget: Budget, cursor: Ts) -> None:
-        self.cursor: Ts = cursor
-        self.streamed_floor: Ts | None = None
-        self.catch_up_position: Ts = 0
-        self.catch_up_floor: Ts = TS_MAX
-        self.is_writing = False
-        self.overflows = 0
+        self._cursor: Ts = cursor
+        self._streamed_floor: Ts | None = None
+        self._catch_up_position: Ts = 0
+        self._catch_up_floor: Ts = TS_MAX
+        self._is_open = False
+        self._overflows = 0
         self._max_bytes = max_bytes
         self._budget = budget
         self._lock = threading.Lock()
@@ -120,27 +120,52 @@ class TableQueue:
     # --- state, any thread -------------------------------------------------------------------------------------------
 
     @property
+    def cursor(self) -> Ts:
+        """Everything at or before it has been written, or was before the start."""
+        return self._cursor
+
+    @property
+    def received_position(self) -> Ts:
+        """Up to where a catch-up stream has read, or the writer has written."""
+        return max(self._catch_up_position, self._cursor)
+
+    @property
+    def overflows(self) -> int:
+        """How often something was dropped that must be read again."""
+        return self._overflows
+
+    @property
+    def is_open(self) -> bool:
+        """A sink writer takes from it, and may write."""
+        return self._is_open
+
+    @property
+    def streamed_floor(self) -> Ts | None:
+        """From where on the shared stream delivers to it; None: it does not yet."""
+        return self._streamed_floor
+
+    @property
     def held_bytes(self) -> int:
         return self._streamed.size + self._catch_up.size + self._taken_bytes
 
     @property
     def is_joined(self) -> bool:
         """The shared stream alone is sufficient from the cursor on."""
-        floor = self.streamed_floor
-        return floor is not None and self.cursor >= floor
+        floor = self._streamed_floor
+        return floor is not None and self._cursor >= floor
 
     @property
     def is_covered(self) -> bool:
         """The lanes hold everything after the cursor, or a catch-up stream is filling in what is missing."""
-        return self.is_joined or self.cursor >= self.catch_up_floor
+        return self.is_joined or self._cursor >= self._catch_up_floor
 
     @property
     def is_caught_up(self) -> bool:
         """Everything from the cursor to the shared stream's position has been received."""
-        floor = self.streamed_floor
+        floor = self._streamed_floor
         if floor is None:
             return False
-        return self.cursor >= floor or (self.cursor >= self.catch_up_floor and self.catch_up_position >= floor)
+        return self._cursor >= floor or (self._cursor >= self._catch_up_floor and self._catch_up_position >= floor)
 
     def idle_position(self, shared_position: Ts) -> Ts:
         """Return up to where everything is written. shared_position: of the shared stream, read before this call.
@@ -150,9 +175,9 @@ class TableQueue:
         with self._lock:
             if not self._is_taken and not self._is_inside and self.is_covered:
                 waiting = self._lane.parts
-                end = shared_position if self.is_joined else self.catch_up_position
-                self.cursor = max(self.cursor, waiting[0].transaction.commit_ts if waiting else end)
-            return self.cursor
+                end = shared_position if self.is_joined else self._catch_up_position
+                self._cursor = max(self._cursor, waiting[0].transaction.commit_ts if waiting else end)
+            return self._cursor
 
     @property
     def has_next(self) -> bool:
@@ -175,10 +200,10 @@ class TableQueue:
     def push_streamed(self, parts: Sequence[Part], size: int) -> bool:
         """Add one whole transaction. False: there is no room and a writer is working; wait, or call drop_streamed."""
         with self._lock:
-            if self._is_closed or self.streamed_floor is None:
+            if self._is_closed or self._streamed_floor is None:
                 return True
             if self._is_full(size, self._streamed):
-                if self.is_writing and self.is_joined:
+                if self._is_open and self.is_joined:
                     if self._streamed.parts or self._taken_bytes:
                         return False
                 else:
@@ -192,15 +217,15 @@ class TableQueue:
     def drop_streamed(self, end_ts: Ts) -> None:
         """Drop everything up to the transaction that ends at end_ts; it must be read again."""
         with self._lock:
-            self.overflows += 1
+            self._overflows += 1
             self._clear_streamed(end_ts)
 
     def open_catch_up(self, start_ts: Ts) -> None:
         """Expect every transaction after start_ts, which is at or before the cursor, from a catch-up stream."""
         with self._lock:
             self._clear_catch_up()
-            self.catch_up_floor = start_ts
-            self.catch_up_position = start_ts
+            self._catch_up_floor = start_ts
+            self._catch_up_position = start_ts
 
     def push_catch_up(self, parts: Sequence[Part], size: int) -> bool:
         """Add a transaction, or the next part of one. False: there is no room; wait, or call close_catch_up.
@@ -208,12 +233,12 @@ class TableQueue:
         A table without a writer gives its catch-up lane up instead (is_covered becomes False).
         """
         with self._lock:
-            if self._is_closed or self.catch_up_floor == TS_MAX or parts[-1].transaction.commit_ts < self.cursor:
+            if self._is_closed or self._catch_up_floor == TS_MAX or parts[-1].transaction.commit_ts < self._cursor:
                 return True
-            if self._is_full(size, self._catch_up) and (self._catch_up.parts or self._taken_bytes or not self.is_writing):
-                if self.is_writing:
+            if self._is_full(size, self._catch_up) and (self._catch_up.parts or self._taken_bytes or not self._is_open):
+                if self._is_open:
                     return False
-                self.overflows += 1
+                self._overflows += 1
                 self._clear_catch_up()
                 return True
             self._catch_up.push(parts, size)
@@ -222,8 +247,8 @@ class TableQueue:
 
     def move_catch_up(self, position: Ts) -> None:
         """Record that everything at or before `position` has been pushed by the catch-up stream."""
-        if self.catch_up_floor != TS_MAX:
-            self.catch_up_position = max(self.catch_up_position, position)
+        if self._catch_up_floor != TS_MAX:
+            self._catch_up_position = max(self._catch_up_position, position)
 
     def cut_catch_up(self) -> None:
         """Remove the parts of an incomplete transaction: the stream broke inside it."""
@@ -251,6 +276,14 @@ class TableQueue:
 
     # --- the writer --------------------------------------------------------------------------------------------------
 
+    def open_for_writing(self) -> None:
+        """Begin, or continue, to have a writer: streams may wait for it."""
+        self._is_open = True
+
+    def pause_writing(self) -> None:
+        """Have no stream wait for the writer: it stops, or does something else first."""
+        self._is_open = False
+
     def take(self, barrier_ts: Ts, max_bytes: int, continuing: ChangeBatch | None = None) -> ChangeBatch | None:
         """Return the next transactions that end at or before barrier_ts: whole ones up to about max_bytes, or the next parts of
         one that is larger than the queue; None if there is nothing to write now.
@@ -261,16 +294,16 @@ class TableQueue:
         with self._lock:
             if continuing is None:
                 self._is_inside = False
-                self._catch_up.drop_written(self.cursor)
+                self._catch_up.drop_written(self._cursor)
                 self._advance_over_catch_up()
             elif not continuing.is_current:
                 return None
             lane = self._lane if continuing is None else continuing.lane
-            lane.drop_written(self.cursor)
+            lane.drop_written(self._cursor)
             parts, is_whole = self._next_parts(lane, barrier_ts, max_bytes)
             if not parts:
                 if lane.parts:
-                    self.is_writing = False  # it waits for its barrier: no stream may wait for it
+                    self._is_open = False  # it waits for its barrier: no stream may wait for it
                 return None
             for _ in parts:
                 lane.parts.popleft()
@@ -284,7 +317,7 @@ class TableQueue:
         """Release the batch: it is durable (is_written), or a part of a transaction that is still open at the sink."""
         with self._lock:
             if is_written:
-                self.cursor = max(self.cursor, batch.end_ts)
+                self._cursor = max(self._cursor, batch.end_ts)
             self._is_inside = not is_written
             self._taken_bytes = 0
             self._is_taken = False
@@ -307,26 +340,28 @@ class TableQueue:
         """Give the catch-up lane up, as it does not follow the cursor: the beginning of a transaction was rolled back."""
         with self._lock:
             self._is_inside = False
-            self.overflows += 1
+            self._overflows += 1
             self._clear_catch_up()
 
     def skip_to(self, position: Ts) -> None:
         """Skip what ends at or before position, as the sink has it already."""
         with self._lock:
-            self.cursor = max(self.cursor, position)
+            self._cursor = max(self._cursor, position)
             self._advance_over_catch_up()
 
     def start_at(self, cursor: Ts) -> None:
         """Start the writer after `cursor`; drop a catch-up lane that begins later."""
         with self._lock:
-            self.cursor = cursor
-            if cursor < self.catch_up_floor:
+            self._cursor = cursor
+            if cursor < self._catch_up_floor:
                 self._clear_catch_up()
             self._advance_over_catch_up()
 
     def close(self) -> None:
+        """Take and keep nothing from here on."""
         with self._lock:
             self._is_closed = True
+            self._is_open = False
             self._clear_streamed(None)
             self._clear_catch_up()
 
@@ -367,37 +402,37 @@ class TableQueue:
 
     def _is_full(self, size: int, lane: _Lane) -> bool:
         """Return whether the lane has no room for `size`; while a table catches up, each lane has half of the queue."""
-        max_bytes = self._max_bytes if self.catch_up_floor == TS_MAX else self._max_bytes // 2
+        max_bytes = self._max_bytes if self._catch_up_floor == TS_MAX else self._max_bytes // 2
         return lane.size + self._taken_bytes + size > max_bytes or self._budget.is_exhausted
 
     def _advance_over_catch_up(self) -> None:
         """Leave the catch-up lane if it is empty and complete."""
-        floor = self.streamed_floor
-        if floor is None or self.cursor >= floor:
-            if self.catch_up_floor != TS_MAX:
+        floor = self._streamed_floor
+        if floor is None or self._cursor >= floor:
+            if self._catch_up_floor != TS_MAX:
                 self._clear_catch_up()
         elif self._is_inside:
             return  # the rest of the transaction is only in the catch-up lane
         elif self.is_caught_up and not self._catch_up.parts and not self._is_taken:
-            self.cursor = max(self.cursor, self.catch_up_position)
+            self._cursor = max(self._cursor, self._catch_up_position)
             self._clear_catch_up()
 
     def _drop_oldest(self, size: int) -> None:
-        self.overflows += 1
+        self._overflows += 1
         lane = self._streamed
         while lane.parts and self._is_full(size, lane):
-            self.streamed_floor = lane.parts[0].end_ts
-            while lane.parts and lane.parts[0].end_ts == self.streamed_floor:
+            self._streamed_floor = lane.parts[0].end_ts
+            while lane.parts and lane.parts[0].end_ts == self._streamed_floor:
                 lane.drop(lane.parts.popleft())
             lane.generation += 1
 
     def _clear_streamed(self, floor: Ts | None) -> None:
         self._streamed.clear()
-        self.streamed_floor = floor
+        self._streamed_floor = floor
         self._space.notify_all()
 
     def _clear_catch_up(self) -> None:
         self._catch_up.clear()
-        self.catch_up_floor = TS_MAX
-        self.catch_up_position = 0
+        self._catch_up_floor = TS_MAX
+        self._catch_up_position = 0
         self._space.notify_all()

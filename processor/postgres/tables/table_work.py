@@ -1,14 +1,8 @@
-"""TableWork: one table's life in this executor, from prepared to stopped.
+"""TableWork: one table between its readers and its sink. Its life is the table of rules in life.py; this is the code around it.
 
-Three kinds of threads meet here: the agent's (asks and answers, never waits), those of the streams
-(push into the queue and notify), and one worker at a time (everything that uses the sink). `_lock`
-guards the state, and is never held during a wait.
-
-  PREPARING   described at the source, attached to the shared stream, not caught up yet
-  PREPARED    caught up (or its queue overflowed without a writer: then it catches up when it writes)
-  REPLICATING the takeover at the sink is done; makes its first copy if it needs one, then writes
-  STOPPING    no new work is begun; a worker or a copy that is running ends first
-  STOPPED     no write can follow
+Three kinds of threads meet here: the agent's (asks and answers, never waits), those of the streams (push
+into the queue and notify), and one worker (steps.py) or copy at a time, which uses the sink. `_lock`
+guards the life, and is never held during a wait.
 """
 
 from __future__ import annotations
@@ -16,40 +10,46 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import structlog
-
-from processor.postgres.sinks import (
-    Fence,
-    LostCommitsError,
-    ReloadNeededError,
-    SinkSession,
-    SinkUnavailableError,
-    WriteNotAllowedError,
+from processor.postgres.sinks import Fence, ReloadNeededError, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.tables.ends import End, retry_after, settled
+from processor.postgres.tables.life import (
+    ADVANCING,
+    BEGINNING,
+    COPY_STATES,
+    ENDED,
+    FAILED,
+    LEAVING,
+    NO_RETRY,
+    WRITERS,
+    Data,
+    Described,
+    Failure,
+    Gate,
+    Grant,
+    Leaving,
+    Life,
+    State,
+    TableInput,
+    Writer,
+    after,
 )
-from processor.postgres.tables.queues import ChangeBatch, TableQueue
-from processor.postgres.tables.writing import write_batch
-from tablewire.errors import EpochRefusedError, OperatingError
+from processor.postgres.tables.queues import TableQueue
+from tablewire.errors import OperatingError
 from tablewire.model.ids import TS_MAX, Ts
 from tablewire.model.progress import Checkpoint, Stats, TableStatus
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import SourceUnavailableError
-from tablewire.postgres.lsn import format_lsn
 from tablewire.runtime.backoff import Backoff
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 NOT_ALLOWED_RETRY_S = 0.1
-PART_WAIT_S = 0.1
-GATHER_S = 0.2
 GATHER_SHARE = 4
-"""In a backlog, wait at most GATHER_S for a batch of 1/GATHER_SHARE of the largest size: each batch costs the sink a commit."""
-
-_RETRIED = (SinkUnavailableError, SourceUnavailableError, WriteNotAllowedError)
-_log = structlog.get_logger(__name__)
+"""In a backlog, a worker waits a moment for a batch of 1/GATHER_SHARE of the largest size: each batch costs the sink a commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +73,116 @@ class TableServices:
 
 
 class TableWork:
-    """See the module."""
+    """See the module.
+
+    is_scheduled: owned by the pool, under its lock. needs_solo: owned by the control thread: catch up
+    alone. verified_ts: the reported checkpoint never passes it; set by the control thread. fence_wanted:
+    of the next takeover. barrier_ts: nothing that ends after it is written. last_synced_ts: what the sink
+    has confirmed.
+    """
 
     def __init__(self, span: Span, queue: TableQueue, services: TableServices) -> None:
         self.span = span
         self.table_id = span.table_id
         self.queue = queue
-        self.state = TableState.PREPARING
-        self.schema: TableSchema | None = None
-        self.error: Exception | None = None
-        self.fence_wanted: Fence | None = None
-        self.is_scheduled = False  # owned by the pool, under its lock
-        self.needs_solo = False  # owned by the control thread: catch up alone
-        self.is_attached = False  # owned by the control thread: the shared stream has the table
+        self.is_scheduled = False
+        self.needs_solo = False
+        self.verified_ts: Ts = TS_MAX
         self.rows_written = 0
         self.bytes_written = 0
         self.snapshot_rows = 0
-        self._services = services
+        self.services = services
+        self.fence_wanted: Fence | None = None
+        self.barrier_ts: Ts = TS_MAX
+        self.last_synced_ts: Ts = 0
+        self.gather_bytes = services.batch_max_bytes // GATHER_SHARE
         self._lock = threading.Lock()
-        self._granted_ts: Ts | None = None
-        self._fence_held: Fence | None = None
-        self._is_removing = False
-        self._is_busy = False
-        self._needs_snapshot = False
-        self._barrier_ts: Ts = TS_MAX
+        self._life = BEGINNING
         self._reported_ts: Ts = queue.cursor
-        self._last_synced_ts: Ts = 0
-        self._retry_at = 0.0
-        self._failing_since: float | None = None
-        self._is_unsure = False  # a commit may have succeeded without a reply
         self._backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
-        self._gathers = False  # waiting a moment for a larger batch
-        self._gather_bytes = services.batch_max_bytes // GATHER_SHARE
         self._rates = (time.monotonic(), 0, 0)
+
+    # --- the life, any thread ----------------------------------------------------------------------------------------
+
+    @property
+    def life(self) -> Life:
+        return self._life
+
+    @property
+    def state(self) -> TableState:
+        """The state that the agent reports."""
+        return self._life.reported
+
+    @property
+    def error(self) -> Exception | None:
+        data = self._life.data
+        return data.error if isinstance(data, Failure) else None
+
+    @property
+    def schema(self) -> TableSchema | None:
+        data = self._life.data
+        return data.schema if isinstance(data, Described | Grant | Writer) else None
+
+    @property
+    def writer(self) -> Writer | None:
+        """The right to write, None if there is none, or no longer."""
+        data = self._life.data
+        return data if isinstance(data, Writer) else None
+
+    def _move(self, what: TableInput, data: Data | None = None) -> bool:
+        """Apply an input; return whether it changed anything. Inside the lock."""
+        before = self._life
+        life, gate = after(before, what, data)
+        if life is before:
+            return False
+        if life.state in ENDED:
+            self._report()
+        self._life = life
+        if gate is Gate.OPEN:
+            self.queue.open_for_writing()
+        elif gate is Gate.PAUSE:
+            self.queue.pause_writing()
+        elif gate is Gate.CLOSE:
+            self.queue.close()
+        return True
+
+    def describe(self, schema: TableSchema) -> bool:
+        """Set the shape of a new table; return False if it was removed meanwhile. The control thread."""
+        with self._lock:
+            return self._move(TableInput.DESCRIBED, Described(schema))
+
+    def replace_schema(self, schema: TableSchema) -> None:
+        """Continue with another description of the same table, which was renamed, for example. Any thread."""
+        with self._lock:
+            if isinstance(self._life.data, Described | Grant | Writer):
+                self._life = Life(self._life.state, replace(self._life.data, schema=schema))
+
+    def want_copy(self, reason: ReloadNeededError) -> bool:
+        """Have the table copied again; return False if nothing of it was written yet, or if it ends. Any thread.
+
+        A worker first records that at the sink. Until the copy is durable, the checkpoint stays where it is.
+        """
+        with self._lock:
+            data = self._life.data
+            if isinstance(data, Writer):
+                if self._life.state is State.AWAITING_COPY:
+                    data = replace(data, copy_after=time.monotonic())
+                else:
+                    self._report()
+                    data = replace(data, copy_wanted=reason)
+            is_accepted = self._move(TableInput.WANT_COPY, data)
+        if is_accepted:
+            self.services.submit(self)
+        return is_accepted
+
+    def fail(self, error: Exception) -> None:
+        """Stop the table with an error; the agent sees it in the status, and removes the table. Any thread."""
+        with self._lock:
+            self._move(TableInput.FAIL, self._failure(error))
+        self.services.wake_agent()
+
+    def _failure(self, error: Exception) -> Failure:
+        return Failure(error, self._life.reported, self._life.has_position)
 
     # --- the agent's thread ------------------------------------------------------------------------------------------
 
@@ -114,53 +191,37 @@ class TableWork:
         with self._lock:
             if self.fence_wanted is None or fence > self.fence_wanted:
                 self.fence_wanted = fence
-        if self.state is TableState.REPLICATING:
-            self._services.submit(self)
+        if self._life.state in WRITERS:
+            self.services.submit(self)
 
     def promote(self, granted_ts: Ts) -> bool:
         """Begin phase two; return False while the table is not prepared."""
         with self._lock:
-            if self.state is TableState.REPLICATING or self._granted_ts is not None:
-                return True
-            if self.state is not TableState.PREPARED or self._is_removing:
-                return False
-            self._granted_ts = granted_ts
-        self._services.submit(self)
-        return True
+            data = self._life.data
+            is_new = self._move(TableInput.GRANT, Grant(data.schema, granted_ts) if isinstance(data, Described) else None)
+            is_granted = isinstance(self._life.data, Grant | Writer)
+        if is_new:
+            self.services.submit(self)
+        return is_granted
 
     def remove(self) -> None:
-        """Stop the table as soon as no worker uses it."""
+        """Stop the table as soon as no worker or copy uses it."""
         with self._lock:
-            if self._is_removing:
+            if not self._move(TableInput.REMOVE, Leaving(self._life.has_position)):
                 return
-            self._report()
-            self._is_removing = True
-            if self.state is not TableState.STOPPED:
-                self.state = TableState.STOPPING
-            self.queue.is_writing = False
-        self._services.released(self)
-        self._finish_removal()
-
-    def _finish_removal(self) -> None:
-        """Become STOPPED, unless a worker or a copy is running, which calls this when it ends."""
-        with self._lock:
-            if not self._is_removing or self._is_busy or self.state is TableState.STOPPED:
-                return
-            self._report()
-            self.state = TableState.STOPPED
-            self.queue.close()
-        self._services.wake_agent()
+        self.services.released(self)
+        self.services.wake_agent()
 
     def set_barrier(self, barrier_ts: Ts) -> None:
-        is_lifted = barrier_ts > self._barrier_ts
-        self._barrier_ts = barrier_ts
-        if is_lifted and self.state is TableState.REPLICATING:
-            self._services.submit(self)
+        is_lifted = barrier_ts > self.barrier_ts
+        self.barrier_ts = barrier_ts
+        if is_lifted and self._life.state in ADVANCING:
+            self.services.submit(self)
 
     def status(self, collect_stats: bool) -> TableStatus:
         """Return the status; raise the error of a table that has failed."""
-        if self.error is not None:
-            raise self.error.with_traceback(None)
+        if (error := self.error) is not None:
+            raise error.with_traceback(None)
         checkpoint = self.checkpoint()
         return TableStatus(self.span, self.state, checkpoint, self._stats(checkpoint) if collect_stats else None)
 
@@ -168,19 +229,19 @@ class TableWork:
         with self._lock:
             checkpoint_ts = self._report()
         queue = self.queue
-        received_ts = self._services.shared_position() if queue.is_caught_up else max(queue.catch_up_position, queue.cursor)
-        return Checkpoint(checkpoint_ts, max(checkpoint_ts, received_ts), self._last_synced_ts)
+        received_ts = self.services.shared_position() if queue.is_caught_up else queue.received_position
+        return Checkpoint(checkpoint_ts, max(checkpoint_ts, received_ts), self.last_synced_ts)
 
     def _report(self) -> Ts:
         """Return the checkpoint, which never decreases; inside the lock."""
-        is_started = self._fence_held is not None and self._granted_ts is not None and not self._needs_snapshot
-        if is_started and self.state in (TableState.REPLICATING, TableState.STOPPING):
-            if self._is_removing:
+        if self._life.has_position:
+            if self._life.state in ADVANCING:
+                done_ts = self.queue.idle_position(self.services.shared_position())
+            else:
                 # The streams may have forgotten the table already: an empty queue means nothing.
                 done_ts = self.queue.cursor
-            else:
-                done_ts = self.queue.idle_position(self._services.shared_position())
-            self._reported_ts = max(self._reported_ts, min(done_ts, max(self._barrier_ts, self._last_synced_ts)))
+            done_ts = min(done_ts, max(self.barrier_ts, self.last_synced_ts), self.verified_ts)
+            self._reported_ts = max(self._reported_ts, done_ts)
         return self._reported_ts
 
     def _stats(self, checkpoint: Checkpoint) -> Stats:
@@ -190,246 +251,157 @@ class TableWork:
         self._rates = (now, self.rows_written, self.bytes_written)
         received = checkpoint.resolved_ts
         stages = {"puller": Checkpoint(received, received), "sink": checkpoint}
-        if self._needs_snapshot and self.state is TableState.REPLICATING:
+        if self._life.state in COPY_STATES:
             stages["snapshot"] = checkpoint
         return Stats((self.rows_written - rows) / seconds, (self.bytes_written - size) / seconds, stages)
 
     # --- streams and the control thread ------------------------------------------------------------------------------
 
     @property
-    def is_preparing(self) -> bool:
-        return self.state is TableState.PREPARING and self.error is None
+    def is_new(self) -> bool:
+        """It must be described and attached to the shared stream."""
+        return self._life.state is State.DESCRIBING
 
     @property
-    def waits_for_snapshot(self) -> bool:
-        with self._lock:
-            ready = self._needs_snapshot and not self._is_busy and not self._is_removing and self.error is None
-            return ready and self.state is TableState.REPLICATING and time.monotonic() >= self._retry_at
+    def is_followed(self) -> bool:
+        """The shared stream delivers to it, and must."""
+        return self._life.state is not State.DESCRIBING and self._life.state not in ENDED
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._life.state in LEAVING
+
+    @property
+    def is_preparing(self) -> bool:
+        return self._life.state in (State.DESCRIBING, State.PREPARING)
+
+    @property
+    def waits_for_copy(self) -> bool:
+        life = self._life
+        if life.state is not State.AWAITING_COPY or not isinstance(life.data, Writer):
+            return False
+        return not life.data.is_unsure and time.monotonic() >= life.data.retry.at
 
     @property
     def waits_for_catch_up(self) -> bool:
         """Changes after the cursor must be read by a catch-up stream."""
         queue = self.queue
-        if self.error is not None or self._is_removing or queue.streamed_floor is None or queue.is_covered:
+        state = self._life.state
+        if queue.streamed_floor is None or queue.is_covered:
             return False
-        if self.state is TableState.PREPARING:
+        if state is State.PREPARING:
             return not queue.overflows
-        return self.state is TableState.REPLICATING and queue.is_writing and not self._needs_snapshot
+        return state in ADVANCING and queue.is_open
 
     def notify(self) -> None:
         """Handle that something was pushed, or that a lane has advanced."""
-        if self.queue.is_writing:
-            if not self.is_scheduled and not (self._gathers and self.queue.held_bytes < self._gather_bytes):
-                self._services.submit(self)
-        elif self.state is TableState.PREPARING:
+        if self.queue.is_open:
+            is_gathering = self._life.state is State.GATHERING and self.queue.held_bytes < self.gather_bytes
+            if not self.is_scheduled and not is_gathering:
+                self.services.submit(self)
+        elif self._life.state is State.PREPARING:
             self._check_prepared()
 
     def _check_prepared(self) -> None:
         queue = self.queue
         if queue.streamed_floor is None:
             return
+        if not queue.is_caught_up and not queue.overflows:
+            self.services.wake_control()
+            return
         with self._lock:
-            if self.state is not TableState.PREPARING or self._is_removing:
-                return
-            if not queue.is_caught_up and not queue.overflows:
-                self._services.wake_control()
-                return
-            self.state = TableState.PREPARED
-        self._services.wake_agent()
-
-    def fail(self, error: Exception) -> None:
-        """Stop the table with an error; the agent sees it in the status, and removes the table."""
-        with self._lock:
-            if self.error is not None or self.state is TableState.STOPPED:
-                return
-            self.error = error
-            self.queue.is_writing = False
-        self._services.wake_agent()
+            is_prepared = self._move(TableInput.CAUGHT_UP)
+        if is_prepared:
+            self.services.wake_agent()
 
     # --- a worker's thread -------------------------------------------------------------------------------------------
 
-    def step(self, session: SinkSession) -> bool:
-        """Do one piece of work at the sink; return True if there is more to do now."""
+    def begin_step(self) -> tuple[TableInput, State] | None:
+        """Begin a step; return how, and in which state. None: there is nothing to do, or not yet."""
         with self._lock:
-            if self._is_busy or self._is_removing or self.error is not None or self._granted_ts is None:
-                return False
-            wait_s = self._retry_at - time.monotonic()
-            if wait_s > 0:
-                self._services.submit_later(self, wait_s)
-                return False
-            self._is_busy = True
-            takes_over = self.fence_wanted is not None and self.fence_wanted != self._fence_held
-        again = False
-        try:
-            if takes_over or self.state is not TableState.REPLICATING:
-                self._take_over(session)
-                again = True
-            elif not self._needs_snapshot:
-                if self._is_unsure:
-                    self._read_position(session)
-                again = self._write(session)
-            self._failing_since = None
+            state, data = self._life.state, self._life.data
+            if isinstance(data, Grant | Writer) and data.retry is not NO_RETRY:
+                wait_s = data.retry.at - time.monotonic()
+                if wait_s > 0:
+                    self.services.submit_later(self, wait_s)
+                    return None
+            what = TableInput.TAKE_OVER
+            if isinstance(data, Writer) and data.fence == self.fence_wanted:
+                is_copy_unsure = state is State.AWAITING_COPY and data.is_unsure
+                what = TableInput.TAKE_OVER if is_copy_unsure else TableInput.WRITE
+            return (what, state) if self._move(what) else None
+
+    def end_work(self, end: End) -> None:
+        with self._lock:
+            before = self._life
+            data = before.data
+            if isinstance(data, Grant | Writer):
+                if end.start_ts is not None:
+                    self.queue.start_at(end.start_ts)
+                if end.start_ts is not None and isinstance(data, Grant):
+                    self._reported_ts = end.start_ts
+                self._move(end.what, end.data(data))
+            else:
+                self._move(end.what)
+            life = self._life
+        if end.what is TableInput.DONE:
             self._backoff.reset()
-        except ReloadNeededError as error:
-            self._copy_again(session, error)
-        except WriteNotAllowedError:
-            self._wait_before_retry(NOT_ALLOWED_RETRY_S)
-        except (SinkUnavailableError, SourceUnavailableError) as error:
-            self._is_unsure = True
-            self._retry(error)
-        except OperatingError as error:
-            session.forget(self.table_id)
-            self.fail(error)
-        finally:
-            self._end_work()
-            if self._is_removing:
-                session.forget(self.table_id)
-        return again and self.error is None
+        if life.reported is not before.reported or life.state in FAILED:
+            self.services.wake_agent()
+        if end.delay_s is not None and life.state not in ENDED:
+            self.services.submit_later(self, end.delay_s)
+        if life.state is State.AWAITING_COPY or end.start_ts is not None:
+            self.services.wake_control()
 
-    def _end_work(self) -> None:
-        with self._lock:
-            self._is_busy = False
-        self._finish_removal()
+    def end_after(self, error: OperatingError, copy_wanted: ReloadNeededError | None = None) -> End:
+        """Retry a temporary error, without showing it for error_after_s; all others are the table's own."""
+        if isinstance(error, WriteNotAllowedError):
+            return retry_after(NOT_ALLOWED_RETRY_S, None, False, copy_wanted)
+        if isinstance(error, SinkUnavailableError | SourceUnavailableError):
+            data = self._life.data
+            now = time.monotonic()
+            since = data.retry.since if isinstance(data, Grant | Writer) else None
+            since = now if since is None else since
+            if now - since <= self.services.error_after_s:
+                return retry_after(self._backoff.next_s(), since, isinstance(error, SinkUnavailableError), copy_wanted)
+        return End(TableInput.ERROR, lambda _: self._failure(error))
 
-    def _writer(self) -> tuple[TableSchema, Fence]:
-        """Return the table and the fence that the sink has accepted."""
-        assert self.schema is not None
-        assert self._fence_held is not None
-        return self.schema, self._fence_held
-
-    def _copy_again(self, session: SinkSession, reason: ReloadNeededError) -> None:
-        """Have the table copied again, if this changefeed makes first copies."""
-        wants_snapshot = self._services.wants_snapshot
-        is_lost = isinstance(reason, LostCommitsError)
-        try:
-            if is_lost or wants_snapshot:
-                session.request_copy(*self._writer(), wants_snapshot)
-            if not wants_snapshot:
-                hint = "" if is_lost else "; the values of old rows are not known here: start the changefeed with a first copy"
-                raise OperatingError(f"{reason}{hint}")
-            _log.warning("postgres_copies_again", reason=str(reason))
-        except _RETRIED as error:
-            self._retry(error)
-        except OperatingError as error:
-            self.fail(error)
-        else:
-            session.forget(self.table_id)
-            with self._lock:
-                self._needs_snapshot = True
-                self.queue.is_writing = False
-            self._services.wake_control()
-
-    def _retry(self, error: OperatingError) -> None:
-        """Retry without an error for error_after_s; then the table fails."""
-        now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        if now - self._failing_since > self._services.error_after_s:
-            self.fail(error)
-        else:
-            self._wait_before_retry(self._backoff.next_s())
-
-    def _wait_before_retry(self, delay_s: float) -> None:
-        self.queue.is_writing = False
-        self._retry_at = time.monotonic() + delay_s
-        self._services.submit_later(self, delay_s)
-
-    def _take_over(self, session: SinkSession) -> None:
-        schema, fence, granted_ts = self.schema, self.fence_wanted, self._granted_ts
-        assert schema is not None
-        assert granted_ts is not None
-        if fence is None:
-            raise EpochRefusedError(f"table {schema.full_name}: no epoch to write with was granted")
-        found = session.take_over(schema, fence, granted_ts, self._services.wants_snapshot)
-        with self._lock:
-            is_first = self.state is not TableState.REPLICATING
-            self._fence_held = fence
-            if not is_first or self._is_removing:
-                return
-            self._needs_snapshot = found.needs_snapshot
-            start_ts = granted_ts if found.needs_snapshot else max(granted_ts, found.position)
-            self.queue.start_at(start_ts)
-            self._reported_ts = start_ts
-            self.state = TableState.REPLICATING
-            self.queue.is_writing = not found.needs_snapshot
-        self._services.wake_agent()
-        self._services.wake_control()
-
-    def _read_position(self, session: SinkSession) -> None:
-        """Ask the sink how far the table is: a commit may have succeeded although its reply was lost."""
-        schema, fence = self._writer()
-        position = session.position(schema, fence)
-        if 0 < position < self._last_synced_ts:
-            raise LostCommitsError(
-                f"table {schema.full_name}: the sink is at {format_lsn(position)}, but had confirmed everything up to"
-                f" {format_lsn(self._last_synced_ts)}: it has lost commits (was it restored, or was a standby promoted?)"
-            )
-        self.queue.skip_to(position)
-        self._is_unsure = False
-
-    def _write(self, session: SinkSession) -> bool:
-        """Write the next batch; return False if there is none."""
-        self.queue.is_writing = True
-        if not self._gathers and self.queue.has_backlog(self._gather_bytes):
-            self._gathers = True
-            self._services.submit_later(self, GATHER_S)
-            return False
-        self._gathers = False
-        batch = self.queue.take(self._barrier_ts, self._services.batch_max_bytes)
-        if batch is None:
-            if not self.queue.is_covered:
-                self._services.wake_control()
-            return False
-        transaction = session.begin(*self._writer())
-        rows, size, self._last_synced_ts = write_batch(self.queue, transaction, batch, self._take_following)
+    def count(self, rows: int, size: int, end_ts: Ts) -> None:
+        """Note what was written. end_ts: of the last transaction."""
         self.rows_written += rows
         self.bytes_written += size
-        return True
-
-    def _take_following(self, batch: ChangeBatch) -> ChangeBatch | None:
-        """Wait for what follows the beginning of a transaction; return None if nothing will."""
-        while not self._is_removing and self.error is None and batch.is_current:
-            following = self.queue.take(self._barrier_ts, self._services.batch_max_bytes, continuing=batch)
-            if following is not None or not self.queue.is_writing:  # not writing: its end is after the barrier
-                return following
-            self.queue.wait_for_parts(PART_WAIT_S)
-        return None
+        self.last_synced_ts = end_ts
 
     # --- a copy's thread ---------------------------------------------------------------------------------------------
 
-    def begin_snapshot(self) -> Fence | None:
-        """Claim the table for a copy; return None if it no longer needs one."""
-        with self._lock:
-            is_free = not self._is_busy and not self._is_removing and self.error is None
-            if not self._needs_snapshot or not is_free or self._fence_held is None:
-                return None
-            self._is_busy = True
-            return self._fence_held
+    def begin_copy(self, requested_at: float) -> Writer | None:
+        """Claim the table for a copy; return None if it no longer needs one, or needs a newer snapshot.
 
-    def watch_snapshot(self, chunks: Iterator[tuple[bytes, int]]) -> Iterator[bytes]:
+        requested_at: when the snapshot was requested, in monotonic seconds.
+        """
+        with self._lock:
+            data = self._life.data
+            if isinstance(data, Writer) and data.copy_after >= requested_at:
+                return None
+            return data if self._move(TableInput.COPY) and isinstance(data, Writer) else None
+
+    def watch_copy(self, chunks: Iterator[tuple[bytes, int]]) -> Iterator[bytes]:
         """Yield the chunks and count their rows; raise WriteNotAllowedError if the table must stop."""
         self.snapshot_rows = 0
         for chunk, rows in chunks:
-            if self._is_removing:
-                raise WriteNotAllowedError("the table is being removed")
+            if self._life.state is not State.COPYING:
+                raise WriteNotAllowedError("the table stops")
             self.snapshot_rows += rows
             self.rows_written += rows
             self.bytes_written += len(chunk)
             yield chunk
 
-    def end_snapshot(self, position: Ts | None, error: OperatingError | None = None) -> None:
-        """Continue with the changes after `position` if the copy is durable; else (None) it may be retried."""
-        if error is not None and not isinstance(error, _RETRIED):
-            self.fail(error)
-        elif error is not None and not self._is_removing:
-            self._retry(error)
-        if position is not None:
-            with self._lock:
-                self._needs_snapshot = False
-                self._failing_since = None
-                self.queue.start_at(max(position, self.queue.cursor))
-                self._last_synced_ts = position
-                self.queue.is_writing = not self._is_removing
-        self._end_work()
-        self._services.submit(self)
-        self._services.wake_control()
+    def end_copy(self, position: Ts) -> None:
+        """Continue with the changes after `position`: the copy is durable."""
+        self.last_synced_ts = position
+        self.end_work(End(TableInput.DONE, settled, start_ts=max(position, self.queue.cursor)))
+        self.services.submit(self)
+
+    def fail_copy(self, error: OperatingError) -> None:
+        """Have the copy repeated if the error is temporary, else fail the table."""
+        self.end_work(self.end_after(error))

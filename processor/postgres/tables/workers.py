@@ -1,4 +1,4 @@
-"""WorkerPool: a fixed number of threads, each with a session of the sink, that call `step` of tables with work.
+"""WorkerPool: a fixed number of threads, each with a session of the sink, that do `step` after step for tables with work.
 
 A table is worked on by at most one worker at a time. A table that is submitted meanwhile is worked on
 again afterwards, so no wake-up is lost.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from processor.postgres.sinks import SinkSession
+from processor.postgres.tables.steps import step
 from processor.postgres.tables.table_work import TableWork
 from processor.postgres.tables.threads import new_thread
 
@@ -48,7 +49,7 @@ class WorkerPool:
     def submit_waiting(self, tables: Iterable[TableWork]) -> None:
         """Submit every table that can write, in case that a wake-up was missed."""
         for table in tables:
-            if table.queue.is_writing and not table.is_scheduled and table.queue.has_next:
+            if table.queue.is_open and not table.is_scheduled and table.queue.has_next:
                 self.submit(table)
 
     def stop(self) -> None:
@@ -60,7 +61,7 @@ class WorkerPool:
         try:
             session.warm()
             while (table := self._next()) is not None:
-                self._end(table, table.step(session))
+                self._end(table, step(table, session))
         finally:
             session.close()
 

@@ -39,11 +39,11 @@ def taken(queue: TableQueue, barrier_ts: Ts = TS_MAX) -> list[Ts]:
 def test_barrier_is_never_passed() -> None:
     """What ends behind the barrier waits, and streams do not wait for it."""
     queue = new_queue()
-    queue.is_writing = True
+    queue.open_for_writing()
     for end_ts in (100, 200, 300):
         assert queue.push_streamed(parts_at(end_ts), 100)
     assert taken(queue, 250) == [100, 200]
-    assert not queue.is_writing
+    assert not queue.is_open
     assert queue.idle_position(300) == 295  # where the commit record of the waiting one starts
     assert taken(queue, 300) == [300]
     assert queue.idle_position(400) == 400
@@ -52,7 +52,7 @@ def test_barrier_is_never_passed() -> None:
 def test_empty_end_of_a_transaction_counts_as_taken() -> None:
     """The last piece of a large transaction may hold no change and so no byte: until it is confirmed, nothing is done."""
     queue = new_queue(cursor=10, attached=900)
-    queue.is_writing = True
+    queue.open_for_writing()
     queue.open_catch_up(10)
     end = Part(RELATION, [], 0, Transaction(95, 0, 1), 105, True)
     queue.push_catch_up([piece(95, 0, False)], 100)
@@ -87,21 +87,21 @@ def piece(commit_ts: Ts, end_ts: Ts, is_last: bool) -> Part:
 def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> None:
     """Neither when all of it is there, nor when its end comes after its beginning was taken; and it is not begun again."""
     queue = new_queue(cursor=10, attached=900)
-    queue.is_writing = True
+    queue.open_for_writing()
     queue.open_catch_up(10)
     first, last = piece(95, 0, False), piece(95, 105, True)
     queue.push_catch_up([first], 100)
     queue.push_catch_up([last], 100)
     assert queue.take(100, 1000) is None  # 95 < barrier < 105
-    assert not queue.is_writing
-    queue.is_writing = True
+    assert not queue.is_open
+    queue.open_for_writing()
     whole = queue.take(105, 1000)
     assert whole is not None
     assert whole.parts == [first, last]
     queue.give_back(whole)
     queue = new_queue(cursor=10, attached=900)
     for attempt in range(2):
-        queue.is_writing = True
+        queue.open_for_writing()
         queue.open_catch_up(10)
         queue.push_catch_up([first], 100)
         begun = queue.take(100, 1000)
@@ -113,18 +113,18 @@ def test_transaction_in_pieces_that_ends_behind_the_barrier_is_not_taken() -> No
         queue.confirm(begun, is_written=False)
         queue.push_catch_up([last], 100)
         assert queue.take(100, 1000, continuing=begun) is None
-        assert not queue.is_writing  # by this the writer knows that nothing will follow
+        assert not queue.is_open  # by this the writer knows that nothing will follow
         queue.lose_transaction()
 
 
 def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
     """A writer's queue asks the stream to wait; a queue without a reader keeps the newest transactions."""
     queue = new_queue()
-    queue.is_writing = True
+    queue.open_for_writing()
     for number in range(1, 11):
         assert queue.push_streamed(parts_at(100 * number), 100)
     assert not queue.push_streamed(parts_at(1100), 100)
-    queue.is_writing = False
+    queue.pause_writing()
     assert queue.push_streamed(parts_at(1100), 100)
     assert queue.streamed_floor == 100
     assert not queue.is_covered
@@ -135,7 +135,7 @@ def test_full_queue_of_a_writer_says_so_and_others_lose_their_oldest() -> None:
 def test_gap_is_closed_and_left() -> None:
     """The writer goes through the gap, skips what live has twice, and continues with the streamed changes."""
     queue = new_queue(cursor=100, attached=300)
-    queue.is_writing = True
+    queue.open_for_writing()
     queue.open_catch_up(50)
     for end_ts in (400, 500):
         queue.push_streamed(parts_at(end_ts), 100)
@@ -156,7 +156,7 @@ def test_gap_of_what_was_written_before_is_left() -> None:
     queue.move_catch_up(300)
     queue.push_streamed(parts_at(500), 100)
     queue.start_at(290)
-    queue.is_writing = True
+    queue.open_for_writing()
     assert taken(queue) == [500]
 
 
@@ -175,7 +175,7 @@ def test_empty_gap_moves_the_cursor() -> None:
 def test_batch_of_a_dropped_lane_is_not_taken_again() -> None:
     """A batch that comes back after its lane was dropped is read again by a stream, not from here."""
     queue = new_queue()
-    queue.is_writing = True
+    queue.open_for_writing()
     queue.push_streamed(parts_at(100), 100)
     batch = queue.take(TS_MAX, 300)
     assert batch is not None
@@ -184,6 +184,13 @@ def test_batch_of_a_dropped_lane_is_not_taken_again() -> None:
     assert queue.take(TS_MAX, 300) is None
     assert not queue.is_covered
     assert queue.held_bytes == 0
+
+
+def set_open(queue: TableQueue, is_open: bool) -> None:
+    if is_open:
+        queue.open_for_writing()
+    else:
+        queue.pause_writing()
 
 
 actions = st.lists(
@@ -202,7 +209,7 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
     budget = Budget(3 * MAX_BYTES)
     queue = TableQueue(MAX_BYTES, budget, 0)
     queue.attach_streamed(0)
-    queue.is_writing = is_writing
+    set_open(queue, is_writing)
     live_end, gap_end = 0, TS_MAX
     written: list[Ts] = []
     batch: ChangeBatch | None = None
@@ -212,7 +219,7 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
                 live_end += 100
         elif action == "take" and batch is None:
             batch = queue.take(TS_MAX, 500)
-            queue.is_writing = is_writing
+            set_open(queue, is_writing)
         elif action == "confirm" and batch is not None:
             written += [part.end_ts for part in batch.parts if part.is_last]
             queue.confirm(batch)
@@ -239,7 +246,7 @@ def test_nothing_is_skipped_doubled_or_reordered(steps: list[tuple[str, int]], i
     if batch is not None:
         written += [part.end_ts for part in batch.parts if part.is_last]
         queue.confirm(batch)
-    queue.is_writing = True
+    queue.open_for_writing()
     for _ in range(1000):
         if not queue.is_covered:
             gap_end = queue.cursor // 100 * 100

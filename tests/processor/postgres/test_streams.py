@@ -73,7 +73,8 @@ class Table:
     def __init__(self, table_id: int, queue: TableQueue, is_writing: bool) -> None:
         self.table_id = table_id
         self.queue = queue
-        queue.is_writing = is_writing
+        if is_writing:
+            queue.open_for_writing()
 
     def notify(self) -> None:
         return

@@ -1,0 +1,148 @@
+"""One seed, one case: tables, rows, and steps. Pure."""
+
+from __future__ import annotations
+
+import random
+
+from tests.random_tables import dml
+from tests.random_tables.case import Act, Case, Step
+from tests.random_tables.ddl import Ddl
+from tests.random_tables.model import Table, create_statements
+from tests.random_tables.types import NEW_TYPES, SINK_WIDER
+
+ALONE = ("VACUUM", "CONCURRENTLY")
+"""Statements with these words cannot run inside a transaction."""
+
+
+def generate(seed: int) -> Case:
+    return Generator(seed).case()
+
+
+class Generator:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.tables: list[Table] = []
+        self.ddl = Ddl(self.rng, self.tables)
+        self.steps: list[Step] = []
+        self._is_open = False
+        self._is_held = False
+
+    def case(self) -> Case:
+        rng = self.rng
+        has_snapshot = rng.random() < 0.96
+        self.steps.append(Step(Act.BOTH, (*NEW_TYPES, "CREATE SCHEMA other")))
+        self.steps.append(Step(Act.SOURCE, ("CREATE SEQUENCE numbers",)))
+        self._first_tables(prepares_sink=rng.random() < 0.3)
+        if has_snapshot:
+            for _ in range(rng.choice([0, 2, 5])):
+                self._rows()
+        self.steps.append(Step(Act.START))
+        for _ in range(rng.choice([4, 8, 12, 20])):
+            self._step()
+        if self._is_open:
+            self.steps.append(Step(Act.FINISH))
+        if self._is_held:
+            self.steps.append(Step(Act.LIFT))
+        if rng.random() < 0.5:
+            self._rows()
+        options = {"binary": rng.choice(["true", "true", "true", "false"])}
+        options["batch_max_bytes"] = str(rng.choice([1024, 100_000, 4_000_000]))
+        if rng.random() < 0.2:
+            options |= {"queue_max_bytes": "65536"}
+        return Case(self.seed, tuple(self.steps), options, has_snapshot, rng.choice([1, 2, 10, 48]))
+
+    def _first_tables(self, prepares_sink: bool) -> None:
+        for _ in range(self.rng.choice([1, 2, 3])):
+            for table in self.ddl.new_tables():
+                act = Act.BOTH if prepares_sink else Act.SOURCE
+                self.steps.append(Step(act, tuple(create_statements(table)), alone=True))
+
+    def _rows(self) -> None:
+        self._source(dml.transaction(self.rng, self.tables))
+
+    def _source(self, statements: list[str], act: Act = Act.SOURCE, one_by_one: bool = False) -> None:
+        alone = one_by_one or any(word in text for text in statements for word in ALONE)
+        self.steps.append(Step(act, tuple(statements), alone=alone))
+
+    def _step(self) -> None:
+        rng = self.rng
+        choice = rng.random()
+        if choice < 0.45:
+            self._rows()
+        elif choice < 0.70:
+            self._shape()
+        elif choice < 0.75:
+            self._sink()
+        elif choice < 0.79:
+            self._open()
+        elif choice < 0.83:
+            self._hold()
+        else:
+            act = rng.choice(
+                [Act.CHECK, Act.CHECK, Act.DRIVE, Act.DRIVE, Act.RESTART, Act.CRASH, Act.ABANDON, Act.PAUSE, Act.MOVE, Act.CUT]
+            )
+            self.steps.append(Step(act, number=rng.randrange(1, 40)))
+
+    def _shape(self) -> None:
+        """Change a shape: alone, or in a transaction with changes of rows before and after it."""
+        if not (found := self.ddl.change()):
+            return
+        if self.rng.random() < 0.35:
+            before = dml.transaction(self.rng, self.tables)
+            found = [*before, *found, *dml.transaction(self.rng, self.tables)]
+            if self.rng.random() < 0.1:
+                found = ["SAVEPOINT shape", *found, "ROLLBACK TO shape", *dml.transaction(self.rng, self.tables)]
+            self._source(found)
+            return
+        self._source(found, one_by_one=self.rng.random() < 0.5)
+        if self.rng.random() < 0.6:
+            self._rows()
+
+    def _open(self) -> None:
+        if self._is_open:
+            self.steps.append(Step(Act.FINISH))
+        else:
+            self._source(dml.transaction(self.rng, self.tables), Act.OPEN)
+        self._is_open = not self._is_open
+
+    def _hold(self) -> None:
+        self.steps.append(Step(Act.LIFT if self._is_held else Act.HOLD))
+        self._is_held = not self._is_held
+
+    def _sink(self) -> None:
+        """Change the sink's table, and then every row at the source, so that the change is noticed."""
+        tables = [table for table in self.tables if not table.is_root and table.parent is None and table.columns]
+        if not tables:
+            return
+        table = self.rng.choice(tables)
+        path, column = table.path, self.rng.choice(table.columns)
+        # The writer of a table without a key needs its whole rows: they are not changed under it.
+        found = [
+            [f"DROP TABLE {path} CASCADE"],
+            [f"CREATE TABLE kept AS TABLE {path}", f"DROP TABLE {path} CASCADE", f"CREATE TABLE {path} (LIKE kept)", "DROP TABLE kept"],
+            [f"ALTER TABLE {path} ADD COLUMN local_c int DEFAULT 5"],
+            [f"ALTER TABLE {path} ADD COLUMN local_t text"],
+            [f"CREATE INDEX ON {path} ({column.name})"],
+            [
+                "CREATE TABLE IF NOT EXISTS public.sink_log (t text, op text)",
+                "CREATE OR REPLACE FUNCTION public.log_it() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$BEGIN INSERT INTO public.sink_log VALUES (TG_TABLE_NAME, TG_OP); RETURN NULL; END$$",
+                f"CREATE TRIGGER logs AFTER INSERT OR UPDATE OR DELETE ON {path} FOR EACH ROW EXECUTE FUNCTION public.log_it()",
+                f"ALTER TABLE {path} ENABLE ALWAYS TRIGGER logs",
+            ],
+        ]
+        if column.type in SINK_WIDER:
+            found += [[f"ALTER TABLE {path} ALTER {column.name} TYPE {SINK_WIDER[column.type]}"]] * 2
+        if table.key:
+            drop = (
+                "DO $$DECLARE n text; BEGIN FOR n IN SELECT conname FROM pg_constraint WHERE contype IN ('p', 'u')"
+                f" AND conrelid = '{path}'::regclass LOOP EXECUTE 'ALTER TABLE {path} DROP CONSTRAINT ' || quote_ident(n);"
+                " END LOOP; END$$"
+            )
+            found.append([drop])
+            found.append([f"DELETE FROM {path}"])
+        name = self.rng.choice(table.columns)
+        touch = f"UPDATE {path} SET {name.name} = {name.name}" if name.is_written and "ALWAYS" not in name.extra else ""
+        touch = touch or dml.insert(self.rng, table)
+        self.steps.append(Step(Act.SINK_THEN_SOURCE, (*self.rng.choice(found), touch), alone=True, name=path))

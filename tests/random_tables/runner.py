@@ -1,0 +1,383 @@
+"""Runs a case against real databases and judges it.
+
+A statement that fails at the source is left out and its transaction repeated without it: the generator
+does not know everything, and a case whose steps are left out must still run.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import psycopg
+
+from processor.postgres import executor as executor_module
+from processor.postgres.executor import PostgresExecutor
+from processor.postgres.sinks import bulk
+from tablewire.errors import InvariantError, TablewireError
+from tests.processor.postgres.replication_kit import Kit, current
+from tests.random_tables.case import Act, Case, Result, Step, Violation
+from tests.random_tables.oracle import SETTINGS, Connection, SourceState, difference, read_source, require_equal
+from tests.random_tables.owner import Phase, Placement, SmallOwner
+from tests.random_tables.ways_out import follow
+
+TICK_S = 0.004
+CHECK_DEADLINE_S = 4.0
+SETTLE_DEADLINE_S = 20.0
+ERRORS_TO_BELIEVE = 3
+"""A table that failed this often in a row, or this often while it is waited for, shows its error."""
+CAPTURES = ("a", "b")
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """Two empty databases, by URI."""
+
+    source: str
+    sink: str
+
+
+def run_case(case: Case, databases: Databases) -> Result:
+    """Run the case; the result holds a violation, if there is one."""
+    started = time.monotonic()
+    result = Result(case.seed)
+    crashes: list[int] = []
+    former = executor_module.end_process, bulk.BULK_MIN
+    executor_module.end_process, bulk.BULK_MIN = crashes.append, case.bulk_min  # type: ignore[assignment]
+    try:
+        with Kit(
+            databases.source, databases.sink, ("public.*", "other.*", "moved.*"), case.initial_snapshot, case.options
+        ) as kit:
+            runner = Runner(kit, case, result)
+            try:
+                runner.run()
+            except Violation as violation:
+                result.kind, result.violation = violation.kind, str(violation)
+            except (InvariantError, AssertionError) as error:
+                result.kind, result.violation = "bug", repr(error)
+            finally:
+                runner.close()
+    except TablewireError as error:
+        result.kind, result.violation = "bug", repr(error)
+    finally:
+        executor_module.end_process, bulk.BULK_MIN = former
+    if crashes and not result.kind:
+        result.kind, result.violation = "bug", "a thread of an executor ended by a bug"
+    result.seconds = time.monotonic() - started
+    return result
+
+
+class Runner:
+    def __init__(self, kit: Kit, case: Case, result: Result) -> None:
+        self.kit = kit
+        self.case = case
+        self.result = result
+        self.rng = random.Random(case.seed)
+        assert kit.sink_connection is not None
+        self.source: Connection = kit.source_connection
+        self.sink: Connection = kit.sink_connection
+        self.second = psycopg.connect(kit.source_uri, autocommit=True)
+        self.owner: SmallOwner | None = None
+        self.held: SourceState | None = None
+        self.tainted: set[tuple[str, str]] = set()
+        """Tables changed at the sink that no change of the source has touched since: nothing can notice that."""
+        self.paused: list[str] = []
+        self.ended: list[threading.Thread] = []
+        self.abandoned: list[PostgresExecutor] = []
+        self._is_open = False
+        for connection in (self.source, self.sink, self.second):
+            connection.execute(SETTINGS.encode())
+        self.second.execute("SET lock_timeout = '300ms'")
+
+    def close(self) -> None:
+        self.second.close()
+        for thread in self.ended:
+            thread.join(10)
+
+    def _resume(self, owner: SmallOwner) -> None:
+        """Start the executors that a pause has ended."""
+        for capture in self.paused:
+            owner.start(capture)
+        self.paused.clear()
+
+    def run(self) -> None:
+        for step in self.case.steps:
+            self._trace(str(step))
+            self._run(step)
+            if self.owner is not None:
+                self.owner.tick()
+        if self.owner is not None:
+            self._resume(self.owner)
+            self._finish_open()
+            self._lift()
+            self._trace("settle")
+            self._settle()
+
+    def _trace(self, text: str) -> None:
+        self.result.trace.append(text)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _run(self, step: Step) -> None:
+        if step.act in (Act.BOTH, Act.SOURCE):
+            if step.act is Act.BOTH:
+                self._statements(self.sink, step)
+            self._statements(self.source, step)
+        elif step.act is Act.SINK:
+            self._statements(self.sink, step)
+        elif step.act is Act.SINK_THEN_SOURCE:
+            self._sink_then_source(step)
+        elif step.act is Act.OPEN:
+            self._open(step)
+        elif step.act is Act.FINISH:
+            self._finish_open()
+        elif step.act is Act.START:
+            self._start()
+        elif self.owner is not None:
+            self._resume(self.owner)
+            self._act(self.owner, step)
+
+    def _statements(self, connection: Connection, step: Step) -> None:
+        if step.alone:
+            for text in step.statements:
+                self._one(connection, text)
+            return
+        texts = list(step.statements)
+        for _ in range(len(step.statements)):
+            if (failed := self._transaction(connection, texts)) is None:
+                self.result.ran += len(texts)
+                return
+            self.result.refused += 1
+            del texts[failed]
+
+    def _transaction(self, connection: Connection, texts: list[str]) -> int | None:
+        """Run the statements in one transaction; return the index of the one that failed."""
+        at = 0
+        try:
+            if len(texts) > 1:
+                connection.execute("BEGIN")
+            for at, text in enumerate(texts):
+                connection.execute(text.encode())
+            if len(texts) > 1:
+                connection.execute("COMMIT")
+        except psycopg.Error as error:
+            self._trace(f"  refused: {texts[at]}: {str(error).splitlines()[0]}")
+            if len(texts) > 1:
+                connection.execute("ROLLBACK")
+            return at
+        return None
+
+    def _one(self, connection: Connection, text: str) -> int:
+        """Run a statement; return how many rows it changed, -1 if it failed."""
+        try:
+            self.result.ran += 1
+            return connection.execute(text.encode()).rowcount
+        except psycopg.Error as error:
+            self._trace(f"  refused: {text}: {str(error).splitlines()[0]}")
+            self.result.ran -= 1
+            self.result.refused += 1
+            return -1
+
+    def _sink_then_source(self, step: Step) -> None:
+        schema, _, name = step.name.partition(".")
+        *changes, touch = step.statements
+        for text in changes:
+            self._one(self.sink, text)
+        if self._one(self.source, touch) < 1:
+            self.tainted.add((schema, name))
+
+    def _open(self, step: Step) -> None:
+        if self._is_open:
+            return
+        self._is_open = True
+        self.second.execute("BEGIN")
+        for text in step.statements:
+            if "SAVEPOINT" in text or "RELEASE" in text or "ROLLBACK" in text:
+                continue
+            try:
+                with self.second.transaction():
+                    self.second.execute(text.encode())
+            except psycopg.Error:
+                self.result.refused += 1
+
+    def _finish_open(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            try:
+                self.second.execute("COMMIT")
+            except psycopg.Error:
+                self.second.execute("ROLLBACK")
+
+    def _start(self) -> None:
+        self.kit.start()
+        self.owner = SmallOwner(self.kit, self.rng)
+        for capture in CAPTURES[: self.rng.choice([1, 2])]:
+            self.owner.start(capture)
+
+    def _act(self, owner: SmallOwner, step: Step) -> None:
+        if step.act is Act.CHECK:
+            self._check()
+        elif step.act is Act.HOLD:
+            self._hold(owner)
+        elif step.act is Act.LIFT:
+            self._lift()
+        elif step.act is Act.MOVE:
+            if len(owner.captures) < len(CAPTURES):
+                owner.start(next(capture for capture in CAPTURES if capture not in owner.captures))
+            owner.move(step.number % 4 + 1)
+        elif step.act is Act.CUT:
+            self._terminate([self.source, self.sink][step.number % 2], "tablewire%")
+        elif step.act is Act.DRIVE:
+            self._drive(step.number / 1000)
+        elif step.act is Act.PAUSE:
+            self.paused = sorted(owner.captures)
+            for capture in self.paused:
+                owner.forget(capture).close()
+        else:
+            capture = sorted(owner.captures)[step.number % len(owner.captures)] if owner.captures else ""
+            if capture:
+                self._end(owner, step.act, capture)
+
+    def _end(self, owner: SmallOwner, act: Act, capture: str) -> None:
+        """End an executor and start another one of its name."""
+        executor = owner.forget(capture)
+        if act is Act.CRASH:
+            executor.fence()
+            self._terminate(self.sink, f"tablewire capture-{capture}%")
+            self.ended.append(threading.Thread(target=executor.close))
+            self.ended[-1].start()
+        elif act is Act.ABANDON:
+            self.abandoned.append(executor)
+        else:
+            executor.close()
+        owner.start(capture)
+
+    def _terminate(self, connection: Connection, name: str) -> None:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s"
+            " AND datname = current_database() AND pid <> pg_backend_pid() AND application_name NOT LIKE '%%owner%%'",
+            (name,),
+        )
+
+    # --- the oracle --------------------------------------------------------------------------------------------------
+
+    def _drive(self, seconds: float) -> None:
+        assert self.owner is not None
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.owner.tick()
+            time.sleep(TICK_S)
+
+    def _state(self) -> SourceState:
+        return read_source(self.source, current(self.kit))
+
+    def _hold(self, owner: SmallOwner) -> None:
+        """Nothing after this position may be written, whatever the source does."""
+        if self._is_open or self.held is not None:
+            return
+        self.held = self._state()
+        owner.hold(self.held.position)
+
+    def _lift(self) -> None:
+        """Compare what was held exactly at the position, then let everything continue."""
+        if self.held is None or self.owner is None:
+            return
+        held, self.held = self.held, None
+        deadline = time.monotonic() + 0.3
+        waiting = set(held.names)
+        while waiting and time.monotonic() < deadline:
+            self.owner.tick()
+            for table_id in list(waiting):
+                placement = self.owner.placements.get(table_id)
+                if placement is None or self._is_excused(placement):
+                    continue
+                if placement.phase is Phase.WRITING and placement.checkpoint_ts == held.position:
+                    waiting.remove(table_id)
+                    if held.names[table_id] not in self.tainted:
+                        self._require_held(held, table_id)
+            time.sleep(TICK_S)
+        self.owner.hold(None)
+
+    def _require_held(self, held: SourceState, table_id: int) -> None:
+        """Check a table whose checkpoint stands at the barrier. Its name at the sink may be that of another table by now."""
+        assert self.owner is not None
+        if self.owner.name(table_id) == ".".join(held.names[table_id]):
+            require_equal(self.sink, held, table_id, "at a barrier")
+
+    def _is_excused(self, placement: Placement) -> bool:
+        return bool(placement.error) or placement.is_pending
+
+    def _check(self) -> None:
+        """Compare each table as soon as its checkpoint has passed a position after which the source has not changed."""
+        self._finish_open()
+        self._lift()
+        self._compare(CHECK_DEADLINE_S)
+
+    def _compare(self, deadline_s: float) -> tuple[SourceState, set[int]]:
+        """Return the state and the tables that are equal; a difference without an error is a Violation."""
+        assert self.owner is not None
+        state = self._state()
+        waiting, equal = set(state.names), set[int]()
+        deadline = time.monotonic() + deadline_s
+        failures = Counter({table_id: placement.failures for table_id, placement in self.owner.placements.items()})
+        while waiting and time.monotonic() < deadline:
+            self.owner.tick()
+            for table_id in list(waiting):
+                placement = self.owner.placements.get(table_id)
+                if placement is None:
+                    continue
+                if placement.phase is Phase.WRITING and placement.checkpoint_ts >= state.position and not placement.is_pending:
+                    waiting.remove(table_id)
+                    if state.names[table_id] not in self.tainted:
+                        require_equal(self.sink, state, table_id, "at its checkpoint")
+                    equal.add(table_id)
+                elif placement.failures >= failures[table_id] + ERRORS_TO_BELIEVE:
+                    waiting.remove(table_id)
+            time.sleep(TICK_S)
+        return state, equal
+
+    def _settle(self) -> None:
+        assert self.owner is not None
+        state, equal = self._compare(SETTLE_DEADLINE_S)
+        failed = {table_id for table_id in state.names if table_id not in equal}
+        followed = {table_id for table_id in failed if self._follow(state, table_id)}
+        if followed:
+            state, equal = self._compare(SETTLE_DEADLINE_S)
+        for table_id, name in state.names.items():
+            text = ".".join(name)
+            placement = self.owner.placements.get(table_id)
+            if table_id in equal:
+                self.result.tables[text] = "equal"
+            elif placement is not None and placement.error:
+                self.result.tables[text] = "error"
+                self.result.errors.append(placement.error)
+                if table_id in followed:
+                    raise Violation("no way out", f"table {text} still fails after its way out was followed: {placement.error}")
+            elif placement is not None and placement.is_pending:
+                self.result.tables[text] = "pending"
+            else:
+                raise Violation("stuck", f"table {text} shows no error and does not reach {state.position}: {self._where(placement)}")
+
+    def _where(self, placement: Placement | None) -> str:
+        if placement is None:
+            return f"it is not listed; source errors: {self.owner.source_errors[-1:] if self.owner else ''}"
+        return f"phase {placement.phase.name}, checkpoint {placement.checkpoint_ts}, former errors {placement.errors[-2:]}"
+
+    def _follow(self, state: SourceState, table_id: int) -> bool:
+        """Follow the way out that the error of the table names."""
+        assert self.owner is not None
+        placement = self.owner.placements.get(table_id)
+        if placement is None or not placement.error:
+            return False
+        self._trace(f"way out of: {placement.error}")
+        try:
+            return follow(self.source, self.sink, state.names[table_id], placement.error)
+        except psycopg.Error as error:
+            self._trace(f"  refused: {error}")
+            return False
+
+
+__all__ = ["Databases", "Runner", "difference", "run_case"]

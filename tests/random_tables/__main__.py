@@ -3,6 +3,7 @@
 --cases N          how many cases (default 100), or as many as fit into --seconds S
 --seed N           the first seed (default 1)
 --replay SEED      run one case, make it smaller if it fails, and print its steps
+--rows-only        no changes of shapes and of the sink
 --workers N        processes, each with a PostgreSQL server of its own (default 2)
 """
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,20 +35,21 @@ def main() -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this case alone, and make it smaller if it fails")
     parser.add_argument("--runs", type=int, default=60, help="how many smaller cases --replay may run")
     parser.add_argument("--workers", type=int, default=2, help="how many processes")
+    parser.add_argument("--rows-only", action="store_true", help="no changes of shapes and of the sink")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tablewire-random-") as folder:
         if given.replay is not None:
-            return replay(Path(folder), given.replay, given.runs)
-        return run_many(Path(folder), given.cases, given.seed, given.seconds, given.workers)
+            return replay(Path(folder), given.replay, given.runs, not given.rows_only)
+        return run_many(results(Path(folder), given))
 
 
-def run_many(folder: Path, cases: int, first: int, seconds: float, workers: int) -> int:
+def run_many(found: Iterator[Result]) -> int:
     started = time.monotonic()
     ends: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     failures: list[dict[str, object]] = []
     ran = 0
-    for result in results(folder, cases, first, seconds, workers):
+    for result in found:
         ran += 1
         ends.update(result.tables.values())
         errors.update(result.errors)
@@ -64,6 +67,7 @@ def run_many(folder: Path, cases: int, first: int, seconds: float, workers: int)
                 "cases": ran,
                 "tables": ends.total(),
                 "equal": ends["equal"],
+                "equal_after_way_out": ends["equal after its way out"],
                 "errors": ends["error"],
                 "pending": ends["pending"],
                 "equal_share": round(ends["equal"] / total, 3),
@@ -75,17 +79,18 @@ def run_many(folder: Path, cases: int, first: int, seconds: float, workers: int)
     return 1 if failures else 0
 
 
-def results(folder: Path, cases: int, first: int, seconds: float, workers: int):  # noqa: ANN201 - an iterator of Result
+def results(folder: Path, given: argparse.Namespace) -> Iterator[Result]:
     """Yield the results in the order of the seeds."""
-    deadline = time.monotonic() + seconds if seconds else None
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker, initargs=(folder,)) as pool:
+    deadline = time.monotonic() + given.seconds if given.seconds else None
+    start = {"initializer": start_worker, "initargs": (folder,)}
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn"), **start) as pool:
         running: deque[Future[Result]] = deque()
-        for seed in range(first, first + cases):
-            while len(running) >= 2 * workers:
+        for seed in range(given.seed, given.seed + given.cases):
+            while len(running) >= 2 * given.workers:
                 yield running.popleft().result()
             if deadline is not None and time.monotonic() > deadline:
                 break
-            running.append(pool.submit(run_seed, seed))
+            running.append(pool.submit(run_seed, seed, not given.rows_only))
         while running:
             yield running.popleft().result()
 

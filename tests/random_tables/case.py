@@ -81,7 +81,10 @@ class Violation(TablewireError):
 
 @dataclass(slots=True)
 class Result:
-    """What became of a case. tables: the end of each table, by name: equal, error or pending. errors: their texts."""
+    """What became of a case. tables: the end of each table, by name: equal, error or pending. errors: their texts.
+
+    kept: the steps without the statements that failed.
+    """
 
     seed: int
     tables: dict[str, str] = field(default_factory=dict)
@@ -92,3 +95,4 @@ class Result:
     ran: int = 0
     refused: int = 0
     trace: list[str] = field(default_factory=list)
+    kept: tuple[Step, ...] = ()

@@ -69,7 +69,9 @@ class Ddl:
             rng.shuffle(table.columns)
         self.tables.append(table)
         if rng.random() < 0.1:
-            child = Table(schema, f"{name}_child", table.columns, list(table.key), f"{name}_child_key", table.identity, parent=table)
+            child = Table(
+                schema, f"{name}_child", table.columns, list(table.key), f"{name}_child_key", table.identity, parent=table
+            )
             child.extra = [new_column(rng, "x0")]
             if child.identity == "INDEX":
                 child.identity = "FULL"
@@ -176,7 +178,7 @@ class Ddl:
             return []
         column.type = kind
         if column.key_form and kind in KEYS:
-            column.key_form = KEYS[kind][0] if "{}" != column.key_form else column.key_form
+            column.key_form = KEYS[kind][0] if column.key_form != "{}" else column.key_form
         if self.rng.random() < 0.15:
             using = using or f"{{0}}::{kind}"
         text = f" USING {using.format(column.name)}" if using else ""
@@ -330,12 +332,7 @@ class Ddl:
             table = self.rng.choice(self.tables)
             if table.is_partition and self.rng.random() < 0.7:
                 continue
-            total = sum(weight for weight, _ in WEIGHTED)
-            at = self.rng.randrange(total)
-            for weight, change in WEIGHTED:
-                at -= weight
-                if at < 0:
-                    break
+            change = self.rng.choices(CHANGES_OF_SHAPE, WEIGHTS)[0]
             if table.parent is not None and change in COLUMN_CHANGES:
                 continue
             if found := change(self, table):
@@ -365,6 +362,8 @@ WEIGHTED: tuple[tuple[int, Callable[[Ddl, Table], list[str]]], ...] = (
     (6, Ddl.partition),
     (4, lambda ddl, table: ddl.create()),
 )
+WEIGHTS = [weight for weight, _ in WEIGHTED]
+CHANGES_OF_SHAPE = [change for _, change in WEIGHTED]
 COLUMN_CHANGES = (
     Ddl.add_column,
     Ddl.drop_column,

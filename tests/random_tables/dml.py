@@ -33,8 +33,8 @@ def insert_many(rng: random.Random, table: Table) -> str:
             values.append(f"({_of_g(column)})::{column.type}")
         else:
             values.append(column.value(rng, 3))
-    count = rng.choice([3, 60, 200])
-    return f"INSERT INTO {table.path} ({names}) SELECT {', '.join(values)} FROM generate_series(20, {19 + count}) g ON CONFLICT DO NOTHING"
+    series = f"generate_series(20, {rng.choice([22, 79, 219])}) g"
+    return f"INSERT INTO {table.path} ({names}) SELECT {', '.join(values)} FROM {series} ON CONFLICT DO NOTHING"
 
 
 def _of_g(column: Column) -> str:
@@ -42,7 +42,9 @@ def _of_g(column: Column) -> str:
     form = column.key_form
     if form.startswith("'"):
         inner = form[1:].partition("'")
-        return f"concat('{inner[0].replace('{}', chr(39) + ', g, ' + chr(39))}'){inner[2]}" if "{}" in inner[0] else form.format("g")
+        return (
+            f"concat('{inner[0].replace('{}', chr(39) + ', g, ' + chr(39))}'){inner[2]}" if "{}" in inner[0] else form.format("g")
+        )
     if form in ("{}.5", "{}.1", "{}.25", "{}.0", "{}.00"):
         return f"g + {form.format(0)}"
     if form.startswith("md5"):
@@ -76,10 +78,7 @@ def update_key(rng: random.Random, table: Table) -> str:
         return insert(rng, table)
     column = rng.choice(keys)
     low, high = rng.randrange(KEY_NUMBERS), rng.randrange(KEY_NUMBERS)
-    return (
-        f"UPDATE {table.path} SET {column.name} = {column.value(rng, high)}"
-        f" WHERE {column.name} = {column.value(rng, low)}"
-    )
+    return f"UPDATE {table.path} SET {column.name} = {column.value(rng, high)} WHERE {column.name} = {column.value(rng, low)}"
 
 
 def swap(rng: random.Random, table: Table) -> list[str]:

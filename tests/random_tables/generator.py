@@ -14,12 +14,14 @@ ALONE = ("VACUUM", "CONCURRENTLY")
 """Statements with these words cannot run inside a transaction."""
 
 
-def generate(seed: int) -> Case:
-    return Generator(seed).case()
+def generate(seed: int, changes_shapes: bool = True) -> Case:
+    """Return the case of this seed; without changes of shapes and of the sink if they are not wanted."""
+    return Generator(seed, changes_shapes).case()
 
 
 class Generator:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, changes_shapes: bool) -> None:
+        self.changes_shapes = changes_shapes
         self.seed = seed
         self.rng = random.Random(seed)
         self.tables: list[Table] = []
@@ -68,7 +70,7 @@ class Generator:
     def _step(self) -> None:
         rng = self.rng
         choice = rng.random()
-        if choice < 0.45:
+        if choice < 0.45 or (choice < 0.75 and not self.changes_shapes):
             self._rows()
         elif choice < 0.70:
             self._shape()
@@ -120,7 +122,12 @@ class Generator:
         # The writer of a table without a key needs its whole rows: they are not changed under it.
         found = [
             [f"DROP TABLE {path} CASCADE"],
-            [f"CREATE TABLE kept AS TABLE {path}", f"DROP TABLE {path} CASCADE", f"CREATE TABLE {path} (LIKE kept)", "DROP TABLE kept"],
+            [
+                f"CREATE TABLE kept AS TABLE {path}",
+                f"DROP TABLE {path} CASCADE",
+                f"CREATE TABLE {path} (LIKE kept)",
+                "DROP TABLE kept",
+            ],
             [f"ALTER TABLE {path} ADD COLUMN local_c int DEFAULT 5"],
             [f"ALTER TABLE {path} ADD COLUMN local_t text"],
             [f"CREATE INDEX ON {path} ({column.name})"],

@@ -1,4 +1,7 @@
-"""The generator's idea of the source: its tables and columns. It may be wrong: a statement that fails is left out by the runner."""
+"""The generator's idea of the source: its tables and columns.
+
+It may be wrong, for a statement that fails is left out by the runner.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,9 @@ def definition(column: Column) -> str:
 
 
 def storage_statements(table: Table) -> list[str]:
-    return [f"ALTER TABLE {table.path} ALTER {column.name} SET STORAGE EXTERNAL" for column in table.columns if column.is_external]
+    return [
+        f"ALTER TABLE {table.path} ALTER {column.name} SET STORAGE EXTERNAL" for column in table.columns if column.is_external
+    ]
 
 
 def create_statements(table: Table) -> list[str]:

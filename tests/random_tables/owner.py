@@ -174,7 +174,7 @@ class SmallOwner:
         if placement.phase is Phase.PROMOTING:
             executor.add_table_span(span, checkpoint, False)
             if executor.is_add_table_span_finished(span, False):
-                placement.phase = Phase.WRITING
+                placement.phase, placement.is_pending = Phase.WRITING, True  # until the first report
         elif placement.phase is Phase.WRITING:
             self._report(placement, status)
             self._move(placement, executor)
@@ -187,7 +187,7 @@ class SmallOwner:
         if found < placement.checkpoint_ts:
             text = f"table {self.name(placement.span.table_id)} was at {placement.checkpoint_ts}, then at {found}"
             raise Violation("checkpoint went back", text)
-        if found > placement.checkpoint_ts:
+        if found > placement.checkpoint_ts and not placement.is_pending:
             placement.error, placement.failures = "", 0
         placement.checkpoint_ts = found
         placement.is_pending = status.stats is not None and "snapshot" in status.stats.stage_checkpoints

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 
@@ -20,7 +20,7 @@ from processor.postgres.sinks import bulk
 from tablewire.errors import InvariantError, TablewireError
 from tests.processor.postgres.replication_kit import Kit, current
 from tests.random_tables.case import Act, Case, Result, Step, Violation
-from tests.random_tables.oracle import SETTINGS, Connection, SourceState, difference, read_source, require_equal
+from tests.random_tables.oracle import SETTINGS, Connection, SourceState, read_source, require_equal
 from tests.random_tables.owner import Phase, Placement, SmallOwner
 from tests.random_tables.ways_out import follow
 
@@ -87,7 +87,9 @@ class Runner:
         self.paused: list[str] = []
         self.ended: list[threading.Thread] = []
         self.abandoned: list[PostgresExecutor] = []
+        self._started = time.monotonic()
         self._is_open = False
+        self._refused: list[str] = []
         for connection in (self.source, self.sink, self.second):
             connection.execute(SETTINGS.encode())
         self.second.execute("SET lock_timeout = '300ms'")
@@ -105,8 +107,10 @@ class Runner:
 
     def run(self) -> None:
         for step in self.case.steps:
-            self._trace(str(step))
+            self._trace(f"{time.monotonic() - self._started:.2f} {step}")
+            self._refused = []
             self._run(step)
+            self._keep(step)
             if self.owner is not None:
                 self.owner.tick()
         if self.owner is not None:
@@ -115,6 +119,19 @@ class Runner:
             self._lift()
             self._trace("settle")
             self._settle()
+
+    def _keep(self, step: Step) -> None:
+        texts = list(step.statements)
+        for text in self._refused:
+            if text in texts:
+                texts.remove(text)
+        if texts or not step.statements:
+            self.result.kept = (*self.result.kept, replace(step, statements=tuple(texts)))
+
+    def _refuse(self, text: str, error: psycopg.Error) -> None:
+        self._refused.append(text)
+        self.result.refused += 1
+        self._trace(f"  refused: {text}: {str(error).splitlines()[0]}")
 
     def _trace(self, text: str) -> None:
         self.result.trace.append(text)
@@ -150,7 +167,6 @@ class Runner:
             if (failed := self._transaction(connection, texts)) is None:
                 self.result.ran += len(texts)
                 return
-            self.result.refused += 1
             del texts[failed]
 
     def _transaction(self, connection: Connection, texts: list[str]) -> int | None:
@@ -159,12 +175,14 @@ class Runner:
         try:
             if len(texts) > 1:
                 connection.execute("BEGIN")
-            for at, text in enumerate(texts):
-                connection.execute(text.encode())
+            while at < len(texts):
+                connection.execute(texts[at].encode())
+                at += 1
             if len(texts) > 1:
                 connection.execute("COMMIT")
         except psycopg.Error as error:
-            self._trace(f"  refused: {texts[at]}: {str(error).splitlines()[0]}")
+            at = min(at, len(texts) - 1)
+            self._refuse(texts[at], error)
             if len(texts) > 1:
                 connection.execute("ROLLBACK")
             return at
@@ -173,12 +191,11 @@ class Runner:
     def _one(self, connection: Connection, text: str) -> int:
         """Run a statement; return how many rows it changed, -1 if it failed."""
         try:
+            rows = connection.execute(text.encode()).rowcount
             self.result.ran += 1
-            return connection.execute(text.encode()).rowcount
+            return rows
         except psycopg.Error as error:
-            self._trace(f"  refused: {text}: {str(error).splitlines()[0]}")
-            self.result.ran -= 1
-            self.result.refused += 1
+            self._refuse(text, error)
             return -1
 
     def _sink_then_source(self, step: Step) -> None:
@@ -200,8 +217,8 @@ class Runner:
             try:
                 with self.second.transaction():
                     self.second.execute(text.encode())
-            except psycopg.Error:
-                self.result.refused += 1
+            except psycopg.Error as error:
+                self._refuse(text, error)
 
     def _finish_open(self) -> None:
         if self._is_open:
@@ -350,7 +367,7 @@ class Runner:
             text = ".".join(name)
             placement = self.owner.placements.get(table_id)
             if table_id in equal:
-                self.result.tables[text] = "equal"
+                self.result.tables[text] = "equal after its way out" if table_id in followed else "equal"
             elif placement is not None and placement.error:
                 self.result.tables[text] = "error"
                 self.result.errors.append(placement.error)
@@ -359,7 +376,9 @@ class Runner:
             elif placement is not None and placement.is_pending:
                 self.result.tables[text] = "pending"
             else:
-                raise Violation("stuck", f"table {text} shows no error and does not reach {state.position}: {self._where(placement)}")
+                raise Violation(
+                    "stuck", f"table {text} shows no error and does not reach {state.position}: {self._where(placement)}"
+                )
 
     def _where(self, placement: Placement | None) -> str:
         if placement is None:
@@ -378,6 +397,3 @@ class Runner:
         except psycopg.Error as error:
             self._trace(f"  refused: {error}")
             return False
-
-
-__all__ = ["Databases", "Runner", "difference", "run_case"]

@@ -16,10 +16,10 @@ TRIES = 2
 """How often a smaller case is run before it counts as one that passes: failures may depend on timing."""
 
 
-def replay(folder: Path, seed: int, runs: int) -> int:
+def replay(folder: Path, seed: int, runs: int, changes_shapes: bool) -> int:
     """Run the case of the seed, print its trace, and shrink it if it fails; return the exit code."""
     start_worker(folder)
-    case = generate(seed)
+    case = generate(seed, changes_shapes)
     result = run_here(case)
     print("\n".join(result.trace), file=sys.stderr)
     found = {"cases": 1, "seed": seed, "kind": result.kind, "failures": [result.violation] if result.kind else []}
@@ -53,12 +53,14 @@ def shrink(case: Case, result: Result, runs: int) -> tuple[Case, Result]:
         return False
 
     steps = list(case.steps)
+    if fails(result.kept):
+        steps = list(result.kept)
     size = max(1, len(steps) // 2)
     while size >= 1 and left > 0:
         at = 1
         while at < len(steps) and left > 0:
-            fewer = steps[:at] + steps[at + size :]
-            if len(fewer) < len(steps) and fails(fewer):
+            fewer = without_steps(steps, at, size)
+            if fails(fewer):
                 steps = fewer
             else:
                 at += size
@@ -66,10 +68,18 @@ def shrink(case: Case, result: Result, runs: int) -> tuple[Case, Result]:
     for at in range(1, len(steps)):
         number = 0
         while number < len(steps[at].statements) and len(steps[at].statements) > 1 and left > 0:
-            texts = steps[at].statements
-            fewer = [*steps[:at], replace(steps[at], statements=texts[:number] + texts[number + 1 :]), *steps[at + 1 :]]
+            fewer = without_statement(steps, at, number)
             if fails(fewer):
                 steps = fewer
             else:
                 number += 1
     return replace(case, steps=tuple(steps)), last
+
+
+def without_steps(steps: list[Step], at: int, size: int) -> list[Step]:
+    return steps[:at] + steps[at + size :]
+
+
+def without_statement(steps: list[Step], at: int, number: int) -> list[Step]:
+    texts = steps[at].statements
+    return [*steps[:at], replace(steps[at], statements=texts[:number] + texts[number + 1 :]), *steps[at + 1 :]]

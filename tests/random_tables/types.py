@@ -8,7 +8,7 @@ BIG = "repeat(md5('{}'), 200)"
 NEW_TYPES = (
     "CREATE TYPE mood AS ENUM ('sad', 'ok', 'glad')",
     "CREATE DOMAIN positive AS int CHECK (VALUE > -1000000)",
-    "CREATE DOMAIN code AS text COLLATE \"C\"",
+    'CREATE DOMAIN code AS text COLLATE "C"',
     "CREATE TYPE pair AS (a int, b text)",
     "CREATE TYPE span AS RANGE (subtype = float8)",
 )
@@ -80,7 +80,7 @@ VALUES: dict[str, list[str]] = {
     "int4multirange": ["'{[1,3),[5,7)}'", "'{}'"],
     "span": ["'[1.5,2.5]'"],
     "int[]": ["'{}'", "'{1,NULL,3}'", "'[0:1]={7,8}'", "'{{1,2},{3,4}}'"],
-    "text[]": ["'{a,NULL,\"b c\",\"NULL\",\"\"}'", "ARRAY[" + BIG.format("t") + "]"],
+    "text[]": ['\'{a,NULL,"b c","NULL",""}\'', "ARRAY[" + BIG.format("t") + "]"],
     "numeric(10,2)[]": ["'{1.10,NULL}'"],
     "timestamptz[]": ["'{\"2025-02-03 04:05:06+00\"}'"],
     "mood": ["'sad'", "'glad'"],

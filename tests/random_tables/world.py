@@ -72,7 +72,7 @@ _world: World | None = None
 
 def start_worker(folder: Path) -> None:
     """Start the server of this process."""
-    global _world  # noqa: PLW0603 - one a process, as the pool wants it
+    global _world
     quiet()
     server = PostgresServer(folder, name=f"postgres{os.getpid()}", settings=SETTINGS)
     server.start()
@@ -80,11 +80,11 @@ def start_worker(folder: Path) -> None:
     _world = World(server)
 
 
-def run_seed(seed: int) -> Result:
+def run_seed(seed: int, changes_shapes: bool) -> Result:
     assert _world is not None
-    result = _world.run(generate(seed))
+    result = _world.run(generate(seed, changes_shapes))
     if not result.kind:
-        result.trace = []
+        result.trace, result.kept = [], ()
     return result
 
 

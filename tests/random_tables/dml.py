@@ -23,7 +23,7 @@ def insert(rng: random.Random, table: Table, rows: int = 1) -> str:
 
 
 def insert_many(rng: random.Random, table: Table) -> str:
-    """Return an insert of so many rows that they are written in bulk."""
+    """Return an insert of several rows, which may be written in bulk."""
     columns = [column for column in table.all_columns if column.is_written and "ALWAYS AS IDENTITY" not in column.extra]
     if not columns:
         return insert(rng, table)

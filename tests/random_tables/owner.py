@@ -65,7 +65,7 @@ class SmallOwner:
         self.checkpoint_ts = kit.start_ts
         self.source_errors: list[str] = []
         self._names: dict[TableID, str] = {}
-        self._listed_ts: Ts = kit.start_ts
+        self.listed_ts: Ts = kit.start_ts
         self._listed_at = self._advanced_at = 0.0
         self._epochs = itertools.count(1)
         self._barrier: Barrier | None = None
@@ -105,6 +105,10 @@ class SmallOwner:
     def name(self, table_id: TableID) -> str:
         return self._names.get(table_id, str(table_id))
 
+    def left_out(self, name: tuple[str, str]) -> str:
+        """Return why a table was not in the last listing; empty if that does not say."""
+        return next((text for text in self.source.left_out() if ".".join(name) in text), "")
+
     # --- one round ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -124,7 +128,7 @@ class SmallOwner:
         self._note_checkpoint()
         if now - self._advanced_at > ADVANCE_INTERVAL_S:
             self._advanced_at = now
-            self._call_source("advance")
+            self._advance()
 
     def _list(self) -> None:
         try:
@@ -139,16 +143,16 @@ class SmallOwner:
                 self.placements[table_id] = Placement(Span(table_id), self.checkpoint_ts)
         for table_id, placement in self.placements.items():
             placement.is_wanted = table_id in tables
-        self._listed_ts = listed_ts
+        self.listed_ts = listed_ts
 
-    def _call_source(self, what: str) -> None:
+    def _advance(self) -> None:
         try:
             self.source.advance(self.checkpoint_ts)
         except OperatingError as error:
-            self.source_errors.append(f"{what}: {error}")
+            self.source_errors.append(str(error))
 
     def _note_checkpoint(self) -> None:
-        found = min([self._listed_ts, *(placement.checkpoint_ts for placement in self.placements.values())])
+        found = min([self.listed_ts, *(placement.checkpoint_ts for placement in self.placements.values())])
         self.checkpoint_ts = max(self.checkpoint_ts, found)
 
     def _step(self, placement: Placement, now: float) -> None:

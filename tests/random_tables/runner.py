@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -18,13 +19,13 @@ from processor.postgres import executor as executor_module
 from processor.postgres.executor import PostgresExecutor
 from processor.postgres.sinks import bulk
 from tablewire.errors import InvariantError, TablewireError
-from tests.processor.postgres.replication_kit import Kit, current
+from tests.processor.postgres.replication_kit import Kit, current, wait_until
 from tests.random_tables.case import Act, Case, Result, Step, Violation
 from tests.random_tables.oracle import SETTINGS, Connection, SourceState, read_source, require_equal
-from tests.random_tables.owner import Phase, Placement, SmallOwner
+from tests.random_tables.owner import Phase, SmallOwner
 from tests.random_tables.ways_out import follow
 
-TICK_S = 0.004
+HOLD_DEADLINE_S = 0.3
 CHECK_DEADLINE_S = 4.0
 SETTLE_DEADLINE_S = 20.0
 ERRORS_TO_BELIEVE = 3
@@ -117,7 +118,7 @@ class Runner:
             self._resume(self.owner)
             self._finish_open()
             self._lift()
-            self._trace("settle")
+            self._trace(f"{time.monotonic() - self._started:.2f} settle")
             self._settle()
 
     def _keep(self, step: Step) -> None:
@@ -281,12 +282,23 @@ class Runner:
 
     # --- the oracle --------------------------------------------------------------------------------------------------
 
+    def _poll(self, condition: Callable[[], bool], deadline_s: float) -> bool:
+        """Let the owner work until the condition holds; return whether it did before the deadline."""
+        owner = self.owner
+        assert owner is not None
+
+        def holds() -> bool:
+            owner.tick()
+            return condition()
+
+        try:
+            wait_until(holds, "the condition of a poll", deadline_s)
+        except AssertionError:
+            return False
+        return True
+
     def _drive(self, seconds: float) -> None:
-        assert self.owner is not None
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.owner.tick()
-            time.sleep(TICK_S)
+        self._poll(lambda: False, seconds)
 
     def _state(self) -> SourceState:
         return read_source(self.source, current(self.kit))
@@ -300,32 +312,31 @@ class Runner:
 
     def _lift(self) -> None:
         """Compare what was held exactly at the position, then let everything continue."""
-        if self.held is None or self.owner is None:
+        owner = self.owner
+        if self.held is None or owner is None:
             return
         held, self.held = self.held, None
-        deadline = time.monotonic() + 0.3
         waiting = set(held.names)
-        while waiting and time.monotonic() < deadline:
-            self.owner.tick()
+
+        def compared() -> bool:
             for table_id in list(waiting):
-                placement = self.owner.placements.get(table_id)
-                if placement is None or self._is_excused(placement):
+                placement = owner.placements.get(table_id)
+                if placement is None or placement.error or placement.is_pending:
                     continue
                 if placement.phase is Phase.WRITING and placement.checkpoint_ts == held.position:
                     waiting.remove(table_id)
                     if held.names[table_id] not in self.tainted:
                         self._require_held(held, table_id)
-            time.sleep(TICK_S)
-        self.owner.hold(None)
+            return not waiting
+
+        self._poll(compared, HOLD_DEADLINE_S)
+        owner.hold(None)
 
     def _require_held(self, held: SourceState, table_id: int) -> None:
         """Check a table whose checkpoint stands at the barrier. Its name at the sink may be that of another table by now."""
         assert self.owner is not None
         if self.owner.name(table_id) == ".".join(held.names[table_id]):
             require_equal(self.sink, held, table_id, "at a barrier")
-
-    def _is_excused(self, placement: Placement) -> bool:
-        return bool(placement.error) or placement.is_pending
 
     def _check(self) -> None:
         """Compare each table as soon as its checkpoint has passed a position after which the source has not changed."""
@@ -335,65 +346,74 @@ class Runner:
 
     def _compare(self, deadline_s: float) -> tuple[SourceState, set[int]]:
         """Return the state and the tables that are equal; a difference without an error is a Violation."""
-        assert self.owner is not None
+        owner = self.owner
+        assert owner is not None
         state = self._state()
         waiting, equal = set(state.names), set[int]()
-        deadline = time.monotonic() + deadline_s
-        failures = Counter({table_id: placement.failures for table_id, placement in self.owner.placements.items()})
-        while waiting and time.monotonic() < deadline:
-            self.owner.tick()
+        failures = Counter({table_id: placement.failures for table_id, placement in owner.placements.items()})
+
+        def compared() -> bool:
             for table_id in list(waiting):
-                placement = self.owner.placements.get(table_id)
+                placement = owner.placements.get(table_id)
                 if placement is None:
-                    continue
-                if placement.phase is Phase.WRITING and placement.checkpoint_ts >= state.position and not placement.is_pending:
+                    if owner.listed_ts >= state.position and owner.left_out(state.names[table_id]):
+                        waiting.remove(table_id)
+                elif placement.phase is Phase.WRITING and placement.checkpoint_ts >= state.position and not placement.is_pending:
                     waiting.remove(table_id)
                     if state.names[table_id] not in self.tainted:
                         require_equal(self.sink, state, table_id, "at its checkpoint")
                     equal.add(table_id)
                 elif placement.failures >= failures[table_id] + ERRORS_TO_BELIEVE:
                     waiting.remove(table_id)
-            time.sleep(TICK_S)
+            return not waiting
+
+        self._poll(compared, deadline_s)
         return state, equal
 
     def _settle(self) -> None:
-        assert self.owner is not None
         state, equal = self._compare(SETTLE_DEADLINE_S)
         failed = {table_id for table_id in state.names if table_id not in equal}
         followed = {table_id for table_id in failed if self._follow(state, table_id)}
         if followed:
             state, equal = self._compare(SETTLE_DEADLINE_S)
         for table_id, name in state.names.items():
-            text = ".".join(name)
-            placement = self.owner.placements.get(table_id)
             if table_id in equal:
-                self.result.tables[text] = "equal after its way out" if table_id in followed else "equal"
-            elif placement is not None and placement.error:
-                self.result.tables[text] = "error"
-                self.result.errors.append(placement.error)
-                if table_id in followed:
-                    raise Violation("no way out", f"table {text} still fails after its way out was followed: {placement.error}")
-            elif placement is not None and placement.is_pending:
-                self.result.tables[text] = "pending"
+                end = "equal after its way out" if table_id in followed else "equal"
             else:
-                raise Violation(
-                    "stuck", f"table {text} shows no error and does not reach {state.position}: {self._where(placement)}"
-                )
+                end = self._end_of(state, table_id, table_id in followed)
+            self.result.tables[".".join(name)] = end
 
-    def _where(self, placement: Placement | None) -> str:
-        if placement is None:
-            return f"it is not listed; source errors: {self.owner.source_errors[-1:] if self.owner else ''}"
-        return f"phase {placement.phase.name}, checkpoint {placement.checkpoint_ts}, former errors {placement.errors[-2:]}"
+    def _end_of(self, state: SourceState, table_id: int, is_followed: bool) -> str:
+        """Return the end of a table that is not equal; raise Violation if it shows no reason."""
+        assert self.owner is not None
+        text = ".".join(state.names[table_id])
+        if error := self._error(state, table_id):
+            if is_followed:
+                raise Violation("no way out", f"table {text} still fails after its way out was followed: {error}")
+            self.result.errors.append(error)
+            return "error"
+        placement = self.owner.placements.get(table_id)
+        if placement is not None and placement.is_pending:
+            return "pending"
+        where = "it is not listed"
+        if placement is not None:
+            where = f"phase {placement.phase.name}, checkpoint {placement.checkpoint_ts}, former errors {placement.errors[-2:]}"
+        text = f"table {text} shows no error and does not reach {state.position}: {where}"
+        raise Violation("stuck", f"{text}; source errors {self.owner.source_errors[-2:]}")
+
+    def _error(self, state: SourceState, table_id: int) -> str:
+        """Return the error that the table shows, or why it is left out; empty if it shows none."""
+        assert self.owner is not None
+        placement = self.owner.placements.get(table_id)
+        return self.owner.left_out(state.names[table_id]) if placement is None else placement.error
 
     def _follow(self, state: SourceState, table_id: int) -> bool:
         """Follow the way out that the error of the table names."""
-        assert self.owner is not None
-        placement = self.owner.placements.get(table_id)
-        if placement is None or not placement.error:
+        if not (error := self._error(state, table_id)):
             return False
-        self._trace(f"way out of: {placement.error}")
+        self._trace(f"way out of: {error}")
         try:
-            return follow(self.source, self.sink, state.names[table_id], placement.error)
-        except psycopg.Error as error:
-            self._trace(f"  refused: {error}")
+            return follow(self.source, self.sink, state.names[table_id], error)
+        except psycopg.Error as refusal:
+            self._trace(f"  refused: {refusal}")
             return False

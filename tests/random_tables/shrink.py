@@ -36,7 +36,7 @@ def replay(folder: Path, seed: int, runs: int, changes_shapes: bool) -> int:
 
 
 def shrink(case: Case, result: Result, runs: int) -> tuple[Case, Result]:
-    """Return the smallest failing case that so many runs find, and its result."""
+    """Return the smallest failing case that this number of runs finds, and its result."""
     left = runs
     last = result
 

@@ -34,7 +34,7 @@ from tablewire.model.ids import TS_MAX, TableID, Ts
 from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
-from tablewire.postgres.connections import SourceUnavailableError, parse_uri
+from tablewire.postgres.connections import SourceUnavailableError, StatementError, parse_uri
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.runtime.shutdown import EXIT_BUG, end_process
@@ -43,8 +43,10 @@ CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03
 """The shared stream starts this long after the first table, so that tables which arrive together need no catch-up."""
 DESCRIBE_RETRY_S = 0.5
-PUBLICATION_INTERVAL_S = 10.0
-"""How often tables are compared with what the publication lists."""
+PUBLICATION_INTERVAL_S = 1.0
+"""How often tables are compared with what the publication lists, while the source writes WAL."""
+PUBLICATION_SHARE = 0.02
+"""At most this part of the time is used for that."""
 JOIN_TIMEOUT_S = 2.0
 _WRITER_CHARS = 40
 
@@ -80,6 +82,8 @@ class PostgresExecutor:
         self._describe_at = 0.0
         self._describe_since: float | None = None
         self._publication_at = 0.0
+        self._publication_seen: Ts = 0
+        """The position of the shared stream at the last comparison with the publication."""
         self._is_fenced = threading.Event()
         self._is_closing = threading.Event()
         self._is_closed = False
@@ -370,22 +374,29 @@ class PostgresExecutor:
 
     def _check_publication(self) -> None:
         """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again."""
-        now = time.monotonic()
-        if now < self._publication_at:
+        now, position = time.monotonic(), self._shared_position()
+        if now < self._publication_at or position == self._publication_seen:
             return
-        self._publication_at = now + PUBLICATION_INTERVAL_S
         followed = [table for table in self._all_tables() if table.is_followed]
         if not followed:
             return
+        published: Mapping[TableID, Ts] = {}
+        reason = f"it left publication {self._name}, or was changed there by hand: changes may be missing"
         try:
             published = self._catalogue.published()
-        except OperatingError as error:
+            self._publication_seen = position
+        except (SourceUnavailableError, StatementError) as error:
             _log.warning("postgres_publication_unreadable", reason=str(error))
             return
+        except OperatingError as error:
+            reason = str(error)
+        finally:
+            seconds = time.monotonic() - now
+            self._publication_at = now + max(PUBLICATION_INTERVAL_S, seconds / PUBLICATION_SHARE)
         for table in followed:
             schema = table.schema
             if schema is not None and published.get(table.table_id) != schema.published_ts:
-                table.fail(OperatingError(f"table {schema.full_name} left publication {self._name}: changes may be missing"))
+                table.fail(OperatingError(f"table {schema.full_name}: {reason}"))
 
     def _start_catch_up(self) -> None:
         with self._catch_up_lock:

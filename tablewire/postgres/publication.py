@@ -150,7 +150,7 @@ def published_positions(connection: Connection, name: str, rules: PublicationRul
 def missing_publication(name: str) -> OperatingError:
     return OperatingError(
         f"publication {name} does not exist at the source: changes since it was dropped are lost; "
-        "remove the changefeed and create it again"
+        "copy all tables again (owner changefeed resync)"
     )
 
 

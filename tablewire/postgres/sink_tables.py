@@ -52,7 +52,12 @@ COMMENT ON TABLE tablewire.checkpoints IS
 
 
 _ADDED_COLUMNS = {
-    "tablewire.positions": {"shape": "jsonb", "sink_shape": "jsonb", "conflicts": "bigint NOT NULL DEFAULT 0"},
+    "tablewire.positions": {
+        "shape": "jsonb",
+        "sink_shape": "jsonb",
+        "conflicts": "bigint NOT NULL DEFAULT 0",
+        "published": "pg_lsn",
+    },
     "tablewire.checkpoints": {"source": "jsonb"},
 }
 """Columns that earlier versions did not create. They do not name them in an INSERT, so each has a default or may be NULL."""

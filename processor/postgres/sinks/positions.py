@@ -42,7 +42,7 @@ MOVE_SQL = (
 
 _KEY = "changefeed = %(changefeed)s AND table_name = %(table)s"
 _READ = (
-    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id, columns"
+    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id, columns, published"
     f" FROM tablewire.positions WHERE {_KEY}"
 )
 # Earlier versions did not quote names in the key: the row of this very table gets the name that is used now.
@@ -51,14 +51,15 @@ BEGIN; SET LOCAL lock_timeout = %(lock_timeout_ms)s; SET LOCAL idle_in_transacti
 UPDATE tablewire.positions SET table_name = %(table)s WHERE changefeed = %(changefeed)s AND table_name = %(unquoted)s
   AND source_table_id = %(table_id)s AND %(unquoted)s <> %(table)s;
 INSERT INTO tablewire.positions (changefeed, table_name, source_table_id, incarnation, changefeed_epoch, assignment_epoch,
-    position, snapshot, writer)
+    position, snapshot, published, writer)
   VALUES (%(changefeed)s, %(table)s, %(table_id)s, %(incarnation)s, %(changefeed_epoch)s, %(assignment_epoch)s,
-    %(position)s, %(snapshot)s, %(writer)s) ON CONFLICT DO NOTHING;
+    %(position)s, %(snapshot)s, %(published)s, %(writer)s) ON CONFLICT DO NOTHING;
 {_READ} FOR UPDATE"""
 _TAKE_OVER = f"""
 UPDATE tablewire.positions SET source_table_id = %(table_id)s, incarnation = %(incarnation)s,
   changefeed_epoch = %(changefeed_epoch)s, assignment_epoch = %(assignment_epoch)s, position = %(position)s,
-  snapshot = %(snapshot)s, writer = %(writer)s, taken_at = clock_timestamp(), updated_at = clock_timestamp() WHERE {_KEY};
+  snapshot = %(snapshot)s, published = %(published)s, writer = %(writer)s,
+  taken_at = clock_timestamp(), updated_at = clock_timestamp() WHERE {_KEY};
 INSERT INTO tablewire.takeovers (changefeed, table_name, incarnation, changefeed_epoch, assignment_epoch, writer, position)
   SELECT changefeed, table_name, incarnation, changefeed_epoch, assignment_epoch, writer, position
     FROM tablewire.positions WHERE {_KEY};
@@ -74,13 +75,18 @@ _HOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class PositionRow:
-    """A row of tablewire.positions. columns: of the source's table when it was last written."""
+    """A row of tablewire.positions.
+
+    columns: of the source's table when it was last written. published: the table's published_ts at its
+    last takeover; None: taken over by an earlier version.
+    """
 
     fence: Fence
     position: Ts
     snapshot: str
     source_table_id: int
     columns: tuple[str, ...]
+    published: Ts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class Positions:
             "assignment_epoch": fence.assignment_epoch,
             "position": format_lsn(position),
             "snapshot": snapshot,
+            "published": format_lsn(schema.published_ts),
             "writer": self.writer,
         }
 
@@ -151,8 +158,9 @@ class Positions:
 def _row(rows: list[tuple[Any, ...]]) -> PositionRow | None:
     if not rows:
         return None
-    incarnation, changefeed_epoch, assignment_epoch, position, snapshot, table_id, columns = rows[0]
-    return PositionRow(Fence(incarnation, changefeed_epoch, assignment_epoch), position, snapshot, table_id, tuple(columns))
+    incarnation, changefeed_epoch, assignment_epoch, position, snapshot, table_id, columns, published = rows[0]
+    fence = Fence(incarnation, changefeed_epoch, assignment_epoch)
+    return PositionRow(fence, position, snapshot, table_id, tuple(columns), published)
 
 
 def is_refusal(error: psycopg.Error) -> bool:

@@ -23,7 +23,7 @@ from processor.postgres.sinks.copying import copy_rows
 from processor.postgres.sinks.origin import mark_statement
 from processor.postgres.sinks.planner import TargetPlanner
 from processor.postgres.sinks.plans import TargetPlan, WriteMode
-from processor.postgres.sinks.positions import Positions
+from processor.postgres.sinks.positions import PositionRow, Positions
 from processor.postgres.sinks.target_tables import create_table
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.pgoutput import Part, Relation
@@ -174,13 +174,13 @@ class PostgresSession(SinkSession):
             # Another table of that name, or another life of the changefeed: the existing rows are of no use.
             position = max(granted_ts, schema.published_ts)
             snapshot = positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
-        elif position < schema.published_ts and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
+        elif _was_unpublished(row, schema) and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
             # It left the publication and came back: what was written meanwhile will never arrive as changes.
             if not wants_snapshot:
                 raise OperatingError(
-                    f"table {schema.full_name} was outside of the changefeed's tables for a while, and what was written to it"
-                    " then is not at the sink: remove its row in tablewire.positions to continue without it, or create a"
-                    " changefeed with a first copy"
+                    f"table {schema.full_name} was outside of the changefeed's tables for a while (or its publication was changed"
+                    " by hand), and what was written to it then is not at the sink: remove its row in tablewire.positions to"
+                    " continue without it, or create a changefeed with a first copy"
                 )
             snapshot = positions.SNAPSHOT_RELOAD
         self.positions.take_over(connection, schema, fence, position, snapshot)
@@ -224,6 +224,14 @@ def _require_greatest(schema: TableSchema, found: Fence, fence: Fence) -> None:
     if found > fence:
         texts = (f"changefeed_epoch {f.changefeed_epoch}, assignment_epoch {f.assignment_epoch}" for f in (found, fence))
         raise EpochRefusedError("table {}: the sink has a newer writer ({}) than this one ({})".format(schema.full_name, *texts))
+
+
+def _was_unpublished(row: PositionRow, schema: TableSchema) -> bool:
+    """Return whether changes may be missing between the position and the changes that are published now.
+
+    A writer may have moved the position past the place where the table was added again, before it saw that.
+    """
+    return row.position < schema.published_ts or row.published not in (None, schema.published_ts)
 
 
 class PostgresTransaction:

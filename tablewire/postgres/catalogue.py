@@ -178,6 +178,20 @@ class CatalogueColumn:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionPlace:
+    """A table in a tree of partitions. bound: as in DDL, empty for the root. key: how it is partitioned, empty for a leaf."""
+
+    schema: str
+    name: str
+    bound: str
+    key: str
+
+    @property
+    def quoted(self) -> str:
+        return quoted(self.schema, self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class TableSchema(SourceTable):
     """A table as a writer needs it.
 
@@ -185,7 +199,7 @@ class TableSchema(SourceTable):
     the index of the replica identity, or the primary key); empty if only the whole row identifies one.
     published_ts: where it was added to the publication; earlier changes cannot be had. 0: from the
     beginning, or unknown. released_ts: where the changefeed's slot stood when the table was prepared;
-    everything before was confirmed by the sink.
+    everything before was confirmed by the sink. places: of a partition: from its root to the table itself.
     """
 
     primary_key: tuple[str, ...]
@@ -193,6 +207,12 @@ class TableSchema(SourceTable):
     columns: tuple[CatalogueColumn, ...]
     published_ts: Ts = 0
     released_ts: Ts = 0
+    places: tuple[PartitionPlace, ...] = ()
+
+    @property
+    def rows_of(self) -> str:
+        """The table as it is read or written in SQL: without the children that inherit from it, with its partitions."""
+        return self.quoted if self.kind == "p" else f"ONLY {self.quoted}"
 
     def column(self, name: str) -> CatalogueColumn | None:
         return next((column for column in self.columns if column.name == name), None)
@@ -218,6 +238,12 @@ SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.n
  ORDER BY a.attnum
 """
 
+_PLACES = """
+SELECT n.nspname, c.relname, coalesce(pg_get_expr(c.relpartbound, c.oid), ''), coalesce(pg_get_partkeydef(c.oid), '')
+  FROM pg_partition_ancestors(%s::oid) WITH ORDINALITY a (relid, n) JOIN pg_class c ON c.oid = a.relid
+  JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY a.n DESC
+"""
+
 
 def describe_table(connection: Connection, table_id: TableID) -> TableSchema | None:
     return _describe(connection, "c.oid = %s::oid", (table_id,))
@@ -234,6 +260,8 @@ def _describe(connection: Connection, where: str, values: tuple[object, ...]) ->
         return None
     with connection.cursor(row_factory=args_row(CatalogueColumn)) as cursor:
         columns = tuple(cursor.execute(_COLUMNS, (row["table_id"],)))
+    with connection.cursor(row_factory=args_row(PartitionPlace)) as places_cursor:
+        places = tuple(places_cursor.execute(_PLACES, (row["table_id"],)))
     primary_key, identity_index = tuple(row.pop("primary_key")), tuple(row.pop("identity_index"))
     identity = identity_index if row["replica_identity"] == "i" and identity_index else primary_key if row["has_key"] else ()
-    return TableSchema(**row, primary_key=primary_key, identity=identity, columns=columns)
+    return TableSchema(**row, primary_key=primary_key, identity=identity, columns=columns, places=places)

@@ -168,7 +168,7 @@ class SnapshotRunner:
         types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
         casts = [(column.name, copy_cast(types, column.type_oid, self._binary)) for column in schema.columns]
         columns = ", ".join(f"{quoted(name)}{'::pg_catalog.' + cast if cast else ''}" for name, cast in casts)
-        statement = f"COPY (SELECT {columns} FROM ONLY {schema.quoted}) TO STDOUT (FORMAT binary)"
+        statement = f"COPY (SELECT {columns} FROM {schema.rows_of}) TO STDOUT (FORMAT binary)"
         try:
             with source.cursor() as cursor, cursor.copy(statement) as copy:
                 pieces: list[bytes] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from processor.postgres.sinks.connection import SinkConnection
+from processor.postgres.sinks.target_partitions import create_partition
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted
@@ -28,8 +29,8 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     """Create the table and its schema if there is none of its name; raise OperatingError if a type is missing at the sink."""
     if _find(connection, schema) is not None:
         return
-    if not schema.columns:
-        raise OperatingError(f"table {schema.full_name} has no columns that can be replicated")
+    if create_partition(connection, schema):
+        return
     lines = [f"{quoted(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
     key = schema.primary_key or schema.identity
     if key:

@@ -1,0 +1,95 @@
+"""Partitioned tables: by leaf and by root, to sinks that are partitioned, partitioned differently, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tablewire.errors import OperatingError
+from tests.processor.postgres.replication_kit import Kit, begin, prepare, promote, wait_until
+
+pytestmark = pytest.mark.integration
+
+ROOT = "CREATE TABLE m (id int NOT NULL, k int NOT NULL, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k)"
+
+
+@pytest.fixture
+def kit(source_db: str, sink_db: str) -> Iterator[Kit]:
+    with Kit(source_db, sink_db) as kit:
+        yield kit
+
+
+def make_source(kit: Kit) -> None:
+    """m with two leaves: one in another schema, one below a partitioned table between."""
+    kit.run(f"CREATE SCHEMA archive; {ROOT}")
+    kit.run("CREATE TABLE archive.m_old PARTITION OF m FOR VALUES FROM (0) TO (10)")
+    kit.run("CREATE TABLE m_mid PARTITION OF m FOR VALUES FROM (10) TO (100) PARTITION BY LIST (k)")
+    kit.run("CREATE TABLE m_11 PARTITION OF m_mid FOR VALUES IN (11)")
+    kit.run("INSERT INTO m VALUES (1, 1, 'old'), (2, 11, 'new')")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["public.*"], {"archive.m_old", "public.m_11"}),
+        (["public.m"], {"archive.m_old", "public.m_11"}),
+        (["public.m_mid"], {"public.m_11"}),
+        (["archive.*"], {"archive.m_old"}),
+        (["public.*", "!archive.*"], {"public.m_11"}),
+        (["*.*", "!public.m"], {"public.other"}),
+    ],
+)
+def test_a_leaf_belongs_to_the_filter_if_its_root_does(kit: Kit, patterns: list[str], names: set[str]) -> None:
+    """Wherever it lives; and whatever excludes its root excludes it."""
+    make_source(kit)
+    kit.run("CREATE TABLE other (id int PRIMARY KEY)")
+    kit.tables = patterns
+    kit.start()
+    assert kit.source is not None
+    assert set(kit.source.tables().values()) - ({"public.other"} if "!public.m" not in patterns else set()) == names
+
+
+def test_new_leaves_become_partitions_of_the_sinks_root(kit: Kit) -> None:
+    """The sink's partitioned table has their rows, also below a partitioned table that the sink lacks, and in other schemas."""
+    make_source(kit)
+    kit.at_sink(ROOT)
+    start_ts = kit.start()
+    executor = kit.executor()
+    begin(executor, kit.spans(), start_ts)
+    kit.wait_equal("m")
+    kit.run("CREATE TABLE m_12 PARTITION OF m_mid FOR VALUES IN (12)")
+    kit.run("CREATE TABLE m_rest PARTITION OF m DEFAULT")
+    kit.run("INSERT INTO m VALUES (3, 12, 'listed'), (4, 1000, 'default')")
+    assert kit.source is not None
+    begin(executor, [span for span in kit.spans() if span in (kit.span("m_12"), kit.span("m_rest"))], start_ts)
+    kit.run("UPDATE m SET v = v || ' again'")
+    kit.run("INSERT INTO m VALUES (5, 11, 'last')")
+    kit.wait_equal("m", "m_mid", "m_12", "m_rest", "archive.m_old")
+
+
+def test_a_leaf_that_does_not_fit_the_sinks_root_says_so(kit: Kit) -> None:
+    """The sink's root is partitioned in another way; the way out in the text works."""
+    kit.run(ROOT)
+    kit.run("CREATE TABLE m_1 PARTITION OF m FOR VALUES FROM (0) TO (10)")
+    kit.run("INSERT INTO m VALUES (1, 1, 'x')")
+    kit.at_sink(ROOT.replace("RANGE (k)", "LIST (id)"))
+    start_ts = kit.start()
+    executor, span = kit.executor(), kit.span("m_1")
+    prepare(executor, span, start_ts)
+    with pytest.raises(OperatingError, match=r"public\.m_1 cannot be created at the sink as a partition of public\.m.*create it"):
+        promote(executor, span, start_ts)
+    executor.remove_table_span(span)
+    wait_until(lambda: executor.is_remove_table_span_finished(span)[1], "it is removed")
+    kit.at_sink("CREATE TABLE m_1 (id int NOT NULL, k int NOT NULL, v text, PRIMARY KEY (id, k))")
+    begin(executor, [span], start_ts)
+    kit.wait_equal("m_1")
+
+
+def test_without_a_root_at_the_sink_a_leaf_is_a_plain_table(kit: Kit) -> None:
+    """Nothing is invented: the sink gets the leaves as tables."""
+    make_source(kit)
+    start_ts = kit.start()
+    begin(kit.executor(), kit.spans(), start_ts)
+    kit.wait_equal("archive.m_old", "m_11")
+    assert kit.at_sink("SELECT to_regclass('public.m')") == [(None,)]

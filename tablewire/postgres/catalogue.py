@@ -11,13 +11,14 @@ Tablewire's own never match.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from psycopg.rows import args_row, dict_row, kwargs_row
 
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.connections import Connection, full_table_name, quoted
 from tablewire.postgres.filters import TableFilter
+from tablewire.postgres.partition_trees import leaf_problems
 
 OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
@@ -50,7 +51,8 @@ class SourceTable:
     is not deferrable, or, for replica identity `i`, the index that it names. kind: r, or p for a
     partitioned table. generated: the kinds of its generated columns, s(tored) and v(irtual).
     generated_key: one of them is in the key. ancestors: the tables that it is a partition of, its root
-    last. server_version: as libpq has it.
+    last. leaf_problem: why its partitions prevent that it is replicated as one table. server_version: as
+    libpq has it.
     """
 
     table_id: TableID
@@ -63,6 +65,7 @@ class SourceTable:
     generated: str = field(default="", kw_only=True)
     generated_key: bool = field(default=False, kw_only=True)
     ancestors: tuple[TableID, ...] = field(default=(), kw_only=True)
+    leaf_problem: str = field(default="", kw_only=True)
     server_version: int = field(default=0, kw_only=True)
 
     @property
@@ -81,7 +84,9 @@ class SourceTable:
         return f"{self.full_name} is {what}, which cannot be replicated" if what else ""
 
     def why_unusable(self, rules: PublicationRules = DEFAULT_RULES) -> str:
-        """Return why changes of this table do not identify their row; empty if they do, or need not."""
+        """Return why changes of this table cannot be followed, mostly as they do not identify their row; empty if they can."""
+        if self.leaf_problem:
+            return f"table {self.full_name}: {self.leaf_problem}"
         if not rules.needs_identity:
             return ""
         alter = f"ALTER TABLE {self.quoted} REPLICA IDENTITY"
@@ -147,7 +152,10 @@ def list_tables(connection: Connection, table_filter: TableFilter, rules: Public
             continue
         elif table.kind == "r" or rules.by_root:
             tables.append(table)
-    return SourceListing(tuple(tables), tuple(others))
+    roots = [table.table_id for table in tables if table.kind == "p"]
+    problems = leaf_problems(connection, roots, rules.needs_identity)
+    checked = (replace(table, leaf_problem=problems.get(table.table_id, "")) for table in tables)
+    return SourceListing(tuple(checked), tuple(others))
 
 
 def _matches(table: SourceTable, relations: Mapping[TableID, SourceTable], table_filter: TableFilter) -> bool:

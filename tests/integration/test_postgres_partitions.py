@@ -93,3 +93,72 @@ def test_without_a_root_at_the_sink_a_leaf_is_a_plain_table(kit: Kit) -> None:
     begin(kit.executor(), kit.spans(), start_ts)
     kit.wait_equal("archive.m_old", "m_11")
     assert kit.at_sink("SELECT to_regclass('public.m')") == [(None,)]
+
+
+@pytest.fixture
+def by_root(source_db: str, sink_db: str) -> Iterator[Kit]:
+    with Kit(source_db, sink_db, options={"partitions": "root"}) as kit:
+        yield kit
+
+
+SINKS = {
+    "none": "",
+    "plain": "CREATE TABLE m (v text, id int NOT NULL, k int NOT NULL, PRIMARY KEY (id, k))",
+    "partitioned differently": ROOT.replace("RANGE (k)", "HASH (id)")
+    + "; CREATE TABLE h0 PARTITION OF m FOR VALUES WITH (MODULUS 2, REMAINDER 0)"
+    + "; CREATE TABLE h1 PARTITION OF m FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+}
+
+
+@pytest.mark.parametrize("sink", SINKS.values(), ids=SINKS)
+def test_a_root_is_one_table(by_root: Kit, sink: str) -> None:
+    """Its rows are copied and followed across leaves of both ends, whatever the sink's table is; no leaf is listed."""
+    make_source(by_root)
+    if sink:
+        by_root.at_sink(sink)
+    by_root.run("CREATE TABLE plain (id int PRIMARY KEY)")
+    start_ts = by_root.start()
+    assert by_root.source is not None
+    assert set(by_root.source.tables().values()) == {"public.m", "public.plain"}
+    begin(by_root.executor(), by_root.spans(), start_ts)
+    by_root.wait_equal("m")
+    by_root.run("INSERT INTO m SELECT i, i % 12, 'x' FROM generate_series(100, 300) i WHERE i % 12 <> 10")
+    by_root.run("UPDATE m SET k = 11 WHERE id = 1")  # to another leaf
+    by_root.run("UPDATE m SET id = id + 1000 WHERE id % 10 = 0")
+    by_root.run("DELETE FROM m WHERE id % 7 = 0")
+    by_root.wait_equal("m")
+    by_root.run("CREATE TABLE m_12 PARTITION OF m_mid FOR VALUES IN (12)")
+    by_root.run("INSERT INTO m VALUES (5, 12, 'in a new leaf')")
+    by_root.wait_equal("m")
+    by_root.run("TRUNCATE m")
+    by_root.run("INSERT INTO m VALUES (6, 12, 'last')")
+    by_root.wait_equal("m")
+
+
+def test_a_leaf_alone_is_listed_if_its_root_is_not(by_root: Kit) -> None:
+    """A filter that selects some leaves replicates these; one that selects a partitioned table below the root, that one."""
+    make_source(by_root)
+    by_root.tables = ["archive.*", "public.m_mid"]
+    start_ts = by_root.start()
+    assert by_root.source is not None
+    assert set(by_root.source.tables().values()) == {"archive.m_old", "public.m_mid"}
+    begin(by_root.executor(), by_root.spans(), start_ts)
+    by_root.run("UPDATE m SET v = 'both'")
+    by_root.wait_equal("archive.m_old", "m_mid")
+
+
+def test_leaves_that_identify_rows_otherwise_are_refused(by_root: Kit) -> None:
+    """The source logs old rows as the leaf says, and the stream describes them as the root says: they must agree."""
+    make_source(by_root)
+    by_root.run("ALTER TABLE m REPLICA IDENTITY FULL")
+    by_root.start()
+    assert by_root.source is not None
+    assert by_root.source.tables() == {}
+    (reason,) = by_root.source.left_out()
+    assert "archive.m_old has not: ALTER TABLE" in reason
+    for leaf in ("archive.m_old", "m_11"):
+        by_root.run(f"ALTER TABLE {leaf} REPLICA IDENTITY FULL")
+    assert set(by_root.source.tables().values()) == {"public.m"}
+    by_root.run("ALTER TABLE m REPLICA IDENTITY DEFAULT; ALTER TABLE m_11 REPLICA IDENTITY NOTHING")
+    by_root.source.tables()
+    assert [failure.reason for failure in by_root.source.check() if "m_11 identifies rows by other columns" in failure.reason]

@@ -6,7 +6,7 @@ One connection is shared by all threads. All calls block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import DEFAULT_RULES, PublicationRules, TableSchema, describe_table
 from tablewire.postgres.connections import Connection, ReconnectingConnection
 from tablewire.postgres.identity import database_identity
+from tablewire.postgres.partition_trees import leaf_problems
 from tablewire.postgres.publication import PublicationInfo, published_positions, read_publication
 from tablewire.postgres.slots import read_slot
 
@@ -111,6 +112,10 @@ class SourceCatalogue:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
         if (schema := self._run(lambda connection: describe_table(connection, table_id))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
+        if schema.kind == "p":
+            needs_identity = self._rules.needs_identity
+            problems = self._run(lambda connection: leaf_problems(connection, [table_id], needs_identity))
+            schema = replace(schema, leaf_problem=problems.get(table_id, ""))
         if problem := schema.why_unusable(self._rules):
             raise OperatingError(problem)
         return schema

@@ -2,24 +2,25 @@
 
 few changes                     single statements in one pipeline, in order (changes.py)
 inserts only                    COPY into the table itself
-inserts, updates, deletes       folded by key; deletes by arrays of keys, rows by COPY into a staging
-                                table and one upsert
-without a key                   COPY for runs of inserts, single statements for the rest
+inserts, updates, deletes       folded by key; deletes by arrays of keys, updates by COPY into a staging
+                                table and one UPDATE, new rows by COPY
+tables that need it             single statements in order, but COPY for runs of inserts
+                                (TargetFacts.why_exact says for which)
 
-A violated unique constraint may be avoided by the next write mode (targets.WriteMode): the caller
-repeats the transaction.
+Every statement must affect as many rows as the source's changes did. If one does not (RowCountError),
+or a constraint is violated, the caller repeats the work with conflicts.CarefulWriter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, groupby
 
-from processor.postgres.sinks.changes import parameters, partial_update, patch, statements
-from processor.postgres.sinks.connection import SinkConnection
+from processor.postgres.sinks.changes import parameters, patch, statements, truncates, update
+from processor.postgres.sinks.connection import RowCountError, SinkConnection
 from processor.postgres.sinks.encoding import COPY_HEAD, COPY_TAIL, encode_array, encode_frames, encode_rows
 from processor.postgres.sinks.folding import Folded, Key, after_truncate, fold_carefully, fold_quickly
-from processor.postgres.sinks.plans import TargetPlan, WriteMode
+from processor.postgres.sinks.plans import TargetPlan
 from processor.postgres.source.pgoutput import FRAME_HEADER, INSERT, read_change
 from tablewire.errors import InvariantError
 
@@ -39,6 +40,19 @@ class Stages:
         self._uncommitted: list[TargetPlan] = []
         self._used: set[str] = set()
         self._numbers = count(1)
+        self._is_permitted: bool | None = None
+
+    def is_permitted(self, connection: SinkConnection) -> bool:
+        """Return whether the role may make temporary tables; asked once."""
+        if self._is_permitted is None:
+            query = "SELECT has_database_privilege(current_database(), 'TEMP')"
+            self._is_permitted = bool(connection.query(query)[0][0])
+        return self._is_permitted
+
+    def forget(self, plans: Iterable[TargetPlan]) -> None:
+        """Forget the staging tables of plans that are no longer valid, without dropping them."""
+        for plan in plans:
+            self._names.pop(plan, None)
 
     def find(self, connection: SinkConnection, plan: TargetPlan) -> str:
         """Return the empty staging table of this plan; create it if needed. Inside a transaction."""
@@ -70,41 +84,41 @@ class Stages:
 
 
 class BulkWriter:
-    """For one call within one transaction; one thread. may_copy: a COPY into the table itself may be tried."""
+    """For one call within one transaction; one thread."""
 
-    def __init__(self, connection: SinkConnection, stages: Stages, may_copy: bool) -> None:
+    def __init__(self, connection: SinkConnection, stages: Stages) -> None:
         self.connection = connection
         self._stages = stages
-        self._may_copy = may_copy
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
-        if len(frames) < BULK_MIN or plan.mode is WriteMode.SINGLE:
+        if len(frames) < BULK_MIN:
             self._write_singly(plan, frames)
-            return
-        frames, is_truncated = after_truncate(frames)
-        if is_truncated:
-            self.connection.add((plan.truncate_sql, ()))
-        if frames and plan.key:
-            self._write_keyed(plan, frames)
+        elif plan.is_exact or not self._stages.is_permitted(self.connection):
+            self._write_in_order(plan, frames)
         else:
-            self._write_keyless(plan, frames)
+            frames, truncate = after_truncate(frames)
+            if truncate is not None:
+                self.connection.add(*truncates(plan, truncate))
+            if frames:
+                self._write_folded(plan, frames)
 
     def _write_singly(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         for at in range(0, len(frames), PIPELINE_MAX):
-            self.connection.add(*statements(plan, frames[at : at + PIPELINE_MAX]))
+            self.connection.add_counted(*statements(plan, frames[at : at + PIPELINE_MAX]))
             if len(self.connection.pending) >= PIPELINE_MAX:
                 self.connection.flush()
 
-    def _write_keyless(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
+    def _write_in_order(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
+        may_copy = plan.columns and (plan.is_direct or self._stages.is_permitted(self.connection))
         for is_insert, group in groupby(frames, lambda frame: frame[FRAME_HEADER] == INSERT):
             run = list(group)
-            if is_insert and len(run) >= BULK_MIN:
+            if is_insert and may_copy and len(run) >= BULK_MIN:
                 self._insert(plan, run)
             else:
                 self._write_singly(plan, run)
 
-    def _write_keyed(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
-        if self._may_copy and plan.mode is WriteMode.COPY and all(frame[FRAME_HEADER] == INSERT for frame in frames):
+    def _write_folded(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
+        if all(frame[FRAME_HEADER] == INSERT for frame in frames):
             self._insert(plan, frames)
             return
         folded = fold_quickly(plan, frames)
@@ -112,75 +126,67 @@ class BulkWriter:
             self._apply_carefully(plan, frames)
 
     def _apply_quickly(self, plan: TargetPlan, folded: Folded) -> bool:
-        """Update rows that exist, copy new ones; do nothing and return False if a row lacks an unchanged value."""
-        may_copy = self._may_copy and plan.is_direct and plan.mode is WriteMode.COPY
-        replaced = folded.frames if may_copy else folded.frames + folded.inserted
-        rows = encode_frames(replaced, len(plan.columns)) if replaced else b""
-        inserted = encode_frames(folded.inserted, len(plan.columns)) if may_copy and folded.inserted else b""
+        """Write what was folded by the last frame of each key; do nothing and return False if a row lacks an unchanged value."""
+        if folded.frames and len(plan.key) == len(plan.columns):
+            return False
+        rows = encode_frames(folded.frames, len(plan.columns)) if folded.frames else b""
+        inserted = encode_frames(folded.inserted, len(plan.columns)) if folded.inserted else b""
         if rows is None or inserted is None:
             return False
         self._delete(plan, folded.deletes)
-        if rows:
-            stage = self._fill_stage(plan, rows)
-            if may_copy:
-                self._replace(plan, stage, len(replaced))
-            else:
-                self.connection.add((plan.upsert_staged_sql(stage), ()))
-        if inserted:
-            self._copy(plan, inserted)
+        self._replace(plan, rows, len(folded.frames))
+        self._copy(plan, inserted, len(folded.inserted))
         return True
 
     def _apply_carefully(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         """Write the changes after reading every value; one by one if that is not sufficient."""
         folded = fold_carefully(plan, frames)
-        if folded is None:
+        if folded is None or (folded.rows and len(plan.key) == len(plan.columns)):
             self._write_singly(plan, frames)
             return
+        width = len(plan.columns)
         self._delete(plan, folded.deletes)
-        if folded.rows:
-            self._upsert(plan, encode_rows(folded.rows, len(plan.columns)))
-        for key, values in folded.partial:
-            self.connection.add(partial_update(plan, values, key))
+        self._replace(plan, encode_rows(folded.rows, width), len(folded.rows))
+        for _, values in folded.partial:
+            present = tuple(at for at, value in enumerate(values) if value is not None and at not in plan.key)
+            self.connection.add_counted([update(plan, None, values, present or plan.key[:1])], [1])
+        self._copy(plan, encode_rows(folded.new_rows, width), len(folded.new_rows))
 
     def _delete(self, plan: TargetPlan, keys: Sequence[Key]) -> None:
         """Delete the rows with these keys, before any row is written: see folding.py."""
         columns = [plan.columns[at] for at in plan.key]
         if any(not column.wire.is_element for column in columns):
-            for key in keys:
-                self.connection.add((plan.delete_sql, parameters(key)))
+            text = plan.delete_sql(plan.by_key)
+            self.connection.add_counted([(text, parameters(key)) for key in keys], [1] * len(keys))
         elif keys:
             arrays = [encode_array([key[n] for key in keys], column.wire.oid) for n, column in enumerate(columns)]
-            self.connection.add((plan.delete_many_sql, arrays))
+            self.connection.add_counted([(plan.delete_many_sql, arrays)], [len(keys)])
 
-    def _fill_stage(self, plan: TargetPlan, rows: bytes) -> str:
-        stage = self._stages.find(self.connection, plan)
-        self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
-        return stage
-
-    def _replace(self, plan: TargetPlan, stage: str, rows: int) -> None:
-        """Update rows with the values of the stage; insert those that do not exist, which only happens without a first copy."""
-        if len(plan.key) < len(plan.columns):
-            self.connection.add((plan.update_staged_sql(stage), ()))
-            if self.connection.flush()[-1].command_tuples == rows:
-                return
-        self.connection.add((plan.upsert_staged_sql(stage), ()))
-
-    def _upsert(self, plan: TargetPlan, rows: bytes) -> None:
-        self.connection.add((plan.upsert_staged_sql(self._fill_stage(plan, rows)), ()))
+    def _replace(self, plan: TargetPlan, rows: bytes, count: int) -> None:
+        """Update rows, all of which exist, with these values."""
+        if count:
+            stage = self._fill_stage(plan, rows)
+            self.connection.add_counted([(plan.update_staged_sql(stage), ())], [count])
 
     def _insert(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
         rows = None if plan.patches else encode_frames(frames, len(plan.columns))
         if rows is None:
             rows = encode_rows(_patched_rows(plan, frames), len(plan.columns))
-        if plan.is_direct:
-            self._copy(plan, rows)
-        else:
-            self._upsert(plan, rows)
+        self._copy(plan, rows, len(frames))
 
-    def _copy(self, plan: TargetPlan, rows: bytes) -> None:
-        if plan.key and not self._may_copy:
-            raise InvariantError("a COPY of rows that may exist already", plan.quoted)
-        self.connection.copy_in(plan.copy_sql, (COPY_HEAD, rows, COPY_TAIL))
+    def _copy(self, plan: TargetPlan, rows: bytes, count: int) -> None:
+        """Add new rows."""
+        if not count:
+            return
+        if not plan.is_direct:
+            self.connection.add_counted([(plan.insert_staged_sql(self._fill_stage(plan, rows)), ())], [count])
+        elif (added := self.connection.copy_in(plan.copy_sql, (COPY_HEAD, rows, COPY_TAIL))) != count:
+            raise RowCountError(plan.copy_sql, count, added)
+
+    def _fill_stage(self, plan: TargetPlan, rows: bytes) -> str:
+        stage = self._stages.find(self.connection, plan)
+        self.connection.copy_in(f"COPY {stage} FROM STDIN (FORMAT binary)", (COPY_HEAD, rows, COPY_TAIL))
+        return stage
 
 
 def _patched_rows(plan: TargetPlan, frames: Sequence[bytes]) -> list[list[bytes | None]]:

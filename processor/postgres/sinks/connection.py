@@ -65,12 +65,22 @@ Statement = tuple[str, Sequence["bytes | None"]]
 """SQL and its values in binary format, without their length."""
 
 
+class RowCountError(OperatingError):
+    """A statement affected another number of rows than the change of the source did."""
+
+    def __init__(self, statement: str, expected: int, affected: int) -> None:
+        super().__init__(f"the sink changed {affected} rows instead of {expected}: {statement[:200]}")
+
+
 def sink_error(error: psycopg.Error, where: str) -> OperatingError:
     """Return the error of a table: SinkUnavailableError if a retry may succeed."""
     text = f"{where}: {error_text(error)}{policy_hint(error, 'sink')}"
-    if is_connection_loss(error) or error.sqlstate in RETRY_CODES:
-        return SinkUnavailableError(text)
-    return OperatingError(text)
+    return SinkUnavailableError(text) if is_retried(error) else OperatingError(text)
+
+
+def is_retried(error: psycopg.Error) -> bool:
+    """Return whether the same work may succeed later."""
+    return is_connection_loss(error) or error.sqlstate in RETRY_CODES
 
 
 class SinkConnection:
@@ -92,6 +102,7 @@ class SinkConnection:
         self._poll_write = select.poll()
         self._poll_write.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
         self.pending: list[Statement] = []
+        self._expected: list[int] = []
         self._prepared: dict[str, bytes] = {}
         self._names = 0
         try:
@@ -114,20 +125,40 @@ class SinkConnection:
     def add(self, *statements: Statement) -> None:
         """Run the statements with the next `flush`, or before anything else is run."""
         self.pending += statements
+        self._expected += [-1] * len(statements)
+
+    def add_counted(self, statements: Sequence[Statement], rows: Sequence[int]) -> None:
+        """The same for statements that must affect that many rows each; -1: any number."""
+        self.pending += statements
+        self._expected += rows
 
     def flush(self) -> list[pq.abc.PGresult]:
         """Run all statements that were added in one pipeline; return a result for each.
 
-        Raise the first error; nothing after it has run.
+        Raise the first error; nothing after it has run. Raise RowCountError if a count differs.
         """
-        pending, self.pending = self.pending, []
-        return self._run(pending) if pending else []
+        if not self.pending:
+            return []
+        pending, expected = self.pending, self._expected
+        self.pending, self._expected = [], []
+        results = self._run(pending)
+        for (text, _), count, result in zip(pending, expected, results, strict=True):
+            if count >= 0 and result.command_tuples != count:
+                raise RowCountError(text, count, result.command_tuples or 0)
+        return results
 
     def rollback(self) -> None:
         """End the open transaction, and drop all prepared statements: after an error some may not exist."""
         self._prepared.clear()
         self.pending.clear()
+        self._expected.clear()
         self.execute("ROLLBACK; DEALLOCATE ALL")
+
+    def rollback_to(self, savepoint: str) -> None:
+        """Undo what came after the savepoint."""
+        self.pending.clear()
+        self._expected.clear()
+        self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}")
 
     def execute(self, statements: str) -> None:
         """Run one or more statements without values; raise the first error."""
@@ -143,7 +174,8 @@ class SinkConnection:
             continue
         return cursor.fetchall() if cursor.description is not None else []
 
-    def copy_in(self, statement: str, chunks: Iterable[bytes]) -> None:
+    def copy_in(self, statement: str, chunks: Iterable[bytes]) -> int:
+        """Send the chunks to a COPY; return the number of rows that it added."""
         self.flush()
         with time_limit(self.connection, self.timeout_s):
             self._pgconn.send_query(statement.encode())
@@ -161,7 +193,7 @@ class SinkConnection:
                 with suppress(psycopg.Error):
                     self._end_copy(type(error).__name__.encode())
                 raise
-            self._end_copy(None)
+            return self._end_copy(None)
 
     def cancel(self) -> None:
         """Cancel the running statement, if there is one; cut the connection if that is not possible. Any thread."""
@@ -187,52 +219,56 @@ class SinkConnection:
             self.execute("DEALLOCATE ALL")
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
-        expected: list[bool] = []
+        expected: list[str | None] = []  # what is prepared; None for a statement that runs
         for text, values in statements:
             if (name := self._prepared.get(text)) is None:
                 self._names += 1
                 name = self._prepared[text] = b"s%d" % self._names
                 pgconn.send_prepare(name, text.encode())
-                expected.append(False)
+                expected.append(text)
             pgconn.send_query_prepared(name, values, [1] * len(values), result_format=0)
-            expected.append(True)
+            expected.append(None)
         pgconn.pipeline_sync()
         with time_limit(self.connection, self.timeout_s):
             results, error = self._collect(expected)
         pgconn.exit_pipeline_mode()
         if error is not None:
-            self._prepared.clear()  # what follows the error was not prepared; `rollback` frees the others
             raise error
         return results
 
-    def _collect(self, expected: Sequence[bool]) -> tuple[list[pq.abc.PGresult], psycopg.Error | None]:
+    def _collect(self, expected: Sequence[str | None]) -> tuple[list[pq.abc.PGresult], psycopg.Error | None]:
         self._flush()
         results: list[pq.abc.PGresult] = []
         error: psycopg.Error | None = None
-        for is_statement in expected:
+        for prepared in expected:
             if (result := self._next_result()) is None:
                 raise psycopg.OperationalError("the connection is lost")
             if result.status == pq.ExecStatus.FATAL_ERROR and error is None:
                 error = psycopg.errors.error_from_result(result)
-            if is_statement:
+            if prepared is None:
                 results.append(result)
+            elif result.status != pq.ExecStatus.COMMAND_OK:
+                self._prepared.pop(prepared, None)
             self._next_result()
         end = self._next_result()
         if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
             error = error or psycopg.OperationalError("the connection is lost")
         return results, error
 
-    def _end_copy(self, reason: bytes | None) -> None:
+    def _end_copy(self, reason: bytes | None) -> int:
         while not self._pgconn.put_copy_end(reason):
             self._flush()
-        self._require_success()
+        return self._require_success()
 
-    def _require_success(self, *first: pq.abc.PGresult) -> None:
-        """Read all remaining results; raise the first error."""
+    def _require_success(self, *first: pq.abc.PGresult) -> int:
+        """Read all remaining results; raise the first error; return the number of rows of the last one."""
         self._flush()
+        rows = 0
         for result in [*first, *iter(self._next_result, None)]:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise psycopg.errors.error_from_result(result)
+            rows = result.command_tuples or 0
+        return rows
 
     def _flush(self) -> None:
         while self._pgconn.flush():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.planner import TargetPlanner
-from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows, truncate_sql
+from processor.postgres.sinks.target_tables import add_column, create_table, describe_target, empty_table, has_rows
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import TableSchema
 
@@ -19,6 +19,7 @@ def copy_rows(
     may_empty: existing rows are of an earlier life of the changefeed, or the operator has permitted
     their removal; else they are an OperatingError.
     """
+    create_table(connection, schema)
     target = describe_target(connection, schema)
     for column in schema.columns:
         if target.column(column.name) is None:
@@ -29,7 +30,7 @@ def copy_rows(
                 f"table {schema.full_name} at the sink holds rows already: empty it, or create the changefeed with the source"
                 " option existing_rows=truncate, or without a snapshot"
             )
-        connection.execute(truncate_sql(connection, target))
+        empty_table(connection, schema)
     columns = planner.copy_columns(connection, schema)
     names = ", ".join(column.quoted for column in columns)
     if not any(column.cast for column in columns):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from processor.postgres.sinks.changes import key_of, old_key, patch
-from processor.postgres.sinks.plans import TargetPlan, WriteMode
+from processor.postgres.sinks.plans import TargetPlan
 from processor.postgres.source.pgoutput import DELETE, FRAME_HEADER, INSERT, NEW_ROW, TRUNCATE, UPDATE, Value, read_change
 
 Key: TypeAlias = "tuple[bytes, ...]"
@@ -30,22 +30,24 @@ class Folded:
     """The result of folding.
 
     deletes: keys whose rows existed before. inserted: frames of whole rows whose keys did not exist
-    before; frames: of whole rows that replace one that did, or may have; rows: the same, read.
+    before; frames: of whole rows that replace one that did. new_rows, rows: the same, read.
     partial: values to set in existing rows; None = unchanged.
     """
 
     deletes: list[Key] = field(default_factory=list)
     inserted: list[bytes] = field(default_factory=list)
     frames: list[bytes] = field(default_factory=list)
+    new_rows: list[list[Value]] = field(default_factory=list)
     rows: list[list[Value]] = field(default_factory=list)
     partial: list[tuple[Key, list[Value]]] = field(default_factory=list)
 
 
-def after_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
+def after_truncate(frames: Sequence[bytes]) -> tuple[Sequence[bytes], bytes | None]:
+    """Return the frames after the last TRUNCATE, and that one, if there is one."""
     for at in range(len(frames) - 1, -1, -1):
         if frames[at][FRAME_HEADER] == TRUNCATE:
-            return frames[at + 1 :], True
-    return frames, False
+            return frames[at + 1 :], frames[at]
+    return frames, None
 
 
 def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
@@ -69,7 +71,7 @@ def fold_quickly(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
     folded = Folded()
     for key, frame in last.items():
         if frame[FRAME_HEADER] == DELETE:
-            if key not in inserted or plan.mode is not WriteMode.COPY:
+            if key not in inserted:
                 folded.deletes.append(_split(key, count))
         elif key in inserted:
             folded.inserted.append(frame)
@@ -93,9 +95,8 @@ def _split(key: bytes, count: int) -> Key:
 
 def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
     """Fold by reading every value; return None if a row whose key changed lacks a value that is not among the changes."""
-    whole: dict[Key, list[Value]] = {}
-    partial: dict[Key, list[Value]] = {}
-    gone: dict[Key, None] = {}
+    rows: dict[Key, list[Value] | None] = {}  # None: gone
+    existed: dict[Key, bool] = {}
     for frame in frames:
         kind, old, new = read_change(frame)
         patch(plan, old)
@@ -103,9 +104,8 @@ def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
         if kind == DELETE:
             assert old is not None
             key = _as_key(key_of(plan, old))
-            whole.pop(key, None)
-            partial.pop(key, None)
-            gone[key] = None
+            existed.setdefault(key, True)
+            rows[key] = None
             continue
         assert new is not None
         if kind == UPDATE:
@@ -113,25 +113,28 @@ def fold_carefully(plan: TargetPlan, frames: Sequence[bytes]) -> Folded | None:
             for at, value in zip(plan.key, before, strict=True):
                 if new[at] is None:  # a long key value that did not change is sent in the old tuple alone
                     new[at] = value
+            existed.setdefault(before, True)
+            if (known := rows.get(before)) is not None:
+                new = _merged(known, new)
         key = _as_key(key_of(plan, new))
         if kind == UPDATE and before != key:
             if None in new:
-                known = whole.get(before)
-                if known is None:
-                    return None
-                new = _merged(known, new)
-            whole.pop(before, None)
-            partial.pop(before, None)
-            gone[before] = None
-        if None not in new:
-            partial.pop(key, None)
-            gone.pop(key, None)
-            whole[key] = new
-        elif key in whole:
-            whole[key] = _merged(whole[key], new)
+                return None
+            rows[before] = None
+        existed.setdefault(key, False)
+        rows[key] = new
+    folded = Folded()
+    for key, row in rows.items():
+        if row is None:
+            if existed[key]:
+                folded.deletes.append(key)
+        elif not existed[key]:
+            folded.new_rows.append(row)
+        elif None in row:
+            folded.partial.append((key, row))
         else:
-            partial[key] = _merged(partial[key], new) if key in partial else new
-    return Folded(deletes=list(gone), rows=list(whole.values()), partial=list(partial.items()))
+            folded.rows.append(row)
+    return folded
 
 
 def _merged(before: Sequence[Value], after: Sequence[Value]) -> list[Value]:

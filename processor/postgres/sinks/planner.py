@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+
 from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.sinks.connection import SinkConnection
-from processor.postgres.sinks.plans import TargetColumn, TargetPlan, WriteMode
-from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows, truncate_sql
+from processor.postgres.sinks.plans import TargetColumn, TargetPlan
+from processor.postgres.sinks.sink_identity import read_sink_table
+from processor.postgres.sinks.target_facts import read_facts, why_unwritable
+from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows
 from processor.postgres.sinks.wire_types import WireTypes
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.pgoutput import Relation, RelationColumn
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
 from tablewire.postgres.connections import quoted
+
+_log = structlog.get_logger(__name__)
 
 
 class TargetPlanner:
@@ -28,8 +34,9 @@ class TargetPlanner:
         self._plans: dict[int, TargetPlan] = {}
         self._uncommitted: set[int] = set()
         """Planned in the open transaction, which may have extended their tables at the sink."""
-        self._modes: dict[int, tuple[Relation, WriteMode]] = {}
-        """The write modes of plans that were rolled back."""
+        self._careful: dict[int, tuple[Relation, int]] = {}
+        """What `careful` was in plans that were rolled back."""
+        self._warned: set[int] = set()
 
     def cached(self, relation: Relation) -> TargetPlan | None:
         """Return the plan of exactly this shape, if there is one."""
@@ -38,16 +45,20 @@ class TargetPlanner:
 
     def forget(self, table_id: int) -> None:
         self._plans.pop(table_id, None)
-        self._modes.pop(table_id, None)
+        self._careful.pop(table_id, None)
+
+    def is_committed(self, plan: TargetPlan) -> bool:
+        """Return whether the plan was made in an earlier transaction, so that it may be out of date."""
+        return plan.relation.relation_id not in self._uncommitted
 
     def committed(self) -> None:
         self._uncommitted.clear()
 
     def rolled_back(self) -> None:
-        """Drop the plans of the transaction, whose columns do not exist, but keep their write modes."""
+        """Drop the plans of the transaction, whose columns do not exist, but keep how they were written."""
         for relation_id in self._uncommitted:
             if (plan := self._plans.pop(relation_id, None)) is not None:
-                self._modes[relation_id] = (plan.relation, plan.mode)
+                self._careful[relation_id] = (plan.relation, plan.careful)
         self._uncommitted.clear()
 
     def plan(
@@ -70,10 +81,16 @@ class TargetPlanner:
             self._add_columns(connection, schema, missing)
             target = describe_target(connection, schema)
         columns = self._columns(connection, target, relation.columns, is_copy=False)
-        key = self._key(connection, schema, relation, target)
-        plan = TargetPlan(relation, schema.quoted, columns, key, truncate_sql(connection, target))
-        planned, mode = self._modes.pop(relation.relation_id, (relation, WriteMode.COPY))
-        plan.mode = mode if planned == relation else WriteMode.COPY
+        # The version before the facts: what changes in between is found by the next transaction.
+        if (found := read_sink_table(connection, schema.schema, schema.name)) is None:
+            raise ReloadNeededError(f"table {schema.full_name} no longer exists at the sink")
+        facts = read_facts(connection, found.table_id)
+        if why := why_unwritable(schema.full_name, facts):
+            raise OperatingError(why)
+        plan = TargetPlan(relation, schema.quoted, columns, self._key(schema, relation), facts, found.version)
+        self._warn(schema, plan)
+        planned, careful = self._careful.pop(relation.relation_id, (relation, 0))
+        plan.careful = careful if planned == relation else 0
         self._plans[relation.relation_id] = plan
         self._uncommitted.add(relation.relation_id)
         return plan
@@ -117,32 +134,17 @@ class TargetPlanner:
                 )
             add_column(connection, schema, known)
 
-    def _key(self, connection: SinkConnection, schema: TableSchema, relation: Relation, target: TableSchema) -> tuple[int, ...]:
+    def _key(self, schema: TableSchema, relation: Relation) -> tuple[int, ...]:
         if relation.replica_identity in ("d", "i"):
-            key = tuple(at for at, column in enumerate(relation.columns) if column.is_identity)
-        else:
-            at_by_name = {column.name: at for at, column in enumerate(relation.columns)}
-            names = schema.identity if all(name in at_by_name for name in schema.identity) else ()
-            key = tuple(at_by_name[name] for name in names)
+            return tuple(at for at, column in enumerate(relation.columns) if column.is_identity)
+        at_by_name = {column.name: at for at, column in enumerate(relation.columns)}
+        names = schema.identity if all(name in at_by_name for name in schema.identity) else ()
         # Without a key and without whole old rows (the primary key was dropped) the source itself refuses updates and deletes
         # of a published table, and inserts need no key: every change that arrives can be written.
-        if key:
-            _require_unique(connection, schema, [relation.columns[at].name for at in key], target)
-        return key
+        return tuple(at_by_name[name] for name in names)
 
-
-def _require_unique(connection: SinkConnection, schema: TableSchema, names: Sequence[str], target: TableSchema) -> None:
-    """Raise OperatingError unless the sink can find a row by its key, and refuse a second one."""
-    found = connection.query(
-        "SELECT 1 FROM pg_catalog.pg_index i WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL"
-        " AND i.indexprs IS NULL AND i.indrelid = %s::oid"
-        " AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_catalog.pg_attribute a"
-        " WHERE a.attrelid = i.indrelid AND a.attnum = ANY((i.indkey::int2[])[0:i.indnkeyatts - 1]))"
-        " = (SELECT array_agg(n ORDER BY n) FROM unnest(%s::text[]) n)",
-        (target.table_id, list(names)),
-    )
-    if not found:
-        raise OperatingError(
-            f"table {schema.full_name} at the sink has no unique index on ({', '.join(names)}), "
-            "by which the source identifies rows"
-        )
+    def _warn(self, schema: TableSchema, plan: TargetPlan) -> None:
+        """Log once that the sink searches a whole table for each change."""
+        if plan.key and not plan.facts.search_columns(plan.key_names) and schema.table_id not in self._warned:
+            self._warned.add(schema.table_id)
+            _log.warning("sink_without_index", table=schema.full_name, key=", ".join(plan.key_names))

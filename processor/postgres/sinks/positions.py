@@ -39,6 +39,9 @@ MOVE_SQL = (
     "UPDATE tablewire.positions SET position = $3::text::pg_lsn, updated_at = clock_timestamp()"
     " WHERE changefeed = $1::text AND table_name = $2::text"
 )
+CONFLICT_SQL = (
+    "UPDATE tablewire.positions SET conflicts = conflicts + $3::text::int8 WHERE changefeed = $1::text AND table_name = $2::text"
+)
 
 _KEY = "changefeed = %(changefeed)s AND table_name = %(table)s"
 _READ = (
@@ -104,6 +107,10 @@ class Positions:
     def move_statement(self, table: str, position: Ts) -> Statement:
         """Return a statement that sets the position of a locked row; in a pipeline it only runs if the lock succeeded."""
         return MOVE_SQL, [self.changefeed.encode(), table.encode(), format_lsn(position).encode()]
+
+    def conflict_statement(self, table: str, number: int) -> Statement:
+        """Return a statement that counts conflicts in a locked row."""
+        return CONFLICT_SQL, [self.changefeed.encode(), table.encode(), b"%d" % number]
 
     def read(self, connection: SinkConnection, table: str, for_update: bool = False) -> PositionRow | None:
         return _row(connection.query(_READ + (" FOR UPDATE" if for_update else ""), self._key(table)))

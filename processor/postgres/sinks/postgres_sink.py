@@ -10,20 +10,44 @@ has committed, no write of an earlier writer can follow, paused or not.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 
 import psycopg
 
-from processor.postgres.sinks import Fence, SinkContext, SinkSession, SinkUnavailableError, TakeoverResult, positions
+from processor.postgres.sinks import (
+    Fence,
+    ReloadNeededError,
+    SinkContext,
+    SinkSession,
+    SinkUnavailableError,
+    TakeoverResult,
+    positions,
+)
 from processor.postgres.sinks.bulk import BulkWriter, Stages
-from processor.postgres.sinks.connection import COPY_TIMEOUT_S, SinkConnection, Statement, sink_error
+from processor.postgres.sinks.conflicts import CAREFUL_TRANSACTIONS, CarefulWriter, ConflictLog
+from processor.postgres.sinks.connection import (
+    COPY_TIMEOUT_S,
+    RowCountError,
+    SinkConnection,
+    Statement,
+    is_retried,
+    sink_error,
+)
 from processor.postgres.sinks.copying import copy_rows
 from processor.postgres.sinks.origin import mark_statement
 from processor.postgres.sinks.planner import TargetPlanner
-from processor.postgres.sinks.plans import TargetPlan, WriteMode
+from processor.postgres.sinks.plans import TargetPlan
 from processor.postgres.sinks.positions import PositionRow, Positions
+from processor.postgres.sinks.sink_identity import (
+    read_sink_table,
+    store_shape,
+    stored_shape,
+    verify_statement,
+    why_copy,
+)
 from processor.postgres.sinks.target_tables import create_table
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.pgoutput import Part, Relation
@@ -38,6 +62,8 @@ from tablewire.postgres.sink_tables import create_sink_tables
 TAKEOVER_TIMEOUT_S = 10.0
 TAKEOVER_IDLE_TIMEOUT_MS = 2_000
 """A process that stops inside a takeover loses it after this long."""
+_PART = "tablewire_part"
+"""The savepoint before each further part of a large transaction."""
 
 
 class PostgresSession(SinkSession):
@@ -49,6 +75,7 @@ class PostgresSession(SinkSession):
         self.positions = Positions(str(context.changefeed), context.writer)
         self.planner = TargetPlanner(catalogue, options.binary)
         self.stages = Stages()
+        self.conflicts = ConflictLog()
         self.connection: SinkConnection | None = None
         self._uri = uri
         self._context = context
@@ -124,12 +151,26 @@ class PostgresSession(SinkSession):
         """End the open transaction; close the connection if that fails."""
         if self.connection is None:
             return
-        self.stages.rolled_back()
-        self.planner.rolled_back()
+        self.rolled_back()
         try:
             self.connection.rollback()
         except psycopg.Error:
             self.close()
+
+    def rolled_back(self) -> None:
+        """Forget what the open transaction has made."""
+        self.stages.rolled_back()
+        self.planner.rolled_back()
+
+    def drop_plans(self, plans: Sequence[TargetPlan], error: psycopg.Error) -> bool:
+        """Drop plans after an error that new ones may avoid; return False if there is no such hope."""
+        is_hopeless = is_retried(error) or positions.is_refusal(error)
+        if is_hopeless or not any(self.planner.is_committed(plan) for plan in plans):
+            return False
+        for plan in plans:
+            self.planner.forget(plan.relation.relation_id)
+        self.stages.forget(plans)
+        return True
 
     @contextmanager
     def errors(self, schema: TableSchema) -> Iterator[None]:
@@ -183,11 +224,42 @@ class PostgresSession(SinkSession):
                     " continue without it, or create a changefeed with a first copy"
                 )
             snapshot = positions.SNAPSHOT_RELOAD
+        elif why := self._why_copy(connection, schema, snapshot):
+            if not wants_snapshot:
+                raise OperatingError(
+                    f"table {schema.full_name}: {why}, but this changefeed makes no first copies: remove its row in"
+                    " tablewire.positions to continue with the rows that the table has now"
+                )
+            snapshot = positions.SNAPSHOT_RELOAD
         self.positions.take_over(connection, schema, fence, position, snapshot)
         create_table(connection, schema)
+        if snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
+            self.adopt_table(connection, schema)
         self.commit(connection)
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
         return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
+
+    def _why_copy(self, connection: SinkConnection, schema: TableSchema, snapshot: str) -> str:
+        """Return why the table at the sink no longer holds the rows that its position stands for."""
+        stored = stored_shape(connection, self.positions.changefeed, schema.full_name)
+        if snapshot != positions.SNAPSHOT_DONE and (snapshot != positions.SNAPSHOT_SKIPPED or stored is None):
+            return ""
+        found = read_sink_table(connection, schema.schema, schema.name)
+        return why_copy(stored, found.shape if found is not None else None, [column.name for column in schema.columns])
+
+    def require_same_table(self, connection: SinkConnection, schema: TableSchema, relation: Relation) -> None:
+        """Raise ReloadNeededError if the table at the sink no longer holds the rows that were written to it; keep it as it is."""
+        found = read_sink_table(connection, schema.schema, schema.name)
+        stored = stored_shape(connection, self.positions.changefeed, schema.full_name)
+        names = [column.name for column in relation.columns]
+        if why := why_copy(stored, found.shape if found is not None else None, names):
+            raise ReloadNeededError(f"table {schema.full_name}: {why}")
+        connection.execute(f"LOCK TABLE ONLY {schema.quoted} IN ACCESS SHARE MODE")
+
+    def adopt_table(self, connection: SinkConnection, schema: TableSchema) -> None:
+        """Store which table at the sink holds the rows. Inside a transaction that has locked the row of the position."""
+        if (found := read_sink_table(connection, schema.schema, schema.name)) is not None:
+            store_shape(connection, self.positions.changefeed, schema.full_name, found.shape)
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
         with self.errors(schema):
@@ -243,49 +315,87 @@ class PostgresTransaction:
         self._table = schema.full_name
         self._lock = session.positions.lock_statement(self._table, fence)
         self._is_open = False
+        self._has_replanned = False
+        self._found: Counter[str] = Counter()
+        self._key_names: Sequence[str] = ()
 
     def apply(self, parts: Sequence[Part], is_last: bool) -> int:
         is_first = not self._is_open
         with self._session.errors(self._schema):
             if is_first:
                 self._session.stages.trim(self._session.ready())
+            elif self._session.connection is not None:
+                self._session.connection.add((f"SAVEPOINT {_PART}", ()))
             while not self._write(parts, is_last, is_first):
-                self.rollback()
+                self._undo(is_first)
         return sum(len(part.frames) for part in parts)
 
     def _write(self, parts: Sequence[Part], is_last: bool, is_first: bool) -> bool:
-        """Write the parts; return False if a constraint was violated and the transaction may be repeated in another mode."""
+        """Write the parts; return False if they must be undone and written again, in another way."""
         connection = self._session.ready() if is_first else self._open_connection()
         plans: list[TargetPlan] = []
         try:
-            self._write_parts(connection, parts, is_last, is_first and is_last, plans)
-        except psycopg.IntegrityError as error:
-            if not (others := [plan for plan in plans if plan.mode is not WriteMode.SINGLE]):
+            self._write_parts(connection, parts, is_last, plans)
+        except (psycopg.IntegrityError, RowCountError):
+            if not (others := [plan for plan in plans if not plan.careful]):
                 raise
             for plan in others:
-                plan.mode = WriteMode(plan.mode + 1)
+                plan.careful = CAREFUL_TRANSACTIONS
+            return False
+        except psycopg.Error as error:
+            # The table may have changed since it was planned: a new plan either writes it or says what is wrong.
+            if self._has_replanned or not self._session.drop_plans(plans, error):
+                raise
+            self._has_replanned = True
             if not is_first:
                 # What was applied before is lost with the transaction: all of it is read again.
                 raise SinkUnavailableError(f"table {self._table}: {error_text(error)}") from None
             return False
         return True
 
-    def _write_parts(
-        self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, may_copy: bool, plans: list[TargetPlan]
-    ) -> None:
-        writer = BulkWriter(connection, self._session.stages, may_copy)
+    def _undo(self, is_first: bool) -> None:
+        """Undo the parts that could not be written, and nothing before them."""
+        if is_first:
+            self.rollback()
+        else:
+            self._session.rolled_back()
+            self._open_connection().rollback_to(_PART)
+
+    def _write_parts(self, connection: SinkConnection, parts: Sequence[Part], is_last: bool, plans: list[TargetPlan]) -> None:
         if not self._is_open:
             connection.add(*self._session.begin_statements(self._lock))
             self._is_open = True
         if is_last:
             # After the lock, so nothing that is refused; early, so that it costs no round trip of its own.
             connection.add(self._session.positions.move_statement(self._table, parts[-1].end_ts))
+        found: Counter[str] = Counter()
         for _, group in groupby(parts, lambda part: id(part.relation)):
             run = list(group)
             plan = self._plan(connection, run[0].relation)
             plans.append(plan)
-            writer.write(plan, [frame for part in run for frame in part.frames])
+            frames = [frame for part in run for frame in part.frames]
+            if plan.careful:
+                found += self._write_carefully(connection, plan, frames, is_last)
+            else:
+                BulkWriter(connection, self._session.stages).write(plan, frames)
+            self._key_names = plan.key_names
+        if found:
+            connection.add(self._session.positions.conflict_statement(self._table, found.total()))
+        # After the writes, whose locks keep the table as it is until the transaction ends.
+        connection.add(verify_statement(self._schema.schema, self._schema.name, plans[-1].version))
         connection.flush()
+        self._found += found
+
+    def _write_carefully(
+        self, connection: SinkConnection, plan: TargetPlan, frames: Sequence[bytes], is_last: bool
+    ) -> Counter[str]:
+        writer = CarefulWriter(connection, self._table, self._session.options.on_conflict)
+        writer.write(plan, frames)
+        if writer.has_failed:
+            plan.careful = CAREFUL_TRANSACTIONS
+        elif is_last and plan.careful > 1:
+            plan.careful -= 1
+        return writer.found
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
         session = self._session
@@ -300,11 +410,14 @@ class PostgresTransaction:
             copy_rows(connection, session.planner, schema, rows, may_empty)
             session.positions.set_columns(connection, self._table, tuple(column.name for column in schema.columns))
             session.positions.set_snapshot(connection, self._table, positions.SNAPSHOT_DONE, position)
+            session.adopt_table(connection, schema)
 
     def commit(self) -> None:
         with self._session.errors(self._schema):
             self._session.commit(self._open_connection())
         self._is_open = False
+        if self._found:
+            self._session.conflicts.add(self._table, self._key_names, self._found)
 
     def rollback(self) -> None:
         if self._is_open:
@@ -321,10 +434,12 @@ class PostgresTransaction:
         session = self._session
         plan = session.planner.cached(relation)
         if plan is None:
+            session.require_same_table(connection, self._schema, relation)
             row = session.positions.read(connection, self._table)
             known_columns = row.columns if row is not None else ()
             plan = session.planner.plan(connection, self._schema, relation, known_columns)
             names = tuple(column.name for column in relation.columns)
             if known_columns != names:
                 session.positions.set_columns(connection, self._table, names)
+            session.adopt_table(connection, self._schema)
         return plan

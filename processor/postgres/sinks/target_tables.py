@@ -10,6 +10,7 @@ from psycopg import sql
 
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.target_partitions import create_partition
+from processor.postgres.sinks.target_facts import read_facts, truncates, why_unwritable
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted
@@ -62,12 +63,15 @@ def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueC
 
 
 def has_rows(connection: SinkConnection, schema: TableSchema) -> bool:
-    return bool(connection.query(f"SELECT 1 FROM {schema.quoted} LIMIT 1"))
+    """Return whether the table has rows of its own; those of tables that inherit from it are other tables' rows."""
+    facts = read_facts(connection, describe_target(connection, schema).table_id)
+    only = "" if facts.is_partitioned else "ONLY "
+    return bool(connection.query(f"SELECT 1 FROM {only}{schema.quoted} LIMIT 1"))
 
 
-def truncate_sql(connection: SinkConnection, target: TableSchema) -> str:
-    """Return TRUNCATE, or, as it is refused for a table that foreign keys refer to, a DELETE of the whole table."""
-    is_referenced = connection.query(
-        "SELECT 1 FROM pg_catalog.pg_constraint WHERE confrelid = %s::oid LIMIT 1", (target.table_id,)
-    )
-    return f"DELETE FROM {target.quoted}" if is_referenced else f"TRUNCATE {target.quoted}"
+def empty_table(connection: SinkConnection, schema: TableSchema) -> None:
+    """Remove the table's own rows, and no others."""
+    facts = read_facts(connection, describe_target(connection, schema).table_id)
+    if facts.hides_rows:
+        raise OperatingError(why_unwritable(schema.full_name, facts))
+    connection.execute("; ".join(truncates(schema.quoted, facts, restarts=False)))

@@ -184,6 +184,12 @@ def read_truncated(frame: bytes) -> list[bytes]:
     return [frame[at + 4 * i : at + 4 * i + 4] for i in range(count)]
 
 
+@_reader("a truncate")
+def read_truncate_flags(frame: bytes) -> int:
+    """Return the options of a TRUNCATE: 1 for CASCADE, 2 for RESTART IDENTITY."""
+    return frame[FRAME_HEADER + 5]
+
+
 @_reader("a message")
 def read_message(frame: bytes) -> tuple[bool, str, bytes]:
     """Return (whether it is part of a transaction, its prefix, its content) of a logical message."""

@@ -50,7 +50,7 @@ def plan() -> TargetPlan:
     text = WireType("text", 25)
     columns = tuple(TargetColumn(name, text, "") for name in ("k", "a", "b"))
     relation = Relation(0, "public", "t", "d", tuple(RelationColumn(c.name, 25, -1, c.name == "k") for c in columns))
-    return TargetPlan(relation, '"public"."t"', columns, (0,), 'TRUNCATE "public"."t"')
+    return TargetPlan(relation, '"public"."t"', columns, (0,))
 
 
 def read_new(frame: bytes) -> list[Value]:
@@ -81,17 +81,21 @@ def test_array_of_keys() -> None:
 def test_only_what_follows_the_last_truncate_matters() -> None:
     """And whether there was one."""
     frames = [insert(b"a", None, None), truncate(), insert(b"b", None, None), truncate(), insert(b"c", None, None)]
-    assert after_truncate(frames) == (frames[4:], True)
-    assert after_truncate(frames[:1]) == (frames[:1], False)
+    assert after_truncate(frames) == (frames[4:], frames[3])
+    assert after_truncate(frames[:1]) == (frames[:1], None)
 
 
 def applied(start: dict[bytes, list[Value]], folded: Folded) -> dict[bytes, list[Value]]:
-    """What a sink does with it: deletes, rows, partial updates."""
+    """What a sink does with it, each of which must find the rows that it needs: deletes, rows, new rows, partial updates."""
     rows = dict(start)
     for key in folded.deletes:
-        rows.pop(key[0], None)
-    for row in [*folded.rows, *(read_new(frame) for frame in [*folded.frames, *folded.inserted])]:
+        del rows[key[0]]
+    for row in [*folded.rows, *(read_new(frame) for frame in folded.frames)]:
+        assert row[0] in rows
+        rows[row[0]] = row
+    for row in [*folded.new_rows, *(read_new(frame) for frame in folded.inserted)]:
         assert row[0] is not None
+        assert row[0] not in rows
         rows[row[0]] = row
     for key, values in folded.partial:
         if key[0] in rows:

@@ -26,13 +26,9 @@ class PostgresOptions:
     transaction, unless one source transaction is larger. catch_up_streams: extra walsenders that read
     tables again. snapshot_threads: concurrent first copies. error_after_ms: how long a lost connection
     is retried without an error. binary: request binary values. existing_rows: what a first copy does
-<<<<<<< HEAD
     with a sink table that already holds rows: refuse or truncate. operations: the changes that are
-    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole.
-=======
-    with a sink table that already holds rows: refuse or truncate. on_conflict: what is done with a change
+    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole. on_conflict: what is done with a change
     that finds another row at the sink than at the source: source-wins, skip or error.
->>>>>>> 2d707cb (PostgreSQL sink: each statement names only its table and must affect as many rows as at the source; conflicts are settled by option and counted; each transaction verifies the sink's table)
     """
 
     sink_connections: int = _number(4, 1, 64)
@@ -47,16 +43,13 @@ class PostgresOptions:
     file_max_bytes: int = _number(64 * _MEBIBYTE, 64 * 1024, 16 * 1024 * _MEBIBYTE)
     binary: bool = True
     existing_rows: str = field(default="refuse", metadata={"words": ("refuse", "truncate")})
-<<<<<<< HEAD
+    on_conflict: str = field(default="source-wins", metadata={"words": ("source-wins", "skip", "error")})
     operations: tuple[str, ...] = field(default=OPERATIONS, metadata={"list": OPERATIONS})
     partitions: str = field(default="leaf", metadata={"words": ("leaf", "root")})
 
     @property
     def rules(self) -> PublicationRules:
         return PublicationRules(self.operations, self.partitions == "root")
-=======
-    on_conflict: str = field(default="source-wins", metadata={"words": ("source-wins", "skip", "error")})
->>>>>>> 2d707cb (PostgreSQL sink: each statement names only its table and must affect as many rows as at the source; conflicts are settled by option and counted; each transaction verifies the sink's table)
 
 
 def parse_options(options: Mapping[str, str]) -> PostgresOptions:

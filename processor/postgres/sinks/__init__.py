@@ -26,6 +26,10 @@ class SinkUnavailableError(OperatingError):
     """The sink is unreachable or refused for now; a retry may succeed."""
 
 
+class WaitsForTableError(SinkUnavailableError):
+    """A foreign key at the sink is violated until another table has been written as far as this one."""
+
+
 class WriteNotAllowedError(OperatingError):
     """may_write returned False right before a commit: nothing was written."""
 

@@ -4,6 +4,8 @@ few changes                     single statements in one pipeline, in order (cha
 inserts only                    COPY into the table itself
 inserts, updates, deletes       folded by key; deletes by arrays of keys, updates by COPY into a staging
                                 table and one UPDATE, new rows by COPY
+with foreign keys that fire     folded, as other tables are not as far as this one: what was inserted and
+                                deleted again may no longer have the row that it refers to
 tables that need it             single statements in order, but COPY for runs of inserts
                                 (TargetFacts.why_exact says for which)
 
@@ -91,7 +93,7 @@ class BulkWriter:
         self._stages = stages
 
     def write(self, plan: TargetPlan, frames: Sequence[bytes]) -> None:
-        if len(frames) < BULK_MIN:
+        if len(frames) < (BULK_MIN if not plan.facts.enforces_keys else 2):
             self._write_singly(plan, frames)
         elif plan.is_exact or not self._stages.is_permitted(self.connection):
             self._write_in_order(plan, frames)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import pq, sql
 
-from processor.postgres.sinks import SinkUnavailableError
+from processor.postgres.sinks import SinkUnavailableError, WaitsForTableError
 from tablewire.errors import OperatingError
 from tablewire.postgres.connections import (
     Connection,
@@ -75,6 +75,11 @@ class RowCountError(OperatingError):
 def sink_error(error: psycopg.Error, where: str) -> OperatingError:
     """Return the error of a table: SinkUnavailableError if a retry may succeed."""
     text = f"{where}: {error_text(error)}{policy_hint(error, 'sink')}"
+    if isinstance(error, psycopg.errors.ForeignKeyViolation):
+        return WaitsForTableError(
+            f"{text}; if no other table that is being replicated will change that, drop the foreign key at the sink, or allow the"
+            " role of the sink URI to set session_replication_role"
+        )
     return SinkUnavailableError(text) if is_retried(error) else OperatingError(text)
 
 

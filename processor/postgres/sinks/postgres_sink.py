@@ -336,6 +336,8 @@ class PostgresTransaction:
         plans: list[TargetPlan] = []
         try:
             self._write_parts(connection, parts, is_last, plans)
+        except psycopg.errors.ForeignKeyViolation:
+            raise
         except (psycopg.IntegrityError, RowCountError):
             if not (others := [plan for plan in plans if not plan.careful]):
                 raise
@@ -373,11 +375,15 @@ class PostgresTransaction:
             run = list(group)
             plan = self._plan(connection, run[0].relation)
             plans.append(plan)
+            if plan.facts.may_defer:
+                connection.add(("SET CONSTRAINTS ALL DEFERRED", ()))
             frames = [frame for part in run for frame in part.frames]
             if plan.careful:
                 found += self._write_carefully(connection, plan, frames, is_last)
             else:
                 BulkWriter(connection, self._session.stages).write(plan, frames)
+            if plan.facts.may_defer:
+                connection.add(("SET CONSTRAINTS ALL IMMEDIATE", ()))
             self._key_names = plan.key_names
         if found:
             connection.add(self._session.positions.conflict_statement(self._table, found.total()))

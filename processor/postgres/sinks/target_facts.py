@@ -28,7 +28,8 @@ class TargetIndex:
 class TargetFacts:
     """See the module.
 
-    hides_rows: row-level security applies to our role. has_triggers: some that fire in our session.
+    hides_rows: row-level security applies to our role. has_triggers: some that fire in our session;
+    enforces_keys: so do those of foreign keys; may_defer: and some constraint is deferrable.
     has_rules: of any kind; firing_rules: those that replace a statement of our session. sequences:
     quoted, owned by its columns. names: of all columns that can be written; always: those that are
     GENERATED ALWAYS AS IDENTITY. equals: the equality operator of a column, if it is not EQUALS.
@@ -37,6 +38,8 @@ class TargetFacts:
     is_partitioned: bool = False
     hides_rows: bool = False
     has_triggers: bool = False
+    enforces_keys: bool = False
+    may_defer: bool = False
     has_rules: bool = False
     firing_rules: tuple[str, ...] = ()
     is_referenced: bool = False
@@ -105,8 +108,12 @@ _QUERY = f"""
 SELECT jsonb_build_object(
   'is_partitioned', c.relkind = 'p',
   'hides_rows', row_security_active(c.oid),
-  'has_triggers', EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgenabled::text = ANY ({_FIRES})
+  'has_triggers', EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgenabled::text = ANY ({_FIRES}) AND NOT t.tgisinternal
      AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))),
+  'enforces_keys', EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_constraint f ON f.oid = t.tgconstraint
+     WHERE t.tgenabled::text = ANY ({_FIRES}) AND f.contype = 'f' AND t.tgrelid = c.oid),
+  'may_defer', EXISTS (SELECT FROM pg_catalog.pg_trigger t
+     WHERE t.tgenabled::text = ANY ({_FIRES}) AND t.tgdeferrable AND t.tgisinternal AND t.tgrelid = c.oid),
   'has_rules', c.relhasrules AND EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid),
   'firing_rules', ARRAY(SELECT r.rulename FROM pg_catalog.pg_rewrite r
      WHERE r.ev_class = c.oid AND r.is_instead AND r.ev_enabled::text = ANY ({_FIRES})),
@@ -139,6 +146,8 @@ def read_facts(connection: SinkConnection, table_id: int) -> TargetFacts:
         found["is_partitioned"],
         found["hides_rows"],
         found["has_triggers"],
+        found["enforces_keys"],
+        found["may_defer"],
         found["has_rules"],
         tuple(found["firing_rules"]),
         found["is_referenced"],

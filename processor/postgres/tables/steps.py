@@ -101,7 +101,7 @@ def _write(table: TableWork, session: SinkSession, has_gathered: bool) -> End:
         _read_position(table, session, writer)
     if not has_gathered and queue.has_backlog(table.gather_bytes):
         return gathering(GATHER_S)
-    batch = queue.take(table.barrier_ts, table.services.batch_max_bytes)
+    batch = queue.take(table.barrier_ts, 1 if table.takes_one else table.services.batch_max_bytes)
     if batch is None:
         if not queue.is_covered:
             table.services.wake_control()

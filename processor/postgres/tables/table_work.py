@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from processor.postgres.sinks import Fence, ReloadNeededError, SinkUnavailableError, WriteNotAllowedError
+from processor.postgres.sinks import Fence, ReloadNeededError, SinkUnavailableError, WaitsForTableError, WriteNotAllowedError
 from processor.postgres.tables.ends import End, retry_after, settled
 from processor.postgres.tables.life import (
     ADVANCING,
@@ -48,6 +48,9 @@ from tablewire.runtime.backoff import Backoff
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 NOT_ALLOWED_RETRY_S = 0.1
+TABLE_RETRY_S = 0.5
+"""Wait at most this long until another table is written as far as a foreign key requires. Every second attempt takes one source
+transaction (the other table is not as far as the whole batch), the others many (it is further than the first one)."""
 GATHER_SHARE = 4
 """In a backlog, a worker waits a moment for a batch of 1/GATHER_SHARE of the largest size: each batch costs the sink a commit."""
 
@@ -99,6 +102,8 @@ class TableWork:
         self._lock = threading.Lock()
         self._life = BEGINNING
         self._reported_ts: Ts = queue.cursor
+        self.takes_one = False
+        """The next batch is one source transaction."""
         self._backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         self._rates = (time.monotonic(), 0, 0)
 
@@ -346,6 +351,7 @@ class TableWork:
             life = self._life
         if end.what is TableInput.DONE:
             self._backoff.reset()
+            self.takes_one = False
         if life.reported is not before.reported or life.state in FAILED:
             self.services.wake_agent()
         if end.delay_s is not None and life.state not in ENDED:
@@ -363,7 +369,11 @@ class TableWork:
             since = data.retry.since if isinstance(data, Grant | Writer) else None
             since = now if since is None else since
             if now - since <= self.services.error_after_s:
-                return retry_after(self._backoff.next_s(), since, isinstance(error, SinkUnavailableError), copy_wanted)
+                delay_s = self._backoff.next_s()
+                if isinstance(error, WaitsForTableError):
+                    delay_s = min(delay_s, TABLE_RETRY_S)
+                    self.takes_one = not self.takes_one
+                return retry_after(delay_s, since, isinstance(error, SinkUnavailableError), copy_wanted)
         return End(TableInput.ERROR, lambda _: self._failure(error))
 
     def count(self, rows: int, size: int, end_ts: Ts) -> None:

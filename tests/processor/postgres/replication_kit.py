@@ -217,3 +217,21 @@ def current(kit: Kit) -> Ts:
     """The end of the source's WAL."""
     assert kit.source is not None
     return kit.source.current_ts()
+
+
+def follow(kit: Kit, *names: str) -> PostgresExecutor:
+    """Starts an executor that writes these tables, and waits for their first copies."""
+    start_ts = kit.start()
+    executor = kit.executor()
+    begin(executor, [kit.span(name) for name in names], start_ts)
+    settle(kit, *names)
+    return executor
+
+
+def settle(kit: Kit, *names: str) -> None:
+    """Everything that is committed now has been written to these tables."""
+    target = current(kit)
+    executor = kit.executors[-1]
+    for name in names:
+        span = kit.span(name)
+        wait_until(lambda span=span: checkpoint_of(executor, span) >= target, f"the checkpoint of {name}")  # type: ignore[misc]

@@ -27,8 +27,8 @@ class PostgresOptions:
     tables again. snapshot_threads: concurrent first copies. error_after_ms: how long a lost connection
     is retried without an error. binary: request binary values. existing_rows: what a first copy does
     with a sink table that already holds rows: refuse or truncate. operations: the changes that are
-    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole. on_conflict: what is done with a change
-    that finds another row at the sink than at the source: source-wins, skip or error.
+    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole.
+    on_conflict: what is done with a change that finds another row at the sink than at the source.
     """
 
     sink_connections: int = _number(4, 1, 64)

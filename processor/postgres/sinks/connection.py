@@ -133,7 +133,7 @@ class SinkConnection:
         self._expected += [-1] * len(statements)
 
     def add_counted(self, statements: Sequence[Statement], rows: Sequence[int]) -> None:
-        """The same for statements that must affect that many rows each; -1: any number."""
+        """Add statements that must affect that many rows each; -1: any number."""
         self.pending += statements
         self._expected += rows
 

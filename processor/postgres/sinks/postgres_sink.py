@@ -19,7 +19,6 @@ import psycopg
 
 from processor.postgres.sinks import (
     Fence,
-    ReloadNeededError,
     SinkContext,
     SinkSession,
     SinkUnavailableError,
@@ -42,11 +41,10 @@ from processor.postgres.sinks.planner import TargetPlanner
 from processor.postgres.sinks.plans import TargetPlan
 from processor.postgres.sinks.positions import PositionRow, Positions
 from processor.postgres.sinks.sink_identity import (
-    read_sink_table,
-    store_shape,
-    stored_shape,
+    adopt_table,
+    require_same_table,
     verify_statement,
-    why_copy,
+    why_not_the_same,
 )
 from processor.postgres.sinks.target_tables import create_table
 from processor.postgres.source.catalogue import SourceCatalogue
@@ -225,6 +223,8 @@ class PostgresSession(SinkSession):
                 )
             snapshot = positions.SNAPSHOT_RELOAD
         elif why := self._why_copy(connection, schema, snapshot):
+            why := why_not_the_same(connection, self.positions.changefeed, schema, snapshot == positions.SNAPSHOT_DONE)
+        ):
             if not wants_snapshot:
                 raise OperatingError(
                     f"table {schema.full_name}: {why}, but this changefeed makes no first copies: remove its row in"
@@ -234,32 +234,16 @@ class PostgresSession(SinkSession):
         self.positions.take_over(connection, schema, fence, position, snapshot)
         create_table(connection, schema)
         if snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
-            self.adopt_table(connection, schema)
+            adopt_table(connection, self.positions.changefeed, schema)
         self.commit(connection)
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
         return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
 
     def _why_copy(self, connection: SinkConnection, schema: TableSchema, snapshot: str) -> str:
-        """Return why the table at the sink no longer holds the rows that its position stands for."""
-        stored = stored_shape(connection, self.positions.changefeed, schema.full_name)
-        if snapshot != positions.SNAPSHOT_DONE and (snapshot != positions.SNAPSHOT_SKIPPED or stored is None):
+        is_filled = snapshot == positions.SNAPSHOT_DONE
+        if not is_filled and snapshot != positions.SNAPSHOT_SKIPPED:
             return ""
-        found = read_sink_table(connection, schema.schema, schema.name)
-        return why_copy(stored, found.shape if found is not None else None, [column.name for column in schema.columns])
-
-    def require_same_table(self, connection: SinkConnection, schema: TableSchema, relation: Relation) -> None:
-        """Raise ReloadNeededError if the table at the sink no longer holds the rows that were written to it; keep it as it is."""
-        found = read_sink_table(connection, schema.schema, schema.name)
-        stored = stored_shape(connection, self.positions.changefeed, schema.full_name)
-        names = [column.name for column in relation.columns]
-        if why := why_copy(stored, found.shape if found is not None else None, names):
-            raise ReloadNeededError(f"table {schema.full_name}: {why}")
-        connection.execute(f"LOCK TABLE ONLY {schema.quoted} IN ACCESS SHARE MODE")
-
-    def adopt_table(self, connection: SinkConnection, schema: TableSchema) -> None:
-        """Store which table at the sink holds the rows. Inside a transaction that has locked the row of the position."""
-        if (found := read_sink_table(connection, schema.schema, schema.name)) is not None:
-            store_shape(connection, self.positions.changefeed, schema.full_name, found.shape)
+        return why_not_the_same(connection, self.positions.changefeed, schema, is_filled)
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
         with self.errors(schema):
@@ -416,7 +400,7 @@ class PostgresTransaction:
             copy_rows(connection, session.planner, schema, rows, may_empty)
             session.positions.set_columns(connection, self._table, tuple(column.name for column in schema.columns))
             session.positions.set_snapshot(connection, self._table, positions.SNAPSHOT_DONE, position)
-            session.adopt_table(connection, schema)
+            adopt_table(connection, session.positions.changefeed, schema)
 
     def commit(self) -> None:
         with self._session.errors(self._schema):
@@ -440,12 +424,12 @@ class PostgresTransaction:
         session = self._session
         plan = session.planner.cached(relation)
         if plan is None:
-            session.require_same_table(connection, self._schema, relation)
+            require_same_table(connection, session.positions.changefeed, self._schema, relation)
             row = session.positions.read(connection, self._table)
             known_columns = row.columns if row is not None else ()
             plan = session.planner.plan(connection, self._schema, relation, known_columns)
             names = tuple(column.name for column in relation.columns)
             if known_columns != names:
                 session.positions.set_columns(connection, self._table, names)
-            session.adopt_table(connection, self._schema)
+            adopt_table(connection, session.positions.changefeed, self._schema)
         return plan

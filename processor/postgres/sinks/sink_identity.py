@@ -14,11 +14,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
+from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.sinks.connection import SinkConnection, Statement
+from processor.postgres.source.pgoutput import Relation
 from tablewire.model.ids import TableID
+from tablewire.postgres.catalogue import TableSchema
 
 _CHANGED = "tablewire: the table at the sink was changed"
 _COLUMNS = "FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
@@ -73,23 +75,41 @@ def read_sink_table(connection: SinkConnection, schema: str, name: str) -> SinkT
 
 
 def verify_statement(schema: str, name: str, version: str) -> Statement:
-    """Return a statement that fails if the table is no longer of this version; see `is_changed`."""
+    """Return a statement that fails if the table is no longer of this version."""
     return VERIFY_SQL, [schema.encode(), name.encode(), version.encode()]
 
 
-def is_changed(error: psycopg.Error) -> bool:
-    """Return whether `verify_statement` has found another version."""
-    return isinstance(error, psycopg.errors.InvalidTextRepresentation) and _CHANGED in str(error)
+def require_same_table(connection: SinkConnection, changefeed: str, schema: TableSchema, relation: Relation) -> None:
+    """Raise ReloadNeededError if the table at the sink no longer holds the rows that were written to it; lock it as it is."""
+    found = read_sink_table(connection, schema.schema, schema.name)
+    stored = _stored_shape(connection, changefeed, schema.full_name)
+    names = [column.name for column in relation.columns]
+    if why := why_copy(stored, found.shape if found is not None else None, names):
+        raise ReloadNeededError(f"table {schema.full_name}: {why}")
+    connection.execute(f"LOCK TABLE ONLY {schema.quoted} IN ACCESS SHARE MODE")
 
 
-def stored_shape(connection: SinkConnection, changefeed: str, table: str) -> Shape | None:
+def why_not_the_same(connection: SinkConnection, changefeed: str, schema: TableSchema, is_filled: bool) -> str:
+    """Return why the table at the sink no longer holds the rows that its position stands for; empty if it does.
+
+    is_filled: a first copy was made, so that there must be a table.
+    """
+    stored = _stored_shape(connection, changefeed, schema.full_name)
+    if stored is None and not is_filled:
+        return ""
+    found = read_sink_table(connection, schema.schema, schema.name)
+    return why_copy(stored, found.shape if found is not None else None, [column.name for column in schema.columns])
+
+
+def adopt_table(connection: SinkConnection, changefeed: str, schema: TableSchema) -> None:
+    """Store which table at the sink holds the rows. Inside a transaction that has locked the row of the position."""
+    if (found := read_sink_table(connection, schema.schema, schema.name)) is not None:
+        connection.query(_STORE, (Jsonb(found.shape), changefeed, schema.full_name))
+
+
+def _stored_shape(connection: SinkConnection, changefeed: str, table: str) -> Shape | None:
     rows = connection.query(_STORED, (changefeed, table))
     return rows[0][0] if rows else None
-
-
-def store_shape(connection: SinkConnection, changefeed: str, table: str, shape: Shape | None) -> None:
-    """Store the shape of the table that holds the rows; None: it is not known. Inside a transaction that has locked the row."""
-    connection.query(_STORE, (None if shape is None else Jsonb(shape), changefeed, table))
 
 
 def why_copy(stored: Shape | None, current: Shape | None, names: Collection[str]) -> str:

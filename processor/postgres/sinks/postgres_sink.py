@@ -223,8 +223,6 @@ class PostgresSession(SinkSession):
                 )
             snapshot = positions.SNAPSHOT_RELOAD
         elif why := self._why_copy(connection, schema, snapshot):
-            why := why_not_the_same(connection, self.positions.changefeed, schema, snapshot == positions.SNAPSHOT_DONE)
-        ):
             if not wants_snapshot:
                 raise OperatingError(
                     f"table {schema.full_name}: {why}, but this changefeed makes no first copies: remove its row in"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from psycopg import sql
 
 from processor.postgres.sinks.connection import SinkConnection
-from processor.postgres.sinks.target_partitions import create_partition
 from processor.postgres.sinks.target_facts import read_facts, truncates, why_unwritable
+from processor.postgres.sinks.target_partitions import create_partition
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted

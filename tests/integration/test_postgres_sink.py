@@ -127,7 +127,7 @@ def test_column_that_was_added_in_a_transaction_that_was_rolled_back(source_db: 
 def test_connection_that_is_ended_while_it_is_set_up(source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the sink's trouble of the moment wherever the session connects, and no bug that would end the process."""
 
-    def end(_: SinkConnection, __: int) -> None:
+    def end(_: SinkConnection) -> None:
         raise psycopg.errors.AdminShutdown("terminating connection due to administrator command")
 
     with Kit(source_db, sink_db) as kit:

@@ -110,6 +110,7 @@ class PostgresExecutor:
                 self._binary,
                 self._sink.session(),
                 self._waiting_for_copy,
+                self._services.error_after_s,
                 self._crashed,
             )
             for _ in range(options.snapshot_threads)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from psycopg.rows import args_row
 
+from processor.postgres.source import snapshots
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import DEFAULT_RULES, PublicationRules, TableSchema, describe_table
@@ -144,6 +145,16 @@ class SourceCatalogue:
             parts = {part for oid in wanted for part in (found[oid].element_oid, found[oid].base_oid) if part}
             wanted = parts - found.keys()
         return found
+
+    def table_version(self, table_id: TableID) -> str:
+        """Return the version of a table now; see `snapshots.table_version`."""
+        return self._run(lambda connection: snapshots.table_version(connection, table_id))
+
+    def lock_holder(self, table_id: TableID) -> str:
+        return self._run(lambda connection: snapshots.lock_holder(connection, table_id))
+
+    def awaited_transaction(self, pid: int) -> str:
+        return self._run(lambda connection: snapshots.awaited_transaction(connection, pid))
 
     def close(self) -> None:
         self._connection.close()

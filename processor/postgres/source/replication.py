@@ -12,6 +12,7 @@ import secrets
 import select
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
@@ -119,12 +120,13 @@ class ReplicationConnection:
         self._execute(statement.as_string(None), pq.ExecStatus.COPY_BOTH)
         return start_ts
 
-    def create_snapshot_slot(self) -> tuple[Ts, str]:
+    def create_snapshot_slot(self, waiting: Callable[[], None]) -> tuple[Ts, str]:
         """Create another slot with an exported snapshot; return the position after which changes follow it, and its name.
 
-        The snapshot exists until the next command on this connection.
+        The snapshot exists until the next command on this connection. waiting: called each second while
+        the server waits for transactions that are open.
         """
-        rows = self._query(_CREATE_SLOT.format(sql.Identifier(self.slot)), SNAPSHOT_SLOT_MAX_S)
+        rows = self._query(_CREATE_SLOT.format(sql.Identifier(self.slot)), SNAPSHOT_SLOT_MAX_S, waiting)
         return parse_lsn(rows[1]), rows[2]
 
     def listen(self, timeout_s: float) -> None:
@@ -205,13 +207,26 @@ class ReplicationConnection:
         self._interrupt_read.close()
         self._interrupt_write.close()
 
-    def _query(self, statement: sql.Composed, max_s: float = COMMAND_MAX_S) -> list[str]:
+    @property
+    def pid(self) -> int:
+        """The server's process of this connection."""
+        return self._pgconn.backend_pid
+
+    def _query(
+        self, statement: sql.Composed, max_s: float = COMMAND_MAX_S, waiting: Callable[[], None] | None = None
+    ) -> list[str]:
         """Return the first row's columns as text, an empty list if there is no row."""
-        result = self._execute(statement.as_string(None), pq.ExecStatus.TUPLES_OK, max_s)
+        result = self._execute(statement.as_string(None), pq.ExecStatus.TUPLES_OK, max_s, waiting)
         columns = range(result.nfields if result.ntuples else 0)
         return [(result.get_value(0, column) or b"").decode() for column in columns]
 
-    def _execute(self, statement: str, expected: pq.ExecStatus, max_s: float = COMMAND_MAX_S) -> pq.abc.PGresult:
+    def _execute(
+        self,
+        statement: str,
+        expected: pq.ExecStatus,
+        max_s: float = COMMAND_MAX_S,
+        waiting: Callable[[], None] | None = None,
+    ) -> pq.abc.PGresult:
         """Run one command; wait for the server for at most max_s, or until `abort`. Raise unless the result is as expected."""
         deadline = time.monotonic() + max_s
         try:
@@ -225,6 +240,8 @@ class ReplicationConnection:
                     if time.monotonic() > deadline:
                         raise SilentSourceError(f"the source has not answered within {max_s:g} s: {statement}")
                     self.wait(COMMAND_WAIT_S)
+                    if waiting is not None:
+                        waiting()
                 following = self._pgconn.get_result()
                 if following is None:
                     break

@@ -7,13 +7,14 @@ guards the life, and is never held during a wait.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from processor.postgres.sinks import Fence, ReloadNeededError, SinkUnavailableError, WaitsForTableError, WriteNotAllowedError
-from processor.postgres.tables.ends import End, retry_after, settled
+from processor.postgres.tables.ends import End, copy_due, retry_after, settled
 from processor.postgres.tables.life import (
     ADVANCING,
     BEGINNING,
@@ -94,6 +95,7 @@ class TableWork:
         self.rows_written = 0
         self.bytes_written = 0
         self.snapshot_rows = 0
+        self.copy_delays = 0
         self.services = services
         self.fence_wanted: Fence | None = None
         self.barrier_ts: Ts = TS_MAX
@@ -288,6 +290,12 @@ class TableWork:
         return not life.data.is_unsure and time.monotonic() >= life.data.retry.at
 
     @property
+    def waits_for_copy_since(self) -> float:
+        """Monotonic seconds; infinity if it does not wait for a copy."""
+        data = self._life.data
+        return data.copy_after if self.waits_for_copy and isinstance(data, Writer) else math.inf
+
+    @property
     def waits_for_catch_up(self) -> bool:
         """Changes after the cursor must be read by a catch-up stream."""
         queue = self.queue
@@ -411,6 +419,11 @@ class TableWork:
         self.last_synced_ts = position
         self.end_work(End(TableInput.DONE, settled, start_ts=max(position, self.queue.cursor)))
         self.services.submit(self)
+
+    def delay_copy(self) -> None:
+        """Wait for the next snapshot: this one no longer fits the table."""
+        self.copy_delays += 1
+        self.end_work(copy_due())
 
     def fail_copy(self, error: OperatingError) -> None:
         """Have the copy repeated if the error is temporary, else fail the table."""

@@ -146,8 +146,6 @@ def test_a_locked_table_waits_alone_for_its_copy(source_db: str, sink_db: str) -
             # Of the lock, or of the transaction that has it, when the next snapshot is being taken.
             assert "public.b: its first copy waits for " in error(executor, spans["b"])
             assert f"process {pid}, role " in error(executor, spans["b"])
-                executor, spans["b"]
-            )
         finally:
             lock.__exit__(None, None, None)
         add_again(executor, spans["b"], kit.start_ts)

@@ -46,7 +46,7 @@ GROUP_MAX = 32
 LOCK_TIMEOUT_MS = 1_000
 """How long the copies of the other tables of a snapshot may wait for the lock of one."""
 SINK_FAILURES_MAX = 3
-"""After so many tables in a row for which the sink was unavailable, the rest wait for the next snapshot."""
+"""After this number of tables in a row for which the sink was unavailable, the rest wait for the next snapshot."""
 WAKE_INTERVAL_S = 1.0
 
 _log = structlog.get_logger(__name__)

@@ -98,7 +98,7 @@ class SourceTable:
             problem = "has REPLICA IDENTITY USING INDEX, but that index no longer exists"
             remedy = f"{alter} DEFAULT (with a primary key), FULL, or another index, or {only_inserts}"
         elif self.replica_identity == "d" and not self.has_key:
-            problem = "has no primary key and the default replica identity"
+            problem = "has no primary key (or a deferrable one) and the default replica identity"
             remedy = f"add a primary key, or {alter} FULL, or {only_inserts}"
         elif self.replica_identity in "di" and self.generated_key:
             problem = "has a generated column in its key, whose values are not replicated"

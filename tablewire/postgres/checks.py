@@ -158,7 +158,9 @@ def _sink_failures(
 
 
 def unknown_scheme(uri: str) -> OperatingError:
-    return OperatingError(f"sink {redact_uri(uri)}: the scheme is none of postgresql://, file:///directory, blackhole://")
+    return OperatingError(
+        f"sink {redact_uri(uri)}: the scheme is none of postgresql:// (or postgres://), file:///directory, blackhole://"
+    )
 
 
 def _postgres_sink_problems(

@@ -91,7 +91,7 @@ class _LsnLoader(adapt.Loader):
 def parse_uri(uri: str) -> dict[str, str]:
     """Return the parameters of a connection URI; raise OperatingError, without the text of the URI, if it is malformed."""
     if uri.partition("://")[0] not in SCHEMES:
-        raise OperatingError(f"{redact_uri(uri)}: not a postgresql:// URI")
+        raise OperatingError(f"{redact_uri(uri)}: not a postgresql:// or postgres:// URI")
     path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
     if "@" in path:
         # libpq would take part of the password for the port and the rest for the database, and show both in its errors.

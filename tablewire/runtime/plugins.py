@@ -13,6 +13,8 @@ from tablewire.runtime.uris import redact_uri
 
 EXECUTORS = "tablewire.executors"
 SOURCES = "tablewire.sources"
+ALIASES = {"postgres": "postgresql"}
+"""Schemes that mean the same; libpq accepts both."""
 
 
 def find_factory(group: str, uri: str) -> Any:
@@ -25,7 +27,8 @@ def find_factory(group: str, uri: str) -> Any:
     if not separator or not scheme:
         raise OperatingError(f"source {redact_uri(uri)!r} has no scheme, such as postgresql://")
     offered = entry_points(group=group)
-    found = {entry.value: entry for entry in offered if entry.name == scheme.lower()}
+    name = ALIASES.get(scheme.lower(), scheme.lower())
+    found = {entry.value: entry for entry in offered if entry.name == name}
     if not found:
         schemes = ", ".join(sorted(f"{entry.name}://" for entry in offered)) or "none"
         raise OperatingError(f"no plug-in of {group} serves {scheme}:// here; installed: {schemes}")

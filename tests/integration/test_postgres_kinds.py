@@ -182,3 +182,34 @@ def test_generated_columns_do_not_break_the_source(kit: Kit) -> None:
     with psycopg.connect(kit.source_uri) as connection:
         is_refused = connection.info.server_version >= 180000
     assert bool(kit.source.left_out()) is is_refused
+
+
+@pytest.mark.parametrize("sink", ["", "CREATE TABLE nothing ()", "CREATE TABLE nothing (local int DEFAULT 7)"])
+def test_a_table_without_columns_has_rows(kit: Kit, sink: str) -> None:
+    """They are counted: copied, inserted, deleted and truncated, also after a column came and went."""
+    kit.run("CREATE TABLE nothing (); ALTER TABLE nothing REPLICA IDENTITY FULL")
+    kit.run("CREATE TABLE emptied (v int); ALTER TABLE emptied REPLICA IDENTITY FULL; INSERT INTO emptied VALUES (1), (2)")
+    kit.run("ALTER TABLE emptied DROP COLUMN v")
+    for _ in range(3):
+        kit.run("INSERT INTO nothing DEFAULT VALUES")
+    if sink:
+        kit.at_sink(sink)
+    start_ts = kit.start()
+    begin(kit.executor(), kit.spans(), start_ts)
+
+    def count(expected: int, name: str = "nothing") -> None:
+        count = f"SELECT count(*) FROM {name}"
+        assert kit.run(count) == [(expected,)]
+        exists = f"SELECT to_regclass('public.{name}') IS NOT NULL"
+        wait_until(lambda: kit.at_sink(exists) == [(True,)] and kit.at_sink(count) == [(expected,)], f"{expected} rows")
+
+    count(3)
+    count(2, "emptied")
+    kit.run("INSERT INTO nothing DEFAULT VALUES")
+    kit.run("INSERT INTO emptied DEFAULT VALUES")
+    count(4)
+    count(3, "emptied")
+    kit.run("DELETE FROM nothing WHERE ctid = (SELECT min(ctid) FROM nothing)")
+    count(3)
+    kit.run("TRUNCATE nothing")
+    count(0)

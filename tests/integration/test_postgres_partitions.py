@@ -162,3 +162,23 @@ def test_leaves_that_identify_rows_otherwise_are_refused(by_root: Kit) -> None:
     by_root.run("ALTER TABLE m REPLICA IDENTITY DEFAULT; ALTER TABLE m_11 REPLICA IDENTITY NOTHING")
     by_root.source.tables()
     assert [failure.reason for failure in by_root.source.check() if "m_11 identifies rows by other columns" in failure.reason]
+
+
+def test_inheritance_is_not_partitioning(kit: Kit) -> None:
+    """Parent and child are two tables at both ends: neither copy nor change of one touches rows of the other."""
+    for run in (kit.run, kit.at_sink):
+        run("CREATE TABLE parent (id int PRIMARY KEY, v text)")
+        run("CREATE TABLE child (more text, PRIMARY KEY (id)) INHERITS (parent)")
+    kit.run("INSERT INTO parent VALUES (1, 'p'), (2, 'p')")
+    kit.run("INSERT INTO child VALUES (1, 'c', 'm'), (2, 'c', 'm')")
+    start_ts = kit.start()
+    begin(kit.executor(), kit.spans(), start_ts)
+    kit.wait_equal("parent", "child")
+    assert kit.at_sink("SELECT count(*) FROM ONLY parent") == [(2,)]
+    kit.run("UPDATE ONLY parent SET v = 'changed' WHERE id = 1")
+    kit.run("DELETE FROM ONLY parent WHERE id = 2")
+    kit.run("UPDATE child SET v = 'changed too' WHERE id = 2")
+    kit.wait_equal("parent", "child")
+    kit.run("TRUNCATE ONLY parent")
+    kit.run("INSERT INTO parent VALUES (9, 'last')")
+    kit.wait_equal("parent", "child")

@@ -14,7 +14,7 @@ from tablewire.postgres.catalogue import TableSchema
 def copy_rows(
     connection: SinkConnection, planner: TargetPlanner, schema: TableSchema, rows: Iterable[bytes], may_empty: bool
 ) -> None:
-    """Fill the sink's table; through a temporary one if columns must be cast.
+    """Fill the sink's table; through a temporary one if columns must be cast, or if there are none.
 
     may_empty: existing rows are of an earlier life of the changefeed, or the operator has permitted
     their removal; else they are an OperatingError.
@@ -33,13 +33,14 @@ def copy_rows(
         empty_table(connection, schema)
     columns = planner.copy_columns(connection, schema)
     names = ", ".join(column.quoted for column in columns)
-    if not any(column.cast for column in columns):
+    if columns and not any(column.cast for column in columns):
         connection.copy_in(f"COPY {schema.quoted} ({names}) FROM STDIN (FORMAT binary)", rows)
         return
     definitions = ", ".join(f"{column.quoted} {column.wire.sql}" for column in columns)
     values = ", ".join(column.staged for column in columns)
     connection.execute(f"CREATE TEMP TABLE tablewire_copy ({definitions}) ON COMMIT DROP")
-    connection.copy_in(f"COPY pg_temp.tablewire_copy ({names}) FROM STDIN (FORMAT binary)", rows)
+    listed = f" ({names})" if columns else ""  # an empty list would be a syntax error
+    connection.copy_in(f"COPY pg_temp.tablewire_copy{listed} FROM STDIN (FORMAT binary)", rows)
     connection.execute(
-        f"INSERT INTO {schema.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM pg_temp.tablewire_copy s"
+        f"INSERT INTO {schema.quoted}{listed} OVERRIDING SYSTEM VALUE SELECT {values} FROM pg_temp.tablewire_copy s"
     )

@@ -48,6 +48,10 @@ class EpochRefusedError(OperatingError):
     """The sink holds a newer assignment_epoch: another processor has taken over the span."""
 
 
+class ChangesLostError(OperatingError):
+    """The source no longer has changes that the sink needs, or lacks changes that the sink holds: no retry can help."""
+
+
 class ConcurrentTickError(TablewireError, RuntimeError):
     """tick was called while another tick of the same scheduler was running."""
 

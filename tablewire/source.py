@@ -29,7 +29,8 @@ class SourceRequest:
     """The source of a changefeed.
 
     tables: the filter, patterns `schema.table` with * and ?; `!pattern` excludes. start_ts: 0
-    before the first start, then where the changefeed started. options: from --source-option,
+    before the first start, then where the changefeed started. checkpoint_ts: how far all tables are
+    at least, as stored; 0: unknown. options: from --source-option,
     checked by the plug-in.
     """
 
@@ -38,6 +39,7 @@ class SourceRequest:
     sink_uri: str
     tables: Sequence[str]
     start_ts: Ts = 0
+    checkpoint_ts: Ts = 0
     initial_snapshot: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,6 +82,8 @@ class StartedSource(Protocol):
     def start(self) -> Ts:
         """Make what must exist at the source (publication, slot); return where replication starts.
 
+        Raise ChangesLostError if a changefeed that has started cannot continue: the owner stops it as failed.
+
         Idempotent: a second call finds what exists and returns the same or a later position.
         """
         ...
@@ -91,6 +95,15 @@ class SelectiveSource(Protocol):
 
     def left_out(self) -> Sequence[str]:
         """Return why tables are missing in the last result of `tables`, one text for each; no I/O."""
+        ...
+
+
+@runtime_checkable
+class VerifiedSource(Protocol):
+    """Optional: finds out, before a changefeed is resumed, whether it can continue."""
+
+    def verify(self) -> None:
+        """Raise ChangesLostError if the source no longer has what the sink needs. Change nothing."""
         ...
 
 

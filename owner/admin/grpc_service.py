@@ -181,7 +181,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     )
     QueryChangefeed = _unary(lambda owner, request, _by: operations.query_changefeed(owner, request.changefeed))
     PauseChangefeed = _unary(lambda owner, request, by: operations.pause_changefeed(owner, request.changefeed, by))
-    ResumeChangefeed = _unary(lambda owner, request, by: operations.resume_changefeed(owner, request.changefeed, by))
+    ResumeChangefeed = _unary(lambda owner, request, by: operations.resume_changefeed(owner, request.changefeed, by), waits=True)
     ResyncChangefeed = _unary(lambda owner, request, by: operations.resync_changefeed(owner, request.changefeed, by))
     UpdateChangefeed = _unary(operations.update_changefeed, waits=True)
     RemoveChangefeed = _unary(

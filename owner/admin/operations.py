@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import msgspec
+import structlog
 
 from owner.admin import tables_view
 from owner.admin.errors import AlreadyExistsError, InvalidRequestError, RefusedError
@@ -32,18 +33,20 @@ from owner.admin.resolve import (
     table_names,
 )
 from owner.changefeed.sources import source_request
-from owner.changefeed.store import ChangefeedEvent
-from tablewire.errors import UnknownChangefeedError
+from owner.changefeed.store import ChangefeedEvent, step
+from tablewire.errors import ChangesLostError, OperatingError, UnknownChangefeedError
 from tablewire.etcd.records import ChangefeedInfo, ChangefeedState, now
 from tablewire.model.ids import CaptureID
 from tablewire.runtime.uris import redact_uri
 from tablewire.runtime.version import software_version
-from tablewire.source import CheckFailure
+from tablewire.source import CheckFailure, VerifiedSource
 from tablewire.v1 import admin_pb2 as pb
 
 URI_LENGTH_MAX = 4_096
 PATTERNS_MAX = 1_000
 OPTIONS_MAX = 100
+
+_log = structlog.get_logger("owner.admin")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,6 +98,15 @@ def pause_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed
 
 
 def resume_changefeed(owner: OwnerPort, text: str, by: str = "") -> pb.Changefeed:
+    """Continue from the checkpoint; refuse it if the source no longer has what follows."""
+    info = find_changefeed(owner, text)
+    step(info, ChangefeedEvent.RESUME)
+    try:
+        _verify_source(owner, info)
+    except ChangesLostError as error:
+        raise RefusedError(f"changefeed {info.changefeed} was not resumed: {redact_uri(str(error))}") from None
+    except OperatingError as error:  # the run will retry it, and show the error
+        _log.warning("resumes_unverified", changefeed=str(info.changefeed), reason=redact_uri(str(error)))
     return _apply(owner, text, ChangefeedEvent.RESUME, by)
 
 
@@ -157,6 +169,15 @@ def _check_patterns(tables: Sequence[str], options: int) -> None:
     for pattern in tables:
         if not pattern.strip() or pattern != pattern.strip():
             raise InvalidRequestError(f"the table pattern {pattern!r} is empty or has spaces around it")
+
+
+def _verify_source(owner: OwnerPort, info: ChangefeedInfo) -> None:
+    source = owner.new_source(source_request(info, runtime_of(owner, info).watermark.checkpoint_ts))
+    try:
+        if isinstance(source, VerifiedSource):
+            source.verify()
+    finally:
+        source.close()
 
 
 def _check_source(owner: OwnerPort, info: ChangefeedInfo, done: str) -> None:

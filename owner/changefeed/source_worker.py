@@ -24,7 +24,7 @@ import numpy as np
 import structlog
 
 from owner.owner_config import SourceSection
-from tablewire.errors import ConflictError, InvariantError, NotLeaderError, OperatingError, TablewireError
+from tablewire.errors import ChangesLostError, ConflictError, InvariantError, NotLeaderError, OperatingError, TablewireError
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.columns import I64
 from tablewire.model.ids import ChangefeedID, TableID, Ts
@@ -145,6 +145,9 @@ class ChangefeedWorker:
                 return
             except InvariantError:
                 raise
+            except ChangesLostError as error:
+                self._publish(fatal=redact_uri(str(error)))
+                return
             except Exception as error:  # noqa: BLE001 - a user's source may raise anything
                 self._failed(error)
                 self._stop.wait(self._backoff.next_s())
@@ -207,15 +210,26 @@ class ChangefeedWorker:
     def _poll(self, source: Source) -> None:
         # Before the listing: if there is no table in it, the source is replicated up to here.
         source_ts, checkpoint_ts = source.current_ts(), self.stored_checkpoint_ts
-        if self.duty is Duty.RUN:
+        if self.duty is not Duty.RUN:
+            self._publish(source_ts=source_ts, retained_bytes=source.retained_bytes(), error="")
+            return
+        try:
             self._list_tables(source, source_ts)
-            is_quiet = (source_ts, checkpoint_ts) == self._polled and source_ts <= checkpoint_ts
-            self._polled, self._quiet_polls = (source_ts, checkpoint_ts), self._quiet_polls + 1 if is_quiet else 0
-            if self._quiet_polls % POLLS_PER_QUIET_CHECK:
-                return
+        finally:  # the rest does not depend on the listing
+            self._release(source, source_ts, checkpoint_ts)
+        self._publish(error="")
+
+    def _release(self, source: Source, source_ts: Ts, checkpoint_ts: Ts) -> None:
+        """Advance to the checkpoint and measure what is retained; rarely, while nothing moves."""
+        is_quiet = (source_ts, checkpoint_ts) == self._polled and source_ts <= checkpoint_ts
+        self._polled, self._quiet_polls = (source_ts, checkpoint_ts), self._quiet_polls + 1 if is_quiet else 0
+        if self._quiet_polls % POLLS_PER_QUIET_CHECK:
+            return
+        try:
             if checkpoint_ts:
                 source.advance(checkpoint_ts)
-        self._publish(source_ts=source_ts, retained_bytes=source.retained_bytes(), error="")
+        finally:
+            self._publish(source_ts=source_ts, retained_bytes=source.retained_bytes())
 
     def _list_tables(self, source: Source, source_ts: Ts) -> None:
         names = source.tables()

@@ -166,7 +166,7 @@ def pause(session: Session, changefeed: str) -> None:
 @changefeed_argument
 def resume(session: Session, changefeed: str) -> None:
     """Continue from the checkpoint after a pause or a failure."""
-    _print_state(session, session.ask("ResumeChangefeed", changefeed=changefeed))
+    _print_state(session, session.ask("ResumeChangefeed", timeout_s=session.timeout_s(CHECKS_TIMEOUT_S), changefeed=changefeed))
 
 
 @changefeed_group.command("resync")

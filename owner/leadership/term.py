@@ -262,7 +262,7 @@ class Term:
             stored.duty,
             self._config.source,
             self._changefeeds,
-            new_source=lambda info: new_source(source_request(info)),
+            new_source=lambda info: new_source(source_request(info, worker.stored_checkpoint_ts)),
             on_change=self.wake,
             stored_checkpoint_ts=watermark.checkpoint_ts,
             previous=previous_worker if previous_worker is not None and previous_worker.alive else None,

@@ -230,7 +230,7 @@ class ReconnectingConnection:
 
     settings: changes to SESSION_SETTINGS. set_up is called with each new connection. limit_s: how long
     set_up and one call of `run` may take together; set it above the timeouts of the server, so that it
-    only ends what a hanging server cannot.
+    only ends what a hanging server cannot. A call of `run` may have another limit.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class ReconnectingConnection:
         self._lock = threading.Lock()
         self._is_closed = False
 
-    def run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
+    def run(self, what: str, work: Callable[[Connection], _Result], limit_s: float | None = None) -> _Result:
         """Return work(connection); repeat it once, on a new connection, if an earlier call opened this one and it is lost.
 
         Raise SourceUnavailableError if the connection fails, StatementError for another error of
@@ -259,18 +259,18 @@ class ReconnectingConnection:
         """
         with self._lock:
             try:
-                return self._run(what, work)
+                return self._run(what, work, self._limit_s if limit_s is None else limit_s)
             finally:
                 if self._is_closed:
                     self._drop()
 
-    def _run(self, what: str, work: Callable[[Connection], _Result]) -> _Result:
+    def _run(self, what: str, work: Callable[[Connection], _Result], limit_s: float) -> _Result:
         if self._is_closed:
             raise SourceUnavailableError(f"{server_name(self._uri)}: the connection is closed")
         is_new = self._connection is None
         connection = self._connection = self._connection or self._connect()
         try:
-            with time_limit(connection, self._limit_s):
+            with time_limit(connection, limit_s):
                 if is_new:
                     self._set_up(connection)
                 return work(connection)
@@ -280,7 +280,7 @@ class ReconnectingConnection:
             if not is_lost or is_new or self._is_closed:
                 kind = SourceUnavailableError if is_lost else StatementError
                 raise kind(f"{server_name(self._uri)}: cannot {what}: {error_text(error)}") from None
-        return self._run(what, work)
+        return self._run(what, work, limit_s)
 
     def _connect(self) -> Connection:
         return connect(self._uri, application_name=self._application_name, settings=self._settings)

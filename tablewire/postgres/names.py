@@ -17,6 +17,7 @@ DEFAULT_NAMESPACE = "default"
 _DIGEST_CHARS = 10
 _PREFIX = "tablewire_"
 _PLAIN = re.compile(r"[a-z0-9_]+\Z")
+_STREAM_TOKEN = re.compile(r"_((?:shared|catchup)_[0-9a-f]{10})\Z")
 _DIGEST_END = re.compile(rf"_h[0-9a-f]{{{_DIGEST_CHARS}}}\Z")
 
 
@@ -39,3 +40,9 @@ def slot_name(changefeed: ChangefeedID) -> str:
 def temporary_slot_name(changefeed: ChangefeedID, token: str) -> str:
     """Return the name of a temporary slot. token: unique at the server, at most 24 characters of [a-z0-9_]."""
     return slot_name(changefeed)[: NAME_BYTES_MAX - len(token) - 1] + "_" + token
+
+
+def is_stream_slot(changefeed: ChangefeedID, name: str) -> bool:
+    """Return whether this is the name of a temporary slot from which a processor reads changes of the changefeed."""
+    found = _STREAM_TOKEN.search(name)
+    return found is not None and temporary_slot_name(changefeed, found[1]) == name

@@ -32,7 +32,7 @@ from typing import TypeVar
 import psycopg
 from psycopg import sql
 
-from tablewire.errors import OperatingError
+from tablewire.errors import ChangesLostError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import OPERATIONS, PublicationRules, SourceTable
 from tablewire.postgres.connections import Connection, error_text, fetch_value, is_connection_loss, quoted
@@ -147,18 +147,22 @@ def published_positions(connection: Connection, name: str, rules: PublicationRul
     return {table_id: publication.published_ts(table_id) for table_id, row in listed.items() if publication.is_ours(row.xid)}
 
 
-def missing_publication(name: str) -> OperatingError:
-    return OperatingError(
+def missing_publication(name: str) -> ChangesLostError:
+    return ChangesLostError(
         f"publication {name} does not exist at the source: changes since it was dropped are lost; "
-        "copy all tables again (owner changefeed resync)"
+        "`owner changefeed resync` copies all tables again"
     )
 
 
-def create_publication(connection: Connection, name: str, tables: Sequence[SourceTable], rules: PublicationRules) -> None:
+def create_publication(
+    connection: Connection, name: str, tables: Sequence[SourceTable], rules: PublicationRules, above: int = 0
+) -> None:
+    """Create the publication, unless another owner was faster. above: an incarnation that the sink has seen."""
     try:
         with connection.transaction():
             row = connection.execute(
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_current_wal_insert_lsn()"
+                "SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, %s + 1), pg_current_wal_insert_lsn()",
+                (above,),
             ).fetchone()
             assert row is not None
             publication = PublicationInfo(name, row[0], row[1], {}, xids=frozenset((_own_xid(connection),)))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import psycopg
 import structlog
 
-from tablewire.errors import OperatingError
+from tablewire.errors import ChangesLostError, OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres import slots
 from tablewire.postgres.catalogue import list_tables
@@ -31,7 +32,23 @@ from tablewire.postgres.connections import (
 from tablewire.postgres.filters import TableFilter
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
-from tablewire.postgres.publication import create_publication, missing_publication, read_publication
+from tablewire.postgres.publication import PublicationInfo, create_publication, missing_publication, read_publication
+from tablewire.postgres.servers import (
+    RESYNC,
+    Action,
+    Decision,
+    Mark,
+    ServerState,
+    SinkState,
+    SourceRecord,
+    decide,
+    read_mark,
+    read_server,
+    read_switch,
+    record_from_json,
+    record_to_json,
+    require_primary,
+)
 from tablewire.postgres.sink_checkpoint import SinkCheckpoint
 from tablewire.postgres.table_listing import TableListing
 from tablewire.source import CheckFailure, SourceRequest
@@ -39,12 +56,31 @@ from tablewire.source import CheckFailure, SourceRequest
 HEARTBEAT_AFTER_S = 10.0
 """If a checkpoint is behind the end of the WAL and has not moved for this long, a message is written to the WAL, so that
 walsenders report their position again."""
-DROP_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_MS = 30_000
 CLIENT_TIMEOUT_S = 300.0
 """For all statements of one call together."""
+ADVANCE_BYTES_PER_S_MIN = 1_000_000
+"""An advance that reads WAL more slowly than this counts as hanging; it has CLIENT_TIMEOUT_S in addition."""
+ADVANCE_REST = 4
+"""After an advance there is none for this many times as long as it took: each reads the WAL again from the restart position."""
+ADVANCE_REST_MAX_S = 60.0
+RESTORE_BYTES_MAX = 64 * 1024 * 1024
+"""The source writes less WAL than this while a slot is restored."""
+TOUCH_INTERVAL_S = 30.0
+"""How often a slot that does not move is used, where the source makes unused slots unusable."""
+APPLICATION_NAME = "tablewire owner"
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What exists at the source and at the sink. has_started: the changefeed has replicated, or could have."""
+
+    publication: PublicationInfo | None
+    slot: slots.SlotInfo | None
+    sink: SinkState
+    has_started: bool
 
 
 class PostgresSource:
@@ -59,10 +95,21 @@ class PostgresSource:
         self._name = slot_name(request.changefeed)
         self._connection = ReconnectingConnection(
             request.source_uri,
-            application_name="tablewire owner",
+            application_name=APPLICATION_NAME,
             settings={"statement_timeout": STATEMENT_TIMEOUT_MS},
+            set_up=self._connected,
             limit_s=CLIENT_TIMEOUT_S,
         )
+        self._checkpoint_ts = max(request.start_ts, request.checkpoint_ts)
+        self._has_started = False
+        self._is_verified = False
+        """Whether the server of the current connection was compared with what the sink holds."""
+        self._record: SourceRecord | None = None
+        """What is stored at the sink with the next checkpoint; None before the source was verified."""
+        self._pending_mark: Mark | None = None
+        self._marked: tuple[Ts, Mark | None] = (0, None)
+        """The checkpoint and the mark that were last recorded."""
+        self._advance_at = self._touched_at = 0.0
         self._advanced: tuple[Ts, float] = (0, 0.0)
         self._waits_for_sink = False
         self._sink_checkpoint: SinkCheckpoint | None = None
@@ -81,7 +128,7 @@ class PostgresSource:
 
     def tables(self) -> Mapping[TableID, str]:
         """Return the tables that are replicated now; make the publication list them."""
-        return self._connection.run("list tables", self._listing.read)
+        return self._connection.run("list tables", self._tables)
 
     def left_out(self) -> Sequence[str]:
         """Return why tables that the filter matches were not in the last listing; no I/O."""
@@ -89,14 +136,30 @@ class PostgresSource:
 
     def current_ts(self) -> Ts:
         """Return the end of the written WAL: every commit that was acknowledged is at or before it."""
-        return self._connection.run("read the position", _wal_end)
+        return self._connection.run("read the position", self._current_ts)
+
+    def verify(self) -> None:
+        """Raise ChangesLostError if a changefeed that has started cannot continue at this server. Change nothing."""
+        self._connection.run("verify the source", self._verify)
 
     def advance(self, checkpoint_ts: Ts) -> None:
         """Advance the slot to the global checkpoint, never backwards, and not before the sink has recorded it.
 
-        Also wake the walsenders of an idle source. Raise OperatingError if the sink has lost what it had confirmed.
+        What takes long is continued by the next call. Also wake the walsenders of an idle source. Raise OperatingError if
+        the sink has lost what it had confirmed, ChangesLostError if the slot is lost.
         """
-        self._connection.run("advance the slot", lambda connection: self._advance(connection, checkpoint_ts))
+        if time.monotonic() < self._advance_at:
+            return
+        slot = self._connection.run(
+            "record the checkpoint", lambda connection: self._record_checkpoint(connection, checkpoint_ts)
+        )
+        if slot is None:
+            return
+        began = time.monotonic()
+        limit_s = CLIENT_TIMEOUT_S + max(0, checkpoint_ts - slot.restart_ts) / ADVANCE_BYTES_PER_S_MIN
+        self._connection.run("advance the slot", lambda connection: self._advance(connection, slot, checkpoint_ts), limit_s)
+        now = time.monotonic()
+        self._advance_at = now + min(ADVANCE_REST * (now - began), ADVANCE_REST_MAX_S)
 
     def retained_bytes(self) -> int:
         """Return how much WAL the server keeps for the slot; 0 if there is no slot."""
@@ -116,43 +179,199 @@ class PostgresSource:
             self._sink_checkpoint.close()
         self._connection.close()
 
+    # --- which server it is ------------------------------------------------------------------------------------------
+
+    def _connected(self, _connection: Connection) -> None:
+        self._is_verified = False
+
     def _start(self, connection: Connection) -> Ts:
-        publication = read_publication(connection, self._name)
-        slot = slots.read_slot(connection, self._name)
-        if slot is not None and publication is None:
+        require_primary(connection)
+        found = self._look(connection)
+        if found.has_started:
+            slot = self._continue(connection, found)
+            start_ts = min(slot.confirmed_ts, found.sink.checkpoint_ts)
+        else:
+            slot = self._begin(connection, found)
+            start_ts = slot.confirmed_ts
+        self._has_started = self._is_verified = True
+        return start_ts
+
+    def _verify_again(self, connection: Connection) -> None:
+        """Verify the server of a new connection, which may be another one."""
+        if self._has_started and not self._is_verified:
+            require_primary(connection)
+            self._continue(connection, self._look(connection))
+            self._is_verified = True
+
+    def _verify(self, connection: Connection) -> None:
+        require_primary(connection)
+        found = self._look(connection)
+        if found.has_started:
+            self._decide(connection, found)
+
+    def _look(self, connection: Connection) -> _Found:
+        """Read what exists at the source and what the sink holds. Raise ChangesLostError if the publication is missing."""
+        publication, slot = read_publication(connection, self._name), slots.read_slot(connection, self._name)
+        if slot is not None and not slot.belongs_to(connection.info.dbname):
+            raise OperatingError(slot.why_unusable(connection.info.dbname))
+        if publication is None and (slot is not None or self._request.start_ts):
             raise missing_publication(self._name)
-        if publication is None:
+        if publication is None or self._sink_checkpoint is None:
+            sink = SinkState(None, self._checkpoint_ts)
+            return _Found(publication, slot, sink, bool(self._request.start_ts) or self._has_started)
+        stored = self._sink_checkpoint.read(publication.incarnation)
+        recorded_ts = stored.position or 0
+        sink = SinkState(record_from_json(stored.source), self._checkpoint_ts or recorded_ts, max(stored.highest_ts, recorded_ts))
+        return _Found(publication, slot, sink, bool(self._checkpoint_ts) or stored.position is not None or self._has_started)
+
+    def _begin(self, connection: Connection, found: _Found) -> slots.SlotInfo:
+        """Create the publication and the slot of a changefeed that has not started."""
+        if found.publication is None:
             tables = list_tables(connection, self._filter, self._rules).tables
             usable = [table for table in tables if not table.why_unusable(self._rules)]
-            create_publication(connection, self._name, usable, self._rules)
-        if slot is None:
-            return slots.create_slot(connection, self._name).confirmed_ts
-        self._require_usable(connection, slot)
-        return slot.confirmed_ts
-
-    def _require_usable(self, connection: Connection, slot: slots.SlotInfo) -> None:
+            above = self._sink_checkpoint.last_incarnation() if self._sink_checkpoint is not None else 0
+            create_publication(connection, self._name, usable, self._rules, above)
+        slot = found.slot or slots.create_slot(connection, self._name)
         if problem := slot.why_unusable(connection.info.dbname):
             raise OperatingError(problem)
+        publication = found.publication or read_publication(connection, self._name)
+        self._record = SourceRecord(read_server(connection), restart_ts=slot.restart_ts)
+        if self._sink_checkpoint is not None and publication is not None:
+            record = record_to_json(self._record)
+            self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, slot.confirmed_ts, record)
+        return slot
 
-    def _advance(self, connection: Connection, checkpoint_ts: Ts) -> None:
-        if (slot := slots.read_slot(connection, self._name)) is None:
-            raise OperatingError(f"slot {self._name} does not exist at the source")
-        self._require_usable(connection, slot)
+    def _continue(self, connection: Connection, found: _Found) -> slots.SlotInfo:
+        """Return the slot of a changefeed that has started, restored or created where nothing can be missing."""
+        now, decision = self._decide(connection, found)
+        former, slot = found.sink.record, found.slot
+        record = SourceRecord(
+            now.server,
+            former.mark if former is not None and now.switch_ts is None else None,
+            restored_ts=former.restored_ts if former is not None and now.switch_ts is None else 0,
+        )
+        pass_over_to: Ts = 0
+        if decision.action is Action.RESTORE:
+            record = replace(record, restored_ts=now.wal_end + RESTORE_BYTES_MAX)  # it is known exactly after the copy
+        elif decision.action is Action.PASS_OVER:
+            slot = self._usable_slot(connection, found)
+            pass_over_to = slot.confirmed_ts
+        if decision.action is not Action.CONTINUE or (former is not None and former.server != now.server):
+            is_same = former is not None and former.server == now.server and not pass_over_to
+            self._accept(found, record, pass_over_to, is_same)
+            reason = f"system {now.server.system}, timeline {now.server.timeline}"
+            _log.warning("source_accepted", changefeed=str(self._request.changefeed), action=decision.action.value, reason=reason)
+        if decision.action is Action.RESTORE:
+            slot = slots.restore_slot(connection, self._name, now.living_slot)
+            record = replace(record, restored_ts=slot.confirmed_ts)
+        assert slot is not None
+        self._record = replace(record, restart_ts=slot.restart_ts)
+        self._checkpoint_ts = max(self._checkpoint_ts, pass_over_to)
+        return slot
+
+    def _decide(self, connection: Connection, found: _Found) -> tuple[ServerState, Decision]:
+        """Compare the server with what the sink holds. Raise ChangesLostError if replication cannot continue."""
+        server, mark, former = read_server(connection), read_mark(connection)[0], found.sink.record
+        switch_ts: Ts | None = None
+        if former is not None and former.server.timeline != server.timeline:
+            switch_ts = read_switch(self._request.source_uri, server, former.server.timeline, APPLICATION_NAME)
+        is_usable = found.slot is not None and not found.slot.is_lost
+        living = "" if is_usable else slots.find_living_slot(connection, self._request.changefeed)
+        now = ServerState(server, mark.position, mark.xmax, found.slot, switch_ts, living)
+        decision = decide(now, found.sink)
+        if decision.action is Action.FAIL:
+            source = server_name(self._request.source_uri)
+            raise ChangesLostError(f"the source {source} cannot be followed: {decision.reason}; {RESYNC}")
+        return now, decision
+
+    def _usable_slot(self, connection: Connection, found: _Found) -> slots.SlotInfo:
+        """Return the slot, or a new one; raise ChangesLostError if a transaction has committed before that."""
+        if found.slot is not None and not found.slot.is_lost:
+            return found.slot
+        slots.drop_slot(connection, self._name)
+        slot = slots.create_slot(connection, self._name)
+        mark = found.sink.record.mark if found.sink.record is not None else None
+        if mark is None or read_mark(connection)[0].xmax != mark.xmax:
+            slots.drop_slot(connection, self._name)
+            source = server_name(self._request.source_uri)
+            raise ChangesLostError(
+                f"the source {source} cannot be followed: slot {self._name} was lost, and a transaction has committed before it"
+                f" could be created again; {RESYNC}"
+            )
+        return slot
+
+    def _accept(self, found: _Found, record: SourceRecord, pass_over_to: Ts, is_same: bool) -> None:
+        """Record another server or slot at the sink; unless the server is the same, nothing that was read before is written."""
+        if self._sink_checkpoint is None or found.publication is None:
+            return
+        incarnation, position, source = found.publication.incarnation, found.sink.checkpoint_ts, record_to_json(record)
+        if is_same:
+            self._sink_checkpoint.record(incarnation, 0, position, source)
+            return
+        self._sink_checkpoint.accept(
+            incarnation, max(position, pass_over_to), source, highest_ts=found.sink.highest_ts, pass_over_to=pass_over_to
+        )
+
+    # --- tables and positions ----------------------------------------------------------------------------------------
+
+    def _tables(self, connection: Connection) -> Mapping[TableID, str]:
+        self._verify_again(connection)
+        return self._listing.read(connection)
+
+    def _current_ts(self, connection: Connection) -> Ts:
+        self._verify_again(connection)
+        return _wal_end(connection)
+
+    def _record_checkpoint(self, connection: Connection, checkpoint_ts: Ts) -> slots.SlotInfo | None:
+        """Record the checkpoint at the sink; return the slot if it may be advanced to it."""
+        self._verify_again(connection)
+        self._checkpoint_ts = max(self._checkpoint_ts, checkpoint_ts)
+        slot = slots.read_slot(connection, self._name)
+        if slot is None or slot.is_lost:
+            slot = self._continue(connection, self._look(connection))
+        return slot if self._is_recorded(connection, slot, checkpoint_ts) else None
+
+    def _advance(self, connection: Connection, slot: slots.SlotInfo, checkpoint_ts: Ts) -> None:
         try:
-            if self._is_recorded(connection, slot, checkpoint_ts):
+            if checkpoint_ts > slot.confirmed_ts:
                 slots.advance_slot(connection, slot, checkpoint_ts)
+            elif time.monotonic() - self._touched_at >= TOUCH_INTERVAL_S:
+                self._touched_at = time.monotonic()
+                slots.touch_slot(connection, slot)
         except psycopg.errors.ObjectInUse:
             return  # a former owner is still advancing it: this call will be repeated
         self._send_heartbeat(connection, checkpoint_ts)
 
+    def _take_mark(self, connection: Connection) -> Mark | None:
+        """Return the last durable mark. While no transaction ends, it stays the first one, whose position proves most."""
+        last = self._record.mark if self._record is not None else None
+        mark, flushed_ts = read_mark(connection)
+        if (pending := self._pending_mark) is not None and pending.position <= flushed_ts:
+            last, self._pending_mark = pending, None
+        if last is not None and last.is_idle and mark.is_idle and last.xmax == mark.xmax:
+            return last
+        if mark.position <= flushed_ts:
+            return mark
+        self._pending_mark = self._pending_mark or mark
+        return last
+
     def _is_recorded(self, connection: Connection, slot: slots.SlotInfo, checkpoint_ts: Ts) -> bool:
         """Record the checkpoint at the sink; return False, and log it once, if the sink is unavailable."""
-        if self._sink_checkpoint is None or checkpoint_ts <= slot.confirmed_ts:
+        if self._sink_checkpoint is None or self._record is None:
+            return True
+        mark = self._take_mark(connection)
+        record = replace(self._record, mark=mark, restart_ts=slot.restart_ts)
+        # An idle mark is recorded once more, since it may be newer than the last checkpoint.
+        is_marked = self._marked[0] == checkpoint_ts or self._marked[1] == mark or mark is None or not mark.is_idle
+        if checkpoint_ts <= slot.confirmed_ts and is_marked:
             return True
         if (publication := read_publication(connection, self._name)) is None:
             return True
         try:
-            self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, checkpoint_ts)
+            self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, checkpoint_ts, record_to_json(record))
+            self._record = record
+            if checkpoint_ts <= slot.confirmed_ts:
+                self._marked = (checkpoint_ts, mark)
         except (SourceUnavailableError, StatementError) as error:
             if not self._waits_for_sink:
                 _log.warning("slot_waits_for_sink", changefeed=str(self._request.changefeed), reason=str(error))
@@ -171,16 +390,9 @@ class PostgresSource:
             self._advanced = (checkpoint_ts, now)
 
     def _drop(self, connection: Connection) -> None:
-        deadline = time.monotonic() + DROP_TIMEOUT_S
-        while (slot := slots.read_slot(connection, self._name)) is not None and slot.database == connection.info.dbname:
-            try:
-                connection.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-            except psycopg.errors.UndefinedObject:
-                break
-            except psycopg.errors.ObjectInUse:
-                if time.monotonic() >= deadline:
-                    raise OperatingError(f"slot {self._name} is in use at the source; try again") from None
-                time.sleep(0.05)
+        slot = slots.read_slot(connection, self._name)
+        if slot is not None and slot.database == connection.info.dbname:
+            slots.drop_slot(connection, self._name)
         if read_publication(connection, self._name) is not None:
             connection.execute(f"DROP PUBLICATION IF EXISTS {quoted(self._name)}")
 

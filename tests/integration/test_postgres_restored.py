@@ -120,6 +120,7 @@ def test_slot_waits_for_a_sink_that_is_away(source_db: str, sink_db: str) -> Non
         before = kit.run(slot)
         kit.run("INSERT INTO t VALUES (1)")
         uri = kit.source._sink_checkpoint._connection._uri  # type: ignore[union-attr]
+        kit.source._sink_checkpoint._connection._drop()  # type: ignore[union-attr]
         kit.source._sink_checkpoint._connection._uri = uri + "_away"  # type: ignore[union-attr]
         kit.source.advance(current(kit))
         assert kit.run(slot) == before

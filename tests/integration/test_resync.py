@@ -55,6 +55,7 @@ def test_resync_of_a_running_changefeed_repairs_the_sink(line: Line) -> None:
 def test_resync_of_a_changefeed_without_first_copies_copies(line: Line) -> None:
     """An explicit request counts more than --no-snapshot; a paused changefeed runs again."""
     line.create("--no-snapshot")
+    line.cluster.wait_replicating("one", tables=1)  # before that, the row would be before the start
     line.run("INSERT INTO a VALUES (101)")
     line.wait("changes follow", lambda: line.ids() == {101})
     resync(line)

@@ -12,7 +12,7 @@ import pytest
 from deploy.local.process import wait_until
 from owner.changefeed.source_worker import ChangefeedWorker, Duty
 from owner.owner_config import SourceSection
-from tablewire.errors import NotLeaderError, OperatingError
+from tablewire.errors import ChangesLostError, NotLeaderError, OperatingError
 from tablewire.etcd import records as registry
 from tablewire.etcd.records import ChangefeedInfo
 from tablewire.model.columns import I64
@@ -31,6 +31,7 @@ class ScriptedSource:
         self.names: dict[int, str] = {2: "public.b", 1: "public.a"}
         self.start_ts = 100
         self.error: Exception | None = None
+        self.listing_error: Exception | None = None
         self.advanced: list[int] = []
         self.calls: list[str] = []
         self.inside = 0
@@ -46,6 +47,8 @@ class ScriptedSource:
 
     def tables(self) -> Mapping[int, str]:
         self._call("tables")
+        if self.listing_error is not None:
+            raise self.listing_error
         return dict(self.names)
 
     def current_ts(self) -> int:
@@ -180,6 +183,28 @@ def test_a_quiet_source_is_listed_at_each_poll_and_its_slot_checked_rarely(new_w
     assert len(source.advanced) - advances <= 3
     worker.stored_checkpoint_ts = 501
     _wait("the slot follows at once", lambda: source.advanced[-1:] == [501])
+
+
+def test_slot_advances_although_tables_cannot_be_listed(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """The error is shown, the slot follows the checkpoint, and what the source retains is measured."""
+    source.listing_error = OperatingError("no listing")
+    worker = new_worker(msgspec.structs.replace(INFO, start_ts=100), stored_checkpoint_ts=250)
+    _wait("the error", lambda: worker.view.error == "no listing")
+    _wait("the slot follows", lambda: source.advanced[-1:] == [250])
+    assert worker.view.retained_bytes == 77
+    worker.stored_checkpoint_ts = 300
+    _wait("the slot follows again", lambda: source.advanced[-1:] == [300])
+    source.listing_error = None
+    _wait("it is listed", lambda: worker.view.table_ids is not None and not worker.view.error)
+
+
+def test_changes_that_are_lost_are_fatal(new_worker: NewWorker, source: ScriptedSource) -> None:
+    """The changefeed fails at once, without a retry."""
+    source.error = ChangesLostError("the slot is gone")
+    worker = new_worker()
+    _wait("it is fatal", lambda: worker.view.fatal == "the slot is gone")
+    assert worker.join(WAIT_S)
+    assert source.calls.count("start") == 1
 
 
 def test_an_error_is_shown_and_retried_with_a_new_source(new_worker: NewWorker, host: Host, source: ScriptedSource) -> None:

@@ -24,15 +24,21 @@ OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
 OPERATIONS = ("insert", "update", "delete", "truncate")
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
-_VERSION_18 = 180000
+GENERATED_VERSION = 180000
+"""The first version that can publish generated columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicationRules:
-    """What a changefeed publishes. operations: of OPERATIONS. by_root: a partitioned table is one table."""
+    """What a changefeed publishes.
+
+    operations: of OPERATIONS. by_root: a partitioned table is one table. generated: stored generated
+    columns are published, which PostgreSQL 18 introduced.
+    """
 
     operations: tuple[str, ...] = OPERATIONS
     by_root: bool = False
+    generated: bool = False
 
     @property
     def needs_identity(self) -> bool:
@@ -100,15 +106,26 @@ class SourceTable:
         elif self.replica_identity == "d" and not self.has_key:
             problem = "has no primary key (or a deferrable one) and the default replica identity"
             remedy = f"add a primary key, or {alter} FULL, or {only_inserts}"
-        elif self.replica_identity in "di" and self.generated_key:
+        elif self.replica_identity in "di" and self.generated_key and not rules.generated:
             problem = "has a generated column in its key, whose values are not replicated"
-            remedy = f"use a key without it (REPLICA IDENTITY USING INDEX), or {only_inserts}"
-        elif self.replica_identity == "f" and self.generated and self.server_version >= _VERSION_18:
+            remedy = f"{self._publish_generated}use a key without it (REPLICA IDENTITY USING INDEX), or {only_inserts}"
+        elif self.replica_identity == "f" and self._hides_generated(rules):
             problem = "has REPLICA IDENTITY FULL and generated columns that are not published, so its updates would fail"
-            remedy = f"{alter} DEFAULT (with a primary key) or USING INDEX, or {only_inserts}"
+            publish = "" if "v" in self.generated else self._publish_generated
+            remedy = f"{publish}{alter} DEFAULT (with a primary key) or USING INDEX, or {only_inserts}"
         else:
             return ""
         return f"table {self.full_name} {problem}: {remedy}"
+
+    @property
+    def _publish_generated(self) -> str:
+        is_possible = self.server_version >= GENERATED_VERSION
+        return "publish them (source option generated_columns=stored), or " if is_possible else ""
+
+    def _hides_generated(self, rules: PublicationRules) -> bool:
+        """Return whether PostgreSQL 18 refuses updates, as whole old rows would lack columns; earlier versions do not."""
+        hidden = "v" if rules.generated else "sv"
+        return self.server_version >= GENERATED_VERSION and any(kind in hidden for kind in self.generated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +184,7 @@ def _matches(table: SourceTable, relations: Mapping[TableID, SourceTable], table
 
 @dataclass(frozen=True, slots=True)
 class CatalogueColumn:
-    """A column that is replicated (neither dropped nor generated).
+    """A column that is replicated: not dropped, and not generated unless those are published.
 
     type_text: as in DDL, with its modifier. type_schema, type_name: of pg_type. element_oid: of an
     array, else 0. has_binary: the type has a binary output. has_default: a default or an identity.
@@ -242,7 +259,7 @@ SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.n
        t.typsend <> 0, a.atthasdef OR a.attidentity <> '',
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
- WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated::text = ANY(%s)
  ORDER BY a.attnum
 """
 
@@ -253,21 +270,22 @@ SELECT n.nspname, c.relname, coalesce(pg_get_expr(c.relpartbound, c.oid), ''), c
 """
 
 
-def describe_table(connection: Connection, table_id: TableID) -> TableSchema | None:
-    return _describe(connection, "c.oid = %s::oid", (table_id,))
+def describe_table(connection: Connection, table_id: TableID, generated: bool = False) -> TableSchema | None:
+    """Return the table, None if it does not exist. generated: with stored generated columns."""
+    return _describe(connection, "c.oid = %s::oid", (table_id,), generated)
 
 
 def describe_named_table(connection: Connection, schema: str, name: str) -> TableSchema | None:
     return _describe(connection, "n.nspname = %s AND c.relname = %s", (schema, name))
 
 
-def _describe(connection: Connection, where: str, values: tuple[object, ...]) -> TableSchema | None:
+def _describe(connection: Connection, where: str, values: tuple[object, ...], generated: bool = False) -> TableSchema | None:
     with connection.cursor(row_factory=dict_row) as found:
         row = found.execute(_DESCRIBE + where, values).fetchone()
     if row is None:
         return None
     with connection.cursor(row_factory=args_row(CatalogueColumn)) as cursor:
-        columns = tuple(cursor.execute(_COLUMNS, (row["table_id"],)))
+        columns = tuple(cursor.execute(_COLUMNS, (row["table_id"], ["", "s"] if generated else [""])))
     with connection.cursor(row_factory=args_row(PartitionPlace)) as places_cursor:
         places = tuple(places_cursor.execute(_PLACES, (row["table_id"],)))
     primary_key, identity_index = tuple(row.pop("primary_key")), tuple(row.pop("identity_index"))

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 
 from tablewire.errors import OperatingError
-from tablewire.postgres.catalogue import OWN_SCHEMA, PublicationRules, SourceListing, SourceTable, list_tables
+from tablewire.postgres.catalogue import GENERATED_VERSION, OWN_SCHEMA, PublicationRules, SourceListing, SourceTable, list_tables
 from tablewire.postgres.connections import (
     SCHEMES,
     Connection,
@@ -69,6 +69,9 @@ def _source_failures(
     if version < VERSION_MIN:
         reason = f"the source is PostgreSQL {version // 10_000}; at least {VERSION_MIN // 10_000} is required"
         yield CheckFailure("source_reachable", reason)
+    if rules.generated and version < GENERATED_VERSION:
+        reason = f"generated_columns=stored requires PostgreSQL {GENERATED_VERSION // 10_000}; the source is {version // 10_000}"
+        yield CheckFailure("tables", reason)
     level = fetch_value(connection, "SHOW wal_level")
     if level != "logical":
         yield CheckFailure("wal_level", f"wal_level is {level}: set wal_level = logical at the source and restart it")

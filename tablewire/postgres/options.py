@@ -27,7 +27,8 @@ class PostgresOptions:
     tables again. snapshot_threads: concurrent first copies. error_after_ms: how long a lost connection
     is retried without an error. binary: request binary values. existing_rows: what a first copy does
     with a sink table that already holds rows: refuse or truncate. operations: the changes that are
-    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole.
+    replicated. partitions: whether each leaf is a table, or each partitioned table as a whole. generated_columns: those whose
+    values are replicated.
     on_conflict: what is done with a change that finds another row at the sink than at the source.
     """
 
@@ -46,10 +47,11 @@ class PostgresOptions:
     on_conflict: str = field(default="source-wins", metadata={"words": ("source-wins", "skip", "error")})
     operations: tuple[str, ...] = field(default=OPERATIONS, metadata={"list": OPERATIONS})
     partitions: str = field(default="leaf", metadata={"words": ("leaf", "root")})
+    generated_columns: str = field(default="none", metadata={"words": ("none", "stored")})
 
     @property
     def rules(self) -> PublicationRules:
-        return PublicationRules(self.operations, self.partitions == "root")
+        return PublicationRules(self.operations, self.partitions == "root", self.generated_columns == "stored")
 
 
 def parse_options(options: Mapping[str, str]) -> PostgresOptions:

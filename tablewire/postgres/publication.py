@@ -34,7 +34,7 @@ from psycopg import sql
 
 from tablewire.errors import ChangesLostError, OperatingError
 from tablewire.model.ids import TableID, Ts
-from tablewire.postgres.catalogue import OPERATIONS, PublicationRules, SourceTable
+from tablewire.postgres.catalogue import GENERATED_VERSION, OPERATIONS, PublicationRules, SourceTable
 from tablewire.postgres.connections import Connection, error_text, fetch_value, is_connection_loss, quoted
 from tablewire.postgres.lsn import format_lsn, parse_lsn
 
@@ -69,7 +69,7 @@ class PublicationInfo:
     withdrawn: frozenset[TableID] = frozenset()
     xids: frozenset[str] = frozenset()
     row_xid: str = ""
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    flags: Mapping[str, bool | str] = field(default_factory=dict)
 
     def is_ours(self, xid: str) -> bool:
         """Return whether a transaction of Tablewire wrote this version of a row, as far as that is known."""
@@ -81,7 +81,7 @@ class PublicationInfo:
 
     def why_altered(self, rules: PublicationRules) -> str:
         """Return how the publication as a whole was changed by hand; empty if it was not."""
-        if different := [name for name, value in _flags(rules).items() if self.flags[name] is not value]:
+        if different := [name for name, value in _flags(rules).items() if self.flags.get(name, value) != value]:
             return (
                 f"publication {self.name} was changed by hand ({', '.join(f'{name} = {self.flags[name]}' for name in different)})"
             )
@@ -115,7 +115,7 @@ def read_publication(connection: Connection, name: str) -> PublicationInfo | Non
             frozenset(map(int, comment.get("withdrawn", ()))),
             frozenset(map(str, comment.get("xids", ()))),
             str(row[1]),
-            {str(key): value for key, value in row[2].items() if isinstance(value, bool)},
+            row[2],
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OperatingError(
@@ -167,7 +167,7 @@ def create_publication(
             assert row is not None
             publication = PublicationInfo(name, row[0], row[1], {}, xids=frozenset((_own_xid(connection),)))
             listed = f" FOR TABLE {_list(tables)}" if tables else ""
-            connection.execute(f"CREATE PUBLICATION {quoted(name)}{listed} WITH ({_clause(rules)})")
+            connection.execute(f"CREATE PUBLICATION {quoted(name)}{listed} WITH ({_clause(connection, rules)})")
             _comment(connection, publication)
     except psycopg.errors.DuplicateObject:
         return  # another owner was faster
@@ -245,7 +245,7 @@ class _Sync:
         return publication
 
     def _set_flags(self, publication: PublicationInfo) -> PublicationInfo:
-        self._connection.execute(f"ALTER PUBLICATION {quoted(self._name)} SET ({_clause(self._rules)})")
+        self._connection.execute(f"ALTER PUBLICATION {quoted(self._name)} SET ({_clause(self._connection, self._rules)})")
         return replace(publication, changed_ts=_position(self._connection))
 
     def drop(self, rows: Sequence[PublishedTable], matched: Collection[TableID]) -> None:
@@ -341,14 +341,18 @@ def _holders(connection: Connection, table_id: TableID) -> str:
     return f"locked by process {', '.join(pids)} of the source" if pids else "locked at the source for a moment"
 
 
-def _flags(rules: PublicationRules) -> dict[str, bool]:
-    """Return the columns of pg_publication that must have these values."""
-    return {"puballtables": False, "pubviaroot": rules.by_root, **{f"pub{name}": name in rules.operations for name in OPERATIONS}}
+def _flags(rules: PublicationRules) -> dict[str, bool | str]:
+    """Return the columns of pg_publication that must have these values, if the version has them."""
+    operations = {f"pub{name}": name in rules.operations for name in OPERATIONS}
+    return {"puballtables": False, "pubviaroot": rules.by_root, **operations, "pubgencols": "s" if rules.generated else "n"}
 
 
-def _clause(rules: PublicationRules) -> str:
+def _clause(connection: Connection, rules: PublicationRules) -> str:
     by_root = "true" if rules.by_root else "false"
-    return f"publish = '{', '.join(rules.operations)}', publish_via_partition_root = {by_root}"
+    text = f"publish = '{', '.join(rules.operations)}', publish_via_partition_root = {by_root}"
+    if connection.info.server_version >= GENERATED_VERSION:
+        text += f", publish_generated_columns = {'stored' if rules.generated else 'none'}"
+    return text
 
 
 def _own_xid(connection: Connection) -> str:

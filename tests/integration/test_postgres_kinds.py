@@ -213,3 +213,30 @@ def test_a_table_without_columns_has_rows(kit: Kit, sink: str) -> None:
     count(3)
     kit.run("TRUNCATE nothing")
     count(0)
+
+
+def test_generated_columns_are_replicated_where_the_source_can(source_db: str, sink_db: str) -> None:
+    """PostgreSQL 18 sends their values into ordinary columns, also of a key and of whole old rows; earlier versions refuse."""
+    with Kit(source_db, sink_db, options={"generated_columns": "stored"}) as kit:
+        kit.run("CREATE TABLE keyed (id int, g int GENERATED ALWAYS AS (id * 2) STORED PRIMARY KEY, v text)")
+        kit.run("CREATE TABLE whole (id int, g int GENERATED ALWAYS AS (id * 2) STORED, v text)")
+        kit.run("ALTER TABLE whole REPLICA IDENTITY FULL")
+        names = ("keyed", "whole")
+        for name in names:
+            kit.run(f"INSERT INTO {name} (id, v) VALUES (1, 'a'), (2, 'a'), (3, 'a')")
+        source = make(SOURCES, source_db, SourceRequest(kit.changefeed, source_db, sink_db, ["public.*"], options=kit.options))
+        failures = source.check()
+        source.close()
+        if kit.source_connection.info.server_version < 180000:
+            assert any("requires PostgreSQL 18" in failure.reason for failure in failures)
+            return
+        assert failures == []
+        start_ts = kit.start()
+        begin(kit.executor(), kit.spans(), start_ts)
+        kit.wait_equal(*names)
+        for name in names:
+            kit.run(f"INSERT INTO {name} (id, v) VALUES (4, 'b')")
+            kit.run(f"UPDATE {name} SET id = 20 WHERE id = 2")
+            kit.run(f"UPDATE {name} SET v = 'c' WHERE id = 1")
+            kit.run(f"DELETE FROM {name} WHERE id = 3")
+        kit.wait_equal(*names)

@@ -207,7 +207,7 @@ class SnapshotRunner:
         Under the lock it can neither be rewritten, which would make it empty for the snapshot, nor
         renamed or altered.
         """
-        schema = describe_table(source, table_id)
+        schema = describe_table(source, table_id, self._catalogue.rules.generated)
         if schema is not None:
             try:
                 source.execute(f"LOCK TABLE {schema.rows_of} IN ACCESS SHARE MODE")

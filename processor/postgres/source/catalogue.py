@@ -83,7 +83,7 @@ class SourceCatalogue:
 
     def __init__(self, uri: str, publication: str, rules: PublicationRules = DEFAULT_RULES) -> None:
         self._publication = publication
-        self._rules = rules
+        self.rules = rules
         self._connection = ReconnectingConnection(
             uri,
             application_name="tablewire catalogue",
@@ -111,13 +111,13 @@ class SourceCatalogue:
 
     def describe(self, table_id: TableID) -> TableSchema:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
-        if (schema := self._run(lambda connection: describe_table(connection, table_id))) is None:
+        if (schema := self._run(lambda connection: describe_table(connection, table_id, self.rules.generated))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
         if schema.kind == "p":
-            needs_identity = self._rules.needs_identity
+            needs_identity = self.rules.needs_identity
             problems = self._run(lambda connection: leaf_problems(connection, [table_id], needs_identity))
             schema = replace(schema, leaf_problem=problems.get(table_id, ""))
-        if problem := schema.why_unusable(self._rules):
+        if problem := schema.why_unusable(self.rules):
             raise OperatingError(problem)
         return schema
 
@@ -126,7 +126,7 @@ class SourceCatalogue:
 
         Raise OperatingError if the publication no longer exists, or was changed by hand.
         """
-        return self._run(lambda connection: published_positions(connection, self._publication, self._rules))
+        return self._run(lambda connection: published_positions(connection, self._publication, self.rules))
 
     def types_with_parts(self, oids: Iterable[int]) -> Mapping[int, TypeInfo]:
         """Return these types, with the element types of arrays and the base types of domains.

@@ -17,11 +17,12 @@ import numpy as np
 import structlog
 
 from processor.postgres.readers.catch_up import CatchUpStream
-from processor.postgres.readers.shared_stream import SharedStream
+from processor.postgres.readers.shared_stream import SharedStreams
 from processor.postgres.readers.snapshot import SnapshotRunner
 from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable
 from processor.postgres.sinks import Fence, SinkContext
 from processor.postgres.sinks.registry import new_sink
+from processor.postgres.sinks.wire_types import TextNeededError
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.replication import ReplicationConnection
 from processor.postgres.tables.queues import Budget, TableQueue
@@ -76,7 +77,9 @@ class PostgresExecutor:
         self._barriers: dict[int, Ts] = {}
         self._incarnation = 0
         self._streams: StreamContext | None = None
-        self._shared: SharedStream | None = None
+        self._shared = SharedStreams()
+        self._text_tables: set[TableID] = set()
+        """Their values turned out to be readable only as text at the sink."""
         self._catch_ups: list[CatchUpStream] = []
         self._catch_up_lock = threading.Lock()
         self._describe_at = 0.0
@@ -100,7 +103,7 @@ class PostgresExecutor:
             wake_agent=request.wake,
             wake_control=self._woken.set,
             released=self._released,
-            shared_position=self._shared_position,
+            shared_position=self._shared.position,
         )
         self._snapshots = [
             SnapshotRunner(
@@ -147,6 +150,8 @@ class PostgresExecutor:
 
     def remove_table_span(self, span: Span) -> bool:
         if (table := self._tables.get(span)) is not None:
+            if isinstance(table.error, TextNeededError):
+                self._text_tables.add(span.table_id)
             table.remove()
         return True
 
@@ -205,7 +210,7 @@ class PostgresExecutor:
             bytes_written=self._removed_bytes + sum(table.bytes_written for table in tables),
             queue_bytes=self._budget.held_bytes,
             queue_bytes_max=self._budget.max_bytes,
-            read_ts=self._shared_position(),
+            read_ts=self._shared.read_ts,
         )
 
     def close(self) -> None:
@@ -222,9 +227,7 @@ class PostgresExecutor:
             self._catalogue.close()  # cuts the connection that the control thread or a worker may wait for
             if self._is_started:
                 self._control.join(JOIN_TIMEOUT_S)  # it may be connecting; it no longer starts anything
-            streams: list[ChangeStream] = [*self._catch_ups]
-            if self._shared is not None:
-                streams.append(self._shared)
+            streams: list[ChangeStream] = [*self._catch_ups, *self._shared.running]
             for stream in streams:
                 stream.stop()
             self._pool.stop()
@@ -248,15 +251,10 @@ class PostgresExecutor:
     # --- for tables and streams, any thread --------------------------------------------------------------------------
 
     def _released(self, table: TableWork) -> None:
-        if (shared := self._shared) is not None:
-            shared.detach(table)
+        self._shared.detach(table)
         with self._catch_up_lock:
             for stream in self._catch_ups:
                 stream.release(table)
-
-    def _shared_position(self) -> Ts:
-        shared = self._shared
-        return shared.position if shared is not None else 0
 
     def _catch_up_ended(self, stream: CatchUpStream, slow: Sequence[StreamTable]) -> None:
         with self._catch_up_lock:
@@ -303,16 +301,15 @@ class PostgresExecutor:
         return [table for table in self._all_tables() if table.is_new]
 
     def _describe_new(self) -> None:
-        """Describe new tables at the source and attach them to the shared stream; start that with the first ones."""
+        """Describe new tables at the source and attach them to a shared stream; start that with the first ones."""
         new = self._new_tables()
         if not new or time.monotonic() < self._describe_at:
             return
-        if self._shared is not None and self._shared.has_failed:
-            self._shared = None
+        self._shared.drop_failed()
         try:
             if self._streams is None:
                 self._streams = self._new_streams()
-            if self._shared is None:
+            if not self._shared.running:
                 if self._is_closing.wait(GATHER_S):
                     return
                 new = self._new_tables()
@@ -331,8 +328,8 @@ class PostgresExecutor:
             for table in new:
                 table.fail(error)
             return
-        if self._shared is None and self._streams is not None and not self._is_closing.is_set():
-            self._start_shared(self._streams)
+        if self._streams is not None and not self._is_closing.is_set():
+            self._shared.start(self._streams, [table for table in self._all_tables() if table.is_followed])
 
     def _new_streams(self) -> StreamContext:
         publication = self._catalogue.publication()
@@ -352,6 +349,7 @@ class PostgresExecutor:
     def _describe(self, table: TableWork, published: Mapping[TableID, Ts], slot_ts: Ts) -> None:
         try:
             schema = self._catalogue.describe(table.table_id)
+            table.needs_text = self._binary and (table.table_id in self._text_tables or self._catalogue.needs_text(schema))
             if table.table_id not in published:
                 raise OperatingError(f"table {schema.full_name} is not in publication {self._name}: its owner adds it first")
         except SourceUnavailableError:
@@ -360,22 +358,14 @@ class PostgresExecutor:
             table.fail(error)
             return
         described = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
-        if table.describe(described) and self._shared is not None:
+        if table.describe(described):
             self._shared.attach(table)
             if table.is_leaving:
                 self._shared.detach(table)  # it was removed before it was attached
 
-    def _start_shared(self, context: StreamContext) -> None:
-        shared = SharedStream(context)
-        for table in self._all_tables():
-            if table.is_followed:
-                shared.attach(table)
-        self._shared = shared
-        shared.thread.start()
-
     def _check_publication(self) -> None:
         """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again."""
-        now, position = time.monotonic(), self._shared_position()
+        now, position = time.monotonic(), self._shared.latest_ts
         if now < self._publication_at or position == self._publication_seen:
             return
         followed = [table for table in self._all_tables() if table.is_followed]

@@ -188,7 +188,8 @@ class CatalogueColumn:
 
     type_text: as in DDL, with its modifier. type_schema, type_name: of pg_type. element_oid: of an
     array, else 0. has_binary: the type has a binary output. has_default: a default or an identity.
-    missing_text: the value of rows that are older than the column, None if it has none.
+    missing_text: the value of rows that are older than the column, None if it has none. type_modifier: -1
+    if there is none.
     """
 
     name: str
@@ -200,6 +201,7 @@ class CatalogueColumn:
     has_binary: bool
     has_default: bool
     missing_text: str | None
+    type_modifier: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ SELECT {_TABLE_FIELDS},
 _COLUMNS = """
 SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.nspname, t.typname, t.typelem::bigint,
        t.typsend <> 0, a.atthasdef OR a.attidentity <> '',
-       CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
+       CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END, a.atttypmod
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
  WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated::text = ANY(%s)
  ORDER BY a.attnum

@@ -62,8 +62,7 @@ def test_walsender_that_only_has_nothing_to_say_is_kept(source_db: str, sink_db:
         kit.run("INSERT INTO t VALUES (1)")
         kit.wait_equal("t")
         before = kit.run(WALSENDER)
-        shared = executor._shared
-        assert shared is not None
+        (shared,) = executor._shared.running
         connection = shared._connection
         assert connection is not None
         for _ in range(3):

@@ -37,7 +37,7 @@ class CatchUpStream(ChangeStream):
         serves_preparing: bool,
         ended: Callable[[CatchUpStream, Sequence[StreamTable]], None],
     ) -> None:
-        super().__init__("catchup", context)
+        super().__init__("catchup", context, is_binary=not any(table.needs_text for table in tables))
         self.tables = tuple(tables)
         self.serves_preparing = serves_preparing
         self._is_solo = len(tables) == 1

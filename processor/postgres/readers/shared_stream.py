@@ -1,4 +1,5 @@
-"""The shared stream: each (processor, changefeed) has one, which delivers changes to all of its tables.
+"""The shared stream: each (processor, changefeed) has one, which delivers changes to all of its tables; a second one has text
+values for the tables that need them, if there are any (SharedStreams).
 
 It starts at the changefeed's slot when the first table is added, so that tables which begin there need
 no stream of their own. No single table stops it: a table without a writer loses its oldest changes, and
@@ -27,8 +28,8 @@ BUSY_SHARE = 4
 class SharedStream(ChangeStream):
     """See the module. `attach` and `detach` may be called by any thread; they take effect at a transaction boundary."""
 
-    def __init__(self, context: StreamContext) -> None:
-        super().__init__("shared", context)
+    def __init__(self, context: StreamContext, is_binary: bool = True) -> None:
+        super().__init__("shared", context, is_binary)
         self._requests: deque[tuple[bool, StreamTable]] = deque()
         self._waited_s: dict[int, float] = {}
 
@@ -124,3 +125,55 @@ class SharedStream(ChangeStream):
     def _skip_at_commit(self, table: StreamTable, end_ts: Ts) -> None:
         table.queue.drop_streamed(end_ts)
         table.notify()
+
+
+class SharedStreams:
+    """The shared streams of one executor. The control thread, unless noted otherwise."""
+
+    def __init__(self) -> None:
+        self._streams: dict[bool, SharedStream] = {}
+        """By whether it is for tables that need text."""
+
+    @property
+    def running(self) -> list[SharedStream]:
+        """Return all that were started. Any thread."""
+        return list(self._streams.values())
+
+    def position(self, table: StreamTable) -> Ts:
+        """Return the position of this table's stream, 0 if there is none. Any thread."""
+        stream = self._streams.get(table.needs_text)
+        return stream.position if stream is not None else 0
+
+    @property
+    def read_ts(self) -> Ts:
+        """Up to where all of them have read. Any thread."""
+        return min((stream.position for stream in self.running), default=0)
+
+    @property
+    def latest_ts(self) -> Ts:
+        """Up to where one of them has read. Any thread."""
+        return max((stream.position for stream in self.running), default=0)
+
+    def drop_failed(self) -> None:
+        """Forget the streams that the source has refused: new ones may be tried."""
+        for needs_text in [key for key, stream in self._streams.items() if stream.has_failed]:
+            del self._streams[needs_text]
+
+    def attach(self, table: StreamTable) -> None:
+        """Attach a table if its stream is running; otherwise `start` will."""
+        if (stream := self._streams.get(table.needs_text)) is not None:
+            stream.attach(table)
+
+    def detach(self, table: StreamTable) -> None:
+        """Stop delivering to this table soon. Any thread."""
+        if (stream := self._streams.get(table.needs_text)) is not None:
+            stream.detach(table)
+
+    def start(self, context: StreamContext, tables: Sequence[StreamTable]) -> None:
+        """Start the streams of these tables that are not running."""
+        for needs_text in {table.needs_text for table in tables} - self._streams.keys():
+            stream = self._streams[needs_text] = SharedStream(context, is_binary=not needs_text)
+            for table in tables:
+                if table.needs_text == needs_text:
+                    stream.attach(table)
+            stream.thread.start()

@@ -20,7 +20,7 @@ import structlog
 from psycopg import sql
 
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
-from processor.postgres.source.catalogue import SourceCatalogue, copy_cast
+from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.replication import ReplicationConnection
 from processor.postgres.source.snapshots import table_version
 from processor.postgres.tables.life import Writer
@@ -230,11 +230,12 @@ class SnapshotRunner:
         return schema
 
     def _rows(self, source: Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
-        """Yield the table as chunks of a COPY BINARY stream, each of whole rows, with their number."""
-        types = self._catalogue.types_with_parts([column.type_oid for column in schema.columns])
-        casts = [(column.name, copy_cast(types, column.type_oid, self._binary)) for column in schema.columns]
-        columns = ", ".join(f"{quoted(name)}{'::pg_catalog.' + cast if cast else ''}" for name, cast in casts)
-        statement = f"COPY (SELECT {columns} FROM {schema.rows_of}) TO STDOUT (FORMAT binary)"
+        """Yield the table as chunks of a COPY, each of whole rows, with their number; see SinkSession.takes_copy_text."""
+        is_binary = self._binary and self._catalogue.copies_in_binary(schema)
+        form = "text" if not is_binary and self.session.takes_copy_text else "binary"
+        cast = "" if is_binary or form == "text" else "::pg_catalog.text"
+        columns = ", ".join(f"{quoted(column.name)}{cast}" for column in schema.columns)
+        statement = f"COPY (SELECT {columns} FROM {schema.rows_of}) TO STDOUT (FORMAT {form})"
         try:
             with source.cursor() as cursor, cursor.copy(statement) as copy:
                 pieces: list[bytes] = []

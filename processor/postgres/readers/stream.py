@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import psycopg
@@ -23,7 +23,13 @@ import structlog
 
 from processor.postgres.source import pgoutput
 from processor.postgres.source.pgoutput import COMMIT, FRAME_HEADER, XLOG_DATA, Part, Relation, Transaction
-from processor.postgres.source.replication import ANSWER_MAX_DOUBLINGS, ReplicationConnection, SilentSourceError, StreamLostError
+from processor.postgres.source.replication import (
+    ANSWER_MAX_DOUBLINGS,
+    NoBinaryFormError,
+    ReplicationConnection,
+    SilentSourceError,
+    StreamLostError,
+)
 from processor.postgres.tables.queues import Budget, TableQueue
 from processor.postgres.tables.threads import new_thread
 from tablewire.errors import InvariantError, OperatingError
@@ -63,11 +69,12 @@ def gather_pause_s(frames: int, lag_us: int) -> float:
 
 
 class StreamTable(Protocol):
-    """A table as a stream sees it."""
+    """A table as a stream sees it. needs_text: it has values that the sink can only read as text."""
 
     table_id: int
     queue: TableQueue
     needs_solo: bool
+    needs_text: bool
 
     def notify(self) -> None:
         """Announce that there is something to take, or that a lane has advanced. Any thread; cheap if already known."""
@@ -104,8 +111,9 @@ def table_key(table_id: int) -> bytes:
 class ChangeStream(ABC):
     """See the module. Any thread may read the public attributes."""
 
-    def __init__(self, purpose: str, context: StreamContext) -> None:
+    def __init__(self, purpose: str, context: StreamContext, is_binary: bool) -> None:
         self.position: Ts = 0
+        self.is_binary = context.binary and is_binary
         self.has_failed = False
         """The source refused permanently: the thread ends, and a new stream may be tried."""
         self._purpose = purpose
@@ -194,6 +202,13 @@ class ChangeStream(ABC):
                     self._connection = None
                     connection.close()
                     self._reset()
+            except NoBinaryFormError as error:
+                if not self.is_binary:
+                    self._fail_for_good(error)
+                    return
+                # The row may be of any published table, also of one that is not read here.
+                _log.warning("postgres_stream_text", stream=self._purpose, reason=str(error))
+                self.is_binary = False
             except SourceUnavailableError as error:
                 if isinstance(error, SilentSourceError):
                     self._silences = min(self._silences + 1, ANSWER_MAX_DOUBLINGS)
@@ -201,8 +216,7 @@ class ChangeStream(ABC):
             except psycopg.Error as error:
                 self._note_loss(StreamLostError(f"the replication stream broke: {error_text(error)}"), started)
             except OperatingError as error:
-                self.has_failed = True
-                self._fail_all(error)
+                self._fail_for_good(error)
                 return
             if time.monotonic() - started > RECONNECT_MAX_S:
                 backoff.reset()
@@ -214,6 +228,10 @@ class ChangeStream(ABC):
             _log.warning("postgres_stream_lost", stream=self._purpose, reason=str(error))
         if time.monotonic() - self._lost_since > self._context.error_after_s:
             self._fail_all(error)
+
+    def _fail_for_good(self, error: OperatingError) -> None:
+        self.has_failed = True
+        self._fail_all(error)
 
     def _fail_all(self, error: OperatingError) -> None:
         if not self.has_failed:
@@ -227,7 +245,7 @@ class ChangeStream(ABC):
         if self._stopping.is_set():
             return
         wanted_ts = max(self.position, self._context.created_ts)
-        start_ts = connection.start(self._context.publication, wanted_ts, self._context.binary)
+        start_ts = connection.start(self._context.publication, wanted_ts, self.is_binary)
         self._started(start_ts)
         self.position = max(self.position, start_ts)
         if self._lost_since is not None:
@@ -296,7 +314,8 @@ class ChangeStream(ABC):
         elif kind == pgoutput.RELATION:
             key = frame[FRAME_HEADER + 1 : FRAME_HEADER + 5]
             self._close_part(key)
-            self._relations[key] = pgoutput.read_relation(frame)
+            relation = pgoutput.read_relation(frame)
+            self._relations[key] = relation if self.is_binary else replace(relation, is_binary=False)
         elif kind == pgoutput.TRUNCATE:
             for key in pgoutput.read_truncated(frame):
                 if key in self._inboxes and key not in self._skipped and not self._is_ignored:

@@ -83,7 +83,7 @@ class SinkTransaction(Protocol):
         ...
 
     def copy(self, schema: TableSchema, rows: Iterable[bytes], position: Ts) -> None:
-        """Fill the table from the chunks of a COPY BINARY stream of its columns; changes follow after `position`."""
+        """Fill the table from the chunks of a COPY stream of its columns; changes follow after `position`."""
         ...
 
     def commit(self) -> None: ...
@@ -92,7 +92,13 @@ class SinkTransaction(Protocol):
 
 
 class SinkSession:
-    """What one thread writes with. A sink without connections and positions implements only the first two methods."""
+    """What one thread writes with. A sink without connections and positions implements only the first two methods.
+
+    takes_copy_text: a first copy that cannot be binary has the text format of COPY; otherwise always the
+    binary format, with text values then.
+    """
+
+    takes_copy_text = False
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         """Make `fence` the table's writer in place of any other; raise EpochRefusedError if there was a greater one.

@@ -32,15 +32,16 @@ def copy_rows(
             )
         empty_table(connection, schema)
     columns = planner.copy_columns(connection, schema)
+    options = "FORMAT binary" if planner.copies_in_binary(schema) else "FORMAT text"
     names = ", ".join(column.quoted for column in columns)
     if columns and not any(column.cast for column in columns):
-        connection.copy_in(f"COPY {schema.quoted} ({names}) FROM STDIN (FORMAT binary)", rows)
+        connection.copy_in(f"COPY {schema.quoted} ({names}) FROM STDIN ({options})", rows)
         return
     definitions = ", ".join(f"{column.quoted} {column.wire.sql}" for column in columns)
     values = ", ".join(column.staged for column in columns)
     connection.execute(f"CREATE TEMP TABLE tablewire_copy ({definitions}) ON COMMIT DROP")
     listed = f" ({names})" if columns else ""  # an empty list would be a syntax error
-    connection.copy_in(f"COPY pg_temp.tablewire_copy{listed} FROM STDIN (FORMAT binary)", rows)
+    connection.copy_in(f"COPY pg_temp.tablewire_copy{listed} FROM STDIN ({options})", rows)
     connection.execute(
         f"INSERT INTO {schema.quoted}{listed} OVERRIDING SYSTEM VALUE SELECT {values} FROM pg_temp.tablewire_copy s"
     )

@@ -5,7 +5,7 @@ A plan has the wire type of each value and the columns that identify rows (plans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import structlog
 
@@ -15,12 +15,12 @@ from processor.postgres.sinks.plans import TargetColumn, TargetPlan
 from processor.postgres.sinks.sink_identity import read_sink_table
 from processor.postgres.sinks.target_facts import read_facts, why_unwritable
 from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows
-from processor.postgres.sinks.wire_types import WireTypes
+from processor.postgres.sinks.wire_types import ColumnPair, copy_wire_of, wire_of
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.pgoutput import Relation, RelationColumn
+from processor.postgres.source.types import Types, types_with_parts
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
-from tablewire.postgres.connections import quoted
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ class TargetPlanner:
         if missing := [column for column in relation.columns if target.column(column.name) is None]:
             self._add_columns(connection, schema, missing)
             target = describe_target(connection, schema)
-        columns = self._columns(connection, target, relation.columns, is_copy=False)
+        columns = self._columns(connection, schema, target, relation)
         # The version before the facts: what changes in between is found by the next transaction.
         if (found := read_sink_table(connection, schema.schema, schema.name)) is None:
             raise ReloadNeededError(f"table {schema.full_name} no longer exists at the sink")
@@ -96,26 +96,45 @@ class TargetPlanner:
         return plan
 
     def copy_columns(self, connection: SinkConnection, schema: TableSchema) -> tuple[TargetColumn, ...]:
-        return self._columns(connection, describe_target(connection, schema), schema.columns, is_copy=True)
+        target = describe_target(connection, schema)
+        return tuple(
+            TargetColumn(pair.name, *copy_wire_of(pair, source, sink))
+            for pair, source, sink in self._pairs(connection, schema, target, schema.columns)
+        )
+
+    def copies_in_binary(self, schema: TableSchema) -> bool:
+        """Return whether the first copy has the binary format of COPY; otherwise it has the text format."""
+        return self._binary and self._catalogue.copies_in_binary(schema)
 
     def _columns(
+        self, connection: SinkConnection, schema: TableSchema, target: TableSchema, relation: Relation
+    ) -> tuple[TargetColumn, ...]:
+        return tuple(
+            TargetColumn(pair.name, *wire_of(pair, source, sink, relation.is_binary))
+            for pair, source, sink in self._pairs(connection, schema, target, relation.columns)
+        )
+
+    def _pairs(
         self,
         connection: SinkConnection,
+        schema: TableSchema,
         target: TableSchema,
         columns: Sequence[RelationColumn | CatalogueColumn],
-        is_copy: bool,
-    ) -> tuple[TargetColumn, ...]:
-        types = self._catalogue.types_with_parts([column.type_oid for column in columns])
-        wires = WireTypes(connection, target.full_name, types, self._binary)
-        found = []
+    ) -> Iterator[tuple[ColumnPair, Types, Types]]:
+        """Yield each column at both ends, with the types of the source and of the sink."""
+        source = self._catalogue.types_with_parts([column.type_oid for column in columns])
+        oids = [column.type_oid for column in target.columns]
+        sink = connection.call(lambda found: types_with_parts(found, oids))
         for column in columns:
-            wire = wires.of(column.name, column.type_oid, is_copy)
             if (there := target.column(column.name)) is None:
                 text = f"column {column.name} cannot be written at the sink (is it generated there?)"
                 raise OperatingError(f"table {target.full_name}: {text}")
-            cast = "" if wire.oid == there.type_oid else quoted(there.type_schema, there.type_name)
-            found.append(TargetColumn(column.name, wire, cast))
-        return tuple(found)
+            here = column.type_oid, column.type_modifier
+            known = schema.column(column.name)
+            is_current = known is not None and (known.type_oid, known.type_modifier) == here
+            text = known.type_text if known is not None and is_current else source[column.type_oid].name
+            there_type = there.type_oid, there.type_modifier
+            yield ColumnPair(target.full_name, column.name, here, text, there_type, there.type_text), source, sink
 
     def _add_columns(self, connection: SinkConnection, schema: TableSchema, missing: Sequence[RelationColumn]) -> None:
         current = self._catalogue.describe(schema.table_id)

@@ -67,6 +67,8 @@ _PART = "tablewire_part"
 class PostgresSession(SinkSession):
     """One connection to the sink, opened when it is needed."""
 
+    takes_copy_text = True
+
     def __init__(self, uri: str, context: SinkContext, catalogue: SourceCatalogue, options: PostgresOptions) -> None:
         self.name = f"sink {server_name(uri)}"
         self.options = options

@@ -1,23 +1,25 @@
-"""Wire types: in which form the values of a source's column reach a PostgreSQL sink.
+"""Wire types: in which form the values of a source's column reach a PostgreSQL sink. Pure.
 
-A **wire type** is a type of the sink that reads the bytes of the stream (or of a COPY of the source):
-the source's own type if it is built in or exists at the sink under the same name; text for enums, for
-types without a binary form, and for everything if the changefeed does not use binary values. A column
-whose type differs from its wire type is cast.
+A **wire type** is a type of the sink that reads the bytes of the stream (or of a COPY of the source). If
+the column has the same type at both ends (casts.py) and the values are binary, that is the type of the
+sink's column itself, so nothing is converted; otherwise text or the source's built-in type, and the
+value is cast. Values of types without a portable binary form come from a text stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from processor.postgres.sinks.connection import SinkConnection
-from processor.postgres.source.catalogue import COPY_TEXT, COPY_TEXT_ARRAY, TypeInfo, base_of, copy_cast
+from processor.postgres.sinks.casts import are_same, is_lossless
+from processor.postgres.source.types import TypeInfo, Types, base_of, is_fixed, streams_in_binary
 from tablewire.errors import OperatingError
 from tablewire.postgres.connections import quoted
 
 TEXT_OID = 25
-TEXT_ARRAY_OID = 1009
+
+
+class TextNeededError(OperatingError):
+    """The values cannot be read in binary form: the table must be read from a text stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,55 +36,78 @@ class WireType:
     is_element: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnPair:
+    """A column at both ends: (type, modifier), and the same as DDL, for messages."""
+
+    table: str
+    name: str
+    source: tuple[int, int]
+    source_text: str
+    sink: tuple[int, int]
+    sink_text: str
+
+
 _TEXT = WireType(quoted("pg_catalog", "text"), TEXT_OID)
-_TEXT_ARRAY = WireType(f"{_TEXT.sql}[]", TEXT_ARRAY_OID, is_element=False)
+_READS_TEXT_BY_CAST = {"regclass": quoted("pg_catalog", "bpchar")}
+"""A text that is cast to these runs a function that does not read all values. Through this type, their input function is used."""
 
 
-class WireTypes:
-    """The wire types of one table's columns. types: of the source, by id."""
+def wire_of(pair: ColumnPair, source: Types, sink: Types, is_binary: bool) -> tuple[WireType, str]:
+    """Return the wire type of a column in a stream, and what to cast it to: empty, or types joined by `::`.
 
-    def __init__(self, connection: SinkConnection, full_name: str, types: Mapping[int, TypeInfo], binary: bool) -> None:
-        self._connection = connection
-        self._full_name = full_name
-        self._types = types
-        self._binary = binary
+    Raise OperatingError if the sink's column does not hold every value, TextNeededError if a binary
+    stream cannot be used.
+    """
+    require_lossless(pair, source, sink)
+    own = WireType(sink[pair.sink[0]].sql, pair.sink[0], is_element=_is_element(sink, pair.sink[0]))
+    info = base_of(source, pair.source[0])
+    is_same = are_same(source, pair.source[0], sink, pair.sink[0])
+    if is_binary and info.sends_binary:
+        if is_same and streams_in_binary(source, info.oid):
+            return _patched(own, info, base_of(sink, own.oid)), ""
+        if is_fixed(source, info.oid):
+            return WireType(info.sql, info.oid, is_element=_is_element(source, info.oid)), own.sql
+        text = f"column {pair.name} has type {info.name}, whose values the sink can only read as text"
+        raise TextNeededError(f"table {pair.table}: {text}")
+    if own.oid == TEXT_OID and not is_fixed(source, info.oid):
+        return _TEXT, ""
+    if not is_same and is_fixed(source, info.oid) and info.oid != TEXT_OID:
+        return _TEXT, f"{info.sql}::{own.sql}"  # as a binary value would be cast
+    below = base_of(sink, own.oid)
+    if below.is_stable and below.name in _READS_TEXT_BY_CAST:
+        steps = [_READS_TEXT_BY_CAST[below.name], below.sql, *([own.sql] if own.oid != below.oid else [])]
+        return _TEXT, "::".join(steps)
+    return _TEXT, "" if own.oid == TEXT_OID else own.sql
 
-    def of(self, column: str, oid: int, is_copy: bool) -> WireType:
-        """Return the wire type of a column in the stream, or in a COPY of the source."""
-        info = base_of(self._types, oid)
-        cast = copy_cast(self._types, oid, self._binary)
-        if cast == COPY_TEXT:
-            return _TEXT
-        if cast == COPY_TEXT_ARRAY:
-            return _TEXT_ARRAY if is_copy else self._of_array(column, base_of(self._types, info.element_oid))
-        name = quoted(info.schema, info.name)
-        if info.is_builtin:
-            return WireType(name, info.oid, is_element=not info.element_oid)
-        if info.kind == "c" and info.has_user_fields:
-            raise OperatingError(
-                f"table {self._full_name}: column {column} has type {info.name}, a composite of user-defined types, whose binary"
-                " form holds the source's type ids; create the changefeed with the source option binary=false"
-            )
-        return WireType(name, self._sink_ids(column, name)[0], is_element=info.kind != "c")
 
-    def _of_array(self, column: str, element: TypeInfo) -> WireType:
-        """Return the type of an array; its binary form contains the id of the element's type, which must be replaced."""
-        if element.kind == "e" or not element.has_binary:
-            return WireType(_TEXT_ARRAY.sql, TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"), is_element=False)
-        if element.kind == "c":
-            raise OperatingError(
-                f"table {self._full_name}: column {column} is an array of the composite type {element.name}; "
-                "create the changefeed with the source option binary=false"
-            )
-        name = quoted(element.schema, element.name)
-        oid, array_oid = self._sink_ids(column, name)
-        return WireType(f"{name}[]", array_oid, oid.to_bytes(4, "big"), is_element=False)
+def copy_wire_of(pair: ColumnPair, source: Types, sink: Types) -> tuple[WireType, str]:
+    """Return the same for a first copy, whose format only decides whether input or receive functions read the values."""
+    require_lossless(pair, source, sink)
+    own = WireType(sink[pair.sink[0]].sql, pair.sink[0])
+    info = base_of(source, pair.source[0])
+    if are_same(source, pair.source[0], sink, pair.sink[0]) or not is_fixed(source, info.oid):
+        return own, ""
+    return WireType(info.sql, info.oid), own.sql
 
-    def _sink_ids(self, column: str, name: str) -> tuple[int, int]:
-        """Return the ids at the sink of a type and of its array type."""
-        query = "SELECT oid::int8, typarray::int8 FROM pg_catalog.pg_type WHERE oid = to_regtype(%s)"
-        for oid, array_oid in self._connection.query(query, (name,)):
-            return oid, array_oid
-        raise OperatingError(
-            f"table {self._full_name}: column {column} has type {name}, which the sink does not have; create it there"
+
+def require_lossless(pair: ColumnPair, source: Types, sink: Types) -> None:
+    """Raise OperatingError, with the way out, if the sink's column does not hold every value of the source's."""
+    if not is_lossless(source, pair.source, sink, pair.sink):
+        difference = (
+            f"type {pair.source_text} at the source and {pair.sink_text} at the sink, which does not hold every value of it"
         )
+        remedy = f"ALTER TABLE {pair.table} ALTER COLUMN {quoted(pair.name)} TYPE {pair.source_text}"
+        raise OperatingError(f"table {pair.table}: column {pair.name} has {difference}: at the sink, {remedy}")
+
+
+def _patched(own: WireType, info: TypeInfo, below: TypeInfo) -> WireType:
+    """Return the wire type of the sink's column; array values get the id of its element type."""
+    if not info.element_oid or info.element_oid == below.element_oid:
+        return own
+    return WireType(own.sql, own.oid, below.element_oid.to_bytes(4, "big"), is_element=False)
+
+
+def _is_element(types: Types, oid: int) -> bool:
+    info = base_of(types, oid)
+    return not info.element_oid and info.kind != "c" and types[oid].array_oid > 0

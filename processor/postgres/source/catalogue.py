@@ -5,14 +5,12 @@ One connection is shared by all threads. All calls block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from psycopg.rows import args_row
-
 from processor.postgres.source import snapshots
+from processor.postgres.source.types import FIRST_UNSTABLE_OID, TypeInfo, Types, copies_in_binary, needs_text, types_with_parts
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import DEFAULT_RULES, PublicationRules, TableSchema, describe_table
@@ -22,60 +20,11 @@ from tablewire.postgres.partition_trees import leaf_problems
 from tablewire.postgres.publication import PublicationInfo, published_positions, read_publication
 from tablewire.postgres.slots import read_slot
 
-FIRST_USER_OID = 16384
-"""Types with smaller ids are built in, and the same on every server."""
 STATEMENT_TIMEOUT_MS = 15_000
 CLIENT_TIMEOUT_S = 20.0
 """Longer than the timeout of the server: it only ends what a hanging server cannot."""
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class TypeInfo:
-    """A type of the source.
-
-    kind: b(ase), e(num), d(omain), c(omposite), r(ange) or m(ultirange). element_oid: of an array, else
-    0; base_oid: of a domain, else 0. has_user_fields: a composite with a field whose type is not built in.
-    """
-
-    oid: int
-    schema: str
-    name: str
-    kind: str
-    element_oid: int
-    has_binary: bool
-    base_oid: int
-    has_user_fields: bool
-
-    @property
-    def is_builtin(self) -> bool:
-        return self.oid < FIRST_USER_OID
-
-
-def base_of(types: Mapping[int, TypeInfo], oid: int) -> TypeInfo:
-    info = types[oid]
-    while info.kind == "d" and info.base_oid in types:
-        info = types[info.base_oid]
-    return info
-
-
-COPY_TEXT = "text"
-COPY_TEXT_ARRAY = "text[]"
-
-
-def copy_cast(types: Mapping[int, TypeInfo], oid: int, binary: bool) -> str:
-    """Return the cast of a column in a COPY of the source, so that its binary form means the same everywhere.
-
-    Empty: no cast. Enums become text, and arrays of user-defined types, whose binary form contains a
-    type id, arrays of text.
-    """
-    info = base_of(types, oid)
-    if not binary or not info.has_binary or info.kind == "e":
-        return COPY_TEXT
-    if info.element_oid and not types[info.element_oid].is_builtin:
-        return COPY_TEXT_ARRAY
-    return ""
 
 
 class SourceCatalogue:
@@ -90,7 +39,8 @@ class SourceCatalogue:
             settings={"statement_timeout": STATEMENT_TIMEOUT_MS},
             limit_s=CLIENT_TIMEOUT_S,
         )
-        self._types: dict[int, TypeInfo] = {}
+        self._builtin: dict[int, TypeInfo] = {}
+        """Types that are the same everywhere, with their parts. Others may change."""
         self._identity = ""
 
     def publication(self) -> PublicationInfo:
@@ -128,23 +78,28 @@ class SourceCatalogue:
         """
         return self._run(lambda connection: published_positions(connection, self._publication, self.rules))
 
-    def types_with_parts(self, oids: Iterable[int]) -> Mapping[int, TypeInfo]:
-        """Return these types, with the element types of arrays and the base types of domains.
-
-        Raise OperatingError if one no longer exists.
-        """
-        found: dict[int, TypeInfo] = {}
+    def types_with_parts(self, oids: Iterable[int]) -> Types:
+        """Return these types and all that they consist of; raise OperatingError if one no longer exists."""
         wanted = set(oids)
-        while wanted:
-            if missing := [oid for oid in wanted if oid not in self._types]:
-                self._types.update(self._run(partial(_read_types, oids=missing)))
-            for oid in wanted:
-                if oid not in self._types:
-                    raise OperatingError(f"type {oid} no longer exists at the source")
-                found[oid] = self._types[oid]
-            parts = {part for oid in wanted for part in (found[oid].element_oid, found[oid].base_oid) if part}
-            wanted = parts - found.keys()
+        if all(oid in self._builtin for oid in wanted):
+            return self._builtin
+        found = self._run(lambda connection: types_with_parts(connection, wanted))
+        if missing := wanted - found.keys():
+            raise OperatingError(f"type {min(missing)} no longer exists at the source")
+        for oid, info in found.items():
+            if max(oid, *info.parts, 0) < FIRST_UNSTABLE_OID:
+                self._builtin[oid] = info
         return found
+
+    def needs_text(self, schema: TableSchema) -> bool:
+        """Return whether the table must be read from a text stream."""
+        oids = [column.type_oid for column in schema.columns]
+        return needs_text(self.types_with_parts(oids), oids)
+
+    def copies_in_binary(self, schema: TableSchema) -> bool:
+        """Return whether a first copy of the table may have the binary format."""
+        oids = [column.type_oid for column in schema.columns]
+        return copies_in_binary(self.types_with_parts(oids), oids)
 
     def table_version(self, table_id: TableID) -> str:
         """Return the version of a table now; see `snapshots.table_version`."""
@@ -161,15 +116,3 @@ class SourceCatalogue:
 
     def _run(self, work: Callable[[Connection], _Result]) -> _Result:
         return self._connection.run("read the catalogue", work)
-
-
-def _read_types(connection: Connection, oids: Sequence[int]) -> dict[int, TypeInfo]:
-    query = (
-        "SELECT t.oid::bigint, n.nspname, t.typname, t.typtype::text,"
-        " CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END, t.typsend <> 0, t.typbasetype::bigint,"
-        " EXISTS (SELECT FROM pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid"
-        f" AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {FIRST_USER_OID})"
-        " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY(%s::bigint[]::oid[])"
-    )
-    with connection.cursor(row_factory=args_row(TypeInfo)) as cursor:
-        return {info.oid: info for info in cursor.execute(query, (list(oids),))}

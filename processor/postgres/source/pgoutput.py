@@ -61,13 +61,14 @@ class RelationColumn:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """The shape of a table's rows from this point in the stream on."""
+    """The shape of a table's rows from this point in the stream on. is_binary: of values whose type has a binary form."""
 
     relation_id: int
     schema: str
     name: str
     replica_identity: str
     columns: tuple[RelationColumn, ...]
+    is_binary: bool = True
 
 
 @dataclass(frozen=True, slots=True)

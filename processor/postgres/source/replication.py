@@ -60,6 +60,9 @@ SKIPPED_CODES = frozenset(
 )
 """PostgreSQL 18 warns with these and omits changes, where earlier versions raise an error."""
 
+NO_BINARY_FORM = "42883"
+"""undefined_function: no binary output function is available for a type."""
+
 _COPY_SLOT = sql.SQL("SELECT pg_copy_logical_replication_slot({}, {}, true)")
 _SLOT_POSITION = sql.SQL("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}")
 _CREATE_SLOT = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
@@ -75,6 +78,10 @@ class StreamLostError(SourceUnavailableError):
 
 class SilentSourceError(StreamLostError):
     """The source does not reply on an open connection: its process hangs, or its host vanished."""
+
+
+class NoBinaryFormError(StreamLostError):
+    """A row has a value without a binary form: a binary stream cannot pass it."""
 
 
 class ReplicationConnection:
@@ -260,6 +267,8 @@ class ReplicationConnection:
         code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         error = psycopg.errors.error_from_result(result)
         text = redact_uri(error_text(error))
+        if code == NO_BINARY_FORM:
+            raise NoBinaryFormError(f"the source cannot send a value in binary form: {text}")
         if is_connection_loss(error) or code in RETRY_CODES or not code:
             raise StreamLostError(f"the source refused temporarily: {text}")
         raise OperatingError(f"the source refused the replication stream: {text}")

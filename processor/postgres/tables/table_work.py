@@ -62,7 +62,7 @@ class TableServices:
 
     submit: have a worker call `step` soon; submit_later: after some seconds. wake_agent: a state has
     changed. wake_control: the table waits for a stream or a copy. released: the table stops, and streams
-    may forget it. shared_position: of the shared stream.
+    may forget it. shared_position: of the table's shared stream.
     """
 
     batch_max_bytes: int
@@ -73,16 +73,16 @@ class TableServices:
     wake_agent: Callable[[], None]
     wake_control: Callable[[], None]
     released: Callable[[TableWork], None]
-    shared_position: Callable[[], Ts]
+    shared_position: Callable[[TableWork], Ts]
 
 
 class TableWork:
     """See the module.
 
-    is_scheduled: owned by the pool, under its lock. needs_solo: owned by the control thread: catch up
-    alone. verified_ts: the reported checkpoint never passes it; set by the control thread. fence_wanted:
-    of the next takeover. barrier_ts: nothing that ends after it is written. last_synced_ts: what the sink
-    has confirmed.
+    is_scheduled: owned by the pool, under its lock. needs_solo, needs_text: owned by the control thread:
+    catch up alone; read text values. verified_ts: the reported checkpoint never passes it; set by the
+    control thread. fence_wanted: of the next takeover. barrier_ts: nothing that ends after it is written.
+    last_synced_ts: what the sink has confirmed.
     """
 
     def __init__(self, span: Span, queue: TableQueue, services: TableServices) -> None:
@@ -91,6 +91,7 @@ class TableWork:
         self.queue = queue
         self.is_scheduled = False
         self.needs_solo = False
+        self.needs_text = False
         self.verified_ts: Ts = TS_MAX
         self.rows_written = 0
         self.bytes_written = 0
@@ -236,14 +237,14 @@ class TableWork:
         with self._lock:
             checkpoint_ts = self._report()
         queue = self.queue
-        received_ts = self.services.shared_position() if queue.is_caught_up else queue.received_position
+        received_ts = self.services.shared_position(self) if queue.is_caught_up else queue.received_position
         return Checkpoint(checkpoint_ts, max(checkpoint_ts, received_ts), self.last_synced_ts)
 
     def _report(self) -> Ts:
         """Return the checkpoint, which never decreases; inside the lock."""
         if self._life.has_position:
             if self._life.state in ADVANCING:
-                done_ts = self.queue.idle_position(self.services.shared_position())
+                done_ts = self.queue.idle_position(self.services.shared_position(self))
             else:
                 # The streams may have forgotten the table already: an empty queue means nothing.
                 done_ts = self.queue.cursor

@@ -116,7 +116,7 @@ class Services:
             wake_agent=wake_agent,
             wake_control=lambda: None,
             released=released,
-            shared_position=lambda: 1000,
+            shared_position=lambda _: 1000,
         )
 
 

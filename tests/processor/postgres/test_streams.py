@@ -73,6 +73,8 @@ class Table:
     def __init__(self, table_id: int, queue: TableQueue, is_writing: bool) -> None:
         self.table_id = table_id
         self.queue = queue
+        self.needs_solo = False
+        self.needs_text = False
         if is_writing:
             queue.open_for_writing()
 

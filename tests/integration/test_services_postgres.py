@@ -176,6 +176,25 @@ def test_scenario_19_a_sink_that_hangs_delays_no_other_changefeed(
     line.wait("the hung one goes on", lambda: copied(slow) == 5_000)
 
 
+def test_a_table_that_cannot_be_published_holds_up_no_other(line: Line) -> None:
+    """A table without a key appears: it is named where operators look, all others go forward and their WAL is released; with a
+    key it is copied."""
+    line.create(tables="public.*")
+    line.wait("the first copies are there", lambda: (len(line.ids()), len(line.ids("b"))) == (100, 50))
+    line.run("CREATE TABLE keyless (id int)")
+    line.run("INSERT INTO keyless VALUES (1), (2)")
+    line.wait("it is named", lambda: "public.keyless" in str(line.changefeed()["error"]))
+    assert line.changefeed()["state"] == "warning"
+    line.run("INSERT INTO a VALUES (101)")
+    position = line.position()
+    line.cluster.wait_checkpoint(position, "one", WAIT_S)
+    slot = "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = 'tablewire_one'"
+    line.wait("the slot advances", lambda: line.run(slot)[0][0] >= position)
+    line.run("ALTER TABLE keyless ADD PRIMARY KEY (id)")
+    line.wait("it is copied", lambda: line.ids("keyless") == {1, 2})
+    line.wait("nothing is left out", lambda: line.changefeed()["state"] == "normal")
+
+
 def copied(server: PostgresServer) -> int:
     """Rows of `b` at this server."""
     if server.execute("SELECT to_regclass('public.b')", "sink") == [(None,)]:

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from processor.postgres import PostgresExecutor
-from processor.postgres.tables.life import State
+from processor.postgres.sinks import ReloadNeededError
+from processor.postgres.tables.life import ADVANCING, State
 from tablewire.errors import OperatingError
 from tablewire.model.spans import Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
@@ -150,6 +151,51 @@ def test_a_locked_table_waits_alone_for_its_copy(source_db: str, sink_db: str) -
             lock.__exit__(None, None, None)
         add_again(executor, spans["b"], kit.start_ts)
         kit.wait_equal("b")
+
+
+def test_tables_that_are_locked_at_the_sink_leave_workers_to_the_others(
+    source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many tables as there are workers wait for locks; after their first timeout another one is written without delay."""
+    monkeypatch.setattr("processor.postgres.sinks.connection.LOCK_TIMEOUT_MS", 4_000)
+    names = [f"t{number}" for number in range(5)]
+    with Kit(source_db, sink_db, options={"sink_connections": "4", "error_after_ms": "60000"}) as kit:
+        for name in names:
+            kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+        start_ts = kit.start()
+        executor = kit.executor()
+        begin(executor, kit.spans(), start_ts)
+        wait_until(lambda: all(state(executor, kit.span(name)) in ADVANCING for name in names), "the tables are copied")
+        free = kit.span("t4")
+        with psycopg.connect(sink_db) as other:
+            other.execute("LOCK TABLE t0, t1, t2, t3 IN ACCESS EXCLUSIVE MODE")
+            for name in names[:4]:
+                kit.run(f"INSERT INTO {name} VALUES (1)")
+            troubled = [executor._tables[kit.span(name)] for name in names[:4]]
+            wait_until(lambda: all(table.is_troubled for table in troubled), "all of them have met the lock")
+            for number in range(10):
+                kit.run(f"INSERT INTO t4 VALUES ({number})")
+                end_ts = current(kit)
+                wait_until(lambda end_ts=end_ts: checkpoint_of(executor, free) >= end_ts, "t4 is written", 2.0)  # type: ignore[misc]
+            other.rollback()
+        kit.wait_equal(*names)
+
+
+def test_a_copy_is_made_again_on_request(source_db: str, sink_db: str) -> None:
+    """What any thread has found to be different is right after the copy, and changes follow it."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE a (id int PRIMARY KEY, v int)")
+        kit.run("INSERT INTO a SELECT g, g FROM generate_series(1, 100) g")
+        start_ts = kit.start()
+        executor, span = kit.executor(), kit.span("a")
+        begin(executor, [span], start_ts)
+        kit.wait_equal("a")
+        kit.at_sink("UPDATE a SET v = 0 WHERE id < 50")
+        wait_until(lambda: executor._tables[span].want_copy(ReloadNeededError("rows differ")), "the copy is requested")
+        kit.run("UPDATE a SET v = v + 1")
+        kit.wait_equal("a")
+        end_ts = current(kit)
+        wait_until(lambda: checkpoint_of(executor, span) >= end_ts, "the checkpoint continues")
 
 
 def test_a_copy_that_waits_for_a_transaction_shows_which(source_db: str, sink_db: str) -> None:

@@ -284,6 +284,12 @@ class TableWork:
         return self._life.state in (State.DESCRIBING, State.PREPARING)
 
     @property
+    def is_troubled(self) -> bool:
+        """The last attempt of a worker or a copy failed."""
+        data = self._life.data
+        return isinstance(data, Grant | Writer) and data.retry.since is not None
+
+    @property
     def waits_for_copy(self) -> bool:
         life = self._life
         if life.state is not State.AWAITING_COPY or not isinstance(life.data, Writer):

@@ -1,7 +1,8 @@
 """WorkerPool: a fixed number of threads, each with a session of the sink, that do `step` after step for tables with work.
 
 A table is worked on by at most one worker at a time. A table that is submitted meanwhile is worked on
-again afterwards, so no wake-up is lost.
+again afterwards, so no wake-up is lost. Tables whose last attempt failed, which may wait for a lock at the
+sink until a timeout, occupy at most half of the workers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class WorkerPool:
         self._condition = threading.Condition()
         self._ready: deque[TableWork] = deque()
         self._running: set[TableWork] = set()
+        self._troubled: set[TableWork] = set()
+        """Those that are running, and whose last attempt failed."""
+        self._troubled_max = max(1, count // 2)
         self._timers: list[tuple[float, int, TableWork]] = []
         self._numbers = itertools.count()
         self._is_closing = False
@@ -79,17 +83,30 @@ class WorkerPool:
                 now = time.monotonic()
                 while self._timers and self._timers[0][0] <= now:
                     self._schedule(heapq.heappop(self._timers)[2])
-                if self._ready:
-                    table = self._ready.popleft()
+                if (table := self._pop()) is not None:
                     table.is_scheduled = False
                     self._running.add(table)
                     return table
                 self._condition.wait(self._timers[0][0] - now if self._timers else None)
         return None
 
+    def _pop(self) -> TableWork | None:
+        """Return the next table that may be worked on now; inside the lock."""
+        for at, table in enumerate(self._ready):
+            if table.is_troubled:
+                if len(self._troubled) >= self._troubled_max:
+                    continue
+                self._troubled.add(table)
+            del self._ready[at]
+            return table
+        return None
+
     def _end(self, table: TableWork, again: bool) -> None:
         with self._condition:
             self._running.discard(table)
+            if table in self._troubled:
+                self._troubled.discard(table)
+                self._condition.notify()  # another one may have been passed over
             if (again or table.is_scheduled) and not self._is_closing:
                 table.is_scheduled = True
                 self._ready.append(table)

@@ -81,7 +81,6 @@ def copying_a(kit: Kit) -> Iterator[tuple[PostgresExecutor, dict[str, Span]]]:
 
 
 REWRITES = {
-    "type": "ALTER TABLE b ALTER v TYPE bigint",
     "using": "ALTER TABLE b ALTER v TYPE int USING v * 100",
     "vacuum": "VACUUM FULL b",
     "truncate": "TRUNCATE b",

@@ -23,7 +23,7 @@ from tests.random_tables.types import CHANGES, DEFAULTS, KEYS
 def generated_column(name: str, table: Table) -> Column:
     """Return a column that is computed from another one if that is possible for its type."""
     first = next((column for column in table.columns if column.type in ("int", "bigint", "smallint") and not column.extra), None)
-    value = f"{first.name} * 2" if first is not None else "42"
+    value = f"{first.name}::bigint * 2" if first is not None else "42"
     return Column(name, "bigint", extra=f"GENERATED ALWAYS AS ({value}) STORED")
 
 

@@ -53,9 +53,11 @@ def _columns(connection: Connection, name: tuple[str, str]) -> list[tuple[str, s
     return [(str(row[0]), str(row[1]), bool(row[2])) for row in connection.execute(_COLUMNS, (_quoted(name),))]
 
 
-def read_source(connection: Connection, position: int) -> SourceState:
-    """Return all tables; nothing may write to the source meanwhile."""
+def read_source(connection: Connection, position: int, only: set[int] | None = None) -> SourceState:
+    """Return all tables, or only these; nothing may write to the source meanwhile."""
     tables = {int(str(row[0])): (str(row[1]), str(row[2])) for row in connection.execute(_TABLES)}
+    if only is not None:
+        tables = {table_id: name for table_id, name in tables.items() if table_id in only}
     contents = {}
     for table_id, name in tables.items():
         columns = tuple((column, kind) for column, kind, is_generated in _columns(connection, name) if not is_generated)

@@ -85,6 +85,9 @@ class Runner:
         self.held: SourceState | None = None
         self.tainted: set[tuple[str, str]] = set()
         """Tables changed at the sink that no change of the source has touched since: nothing can notice that."""
+        self.followed: set[int] | None = None
+        """Without first copies: the tables that existed at the start. What others contain before they are listed is not
+        replicated."""
         self.paused: list[str] = []
         self.ended: list[threading.Thread] = []
         self.abandoned: list[PostgresExecutor] = []
@@ -232,6 +235,8 @@ class Runner:
     def _start(self) -> None:
         self.kit.start()
         self.owner = SmallOwner(self.kit, self.rng)
+        if not self.case.initial_snapshot:
+            self.followed = set(read_source(self.source, self.kit.start_ts).names)
         for capture in CAPTURES[: self.rng.choice([1, 2])]:
             self.owner.start(capture)
 
@@ -301,7 +306,7 @@ class Runner:
         self._poll(lambda: False, seconds)
 
     def _state(self) -> SourceState:
-        return read_source(self.source, current(self.kit))
+        return read_source(self.source, current(self.kit), self.followed)
 
     def _hold(self, owner: SmallOwner) -> None:
         """Nothing after this position may be written, whatever the source does."""

@@ -134,7 +134,10 @@ def transaction(rng: random.Random, tables: list[Table]) -> list[str]:
     chosen = [rng.choice(tables) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
     found: list[str] = []
     for _ in range(rng.choice([1, 1, 2, 3, 6])):
-        part = change(rng, rng.choice(chosen), tables)
+        table = rng.choice(chosen)
+        if table.parent is not None and table.is_partition and rng.random() < 0.7:
+            table = table.parent  # the row finds its partition
+        part = change(rng, table, tables)
         if rng.random() < 0.15:
             ending = "ROLLBACK TO s" if rng.random() < 0.5 else "RELEASE s"
             part = ["SAVEPOINT s", *part, ending]

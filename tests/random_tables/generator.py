@@ -40,6 +40,9 @@ class Generator:
             for _ in range(rng.choice([0, 2, 5])):
                 self._rows()
         self.steps.append(Step(Act.START))
+        if rng.random() < 0.85:
+            # What follows is streamed, rather than part of the first copy.
+            self.steps.append(Step(Act.CHECK))
         for _ in range(rng.choice([4, 8, 12, 20])):
             self._step()
         if self._is_open:
@@ -100,6 +103,8 @@ class Generator:
         self._source(found, one_by_one=self.rng.random() < 0.5)
         if self.rng.random() < 0.6:
             self._rows()
+        if self.rng.random() < 0.3:
+            self.steps.append(Step(Act.CHECK))
 
     def _open(self) -> None:
         if self._is_open:

@@ -18,7 +18,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 SETTINGS = (
     "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 1;"
-    " SET bytea_output = 'hex'; SET lock_timeout = '3s'; SET statement_timeout = '15s'"
+    " SET bytea_output = 'hex'; SET lock_timeout = '150ms'; SET statement_timeout = '15s'"
 )
 _TABLES = """
 SELECT c.oid::bigint, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -96,7 +96,7 @@ class Runner:
         self._refused: list[str] = []
         for connection in (self.source, self.sink, self.second):
             connection.execute(SETTINGS.encode())
-        self.second.execute("SET lock_timeout = '300ms'")
+        self.second.execute("SET lock_timeout = '100ms'")
 
     def close(self) -> None:
         self.second.close()

@@ -3,7 +3,7 @@
 --cases N          how many cases (default 100), or as many as fit into --seconds S
 --seed N           the first seed (default 1)
 --replay SEED      run one case, make it smaller if it fails, and print its steps
---rows-only        no changes of shapes and of the sink
+--scope SCOPE      what changes besides rows: rows (nothing), sink, shapes, all (default)
 --workers N        processes, each with a PostgreSQL server of its own (default 2)
 """
 
@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.random_tables.case import Result
+from tests.random_tables.generator import Scope
 from tests.random_tables.shrink import replay
 from tests.random_tables.world import run_seed, start_worker
 
@@ -35,11 +36,11 @@ def main() -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this case alone, and make it smaller if it fails")
     parser.add_argument("--runs", type=int, default=60, help="how many smaller cases --replay may run")
     parser.add_argument("--workers", type=int, default=2, help="how many processes")
-    parser.add_argument("--rows-only", action="store_true", help="no changes of shapes and of the sink")
+    parser.add_argument("--scope", type=Scope, default=Scope.ALL, help="rows, sink, shapes or all: what changes besides rows")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tablewire-random-") as folder:
         if given.replay is not None:
-            return replay(Path(folder), given.replay, given.runs, not given.rows_only)
+            return replay(Path(folder), given.replay, given.runs, given.scope)
         return run_many(results(Path(folder), given))
 
 
@@ -90,7 +91,7 @@ def results(folder: Path, given: argparse.Namespace) -> Iterator[Result]:
                 yield running.popleft().result()
             if deadline is not None and time.monotonic() > deadline:
                 break
-            running.append(pool.submit(run_seed, seed, not given.rows_only))
+            running.append(pool.submit(run_seed, seed, given.scope))
         while running:
             yield running.popleft().result()
 

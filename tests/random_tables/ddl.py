@@ -28,10 +28,16 @@ def generated_column(name: str, table: Table) -> Column:
 
 
 class Ddl:
-    """numbers: for new names. tables: the model, in which dropped tables no longer are."""
+    """tables: the model, in which dropped tables no longer are.
 
-    def __init__(self, rng: random.Random, tables: list[Table]) -> None:
+    kind: of new tables, if only one is wanted: keyed, keyless, child or partitioned. shapes: names of
+    the changes, if only some are wanted.
+    """
+
+    def __init__(self, rng: random.Random, tables: list[Table], kind: str = "", shapes: tuple[str, ...] = ()) -> None:
         self.rng = rng
+        self._kind = kind
+        self._shapes = shapes
         self.tables = tables
         self._number = 0
 
@@ -46,6 +52,8 @@ class Ddl:
         rng = self.rng
         name, choice = self.name("t"), rng.random()
         schema = "public" if rng.random() < 0.85 else "other"
+        if self._kind:
+            choice = {"partitioned": 0.0, "keyless": 0.9}.get(self._kind, 0.5)
         if choice < 0.15:
             return self._partitioned(schema, name)
         table = Table(schema, name, [], [], f"{name}_key")
@@ -68,7 +76,7 @@ class Ddl:
         if rng.random() < 0.3:
             rng.shuffle(table.columns)
         self.tables.append(table)
-        if rng.random() < 0.1:
+        if rng.random() < (1.0 if self._kind == "child" else 0.1):
             child = Table(
                 schema, f"{name}_child", table.columns, list(table.key), f"{name}_child_key", table.identity, parent=table
             )
@@ -333,6 +341,8 @@ class Ddl:
             if table.is_partition and self.rng.random() < 0.7:
                 continue
             change = self.rng.choices(CHANGES_OF_SHAPE, WEIGHTS)[0]
+            if self._shapes:
+                change = getattr(Ddl, self.rng.choice(self._shapes))
             if table.parent is not None and change in COLUMN_CHANGES:
                 continue
             if found := change(self, table):

@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from enum import StrEnum
 
 from tests.random_tables import dml
 from tests.random_tables.case import Act, Case, Step
 from tests.random_tables.ddl import Ddl
-from tests.random_tables.model import Table, create_statements
+from tests.random_tables.model import Table, create_statements, partitioned_statements
 from tests.random_tables.types import NEW_TYPES, SINK_WIDER
 
 ALONE = ("VACUUM", "CONCURRENTLY")
 """Statements with these words cannot run inside a transaction."""
 
 
-def generate(seed: int, changes_shapes: bool = True) -> Case:
-    """Return the case of this seed; without changes of shapes and of the sink if they are not wanted."""
-    return Generator(seed, changes_shapes).case()
+class Scope(StrEnum):
+    """What changes besides rows."""
+
+    ROWS = "rows"
+    SINK = "sink"
+    SHAPES = "shapes"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """Makes one kind of case frequent. shapes: names of methods of Ddl; kind: of the tables, see Ddl; sink: prepared, and how."""
+
+    scope: Scope = Scope.ALL
+    shapes: tuple[str, ...] = ()
+    kind: str = ""
+    sink: str = ""
+
+
+def generate(seed: int, scope: Scope = Scope.ALL, focus: Focus | None = None) -> Case:
+    """Return the case of this seed."""
+    return Generator(seed, focus or Focus(scope)).case()
 
 
 class Generator:
-    def __init__(self, seed: int, changes_shapes: bool) -> None:
-        self.changes_shapes = changes_shapes
+    def __init__(self, seed: int, focus: Focus) -> None:
+        scope = focus.scope
+        self.focus = focus
+        self.changes_sink = scope in (Scope.SINK, Scope.ALL)
+        self.changes_shapes = scope in (Scope.SHAPES, Scope.ALL)
         self.seed = seed
         self.rng = random.Random(seed)
         self.tables: list[Table] = []
-        self.ddl = Ddl(self.rng, self.tables)
+        self.ddl = Ddl(self.rng, self.tables, focus.kind, focus.shapes)
         self.steps: list[Step] = []
         self._is_open = False
         self._is_held = False
 
     def case(self) -> Case:
         rng = self.rng
-        has_snapshot = rng.random() < 0.96
+        has_snapshot = rng.random() < 0.96 or self.focus != Focus(self.focus.scope)
         self.steps.append(Step(Act.BOTH, (*NEW_TYPES, "CREATE SCHEMA other")))
         self.steps.append(Step(Act.SOURCE, ("CREATE SEQUENCE numbers",)))
-        self._first_tables(prepares_sink=rng.random() < 0.3)
+        self._first_tables("like" if rng.random() < 0.3 else "partitioned" if rng.random() < 0.1 else "")
         if has_snapshot:
             for _ in range(rng.choice([0, 2, 5])):
                 self._rows()
@@ -57,11 +81,15 @@ class Generator:
             options |= {"queue_max_bytes": "65536"}
         return Case(self.seed, tuple(self.steps), options, has_snapshot, rng.choice([1, 2, 10, 48]))
 
-    def _first_tables(self, prepares_sink: bool) -> None:
+    def _first_tables(self, sink: str) -> None:
+        """Create tables. sink: empty, like the source, or partitioned where the source is not."""
+        sink = self.focus.sink or sink
         for _ in range(self.rng.choice([1, 2, 3])):
             for table in self.ddl.new_tables():
-                act = Act.BOTH if prepares_sink else Act.SOURCE
+                act = Act.BOTH if sink == "like" else Act.SOURCE
                 self.steps.append(Step(act, tuple(create_statements(table)), alone=True))
+                if sink == "partitioned":
+                    self.steps.append(Step(Act.SINK, tuple(partitioned_statements(table)), alone=True))
 
     def _rows(self) -> None:
         self._source(dml.transaction(self.rng, self.tables))
@@ -73,12 +101,15 @@ class Generator:
     def _step(self) -> None:
         rng = self.rng
         choice = rng.random()
-        if choice < 0.45 or (choice < 0.75 and not self.changes_shapes):
+        if choice < 0.45:
             self._rows()
-        elif choice < 0.70:
-            self._shape()
         elif choice < 0.75:
-            self._sink()
+            if self.changes_sink and (choice < 0.50 or not self.changes_shapes):
+                self._sink()
+            elif self.changes_shapes:
+                self._shape()
+            else:
+                self._rows()
         elif choice < 0.79:
             self._open()
         elif choice < 0.83:

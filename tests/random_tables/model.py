@@ -121,6 +121,20 @@ def create_statements(table: Table) -> list[str]:
     return [*found, *identity_statements(table)]
 
 
+def partitioned_statements(table: Table) -> list[str]:
+    """Return what creates a partitioned table for a table that is none."""
+    by = next((column.name for column in table.columns if column.name in table.key), table.columns[0].name)
+    if table.is_root or table.parent is not None:
+        return []
+    lines = [definition(column) for column in table.columns if column.is_written]
+    if table.key:
+        lines.append(f"PRIMARY KEY ({', '.join(table.key)})")
+    parts = [
+        f"CREATE TABLE {table.path}_h{n} PARTITION OF {table.path} FOR VALUES WITH (MODULUS 3, REMAINDER {n})" for n in range(3)
+    ]
+    return [f"CREATE TABLE {table.path} ({', '.join(lines)}) PARTITION BY HASH ({by})", *parts]
+
+
 def identity_statements(table: Table) -> list[str]:
     if table.identity == "DEFAULT" or table.is_root:
         return []

@@ -83,6 +83,7 @@ class Runner:
         self.second = psycopg.connect(kit.source_uri, autocommit=True)
         self.owner: SmallOwner | None = None
         self.held: SourceState | None = None
+        self.changed_while_held: set[tuple[str, str]] = set()
         self.tainted: set[tuple[str, str]] = set()
         """Tables changed at the sink that no change of the source has touched since: nothing can notice that."""
         self.followed: set[int] | None = None
@@ -204,6 +205,8 @@ class Runner:
 
     def _sink_then_source(self, step: Step) -> None:
         schema, _, name = step.name.partition(".")
+        if self.held is not None:
+            self.changed_while_held.add((schema, name))
         *changes, touch = step.statements
         for text in changes:
             self._one(self.sink, text)
@@ -321,6 +324,8 @@ class Runner:
         if self.held is None or owner is None:
             return
         held, self.held = self.held, None
+        excused = self.tainted | self.changed_while_held
+        self.changed_while_held = set()
         waiting = set(held.names)
 
         def compared() -> bool:
@@ -330,7 +335,7 @@ class Runner:
                     continue
                 if placement.phase is Phase.WRITING and placement.checkpoint_ts == held.position:
                     waiting.remove(table_id)
-                    if held.names[table_id] not in self.tainted:
+                    if held.names[table_id] not in excused:
                         self._require_held(held, table_id)
             return not waiting
 

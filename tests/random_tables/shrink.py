@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.random_tables.case import Case, Result, Step
-from tests.random_tables.generator import generate
+from tests.random_tables.generator import Scope, generate
 from tests.random_tables.world import run_here, start_worker
 
 TRIES = 2
 """How often a smaller case is run before it counts as one that passes: failures may depend on timing."""
 
 
-def replay(folder: Path, seed: int, runs: int, changes_shapes: bool) -> int:
+def replay(folder: Path, seed: int, runs: int, scope: Scope) -> int:
     """Run the case of the seed, print its trace, and shrink it if it fails; return the exit code."""
     start_worker(folder)
-    case = generate(seed, changes_shapes)
+    case = generate(seed, scope)
     result = run_here(case)
     print("\n".join(result.trace), file=sys.stderr)
     found = {"cases": 1, "seed": seed, "kind": result.kind, "failures": [result.violation] if result.kind else []}

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from tests.random_tables.case import Act, Result, Step
-from tests.random_tables.generator import generate
+from tests.random_tables.generator import Scope, generate
 from tests.random_tables.shrink import without_statement, without_steps
 from tests.random_tables.world import SETTINGS, World
 
@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.integration
 def test_random_changes_of_rows_arrive(world: World) -> None:
     """Rows change in every way, executors restart, crash, move and pause: each table is equal at its checkpoint."""
-    _require_equal([world.run(generate(seed, changes_shapes=False)) for seed in range(1, CASES + 1)])
+    _require_equal([world.run(generate(seed, Scope.ROWS)) for seed in range(1, CASES + 1)])
 
 
 def _require_equal(results: list[Result]) -> None:

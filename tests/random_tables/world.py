@@ -13,7 +13,7 @@ import structlog
 
 from deploy.local.postgres import PostgresServer
 from tests.random_tables.case import Case, Result
-from tests.random_tables.generator import generate
+from tests.random_tables.generator import Scope, generate
 from tests.random_tables.runner import Databases, run_case
 
 SETTINGS = {"fsync": "off", "autovacuum": "off", "shared_buffers": "64MB", "log_min_messages": "fatal"}
@@ -80,9 +80,9 @@ def start_worker(folder: Path) -> None:
     _world = World(server)
 
 
-def run_seed(seed: int, changes_shapes: bool) -> Result:
+def run_seed(seed: int, scope: Scope) -> Result:
     assert _world is not None
-    result = _world.run(generate(seed, changes_shapes))
+    result = _world.run(generate(seed, scope))
     if not result.kind:
         result.trace, result.kept = [], ()
     return result

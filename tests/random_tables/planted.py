@@ -1,0 +1,71 @@
+"""Bugs that are planted into the executor, one at a time, for random cases to find; edits as in tests/sim/mutations.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.random_tables.case import Result
+from tests.random_tables.generator import Focus, Scope, generate
+from tests.random_tables.world import World
+from tests.sim.mutations import Edit
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """focus: the kind of cases that are run. seed: the first one known to find the bug; others are tried if it no longer does."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    focus: Focus
+    seed: int = 1
+
+    @contextmanager
+    def plant(self) -> Iterator[None]:
+        functions = [(edit, edit.resolve()) for edit in self.edits]
+        former = [(function, function.__code__) for _, function in functions]
+        try:
+            for edit, function in functions:
+                function.__code__ = edit.planted(function).__code__
+            yield
+        finally:
+            for function, code in former:
+                function.__code__ = code
+
+    def find(self, world: World, seeds: Iterable[int]) -> Result | None:
+        """Return the result of the first of these seeds that fails, None if none does."""
+        with self.plant():
+            for seed in seeds:
+                result = world.run(generate(seed, focus=self.focus))
+                if result.kind:
+                    return result
+        return None
+
+
+def _edit(function: str, old: str, new: str) -> tuple[Edit, ...]:
+    return (Edit(function, old, new),)
+
+
+SINKS = "processor.postgres.sinks"
+BUGS = (
+    Bug(
+        "TRUNCATE at the sink also empties the tables that inherit from the table",
+        _edit(f"{SINKS}.target_tables:truncates", 'only = "" if facts.is_partitioned else "ONLY "', 'only = ""'),
+        Focus(Scope.ROWS, kind="child", sink="like"),
+    ),
+    Bug(
+        "a row of a partitioned table is identified by its ctid alone",
+        _edit(
+            f"{SINKS}.plans:RowCondition.sql",
+            "(t.tableoid, t.ctid) = (SELECT f.tableoid, f.ctid FROM",
+            "t.ctid = (SELECT f.ctid FROM",
+        ),
+        Focus(Scope.ROWS, kind="keyless", sink="partitioned"),
+    ),
+    Bug(
+        "the number of rows that a statement affected is not checked",
+        _edit(f"{SINKS}.connection:SinkConnection.flush", "if count >= 0 and", "if False and"),
+        Focus(Scope.SINK, kind="keyed"),
+    ),
+)

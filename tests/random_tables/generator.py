@@ -9,7 +9,7 @@ from enum import StrEnum
 from tests.random_tables import dml
 from tests.random_tables.case import Act, Case, Step
 from tests.random_tables.ddl import Ddl
-from tests.random_tables.model import Table, create_statements, partitioned_statements
+from tests.random_tables.model import Column, Table, create_statements, partitioned_statements
 from tests.random_tables.types import NEW_TYPES, SINK_WIDER
 
 ALONE = ("VACUUM", "CONCURRENTLY")
@@ -27,12 +27,15 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Focus:
-    """Makes one kind of case frequent. shapes: names of methods of Ddl; kind: of the tables, see Ddl; sink: prepared, and how."""
+    """Makes one kind of case frequent. shapes: names of methods of Ddl; kind: of the tables, see Ddl; sink: how it
+    is prepared; sink_changes: names of changes there.
+    """
 
     scope: Scope = Scope.ALL
     shapes: tuple[str, ...] = ()
     kind: str = ""
     sink: str = ""
+    sink_changes: tuple[str, ...] = ()
 
 
 def generate(seed: int, scope: Scope = Scope.ALL, focus: Focus | None = None) -> Case:
@@ -155,37 +158,43 @@ class Generator:
             return
         table = self.rng.choice(tables)
         path, column = table.path, self.rng.choice(table.columns)
-        # The writer of a table without a key needs its whole rows: they are not changed under it.
-        found = [
-            [f"DROP TABLE {path} CASCADE"],
-            [
+        changes = self._sink_changes(table, column)
+        names = [name for name in changes if name in self.focus.sink_changes] or list(changes)
+        found = changes[self.rng.choice(names)]
+        name = self.rng.choice(table.columns)
+        touch = f"UPDATE {path} SET {name.name} = {name.name}" if name.is_written and "ALWAYS" not in name.extra else ""
+        touch = touch or dml.insert(self.rng, table)
+        self.steps.append(Step(Act.SINK_THEN_SOURCE, (*found, touch), alone=True, name=path))
+
+    def _sink_changes(self, table: Table, column: Column) -> dict[str, list[str]]:
+        path = table.path
+        found = {
+            "drop": [f"DROP TABLE {path} CASCADE"],
+            "recreate": [
                 f"CREATE TABLE kept AS TABLE {path}",
                 f"DROP TABLE {path} CASCADE",
                 f"CREATE TABLE {path} (LIKE kept)",
                 "DROP TABLE kept",
             ],
-            [f"ALTER TABLE {path} ADD COLUMN local_c int DEFAULT 5"],
-            [f"ALTER TABLE {path} ADD COLUMN local_t text"],
-            [f"CREATE INDEX ON {path} ({column.name})"],
-            [
+            "local column": [f"ALTER TABLE {path} ADD COLUMN local_c int DEFAULT 5"],
+            "local text": [f"ALTER TABLE {path} ADD COLUMN local_t text"],
+            "index": [f"CREATE INDEX ON {path} ({column.name})"],
+            "trigger": [
                 "CREATE TABLE IF NOT EXISTS public.sink_log (t text, op text)",
                 "CREATE OR REPLACE FUNCTION public.log_it() RETURNS trigger LANGUAGE plpgsql AS"
                 " $$BEGIN INSERT INTO public.sink_log VALUES (TG_TABLE_NAME, TG_OP); RETURN NULL; END$$",
                 f"CREATE TRIGGER logs AFTER INSERT OR UPDATE OR DELETE ON {path} FOR EACH ROW EXECUTE FUNCTION public.log_it()",
                 f"ALTER TABLE {path} ENABLE ALWAYS TRIGGER logs",
             ],
-        ]
+        }
         if column.type in SINK_WIDER:
-            found += [[f"ALTER TABLE {path} ALTER {column.name} TYPE {SINK_WIDER[column.type]}"]] * 2
+            found["wider"] = [f"ALTER TABLE {path} ALTER {column.name} TYPE {SINK_WIDER[column.type]}"]
         if table.key:
-            drop = (
+            # Without a key, rows that are missing at the sink cannot be found again.
+            found["delete"] = [f"DELETE FROM {path}"]
+            found["no key"] = [
                 "DO $$DECLARE n text; BEGIN FOR n IN SELECT conname FROM pg_constraint WHERE contype IN ('p', 'u')"
                 f" AND conrelid = '{path}'::regclass LOOP EXECUTE 'ALTER TABLE {path} DROP CONSTRAINT ' || quote_ident(n);"
                 " END LOOP; END$$"
-            )
-            found.append([drop])
-            found.append([f"DELETE FROM {path}"])
-        name = self.rng.choice(table.columns)
-        touch = f"UPDATE {path} SET {name.name} = {name.name}" if name.is_written and "ALWAYS" not in name.extra else ""
-        touch = touch or dml.insert(self.rng, table)
-        self.steps.append(Step(Act.SINK_THEN_SOURCE, (*self.rng.choice(found), touch), alone=True, name=path))
+            ]
+        return found

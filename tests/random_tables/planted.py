@@ -48,24 +48,30 @@ def _edit(function: str, old: str, new: str) -> tuple[Edit, ...]:
 
 
 SINKS = "processor.postgres.sinks"
+UNCHECKED = _edit(f"{SINKS}.connection:SinkConnection.flush", "if count >= 0 and", "if False and")
 BUGS = (
     Bug(
         "TRUNCATE at the sink also empties the tables that inherit from the table",
-        _edit(f"{SINKS}.target_tables:truncates", 'only = "" if facts.is_partitioned else "ONLY "', 'only = ""'),
+        _edit(f"{SINKS}.target_facts:truncates", 'only = table if facts.is_partitioned else f"ONLY {table}"', "only = table"),
         Focus(Scope.ROWS, kind="child", sink="like"),
+        seed=2,
     ),
     Bug(
-        "a row of a partitioned table is identified by its ctid alone",
-        _edit(
-            f"{SINKS}.plans:RowCondition.sql",
-            "(t.tableoid, t.ctid) = (SELECT f.tableoid, f.ctid FROM",
-            "t.ctid = (SELECT f.ctid FROM",
+        "a row of a partitioned table is identified by its ctid alone, and the number of changed rows is not checked",
+        (
+            *_edit(
+                f"{SINKS}.plans:RowCondition.sql",
+                "(t.tableoid, t.ctid) = (SELECT f.tableoid, f.ctid FROM",
+                "t.ctid = (SELECT f.ctid FROM",
+            ),
+            *UNCHECKED,
         ),
         Focus(Scope.ROWS, kind="keyless", sink="partitioned"),
+        seed=2,
     ),
     Bug(
         "the number of rows that a statement affected is not checked",
-        _edit(f"{SINKS}.connection:SinkConnection.flush", "if count >= 0 and", "if False and"),
-        Focus(Scope.SINK, kind="keyed"),
+        UNCHECKED,
+        Focus(Scope.SINK, kind="keyed", sink_changes=("delete",)),
     ),
 )

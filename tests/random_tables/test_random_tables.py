@@ -5,31 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-from deploy.local.postgres import PostgresServer
 from tests.random_tables.case import Act, Result, Step
 from tests.random_tables.generator import Scope, generate
 from tests.random_tables.shrink import without_statement, without_steps
-from tests.random_tables.world import SETTINGS, World
+from tests.random_tables.world import World
 
-CASES = 20
+CASES = 10
 EQUAL_SHARE_MIN = 0.85
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Yield a server of this module's own, without fsync: a case takes about a second."""
-    with PostgresServer(tmp_path_factory.mktemp("random"), settings=SETTINGS) as server:
-        yield World(server)
-
-
 @pytest.mark.integration
-def test_random_changes_of_rows_arrive(world: World) -> None:
-    """Rows change in every way, executors restart, crash, move and pause: each table is equal at its checkpoint."""
-    _require_equal([world.run(generate(seed, Scope.ROWS)) for seed in range(1, CASES + 1)])
+@pytest.mark.parametrize("scope", [Scope.ROWS, Scope.SINK])
+def test_random_changes_arrive(world: World, scope: Scope) -> None:
+    """Rows and tables change, executors restart, crash, move and pause: each table is equal at its checkpoint."""
+    _require_equal([world.run(generate(seed, scope)) for seed in range(1, CASES + 1)])
 
 
 def _require_equal(results: list[Result]) -> None:

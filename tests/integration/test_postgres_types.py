@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import psycopg
 import pytest
 
-from tests.integration.test_postgres_sessions import settle
-from tests.processor.postgres.replication_kit import Kit, begin
+from tests.integration.test_postgres_sessions import failure, settle, start_again
+from tests.processor.postgres.replication_kit import Kit, begin, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -244,3 +245,258 @@ def test_keys_of_every_type(source_db: str, sink_db: str, cases: tuple[Case, ...
                 kit.run(f"UPDATE {name} SET v = v + {turn}")
             kit.run(f"DELETE FROM {name} WHERE k = ({one.values[0]})::{one.type}")
         settle(kit, *names)
+
+
+def test_extensions_in_another_schema(source_db: str, sink_db: str) -> None:
+    """Types of an extension that is installed in another schema at the sink arrive, also in keys, arrays and domains."""
+    with Kit(source_db, sink_db) as kit:
+        kit.at_sink("CREATE SCHEMA ext")
+        for name in ("hstore", "citext", "ltree"):
+            kit.run(f"CREATE EXTENSION {name}")
+            kit.at_sink(f"CREATE EXTENSION {name} SCHEMA ext")
+        kit.run("CREATE DOMAIN email AS citext CHECK (value ~ '@')")
+        kit.at_sink("CREATE DOMAIN email AS ext.citext CHECK (value OPERATOR(ext.~) '@')")
+        columns = "h hstore, c citext, l ltree, ca citext[], ha hstore[], e email"
+        row = "'a=>1, \"b c\"=>NULL', 'Abc', 'a.b.c', '{A,b}', ARRAY['x=>y'::hstore], 'A@b'"
+        kit.run(f"CREATE TABLE t (id int PRIMARY KEY, {columns})")
+        kit.run("CREATE TABLE by_citext (k citext PRIMARY KEY, v int)")
+        kit.run("CREATE TABLE by_ltree (k ltree PRIMARY KEY, v int)")
+        kit.run(f"INSERT INTO t VALUES (1, {row})")
+        kit.run("INSERT INTO by_citext VALUES ('A', 1), ('B', 1); INSERT INTO by_ltree VALUES ('a.b', 1), ('c', 1)")
+        start_ts = kit.start()
+        names = ("t", "by_citext", "by_ltree")
+        begin(kit.executor(), [kit.span(name) for name in names], start_ts)
+        settle(kit, *names)
+        kit.run(f"INSERT INTO t SELECT i, {row} FROM generate_series(2, 100) i")
+        kit.run("UPDATE t SET h = h || 'z=>1', c = 'aBC' WHERE id % 2 = 0")
+        kit.run("UPDATE by_ltree SET v = 2 WHERE k = 'a.b'; DELETE FROM by_ltree WHERE k = 'c'")
+        kit.run("UPDATE by_citext SET v = 2 WHERE k = 'a'; UPDATE by_citext SET k = 'a' WHERE k = 'A'")
+        kit.run("DELETE FROM by_citext WHERE k = 'b'; INSERT INTO by_citext VALUES ('b', 7)")
+        settle(kit, *names)
+        kit.run("ALTER TABLE t ADD COLUMN added citext DEFAULT 'Old'")
+        kit.run(f"INSERT INTO t VALUES (1000, {row})")
+        settle(kit, *names)
+
+
+def test_equal_keys_with_other_bytes_in_one_batch(source_db: str, sink_db: str) -> None:
+    """A key that is replaced by an equal one of other bytes stays one row, in few changes and in many of one transaction."""
+    keys = {
+        "numeric": ("1.0", "1.00", "1"),
+        "citext": ("'A'", "'a'", "'A'"),
+        "float8": ("'-0'", "0", "'-0'"),
+        "ci": ("'É'", "'é'", "'É'"),
+        "jsonb": ("'1.0'", "'1.00'", "'1'"),
+        "char(4)": ("'a'", "'a  '", "'a'"),
+        "interval": ("'1 mon'", "'30 days'", "'720:00:00'"),
+    }
+    collation = "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+    with Kit(source_db, sink_db) as kit:
+        for run in (kit.run, kit.at_sink):
+            run("CREATE EXTENSION citext")
+            try:
+                run(collation)
+            except psycopg.errors.FeatureNotSupported:  # the server was built without ICU
+                keys.pop("ci", None)
+        for at, (name, values) in enumerate(keys.items()):
+            kit.run(f"CREATE TABLE e{at} (k {'text COLLATE ci' if name == 'ci' else name} PRIMARY KEY, v int, w text)")
+            kit.run(f"INSERT INTO e{at} VALUES ({values[0]}, 0, 'w')")
+        names = [f"e{at}" for at in range(len(keys))]
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span(name) for name in names], start_ts)
+        settle(kit, *names)
+        for at, (first, second, third) in enumerate(keys.values()):
+            for turns in (1, 30):
+                with kit.source_connection.transaction():
+                    for _ in range(turns):
+                        kit.run(f"UPDATE e{at} SET k = {second}, v = v + 1")
+                        kit.run(f"UPDATE e{at} SET v = v + 1")
+                        kit.run(f"UPDATE e{at} SET k = {third}")
+                        kit.run(f"DELETE FROM e{at}")
+                        kit.run(f"INSERT INTO e{at} VALUES ({second}, 5, 'x')")
+                        kit.run(f"UPDATE e{at} SET k = {first}, v = 6")
+                settle(kit, f"e{at}")
+
+
+def test_types_without_binary_functions(source_db: str, sink_db: str) -> None:
+    """A base type that has no send and receive functions, and arrays, composites and ranges of it, disturb no other table."""
+    setup = (
+        "CREATE TYPE plainest",
+        "CREATE FUNCTION plainest_in(cstring) RETURNS plainest LANGUAGE internal IMMUTABLE STRICT AS 'textin'",
+        "CREATE FUNCTION plainest_out(plainest) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout'",
+        "CREATE TYPE plainest (INPUT = plainest_in, OUTPUT = plainest_out)",
+        "CREATE TYPE holder AS (p plainest, n int)",
+    )
+    with Kit(source_db, sink_db) as kit:
+        for statement in setup:
+            kit.run(statement)
+            kit.at_sink(statement)
+        kit.run("CREATE TABLE scalar (id int PRIMARY KEY, p plainest)")
+        kit.run("CREATE TABLE parts (id int PRIMARY KEY, a plainest[], h holder)")
+        kit.run("CREATE TABLE other (id int PRIMARY KEY, v int)")
+        names = ("scalar", "parts", "other")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span(name) for name in names], start_ts)
+        for turn in range(3):
+            kit.run(f"INSERT INTO scalar VALUES ({turn}, 'some text')")
+            kit.run(f"INSERT INTO parts VALUES ({turn}, '{{a,\"b c\"}}', '(x y,1)')")
+            kit.run(f"INSERT INTO other SELECT i, i FROM generate_series({turn * 100}, {turn * 100 + 99}) i")
+        settle(kit, *names)
+
+
+def test_a_row_without_binary_form_disturbs_no_other_table(source_db: str, sink_db: str) -> None:
+    """A value that only a table of another processor has does not stop a stream, which continues with text."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE elsewhere (id int PRIMARY KEY, a aclitem[])")
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, v float8, b bytea)")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span("t")], start_ts)
+        kit.run("INSERT INTO t VALUES (1, 0.1, '\\x00')")
+        kit.run("INSERT INTO elsewhere VALUES (1, '{=r/postgres}')")
+        kit.run("INSERT INTO t SELECT i, i / 3.0, '\\x5c00' FROM generate_series(2, 100) i")
+        settle(kit, "t")
+        kit.run("UPDATE t SET v = v * 3 WHERE id < 3")
+        settle(kit, "t")
+
+
+@pytest.mark.parametrize("type_name", ["regclass", "regtype[]", "aclitem[]", "with_class", "rich[]"])
+def test_column_that_needs_text_added_later(source_db: str, sink_db: str, type_name: str) -> None:
+    """A table that is read in binary form gets such a column: no id is written, and added again it is read as text."""
+    values = {one.type: one.values[0] for one in (*BY_NAME, *OF_USER, *UNSENDABLE)} | {"regtype[]": "'{int4,mood}'"}
+    with Kit(source_db, sink_db) as kit:
+        prepare_types(kit)
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, v int)")
+        kit.run("CREATE TABLE other (id int PRIMARY KEY, v int)")
+        kit.run("INSERT INTO t VALUES (1, 1)")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span("t"), kit.span("other")], start_ts)
+        settle(kit, "t")
+        kit.run(f"ALTER TABLE t ADD COLUMN c {type_name} DEFAULT {values[type_name]}")
+        kit.run("INSERT INTO t VALUES (2, 2)")
+        kit.run("INSERT INTO other VALUES (1, 1)")
+        settle(kit, "other")
+        if type_name != "aclitem[]":  # there, the stream as a whole continues with text
+            assert "text" in failure(kit, "t")
+            start_again(kit, "t")
+        settle(kit, "t", "other")
+
+
+COLUMNS = (  # at the source, at the sink, a value, whether nothing is lost
+    ("int2", "int4", "5", True),
+    ("int4", "int8", "5", True),
+    ("int4", "numeric", "5", True),
+    ("int4", "numeric(10,0)", "5", True),
+    ("int4", "numeric(9,0)", "5", False),
+    ("int4", "numeric(12,2)", "5", True),
+    ("int4", "float8", "5", True),
+    ("int8", "float8", "5", False),
+    ("int8", "int4", "5", False),
+    ("int4", "int2", "5", False),
+    ("int4", "bool", "1", False),
+    ("float4", "float8", "1.1", True),
+    ("float8", "float4", "1.5", False),
+    ("float8", "numeric", "1.5", False),
+    ("numeric", "int4", "1", False),
+    ("numeric(9,0)", "int4", "1", True),
+    ("numeric(10,2)", "numeric(12,4)", "1.25", True),
+    ("numeric(10,2)", "numeric(10,4)", "1.25", False),
+    ("numeric(12,4)", "numeric(12,2)", "1.2345", False),
+    ("numeric", "numeric(12,2)", "1.2", False),
+    ("numeric(12,4)", "numeric", "1.2345", True),
+    ("varchar(5)", "varchar(10)", "'a'", True),
+    ("varchar(10)", "varchar(5)", "'a'", False),
+    ("varchar(10)", "text", "'a  '", True),
+    ("text", "varchar(10)", "'a'", False),
+    ("text", "varchar", "'a'", True),
+    ("char(5)", "char(7)", "'a'", True),
+    ("char(7)", "char(5)", "'a'", False),
+    ("char(5)", "text", "'a'", True),
+    ("text", "char(5)", "'a'", False),
+    ("name", "text", "'a'", True),
+    ("text", "name", "'a'", False),
+    ("uuid", "text", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", True),
+    ("text", "uuid", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", False),
+    ("bool", "text", "true", True),
+    ("mood", "text", "'ok'", True),
+    ("mood[]", "text[]", "'{ok}'", True),
+    ("mood", "varchar(3)", "'ok'", False),
+    ("text", "mood", "'ok'", False),
+    ("regclass", "text", "'pg_class'", True),
+    ("int[]", "int8[]", "'{1,NULL}'", True),
+    ("int8[]", "int[]", "'{1,NULL}'", False),
+    ("int[]", "text", "'{1,NULL}'", True),
+    ("positive", "int4", "5", True),
+    ("int4", "positive", "5", True),
+    ("int4", "deep", "5", True),
+    ("positive[]", "int4[]", "'{1}'", True),
+    ("int4[]", "positive[]", "'{1}'", True),
+    ("varchar(9)", "short", "'abc'", False),
+    ("short", "varchar(5)", "'abc'", True),
+    ("date", "timestamp", "'2024-02-29'", True),
+    ("date", "timestamptz", "'2024-02-29'", False),
+    ("timestamp", "timestamptz", "'2024-02-29 01:00'", False),
+    ("timestamptz", "timestamp", "'2024-02-29 01:00'", False),
+    ("timestamp", "date", "'2024-02-29'", False),
+    ("timestamp", "timestamp(3)", "'2024-02-29 01:00:00.123'", False),
+    ("timestamp(3)", "timestamp(6)", "'2024-02-29 01:00:00.123'", True),
+    ("timestamp", "timestamp(6)", "'2024-02-29 01:00:00.123456'", True),
+    ("time(3)", "time", "'01:00:00.123'", True),
+    ("interval", "interval(2)", "'1.23 s'", False),
+    ("interval day to second", "interval", "'1 day 1.23 s'", True),
+    ("interval", "interval year to month", "'1 year'", False),
+    ("bit(5)", "bit varying", "B'10101'", True),
+    ("bit(5)", "bit(6)", "B'10101'", False),
+    ("bit varying(5)", "bit varying(6)", "B'101'", True),
+    ("json", "jsonb", "'{\"a\": 1}'", False),
+    ("jsonb", "json", "'{\"a\": 1}'", True),
+    ("jsonb", "text", "'{\"a\": 1}'", True),
+    ("bytea", "text", "'\\x00ff'", True),
+    ("money", "numeric", "'1.50'", False),
+    ("oid", "int8", "4294967295", True),
+    ("cidr", "inet", "'10.0.0.0/8'", True),
+    ("inet", "cidr", "'10.0.0.0/8'", False),
+)
+
+
+@pytest.mark.parametrize("binary", ["true", "false"])
+def test_other_types_at_the_sink(source_db: str, sink_db: str, binary: str) -> None:
+    """A column of another type is written if nothing is lost, alike by copies and changes; else the error names a way out."""
+    with Kit(source_db, sink_db, options={"binary": binary}) as kit:
+        prepare_types(kit)
+        for at, (source, sink, value, _) in enumerate(COLUMNS):
+            kit.run(f"CREATE TABLE c{at} (id int PRIMARY KEY, v {source})")
+            kit.at_sink(f"CREATE TABLE c{at} (id int PRIMARY KEY, v {sink})")
+            kit.run(f"INSERT INTO c{at} VALUES (1, {value})")
+        names = [f"c{at}" for at in range(len(COLUMNS))]
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span(name) for name in names], start_ts)
+        lossless = [name for name, column in zip(names, COLUMNS, strict=True) if column[3]]
+        for name, (_, _, value, _) in zip(names, COLUMNS, strict=True):
+            if name in lossless:
+                kit.run(f"INSERT INTO {name} VALUES (2, {value})")
+                kit.run(f"INSERT INTO {name} SELECT i, {value} FROM generate_series(3, 99) i")
+        for name, (source, sink, _, is_lossless) in zip(names, COLUMNS, strict=True):
+            if is_lossless:
+                wait_until(lambda name=name: kit.at_sink(f"SELECT count(*) FROM {name}") == [(99,)], f"{source} as {sink}")  # type: ignore[misc]
+                assert kit.at_sink(f"SELECT count(DISTINCT v::text) FROM {name}") == [(1,)], (source, sink)
+                as_text = kit.run(f"SELECT DISTINCT v::{sink}::text FROM {name}")
+                assert kit.at_sink(f"SELECT DISTINCT v::text FROM {name}") == as_text, (source, sink)
+            else:
+                message = failure(kit, name)
+                assert f"public.{name}" in message, (source, sink, message)
+                assert "does not hold every value" in message, (source, sink, message)
+        assert 'ALTER TABLE public.c4 ALTER COLUMN "v" TYPE integer' in failure(kit, "c4")
+        kit.at_sink("ALTER TABLE public.c4 ALTER COLUMN v TYPE integer")
+        start_again(kit, "c4")
+        settle(kit, "c4")
+
+
+def test_composite_types_that_differ_are_an_error(source_db: str, sink_db: str) -> None:
+    """Fields in another order would be exchanged without a word, in binary and in text form."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TYPE pair AS (a int, b int)")
+        kit.at_sink("CREATE TYPE pair AS (b int, a int)")
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, p pair)")
+        kit.run("INSERT INTO t VALUES (1, '(1,2)')")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span("t")], start_ts)
+        assert "column p has type public.pair, but its fields" in failure(kit, "t")

@@ -6,6 +6,8 @@ change a table either.
 
 from __future__ import annotations
 
+import re
+
 from psycopg import sql
 
 from processor.postgres.sinks.connection import SinkConnection
@@ -14,6 +16,11 @@ from processor.postgres.sinks.target_partitions import create_partition
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted
+
+_QUALIFIED = re.compile(r'^("([^"]|"")*"|[^".]+)\.')
+_EXTENSION_SCHEMAS = """
+SELECT DISTINCT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+ WHERE to_regtype(quote_ident(n.nspname) || '.' || %s) IS NOT NULL"""
 
 
 def describe_target(connection: SinkConnection, schema: TableSchema) -> TableSchema:
@@ -53,13 +60,17 @@ def add_column(connection: SinkConnection, schema: TableSchema, column: Catalogu
 
 
 def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> str:
-    """Return the column's type as DDL; raise OperatingError if it is missing at the sink."""
-    if not connection.query("SELECT 1 WHERE to_regtype(%s) IS NOT NULL", (column.type_text,)):
+    """Return the column's type as DDL, in the schema of its extension there; raise OperatingError if it is missing."""
+    if connection.query("SELECT 1 WHERE to_regtype(%s) IS NOT NULL", (column.type_text,)):
+        return column.type_text
+    name = _QUALIFIED.sub("", column.type_text)
+    found = connection.query(_EXTENSION_SCHEMAS, (name,)) if name != column.type_text else []
+    if len(found) != 1:
         raise OperatingError(
             f"table {schema.full_name}: column {column.name} has type {column.type_text}, which the sink does not have; "
             "create it there"
         )
-    return column.type_text
+    return f"{quoted(found[0][0])}.{name}"
 
 
 def has_rows(connection: SinkConnection, schema: TableSchema) -> bool:

@@ -16,6 +16,7 @@ from tablewire.errors import OperatingError
 from tablewire.postgres.connections import quoted
 
 TEXT_OID = 25
+TEXT_ARRAY_OID = 1009
 
 
 class TextNeededError(OperatingError):
@@ -68,6 +69,8 @@ def wire_of(pair: ColumnPair, source: Types, sink: Types, is_binary: bool) -> tu
             return _patched(own, info, base_of(sink, own.oid)), ""
         if is_fixed(source, info.oid):
             return WireType(info.sql, info.oid, is_element=_is_element(source, info.oid)), own.sql
+        if (labels := _labels(source, info)) is not None:
+            return labels, "" if own.oid == labels.oid else own.sql
         text = f"column {pair.name} has type {info.name}, whose values the sink can only read as text"
         raise TextNeededError(f"table {pair.table}: {text}")
     if own.oid == TEXT_OID and not is_fixed(source, info.oid):
@@ -94,11 +97,13 @@ def copy_wire_of(pair: ColumnPair, source: Types, sink: Types) -> tuple[WireType
 def require_lossless(pair: ColumnPair, source: Types, sink: Types) -> None:
     """Raise OperatingError, with the way out, if the sink's column does not hold every value of the source's."""
     if not is_lossless(source, pair.source, sink, pair.sink):
-        difference = (
-            f"type {pair.source_text} at the source and {pair.sink_text} at the sink, which does not hold every value of it"
+        where = f"table {pair.table}: column {pair.name} has type {pair.source_text}"
+        if pair.source_text == pair.sink_text:
+            raise OperatingError(f"{where}, but its fields or its base type are others at the sink: make the type the same there")
+        raise OperatingError(
+            f"{where} at the source and {pair.sink_text} at the sink, which does not hold every value of it: at the sink,"
+            f" ALTER TABLE {pair.table} ALTER COLUMN {quoted(pair.name)} TYPE {pair.source_text}"
         )
-        remedy = f"ALTER TABLE {pair.table} ALTER COLUMN {quoted(pair.name)} TYPE {pair.source_text}"
-        raise OperatingError(f"table {pair.table}: column {pair.name} has {difference}: at the sink, {remedy}")
 
 
 def _patched(own: WireType, info: TypeInfo, below: TypeInfo) -> WireType:
@@ -106,6 +111,15 @@ def _patched(own: WireType, info: TypeInfo, below: TypeInfo) -> WireType:
     if not info.element_oid or info.element_oid == below.element_oid:
         return own
     return WireType(own.sql, own.oid, below.element_oid.to_bytes(4, "big"), is_element=False)
+
+
+def _labels(types: Types, info: TypeInfo) -> WireType | None:
+    """Return the wire type of an enum or an array of one as text: the binary form of a label is its text."""
+    if info.kind == "e":
+        return _TEXT
+    if info.element_oid and base_of(types, info.element_oid).kind == "e":
+        return WireType(quoted("pg_catalog", "_text"), TEXT_ARRAY_OID, TEXT_OID.to_bytes(4, "big"), is_element=False)
+    return None
 
 
 def _is_element(types: Types, oid: int) -> bool:

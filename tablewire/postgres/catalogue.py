@@ -227,6 +227,7 @@ class TableSchema(SourceTable):
     published_ts: where it was added to the publication; earlier changes cannot be had. 0: from the
     beginning, or unknown. released_ts: where the changefeed's slot stood when the table was prepared;
     everything before was confirmed by the sink. places: of a partition: from its root to the table itself.
+    key_is_deferrable: the primary key is, so rows may exchange its values within a transaction.
     """
 
     primary_key: tuple[str, ...]
@@ -235,6 +236,7 @@ class TableSchema(SourceTable):
     published_ts: Ts = 0
     released_ts: Ts = 0
     places: tuple[PartitionPlace, ...] = ()
+    key_is_deferrable: bool = False
 
     @property
     def rows_of(self) -> str:
@@ -251,7 +253,8 @@ _INDEX_COLUMNS = """ARRAY(SELECT a.attname::text FROM pg_index i, unnest(i.indke
 _DESCRIBE = f"""
 SELECT {_TABLE_FIELDS},
        {_INDEX_COLUMNS.format("i.indisprimary AND i.indisvalid")} AS primary_key,
-       {_INDEX_COLUMNS.format("i.indisreplident")} AS identity_index
+       {_INDEX_COLUMNS.format("i.indisreplident")} AS identity_index,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) AS key_is_deferrable
   FROM {_TABLE_SOURCES}
  WHERE c.relkind IN ('r', 'p') AND """
 

@@ -240,3 +240,19 @@ def test_generated_columns_are_replicated_where_the_source_can(source_db: str, s
             kit.run(f"UPDATE {name} SET v = 'c' WHERE id = 1")
             kit.run(f"DELETE FROM {name} WHERE id = 3")
         kit.wait_equal(*names)
+
+
+def test_rows_exchange_the_values_of_a_deferrable_key(kit: Kit) -> None:
+    """The source checks it at the end of the transaction; the sink's key does too, and whole rows identify rows."""
+    kit.run("CREATE TABLE d (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE d REPLICA IDENTITY FULL")
+    kit.run("INSERT INTO d VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    start_ts = kit.start()
+    begin(kit.executor(), kit.spans(), start_ts)
+    kit.wait_equal("d")
+    with kit.source_connection.transaction():
+        kit.run("SET CONSTRAINTS ALL DEFERRED")
+        kit.run("UPDATE d SET id = 2 WHERE v = 'a'")
+        kit.run("UPDATE d SET id = 1 WHERE v = 'b'")
+    kit.run("DELETE FROM d WHERE id = 3")
+    kit.run("UPDATE d SET v = v || '!'")
+    kit.wait_equal("d")

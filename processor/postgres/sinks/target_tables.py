@@ -42,7 +42,8 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     lines = [f"{quoted(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
     key = schema.primary_key or schema.identity
     if key:
-        lines.append(f"PRIMARY KEY ({', '.join(map(quoted, key))})")
+        deferred = " DEFERRABLE INITIALLY DEFERRED" if schema.key_is_deferrable else ""
+        lines.append(f"PRIMARY KEY ({', '.join(map(quoted, key))}){deferred}")
     if schema.identity and set(schema.identity) != set(key):
         lines.append(f"UNIQUE ({', '.join(map(quoted, schema.identity))})")
     if not connection.query("SELECT 1 WHERE to_regnamespace(%s) IS NOT NULL", (quoted(schema.schema),)):

@@ -12,6 +12,7 @@ from processor.postgres import PostgresExecutor
 from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.tables.life import ADVANCING, State
 from tablewire.errors import OperatingError
+from tablewire.model.progress import Checkpoint
 from tablewire.model.spans import Span
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
 
@@ -60,7 +61,7 @@ transaction id, for whose end the source waits before it makes a snapshot: here 
 
 
 @contextmanager
-def copying_a(kit: Kit) -> Iterator[tuple[PostgresExecutor, dict[str, Span]]]:
+def copying_a(kit: Kit, *others: str) -> Iterator[tuple[PostgresExecutor, dict[str, Span]]]:
     """Copies of a, b and c under one snapshot, of which the first is held up at the sink."""
     for name in ("first", "a", "b", "c"):
         kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY, v int)")
@@ -69,7 +70,7 @@ def copying_a(kit: Kit) -> Iterator[tuple[PostgresExecutor, dict[str, Span]]]:
         kit.at_sink(statement)
     start_ts = kit.start()
     executor = kit.executor()
-    first, *spans = (kit.span(name) for name in ("first", "a", "b", "c"))
+    first, *spans = (kit.span(name) for name in ("first", "a", "b", "c", *others))
     with psycopg.connect(kit.sink_uri, autocommit=True) as holder:
         holder.execute("SELECT pg_advisory_lock(1), pg_advisory_lock(2)")
         begin(executor, [first], start_ts)
@@ -77,7 +78,7 @@ def copying_a(kit: Kit) -> Iterator[tuple[PostgresExecutor, dict[str, Span]]]:
         begin(executor, spans, start_ts)
         holder.execute("SELECT pg_advisory_unlock(1)")
         wait_until(lambda: state(executor, spans[0]) is State.COPYING, "the copy of a has begun")
-        yield executor, dict(zip("abc", spans, strict=True))
+        yield executor, dict(zip(("a", "b", "c", *others), spans, strict=True))
 
 
 REWRITES = {
@@ -217,6 +218,43 @@ def test_a_copy_that_waits_for_a_transaction_shows_which(source_db: str, sink_db
             open_one.rollback()
         add_again(executor, span, start_ts)
         kit.wait_equal("a")
+
+
+def test_a_table_that_is_locked_while_it_is_described_is_its_own_error(source_db: str, sink_db: str) -> None:
+    """Reading the bound of a partition waits for its lock: other new tables are prepared, and it shows who holds the lock."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+        for number in range(3):
+            kit.run(f"CREATE TABLE leaf{number} PARTITION OF parted FOR VALUES FROM ({number}0) TO ({number}9)")
+        kit.run("CREATE TABLE plain (id int PRIMARY KEY)")
+        start_ts = kit.start()
+        executor = kit.executor()
+        leaf, plain = kit.span("leaf1"), kit.span("plain")
+        with locked(source_db, "leaf1") as pid:
+            for span in (leaf, plain):
+                executor.add_table_span(span, Checkpoint(start_ts, start_ts), True)
+            wait_until(lambda: executor.is_add_table_span_finished(plain, True), "the other table is prepared", 5.0)
+            if error(executor, leaf):  # versions that lock what they read the bound of
+                assert f"table leaf1 cannot be described while process {pid}, role " in error(executor, leaf).replace(
+                    "public.", ""
+                )
+        if error(executor, leaf):
+            executor.remove_table_span(leaf)
+            wait_until(lambda: executor.is_remove_table_span_finished(leaf)[1], "the table is stopped")
+        begin(executor, [leaf, plain], start_ts)
+        kit.run("INSERT INTO parted VALUES (11)")
+        kit.wait_equal("leaf1", "plain")
+
+
+def test_partitions_that_are_rewritten_under_the_snapshot_are_not_missed(source_db: str, sink_db: str) -> None:
+    """A partitioned table that is copied as a whole waits for the next snapshot if one of its partitions was rewritten."""
+    with Kit(source_db, sink_db, options={"partitions": "root"}) as kit:
+        kit.run("CREATE TABLE parted (id int PRIMARY KEY, v int) PARTITION BY RANGE (id)")
+        kit.run("CREATE TABLE leaf PARTITION OF parted FOR VALUES FROM (0) TO (1000)")
+        kit.run("INSERT INTO parted SELECT g, g FROM generate_series(1, 100) g")
+        with copying_a(kit, "parted"):
+            kit.run("ALTER TABLE parted ALTER v TYPE int USING v * 100")
+        kit.wait_equal("a", "b", "c", "parted")
 
 
 def test_a_table_that_is_locked_at_the_sink_waits_alone(source_db: str, sink_db: str) -> None:

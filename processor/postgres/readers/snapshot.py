@@ -207,17 +207,17 @@ class SnapshotRunner:
         Under the lock it can neither be rewritten, which would make it empty for the snapshot, nor
         renamed or altered.
         """
-        schema = describe_table(source, table_id, self._catalogue.rules.generated)
-        if schema is not None:
-            try:
+        schema = None
+        try:
+            if (schema := describe_table(source, table_id, self._catalogue.rules.generated)) is not None:
                 source.execute(f"LOCK TABLE {schema.rows_of} IN ACCESS SHARE MODE")
-            except psycopg.errors.LockNotAvailable:
-                holder = self._catalogue.lock_holder(table_id) or "another process"
-                raise SourceUnavailableError(
-                    f"table {schema.full_name}: its first copy waits for a lock at the source, held by {holder}"
-                ) from None
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                schema = None  # renamed, moved or dropped
+        except psycopg.errors.LockNotAvailable:
+            holder = self._catalogue.lock_holder(table_id) or "another process"
+            raise SourceUnavailableError(
+                f"table {known.full_name}: its first copy waits for a lock at the source, held by {holder}"
+            ) from None
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            schema = None  # renamed, moved or dropped
         now = self._catalogue.table_version(table_id)
         if not now:
             raise OperatingError(f"table {known.full_name} no longer exists at the source")

@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+import psycopg
+
 from processor.postgres.source import snapshots
 from processor.postgres.source.types import FIRST_UNSTABLE_OID, TypeInfo, Types, copies_in_binary, needs_text, types_with_parts
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import DEFAULT_RULES, PublicationRules, TableSchema, describe_table
-from tablewire.postgres.connections import Connection, ReconnectingConnection
+from tablewire.postgres.connections import Connection, ReconnectingConnection, fetch_value
 from tablewire.postgres.identity import database_identity
 from tablewire.postgres.partition_trees import leaf_problems
 from tablewire.postgres.publication import PublicationInfo, published_positions, read_publication
 from tablewire.postgres.slots import read_slot
 
 STATEMENT_TIMEOUT_MS = 15_000
+LOCK_TIMEOUT_MS = 200
+"""Reading the bound of a partition locks it: another session may hold it for long."""
 CLIENT_TIMEOUT_S = 20.0
 """Longer than the timeout of the server: it only ends what a hanging server cannot."""
 
@@ -36,7 +40,7 @@ class SourceCatalogue:
         self._connection = ReconnectingConnection(
             uri,
             application_name="tablewire catalogue",
-            settings={"statement_timeout": STATEMENT_TIMEOUT_MS},
+            settings={"statement_timeout": STATEMENT_TIMEOUT_MS, "lock_timeout": LOCK_TIMEOUT_MS},
             limit_s=CLIENT_TIMEOUT_S,
         )
         self._builtin: dict[int, TypeInfo] = {}
@@ -61,7 +65,7 @@ class SourceCatalogue:
 
     def describe(self, table_id: TableID) -> TableSchema:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
-        if (schema := self._run(lambda connection: describe_table(connection, table_id, self.rules.generated))) is None:
+        if (schema := self._run(lambda connection: self._describe(connection, table_id))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
         if schema.kind == "p":
             needs_identity = self.rules.needs_identity
@@ -100,6 +104,16 @@ class SourceCatalogue:
         """Return whether a first copy of the table may have the binary format."""
         oids = [column.type_oid for column in schema.columns]
         return copies_in_binary(self.types_with_parts(oids), oids)
+
+    def _describe(self, connection: Connection, table_id: TableID) -> TableSchema | None:
+        try:
+            return describe_table(connection, table_id, self.rules.generated)
+        except psycopg.errors.LockNotAvailable:
+            name = fetch_value(connection, "SELECT %s::bigint::regclass::text", (table_id,))
+            holder = snapshots.lock_holder(connection, table_id) or "another process"
+            raise OperatingError(
+                f"table {name} cannot be described while {holder} locks it (or its parent) at the source"
+            ) from None
 
     def table_version(self, table_id: TableID) -> str:
         """Return the version of a table now; see `snapshots.table_version`."""

@@ -30,6 +30,8 @@ TCP_USER_TIMEOUT_MS = 10_000
 KEEPALIVE_IDLE_S = 5
 CLOSE_TIMEOUT_S = 1.0
 SCHEMES = ("postgresql", "postgres")
+_RAW = "SQL_ASCII"
+_TEXT_TYPES = ("text", "varchar", "name", "bpchar", '"char"')
 
 SESSION_SETTINGS: Mapping[str, str] = {
     # What ends a statement, a transaction or the session; first, so that they lift the timeout of this statement
@@ -88,6 +90,13 @@ class _LsnLoader(adapt.Loader):
         return parse_lsn(bytes(data).decode())
 
 
+class _RawTextLoader(adapt.Loader):
+    """Reads text of a connection that neither checks nor converts it."""
+
+    def load(self, data: abc.Buffer) -> str:
+        return bytes(data).decode(errors="backslashreplace")
+
+
 def parse_uri(uri: str) -> dict[str, str]:
     """Return the parameters of a connection URI; raise OperatingError, without the text of the URI, if it is malformed."""
     if uri.partition("://")[0] not in SCHEMES:
@@ -118,12 +127,20 @@ def settings_sql(server_version: int, changes: Mapping[str, str | int]) -> str:
 
 
 def connect(
-    uri: str, *, application_name: str, replication: bool = False, settings: Mapping[str, str | int] | None = None
+    uri: str,
+    *,
+    application_name: str,
+    replication: bool = False,
+    is_raw: bool = False,
+    settings: Mapping[str, str | int] | None = None,
 ) -> Connection:
     """Open a connection in autocommit mode that detects dead peers; raise SourceUnavailableError if that fails.
 
     The encoding is UTF-8 on both sides, and pg_lsn columns are read as numbers. replication: a
-    walsender that also accepts SQL (`replication=database`). settings: changes to SESSION_SETTINGS.
+    walsender that also accepts SQL (`replication=database`). is_raw: a server whose encoding is SQL_ASCII
+    neither checks nor converts what it sends and receives, so that one row that is not UTF-8 stops
+    nothing else; statements with other characters than ASCII must be bytes. settings: changes to
+    SESSION_SETTINGS.
     Parameters of the URI override the defaults of the connection, not the settings: these are sent
     as statements, since poolers reject options at the start of a session.
     """
@@ -144,6 +161,10 @@ def connect(
         try:
             with time_limit(connection, CONNECT_TIMEOUT_S):
                 connection.execute(settings_sql(connection.info.server_version, settings or {}).encode())
+                if is_raw and connection.info.parameter_status("server_encoding") == _RAW:
+                    connection.execute(f"SET client_encoding = '{_RAW}'")
+                    for name in _TEXT_TYPES:
+                        connection.adapters.register_loader(name, _RawTextLoader)
         except psycopg.Error:
             connection.close()
             raise

@@ -113,7 +113,7 @@ class SnapshotRunner:
     def _copy_group(self, tables: Sequence[TableWork]) -> None:
         """Copy tables under one snapshot. One that cannot be copied now is left to another snapshot, or fails."""
         try:
-            with connect(self._uri, application_name="tablewire snapshot") as source:
+            with connect(self._uri, application_name="tablewire snapshot", is_raw=True) as source:
                 self._source = source
                 requested_at = time.monotonic()
                 position = self._take_snapshot(source)
@@ -237,7 +237,7 @@ class SnapshotRunner:
         columns = ", ".join(f"{quoted(column.name)}{cast}" for column in schema.columns)
         statement = f"COPY (SELECT {columns} FROM {schema.rows_of}) TO STDOUT (FORMAT {form})"
         try:
-            with source.cursor() as cursor, cursor.copy(statement) as copy:
+            with source.cursor() as cursor, cursor.copy(statement.encode()) as copy:
                 pieces: list[bytes] = []
                 size = 0
                 for piece in copy:

@@ -74,7 +74,7 @@ class RowCountError(OperatingError):
 
 def sink_error(error: psycopg.Error, where: str) -> OperatingError:
     """Return the error of a table: SinkUnavailableError if a retry may succeed."""
-    text = f"{where}: {error_text(error)}{policy_hint(error, 'sink')}"
+    text = f"{where}: {error_text(error)}{policy_hint(error, 'sink')}{_encoding_hint(error)}"
     if isinstance(error, psycopg.errors.ForeignKeyViolation):
         return WaitsForTableError(
             f"{text}; if no other table that is being replicated will change that, drop the foreign key at the sink, or allow the"
@@ -88,6 +88,12 @@ def is_retried(error: psycopg.Error) -> bool:
     return is_connection_loss(error) or error.sqlstate in RETRY_CODES
 
 
+def _encoding_hint(error: psycopg.Error) -> str:
+    if not isinstance(error, psycopg.errors.CharacterNotInRepertoire | psycopg.errors.UntranslatableCharacter):
+        return ""
+    return ": correct the value at the source, then have its tables copied again (owner changefeed resync)"
+
+
 class SinkConnection:
     """See the module."""
 
@@ -97,7 +103,8 @@ class SinkConnection:
             "lock_timeout": LOCK_TIMEOUT_MS,
             "idle_in_transaction_session_timeout": IDLE_TRANSACTION_TIMEOUT_MS,
         }
-        self.connection = connect(uri, application_name=application_name, settings={**_PLANNER_SETTINGS, **timeouts})
+        settings = {**_PLANNER_SETTINGS, **timeouts}
+        self.connection = connect(uri, application_name=application_name, is_raw=True, settings=settings)
         self.connection.prepare_threshold = None  # `run` prepares its statements by name
         self.timeout_s = CLIENT_TIMEOUT_S
         """How long one wait for the server, or one COPY, may last."""
@@ -174,7 +181,8 @@ class SinkConnection:
 
     def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
-        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(query, values))
+        text = query.encode() if isinstance(query, str) else query
+        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(text, values))
         while cursor.nextset():
             continue
         return cursor.fetchall() if cursor.description is not None else []

@@ -243,6 +243,9 @@ def _errors(schema: TableSchema) -> Iterator[None]:
     """Translate errors of the file system: a full disk may have space later, a missing permission remains."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        remedy = "correct it at the source, then have its tables copied again (owner changefeed resync)"
+        raise OperatingError(f"table {schema.full_name}: a value is not UTF-8: {error.object[:80]!r}: {remedy}") from None
     except OSError as error:
         kind = OperatingError if isinstance(error, PermissionError) else SinkUnavailableError
         raise kind(f"table {schema.full_name}: the files sink cannot be written: {error}") from None

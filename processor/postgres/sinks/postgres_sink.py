@@ -182,7 +182,7 @@ class PostgresSession(SinkSession):
                 self.rollback()
                 raise _replaced(schema) from None
             self.close()
-            raise sink_error(error, self.name) from None
+            raise sink_error(error, f"{self.name}: table {schema.full_name}") from None
         except OperatingError:
             self.rollback()
             raise

@@ -95,7 +95,7 @@ class ReplicationConnection:
         self._position: Ts = 0
         self.slot = temporary_slot_name(changefeed, f"{purpose[:8]}_{secrets.token_hex(5)}")
         self._base = slot_name(changefeed)
-        self._connection = connect(uri, application_name=f"tablewire {purpose}", replication=True)
+        self._connection = connect(uri, application_name=f"tablewire {purpose}", replication=True, is_raw=True)
         self._pgconn = self._connection.pgconn
         self._warnings: list[str] = []
         self._aborted = False

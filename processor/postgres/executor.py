@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 
 from processor.postgres.readers.catch_up import CatchUpStream
+from processor.postgres.readers.looks import ShapeLooks
 from processor.postgres.readers.shared_stream import SharedStreams
 from processor.postgres.readers.snapshot import SnapshotRunner
 from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable
@@ -25,6 +26,7 @@ from processor.postgres.sinks.registry import new_sink
 from processor.postgres.sinks.wire_types import TextNeededError
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.replication import ReplicationConnection
+from processor.postgres.source.shape_watch import ShapeWatch
 from processor.postgres.tables.queues import Budget, TableQueue
 from processor.postgres.tables.table_work import TableServices, TableWork
 from processor.postgres.tables.threads import end_threads, new_thread
@@ -66,7 +68,10 @@ class PostgresExecutor:
         self._name = slot_name(request.changefeed)
         self._catalogue = SourceCatalogue(request.source_uri, self._name, options.rules)
         writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
-        self._sink = new_sink(request.sink_uri, SinkContext(request.changefeed, writer, self.may_write), self._catalogue, options)
+        self._watch = ShapeWatch(self._catalogue)
+        context = SinkContext(request.changefeed, writer, self.may_write, self._watch)
+        self._sink = new_sink(request.sink_uri, context, self._catalogue, options)
+        self._looks = ShapeLooks(self._watch, self._sink.follows_shapes)
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
@@ -104,6 +109,7 @@ class PostgresExecutor:
             wake_control=self._woken.set,
             released=self._released,
             shared_position=self._shared.position,
+            pending_change=lambda table: self._watch.pending(table.table_id),
         )
         self._snapshots = [
             SnapshotRunner(
@@ -162,6 +168,7 @@ class PostgresExecutor:
         if table.state is not TableState.STOPPED:
             return 0, False
         del self._tables[span]
+        self._watch.forget(table.table_id)
         self._removed_rows += table.rows_written
         self._removed_bytes += table.bytes_written
         return table.checkpoint().checkpoint_ts, True
@@ -287,12 +294,13 @@ class PostgresExecutor:
 
     def _run_control(self) -> None:
         while not self._is_closing.is_set():
-            self._woken.wait(CONTROL_INTERVAL_S)
+            self._woken.wait(self._looks.wait_s(CONTROL_INTERVAL_S))
             self._woken.clear()
             self._describe_new()
             self._check_publication()
             self._start_catch_up()
             self._pool.submit_waiting(self._all_tables())
+            self._looks.run(self._all_tables(), self._shared.latest_ts)
             if self._waiting_for_copy():
                 for runner in self._snapshots:
                     runner.wake()
@@ -358,6 +366,7 @@ class PostgresExecutor:
             table.fail(error)
             return
         described = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
+        self._looks.begin(table)
         if table.describe(described):
             self._shared.attach(table)
             if table.is_leaving:

@@ -19,6 +19,7 @@ from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.connections import Connection, full_table_name, quoted
 from tablewire.postgres.filters import TableFilter
 from tablewire.postgres.partition_trees import leaf_problems
+from tablewire.postgres.shapes import TableShape
 
 OWN_SCHEMA = "tablewire"
 """Where a PostgreSQL sink keeps positions; never replicated."""
@@ -237,6 +238,7 @@ class TableSchema(SourceTable):
     released_ts: Ts = 0
     places: tuple[PartitionPlace, ...] = ()
     key_is_deferrable: bool = False
+    shape: TableShape | None = None
 
     @property
     def rows_of(self) -> str:
@@ -258,11 +260,11 @@ SELECT {_TABLE_FIELDS},
   FROM {_TABLE_SOURCES}
  WHERE c.relkind IN ('r', 'p') AND """
 
-# attmissingval is an anyarray of one element; as text[] it can be read without knowing the type.
+# attmissingval is an anyarray of one element, whose own output function writes it here, whatever its type and delimiter are.
 _COLUMNS = """
 SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), tn.nspname, t.typname, t.typelem::bigint,
        t.typsend <> 0, a.atthasdef OR a.attidentity <> '',
-       CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END, a.atttypmod
+       CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '') END, a.atttypmod
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
  WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated::text = ANY(%s)
  ORDER BY a.attnum

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ TCP_USER_TIMEOUT_MS = 10_000
 """A peer that acknowledges nothing for this long is gone; otherwise a cut link keeps a connection for minutes."""
 KEEPALIVE_IDLE_S = 5
 CLOSE_TIMEOUT_S = 1.0
+_FULL_NAME = re.compile(r'("(?:[^"]|"")*"|[^".]*)\.("(?:[^"]|"")*"|[^".]*)', re.DOTALL)
 SCHEMES = ("postgresql", "postgres")
 _RAW = "SQL_ASCII"
 _TEXT_TYPES = ("text", "varchar", "name", "bpchar", '"char"')
@@ -360,3 +362,11 @@ def quoted(*names: str) -> str:
 def full_table_name(schema: str, name: str) -> str:
     """Return `schema.name` for messages and keys; a part with a dot or a quote is quoted, so that names are unique."""
     return ".".join(quoted(part) if "." in part or '"' in part else part for part in (schema, name))
+
+
+def split_table_name(full_name: str) -> tuple[str, str] | None:
+    """Return schema and name of what `full_table_name` returned; None for what it cannot have returned."""
+    if (match := _FULL_NAME.fullmatch(full_name)) is None:
+        return None
+    schema, name = (part[1:-1].replace('""', '"') if part.startswith('"') else part for part in match.groups())
+    return schema, name

@@ -30,6 +30,7 @@ class PostgresOptions:
     replicated. partitions: whether each leaf is a table, or each partitioned table as a whole. generated_columns: those whose
     values are replicated.
     on_conflict: what is done with a change that finds another row at the sink than at the source.
+    on_shape_change: whether a table that changed in a way that cannot be followed is copied again or fails.
     """
 
     sink_connections: int = _number(4, 1, 64)
@@ -48,6 +49,7 @@ class PostgresOptions:
     operations: tuple[str, ...] = field(default=OPERATIONS, metadata={"list": OPERATIONS})
     partitions: str = field(default="leaf", metadata={"words": ("leaf", "root")})
     generated_columns: str = field(default="none", metadata={"words": ("none", "stored")})
+    on_shape_change: str = field(default="copy", metadata={"words": ("copy", "error")})
 
     @property
     def rules(self) -> PublicationRules:

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 import psycopg
 import structlog
@@ -22,6 +23,7 @@ from psycopg import sql
 from processor.postgres.sinks import SinkSession, SinkUnavailableError
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.replication import ReplicationConnection
+from processor.postgres.source.shape_reader import read_shape
 from processor.postgres.source.snapshots import table_version
 from processor.postgres.tables.life import Writer
 from processor.postgres.tables.table_work import TableWork
@@ -223,11 +225,7 @@ class SnapshotRunner:
             raise OperatingError(f"table {known.full_name} no longer exists at the source")
         if schema is None or table_version(source, table_id) != now:
             return None
-        if schema.full_name != known.full_name:
-            raise OperatingError(
-                f"table {known.full_name} was renamed to {schema.full_name} before its first copy: it will be taken over again"
-            )
-        return schema
+        return replace(schema, shape=read_shape(source, table_id, self._catalogue.rules.generated))
 
     def _rows(self, source: Connection, schema: TableSchema) -> Generator[tuple[bytes, int], None, None]:
         """Yield the table as chunks of a COPY, each of whole rows, with their number; see SinkSession.takes_copy_text."""

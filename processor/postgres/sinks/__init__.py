@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from processor.postgres.source.pgoutput import Part
+from processor.postgres.source.shape_watch import PendingChange, ShapeWatch
 from tablewire.errors import OperatingError
 from tablewire.model.ids import ChangefeedID, TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
@@ -64,11 +65,15 @@ class TakeoverResult:
 
 @dataclass(frozen=True, slots=True)
 class SinkContext:
-    """What a sink must know of its executor. writer: a word that identifies this process at the sink."""
+    """What a sink must know of its executor.
+
+    writer: a word that identifies this process at the sink. shapes: of all tables of the executor.
+    """
 
     changefeed: ChangefeedID
     writer: str
     may_write: Callable[[], bool]
+    shapes: ShapeWatch | None = None
 
     def require_allowed(self) -> None:
         if not self.may_write():
@@ -124,6 +129,12 @@ class SinkSession:
         """
         raise OperatingError(f"table {schema.full_name} cannot be copied again into this sink")
 
+    def follow(self, schema: TableSchema, fence: Fence, pending: PendingChange) -> None:
+        """Have the table follow a change of shape that was found at the source; all rows up to its position are written.
+
+        Raise ReloadNeededError if only a copy can.
+        """
+
     def warm(self) -> None:
         """Do early what the first use would wait for; change nothing at the sink, and ignore errors."""
 
@@ -143,12 +154,13 @@ class SinkSession:
 class Sink:
     """A sink. takes_binary: values may be binary; otherwise all of them are text. session: returns a new session.
 
-    identity: of the database, which marks of replicated writes are compared with
-    (tablewire/postgres/identity.py); empty if changes cannot come back from there. It may raise
-    SourceUnavailableError.
+    follows_shapes: it stores the shapes of tables, and follows their changes. identity: of the database,
+    which marks of replicated writes are compared with (tablewire/postgres/identity.py); empty if changes
+    cannot come back from there. It may raise SourceUnavailableError.
     """
 
     takes_binary: bool
     session: Callable[[], SinkSession]
     close: Callable[[], None] = lambda: None
     identity: Callable[[], str] = lambda: ""
+    follows_shapes: bool = False

@@ -1,4 +1,4 @@
-"""TargetPlanner: decides how the rows of a relation are written, and extends the sink's table if needed.
+"""TargetPlanner: decides how the rows of a relation are written.
 
 A plan has the wire type of each value and the columns that identify rows (plans.py, wire_types.py).
 """
@@ -14,13 +14,15 @@ from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.plans import TargetColumn, TargetPlan
 from processor.postgres.sinks.sink_identity import read_sink_table
 from processor.postgres.sinks.target_facts import read_facts, why_unwritable
-from processor.postgres.sinks.target_tables import add_column, describe_target, has_rows
+from processor.postgres.sinks.target_tables import describe_target
 from processor.postgres.sinks.wire_types import ColumnPair, copy_wire_of, wire_of
-from processor.postgres.source.catalogue import SourceCatalogue
+from processor.postgres.source.catalogue import SourceCatalogue, TypeGoneError
 from processor.postgres.source.pgoutput import Relation, RelationColumn
+from processor.postgres.source.shape_watch import ShapeWatch
 from processor.postgres.source.types import Types, types_with_parts
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema
+from tablewire.postgres.shapes import TableShape
 
 _log = structlog.get_logger(__name__)
 
@@ -28,20 +30,26 @@ _log = structlog.get_logger(__name__)
 class TargetPlanner:
     """Plans relations, and keeps the plan of each table while its relation stays the same. For one session; one thread."""
 
-    def __init__(self, catalogue: SourceCatalogue, binary: bool) -> None:
+    def __init__(self, catalogue: SourceCatalogue, watch: ShapeWatch, binary: bool) -> None:
         self._catalogue = catalogue
+        self._watch = watch
         self._binary = binary
         self._plans: dict[int, TargetPlan] = {}
+        self._generations: dict[int, int] = {}
+        """Of the sink's table when it was planned."""
         self._uncommitted: set[int] = set()
-        """Planned in the open transaction, which may have extended their tables at the sink."""
+        """Planned in the open transaction, which may have changed their tables at the sink."""
         self._careful: dict[int, tuple[Relation, int]] = {}
         """What `careful` was in plans that were rolled back."""
         self._warned: set[int] = set()
 
     def cached(self, relation: Relation) -> TargetPlan | None:
         """Return the plan of exactly this shape, if there is one."""
-        plan = self._plans.get(relation.relation_id)
-        return plan if plan is not None and (plan.relation is relation or plan.relation == relation) else None
+        table_id = relation.relation_id
+        plan = self._plans.get(table_id)
+        if plan is None or (plan.relation is not relation and plan.relation != relation):
+            return None
+        return plan if self._generations[table_id] == self._watch.generation(table_id) else None
 
     def forget(self, table_id: int) -> None:
         self._plans.pop(table_id, None)
@@ -61,37 +69,25 @@ class TargetPlanner:
                 self._careful[relation_id] = (plan.relation, plan.careful)
         self._uncommitted.clear()
 
-    def plan(
-        self, connection: SinkConnection, schema: TableSchema, relation: Relation, known_columns: Sequence[str]
-    ) -> TargetPlan:
-        """Extend the sink's table if needed, and plan it. Inside a transaction.
-
-        known_columns: of the source's table when it was last written. Raise OperatingError for a change
-        of shape that cannot be followed.
-        """
+    def plan(self, connection: SinkConnection, schema: TableSchema, relation: Relation, shape: TableShape | None) -> TargetPlan:
+        """Plan the sink's table. Inside a transaction. shape: of the source's table, which the sink's has followed."""
         target = describe_target(connection, schema)
-        names = {column.name for column in relation.columns}
-        for name in known_columns:
-            if name not in names and target.column(name) is not None:
-                raise OperatingError(
-                    f"table {schema.full_name}: column {name} was dropped or renamed at the source; "
-                    "do the same at the sink to continue"
-                )
-        if missing := [column for column in relation.columns if target.column(column.name) is None]:
-            self._add_columns(connection, schema, missing)
-            target = describe_target(connection, schema)
-        columns = self._columns(connection, schema, target, relation)
+        try:
+            columns = self._columns(connection, schema, target, relation)
+        except TypeGoneError as error:
+            raise ReloadNeededError(f"table {schema.full_name}: {error}") from None
         # The version before the facts: what changes in between is found by the next transaction.
         if (found := read_sink_table(connection, schema.schema, schema.name)) is None:
             raise ReloadNeededError(f"table {schema.full_name} no longer exists at the sink")
         facts = read_facts(connection, found.table_id)
         if why := why_unwritable(schema.full_name, facts):
             raise OperatingError(why)
-        plan = TargetPlan(relation, schema.quoted, columns, self._key(schema, relation), facts, found.version)
+        plan = TargetPlan(relation, schema.quoted, columns, self._key(schema, relation, shape), facts, found.version)
         self._warn(schema, plan)
         planned, careful = self._careful.pop(relation.relation_id, (relation, 0))
         plan.careful = careful if planned == relation else 0
         self._plans[relation.relation_id] = plan
+        self._generations[relation.relation_id] = self._watch.generation(relation.relation_id)
         self._uncommitted.add(relation.relation_id)
         return plan
 
@@ -136,28 +132,12 @@ class TargetPlanner:
             there_type = there.type_oid, there.type_modifier
             yield ColumnPair(target.full_name, column.name, here, text, there_type, there.type_text), source, sink
 
-    def _add_columns(self, connection: SinkConnection, schema: TableSchema, missing: Sequence[RelationColumn]) -> None:
-        current = self._catalogue.describe(schema.table_id)
-        for column in missing:
-            known = current.column(column.name)
-            if known is None or known.type_oid != column.type_oid:
-                raise OperatingError(
-                    f"table {schema.full_name}: column {column.name} was added and changed again before it was replicated; "
-                    "add it at the sink to continue"
-                )
-            if known.missing_text is None and known.has_default and has_rows(connection, schema):
-                # A default that differs by row (or one that was set later, which looks the same) gave old rows values that
-                # no change contains.
-                raise ReloadNeededError(
-                    f"table {schema.full_name}: column {column.name} was added with a default that differs by row"
-                )
-            add_column(connection, schema, known)
-
-    def _key(self, schema: TableSchema, relation: Relation) -> tuple[int, ...]:
+    def _key(self, schema: TableSchema, relation: Relation, shape: TableShape | None) -> tuple[int, ...]:
         if relation.replica_identity in ("d", "i"):
             return tuple(at for at, column in enumerate(relation.columns) if column.is_identity)
         at_by_name = {column.name: at for at, column in enumerate(relation.columns)}
-        names = schema.identity if all(name in at_by_name for name in schema.identity) else ()
+        identity = schema.identity if shape is None else shape.names(shape.key)
+        names = identity if all(name in at_by_name for name in identity) else ()
         # Without a key and without whole old rows (the primary key was dropped) the source itself refuses updates and deletes
         # of a published table, and inserts need no key: every change that arrives can be written.
         return tuple(at_by_name[name] for name in names)

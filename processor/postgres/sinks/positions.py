@@ -8,6 +8,7 @@ tablewire/postgres/sink_tables.py defines both.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ import psycopg
 
 from processor.postgres.sinks import Fence
 from processor.postgres.sinks.connection import SinkConnection, Statement
+from tablewire.errors import EpochRefusedError
 from tablewire.model.ids import Ts
 from tablewire.postgres.catalogue import TableSchema
+from tablewire.postgres.connections import split_table_name
 from tablewire.postgres.lsn import format_lsn
+from tablewire.postgres.shapes import TableShape
 
 TAKEOVERS_KEPT = 200
 SNAPSHOT_LOST = "lost"
@@ -45,7 +49,7 @@ CONFLICT_SQL = (
 
 _KEY = "changefeed = %(changefeed)s AND table_name = %(table)s"
 _READ = (
-    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id, columns, published"
+    "SELECT incarnation, changefeed_epoch, assignment_epoch, position, snapshot, source_table_id, columns, published, shape"
     f" FROM tablewire.positions WHERE {_KEY}"
 )
 # Earlier versions did not quote names in the key: the row of this very table gets the name that is used now.
@@ -68,6 +72,10 @@ INSERT INTO tablewire.takeovers (changefeed, table_name, incarnation, changefeed
     FROM tablewire.positions WHERE {_KEY};
 DELETE FROM tablewire.takeovers WHERE {_KEY} AND number <=
   (SELECT number FROM tablewire.takeovers WHERE {_KEY} ORDER BY number DESC OFFSET {TAKEOVERS_KEPT} LIMIT 1)"""
+_NAME_OF = (
+    "SELECT table_name FROM tablewire.positions WHERE changefeed = %(changefeed)s AND source_table_id = %(table_id)s"
+    " AND incarnation = %(incarnation)s"
+)
 # The transaction id in the xmax of a locked row is one that its backend holds.
 _HOLDERS = (
     "SELECT l.pid FROM tablewire.positions p JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = p.xmax"
@@ -80,8 +88,8 @@ _HOLDERS = (
 class PositionRow:
     """A row of tablewire.positions.
 
-    columns: of the source's table when it was last written. published: the table's published_ts at its
-    last takeover; None: taken over by an earlier version.
+    columns, shape: of the source's table when it was last written; shape: None if an earlier version wrote
+    it. published: the table's published_ts at its last takeover; None: taken over by an earlier version.
     """
 
     fence: Fence
@@ -90,6 +98,7 @@ class PositionRow:
     source_table_id: int
     columns: tuple[str, ...]
     published: Ts | None
+    shape: TableShape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,15 @@ class Positions:
         """Make this process the writer of a locked row, and add that to the history."""
         connection.query(_TAKE_OVER, self._values(schema, fence, position, snapshot))
 
+    def name_of(self, connection: SinkConnection, table_id: int, fence: Fence) -> tuple[str, str] | None:
+        """Return schema and name under which the table of this id was last written by this life of the changefeed."""
+        rows = connection.query(_NAME_OF, {**self._key(""), "table_id": table_id, "incarnation": fence.incarnation})
+        return split_table_name(rows[0][0]) if rows else None
+
+    def rename(self, connection: SinkConnection, table: str, new_table: str) -> None:
+        query = f"UPDATE tablewire.positions SET table_name = %(new)s WHERE {_KEY}"
+        connection.query(query, {**self._key(table), "new": new_table})
+
     def holders(self, connection: SinkConnection, table: str) -> list[int]:
         """Return the process ids of Tablewire's other backends that hold the lock of the row."""
         return [row[0] for row in connection.query(_HOLDERS, self._key(table))]
@@ -144,6 +162,12 @@ class Positions:
         """Keep the columns of the source's table, which distinguishes a dropped one from one that only the sink has."""
         query = f"UPDATE tablewire.positions SET columns = %(columns)s::text[] WHERE {_KEY}"
         connection.query(query, {**self._key(table), "columns": list(columns)})
+
+    def set_shape(self, connection: SinkConnection, table: str, shape: TableShape | None) -> None:
+        """Keep the shape of the source's table that the sink's table has followed."""
+        stored = None if shape is None else json.dumps(shape.to_json())
+        query = f"UPDATE tablewire.positions SET shape = %(shape)s::jsonb WHERE {_KEY}"
+        connection.query(query, {**self._key(table), "shape": stored})
 
     def _key(self, table: str) -> dict[str, object]:
         return {"changefeed": self.changefeed, "table": table}
@@ -165,11 +189,40 @@ class Positions:
 def _row(rows: list[tuple[Any, ...]]) -> PositionRow | None:
     if not rows:
         return None
-    incarnation, changefeed_epoch, assignment_epoch, position, snapshot, table_id, columns, published = rows[0]
+    incarnation, changefeed_epoch, assignment_epoch, position, snapshot, table_id, columns, published, stored = rows[0]
     fence = Fence(incarnation, changefeed_epoch, assignment_epoch)
-    return PositionRow(fence, position, snapshot, table_id, tuple(columns), published)
+    return PositionRow(fence, position, snapshot, table_id, tuple(columns), published, _read_shape(stored))
+
+
+def _read_shape(stored: dict[str, Any] | None) -> TableShape | None:
+    if stored is None:
+        return None
+    try:
+        return TableShape.from_json(stored)
+    except (KeyError, TypeError, ValueError):
+        return None  # of a newer version: as if an earlier one had written the row
 
 
 def is_refusal(error: psycopg.Error) -> bool:
     """Return whether a lock statement found another writer."""
     return isinstance(error, psycopg.errors.InvalidTextRepresentation) and _REFUSAL in str(error)
+
+
+def replaced(schema: TableSchema) -> EpochRefusedError:
+    """Return the error of a writer whose table another one has taken over."""
+    return EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
+
+
+def require_greatest(schema: TableSchema, found: Fence, fence: Fence) -> None:
+    """Raise EpochRefusedError if the sink has a newer writer than this one."""
+    if found > fence:
+        texts = (f"changefeed_epoch {f.changefeed_epoch}, assignment_epoch {f.assignment_epoch}" for f in (found, fence))
+        raise EpochRefusedError("table {}: the sink has a newer writer ({}) than this one ({})".format(schema.full_name, *texts))
+
+
+def was_unpublished(row: PositionRow, schema: TableSchema) -> bool:
+    """Return whether changes may be missing between the position and the changes that are published now.
+
+    A writer may have moved the position past the place where the table was added again, before it saw that.
+    """
+    return row.position < schema.published_ts or row.published not in (None, schema.published_ts)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import groupby
 
 import psycopg
@@ -36,10 +37,11 @@ from processor.postgres.sinks.connection import (
     sink_error,
 )
 from processor.postgres.sinks.copying import copy_rows
+from processor.postgres.sinks.following import ShapeFollower
 from processor.postgres.sinks.origin import mark_statement
 from processor.postgres.sinks.planner import TargetPlanner
 from processor.postgres.sinks.plans import TargetPlan
-from processor.postgres.sinks.positions import PositionRow, Positions
+from processor.postgres.sinks.positions import Positions
 from processor.postgres.sinks.sink_identity import (
     adopt_table,
     require_same_table,
@@ -48,8 +50,9 @@ from processor.postgres.sinks.sink_identity import (
 )
 from processor.postgres.sinks.target_tables import create_table
 from processor.postgres.source.catalogue import SourceCatalogue
-from processor.postgres.source.pgoutput import Part, Relation
-from tablewire.errors import EpochRefusedError, OperatingError
+from processor.postgres.source.pgoutput import Part
+from processor.postgres.source.shape_watch import PendingChange, ShapeWatch
+from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.catalogue import TableSchema
 from tablewire.postgres.connections import cut, error_text, server_name
@@ -73,7 +76,9 @@ class PostgresSession(SinkSession):
         self.name = f"sink {server_name(uri)}"
         self.options = options
         self.positions = Positions(str(context.changefeed), context.writer)
-        self.planner = TargetPlanner(catalogue, options.binary)
+        self.watch = context.shapes or ShapeWatch(catalogue)
+        self.follower = ShapeFollower(self.watch, self.positions, options.on_shape_change == "copy")
+        self.planner = TargetPlanner(catalogue, self.watch, options.binary)
         self.stages = Stages()
         self.conflicts = ConflictLog()
         self.connection: SinkConnection | None = None
@@ -85,6 +90,8 @@ class PostgresSession(SinkSession):
 
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
+        if not wants_snapshot:
+            schema = replace(schema, shape=self.watch.read((schema.table_id,)).shapes.get(schema.table_id))
         with self.errors(schema):
             while True:
                 connection = self.ready()
@@ -92,6 +99,7 @@ class PostgresSession(SinkSession):
                     connection.call(create_sink_tables)
                     self._has_positions = True
                 try:
+                    schema = self.follower.locate(connection, schema, fence)
                     return self._take_over(connection, schema, fence, granted_ts, wants_snapshot)
                 except psycopg.errors.LockNotAvailable:
                     self.rollback()
@@ -100,9 +108,25 @@ class PostgresSession(SinkSession):
                     self._end_holders(schema, fence)
 
     def begin(self, schema: TableSchema, fence: Fence) -> PostgresTransaction:
-        return PostgresTransaction(self, schema, fence)
+        return PostgresTransaction(self, self.watch.located(schema), fence)
+
+    def follow(self, schema: TableSchema, fence: Fence, pending: PendingChange) -> None:
+        schema = self.watch.located(schema)
+        with self.errors(schema):
+            connection = self.ready()
+            connection.add(*self.begin_statements(self.positions.lock_statement(schema.full_name, fence)))
+            row = self.positions.read(connection, schema.full_name)
+            if row is None or row.snapshot not in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
+                self.rollback()
+            elif self.follower.follow(connection, schema, row, pending):
+                self.planner.forget(schema.table_id)
+                self.commit(connection)
+            else:
+                connection.execute("ROLLBACK")
+                self.follower.committed()  # nothing was written: it notes what the sink had already
 
     def request_copy(self, schema: TableSchema, fence: Fence, makes_copies: bool) -> None:
+        schema = self.watch.located(schema)
         with self.errors(schema):
             connection = self.ready()
             connection.add(("BEGIN", ()), self.positions.lock_statement(schema.full_name, fence))
@@ -132,6 +156,7 @@ class PostgresSession(SinkSession):
             self.connection = None
             self.stages = Stages()
             self.planner.rolled_back()
+            self.follower.rolled_back()
             self._has_positions = False
 
     def ready(self) -> SinkConnection:
@@ -161,6 +186,7 @@ class PostgresSession(SinkSession):
         """Forget what the open transaction has made."""
         self.stages.rolled_back()
         self.planner.rolled_back()
+        self.follower.rolled_back()
 
     def drop_plans(self, plans: Sequence[TargetPlan], error: psycopg.Error) -> bool:
         """Drop plans after an error that new ones may avoid; return False if there is no such hope."""
@@ -180,7 +206,7 @@ class PostgresSession(SinkSession):
         except psycopg.Error as error:
             if positions.is_refusal(error):
                 self.rollback()
-                raise _replaced(schema) from None
+                raise positions.replaced(schema) from None
             self.close()
             raise sink_error(error, f"{self.name}: table {schema.full_name}") from None
         except OperatingError:
@@ -201,7 +227,7 @@ class PostgresSession(SinkSession):
         )
         if row is None:
             raise SinkUnavailableError(f"{self.name}: the position of {schema.full_name} was removed during a takeover")
-        _require_greatest(schema, row.fence, fence)
+        positions.require_greatest(schema, row.fence, fence)
         checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name)
         connection.call(lambda found: require_no_lost_commits(found, *checked))
         position, snapshot = row.position, row.snapshot
@@ -215,7 +241,7 @@ class PostgresSession(SinkSession):
             # Another table of that name, or another life of the changefeed: the existing rows are of no use.
             position = max(granted_ts, schema.published_ts)
             snapshot = positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
-        elif _was_unpublished(row, schema) and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
+        elif positions.was_unpublished(row, schema) and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
             # It left the publication and came back: what was written meanwhile will never arrive as changes.
             if not wants_snapshot:
                 raise OperatingError(
@@ -235,7 +261,9 @@ class PostgresSession(SinkSession):
         create_table(connection, schema)
         if snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
             adopt_table(connection, self.positions.changefeed, schema)
+        applied = self.follower.take_over(connection, schema, row, is_same, snapshot == positions.SNAPSHOT_SKIPPED)
         self.commit(connection)
+        self.watch.set_applied(schema.table_id, applied)
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
         return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
 
@@ -246,6 +274,7 @@ class PostgresSession(SinkSession):
         return why_not_the_same(connection, self.positions.changefeed, schema, is_filled)
 
     def position(self, schema: TableSchema, fence: Fence) -> Ts:
+        schema = self.watch.located(schema)
         with self.errors(schema):
             connection = self.ready()
             # FOR UPDATE waits for the backend of a broken connection, which may be in the middle of its COMMIT.
@@ -253,14 +282,14 @@ class PostgresSession(SinkSession):
             row = self.positions.read(connection, schema.full_name, for_update=True)
             connection.execute("ROLLBACK")
         if row is None or row.fence != fence:
-            raise _replaced(schema)
+            raise positions.replaced(schema)
         return row.position
 
     def _end_holders(self, schema: TableSchema, fence: Fence) -> None:
         """Terminate the backends that lock the table's row, unless a newer writer does."""
         connection = self.ready()
         if (row := self.positions.read(connection, schema.full_name)) is not None:
-            _require_greatest(schema, row.fence, fence)
+            positions.require_greatest(schema, row.fence, fence)
         for pid in self.positions.holders(connection, schema.full_name):
             connection.query("SELECT pg_terminate_backend(%s)", (pid,))
 
@@ -270,24 +299,7 @@ class PostgresSession(SinkSession):
         connection.execute("COMMIT")
         self.stages.committed()
         self.planner.committed()
-
-
-def _replaced(schema: TableSchema) -> EpochRefusedError:
-    return EpochRefusedError(f"table {schema.full_name}: another processor has taken the table over at the sink")
-
-
-def _require_greatest(schema: TableSchema, found: Fence, fence: Fence) -> None:
-    if found > fence:
-        texts = (f"changefeed_epoch {f.changefeed_epoch}, assignment_epoch {f.assignment_epoch}" for f in (found, fence))
-        raise EpochRefusedError("table {}: the sink has a newer writer ({}) than this one ({})".format(schema.full_name, *texts))
-
-
-def _was_unpublished(row: PositionRow, schema: TableSchema) -> bool:
-    """Return whether changes may be missing between the position and the changes that are published now.
-
-    A writer may have moved the position past the place where the table was added again, before it saw that.
-    """
-    return row.position < schema.published_ts or row.published not in (None, schema.published_ts)
+        self.follower.committed()
 
 
 class PostgresTransaction:
@@ -357,7 +369,7 @@ class PostgresTransaction:
         found: Counter[str] = Counter()
         for _, group in groupby(parts, lambda part: id(part.relation)):
             run = list(group)
-            plan = self._plan(connection, run[0].relation)
+            plan = self._plan(connection, run[0])
             plans.append(plan)
             if plan.facts.may_defer:
                 connection.add(("SET CONSTRAINTS ALL DEFERRED", ()))
@@ -397,10 +409,12 @@ class PostgresTransaction:
             row = session.positions.read(connection, self._table)
             assert row is not None
             may_empty = row.snapshot == positions.SNAPSHOT_RELOAD or session.options.existing_rows != "refuse"
-            copy_rows(connection, session.planner, schema, rows, may_empty)
+            schema = replace(schema, schema=self._schema.schema, name=self._schema.name)  # as it is called at the sink
+            copy_rows(connection, session.planner, schema, rows, may_empty, row.shape)
             session.positions.set_columns(connection, self._table, tuple(column.name for column in schema.columns))
             session.positions.set_snapshot(connection, self._table, positions.SNAPSHOT_DONE, position)
             adopt_table(connection, session.positions.changefeed, schema)
+            session.follower.copied(connection, schema, row)
 
     def commit(self) -> None:
         with self._session.errors(self._schema):
@@ -420,16 +434,15 @@ class PostgresTransaction:
             raise SinkUnavailableError(f"{self._session.name}: the connection was lost inside a transaction")
         return self._session.connection
 
-    def _plan(self, connection: SinkConnection, relation: Relation) -> TargetPlan:
-        session = self._session
+    def _plan(self, connection: SinkConnection, part: Part) -> TargetPlan:
+        session, schema, relation = self._session, self._schema, part.relation
+        if session.follower.verify(connection, schema, part):
+            session.planner.forget(schema.table_id)
         plan = session.planner.cached(relation)
         if plan is None:
-            require_same_table(connection, session.positions.changefeed, self._schema, relation)
-            row = session.positions.read(connection, self._table)
-            known_columns = row.columns if row is not None else ()
-            plan = session.planner.plan(connection, self._schema, relation, known_columns)
             names = tuple(column.name for column in relation.columns)
-            if known_columns != names:
-                session.positions.set_columns(connection, self._table, names)
-            adopt_table(connection, session.positions.changefeed, self._schema)
+            require_same_table(connection, session.positions.changefeed, schema, names)
+            plan = session.planner.plan(connection, schema, relation, session.follower.applied(schema.table_id))
+            session.positions.set_columns(connection, self._table, names)
+            adopt_table(connection, session.positions.changefeed, schema)
         return plan

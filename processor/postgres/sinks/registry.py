@@ -23,7 +23,7 @@ def new_sink(uri: str, context: SinkContext, catalogue: SourceCatalogue, options
     if scheme in SCHEMES:
         parse_uri(uri)
         session = partial(PostgresSession, uri, context, catalogue, options)
-        return Sink(True, session, identity=cache(partial(_identity, uri, context.writer)))
+        return Sink(True, session, identity=cache(partial(_identity, uri, context.writer)), follows_shapes=True)
     if scheme == "blackhole":
         return Sink(True, partial(BlackholeSession, context))
     if scheme == "file":

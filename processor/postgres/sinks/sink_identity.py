@@ -18,7 +18,6 @@ from psycopg.types.json import Jsonb
 
 from processor.postgres.sinks import ReloadNeededError
 from processor.postgres.sinks.connection import SinkConnection, Statement
-from processor.postgres.source.pgoutput import Relation
 from tablewire.model.ids import TableID
 from tablewire.postgres.catalogue import TableSchema
 
@@ -79,11 +78,13 @@ def verify_statement(schema: str, name: str, version: str) -> Statement:
     return VERIFY_SQL, [schema.encode(), name.encode(), version.encode()]
 
 
-def require_same_table(connection: SinkConnection, changefeed: str, schema: TableSchema, relation: Relation) -> None:
-    """Raise ReloadNeededError if the table at the sink no longer holds the rows that were written to it; lock it as it is."""
+def require_same_table(connection: SinkConnection, changefeed: str, schema: TableSchema, names: Collection[str]) -> None:
+    """Raise ReloadNeededError if the table at the sink no longer holds the rows that were written to it; lock it as it is.
+
+    names: of the source's columns.
+    """
     found = read_sink_table(connection, schema.schema, schema.name)
     stored = _stored_shape(connection, changefeed, schema.full_name)
-    names = [column.name for column in relation.columns]
     if why := why_copy(stored, found.shape if found is not None else None, names):
         raise ReloadNeededError(f"table {schema.full_name}: {why}")
     connection.execute(f"LOCK TABLE ONLY {schema.quoted} IN ACCESS SHARE MODE")

@@ -16,6 +16,7 @@ from processor.postgres.sinks.target_partitions import create_partition
 from tablewire.errors import OperatingError
 from tablewire.postgres.catalogue import CatalogueColumn, TableSchema, describe_named_table
 from tablewire.postgres.connections import quoted
+from tablewire.postgres.shapes import ColumnShape
 
 _QUALIFIED = re.compile(r'^("([^"]|"")*"|[^".]+)\.')
 _EXTENSION_SCHEMAS = """
@@ -51,16 +52,19 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
 
 
-def add_column(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> None:
-    """Add the column to the table. Rows that are older than the column have its missing_text without ever being written."""
-    change = f"ALTER TABLE {schema.quoted} ADD COLUMN {quoted(column.name)} {ddl_type(connection, schema, column)}"
+def add_column(connection: SinkConnection, schema: TableSchema, column: ColumnShape, table: str) -> None:
+    """Add the column to the table. Rows that are older than the column have its missing_text without ever being written.
+
+    table: the one to alter, quoted; of a partition, its root.
+    """
+    change = f"ALTER TABLE {table} ADD COLUMN {quoted(column.name)} {ddl_type(connection, schema, column)}"
     if column.missing_text is not None:
         default = sql.Literal(column.missing_text).as_string(None)
-        change += f" DEFAULT {default}; ALTER TABLE {schema.quoted} ALTER COLUMN {quoted(column.name)} DROP DEFAULT"
+        change += f" DEFAULT {default}; ALTER TABLE {table} ALTER COLUMN {quoted(column.name)} DROP DEFAULT"
     connection.execute(change)
 
 
-def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn) -> str:
+def ddl_type(connection: SinkConnection, schema: TableSchema, column: CatalogueColumn | ColumnShape) -> str:
     """Return the column's type as DDL, in the schema of its extension there; raise OperatingError if it is missing."""
     if connection.query("SELECT 1 WHERE to_regtype(%s) IS NOT NULL", (column.type_text,)):
         return column.type_text
@@ -87,3 +91,11 @@ def empty_table(connection: SinkConnection, schema: TableSchema) -> None:
     if facts.hides_rows:
         raise OperatingError(why_unwritable(schema.full_name, facts))
     connection.execute("; ".join(truncates(schema.quoted, facts, restarts=False)))
+
+
+def delete_rows(connection: SinkConnection, schema: TableSchema) -> None:
+    """Remove the table's own rows, and no others; until the commit, other sessions can still read them."""
+    facts = read_facts(connection, describe_target(connection, schema).table_id)
+    if facts.hides_rows:
+        raise OperatingError(why_unwritable(schema.full_name, facts))
+    connection.execute(f"DELETE FROM {'' if facts.is_partitioned else 'ONLY '}{schema.quoted}")

@@ -31,6 +31,10 @@ CLIENT_TIMEOUT_S = 20.0
 _Result = TypeVar("_Result")
 
 
+class TypeGoneError(OperatingError):
+    """A type was dropped at the source."""
+
+
 class SourceCatalogue:
     """See the module."""
 
@@ -89,7 +93,7 @@ class SourceCatalogue:
             return self._builtin
         found = self._run(lambda connection: types_with_parts(connection, wanted))
         if missing := wanted - found.keys():
-            raise OperatingError(f"type {min(missing)} no longer exists at the source")
+            raise TypeGoneError(f"type {min(missing)} no longer exists at the source")
         for oid, info in found.items():
             if max(oid, *info.parts, 0) < FIRST_UNSTABLE_OID:
                 self._builtin[oid] = info
@@ -127,6 +131,10 @@ class SourceCatalogue:
 
     def close(self) -> None:
         self._connection.close()
+
+    def run(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Return work(connection); raise SourceUnavailableError if the source is unreachable."""
+        return self._run(work)
 
     def _run(self, work: Callable[[Connection], _Result]) -> _Result:
         return self._connection.run("read the catalogue", work)

@@ -286,7 +286,8 @@ class TableQueue:
 
     def take(self, barrier_ts: Ts, max_bytes: int, continuing: ChangeBatch | None = None) -> ChangeBatch | None:
         """Return the next transactions that end at or before barrier_ts: whole ones up to about max_bytes, or the next parts of
-        one that is larger than the queue; None if there is nothing to write now.
+        one that is larger than the queue; None if there is nothing to write now. A transaction whose rows may have another
+        shape begins a new batch.
 
         The batch must be confirmed or given back before the next call. continuing: the beginning of a
         transaction that is still open at the sink; its continuation comes from the same lane.
@@ -375,7 +376,8 @@ class TableQueue:
         parts: list[Part] = []
         whole = size = 0
         for part in lane.parts:
-            if (size >= max_bytes and whole == len(parts)) or self._ends_after(part, barrier_ts):
+            is_enough = size >= max_bytes or (bool(parts) and part.relation is not parts[-1].relation)
+            if (is_enough and whole == len(parts)) or self._ends_after(part, barrier_ts):
                 break
             parts.append(part)
             size += part.size

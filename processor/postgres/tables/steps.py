@@ -7,6 +7,7 @@ from dataclasses import replace
 import structlog
 
 from processor.postgres.sinks import LostCommitsError, ReloadNeededError, SinkSession
+from processor.postgres.source.shape_watch import PendingChange
 from processor.postgres.tables.ends import IDLE, WROTE, End, copy_due, gathering
 from processor.postgres.tables.life import ADVANCING, NO_RETRY, WRITERS, Grant, State, TableInput, Writer
 from processor.postgres.tables.queues import ChangeBatch
@@ -90,6 +91,15 @@ def _read_position(table: TableWork, session: SinkSession, writer: Writer) -> No
     table.queue.skip_to(position)
 
 
+def pending_change(table: TableWork) -> PendingChange | None:
+    """Return a change of shape that the sink's table can follow now: all rows up to where it was found are written."""
+    pending = table.services.pending_change(table)
+    if pending is None:
+        return None
+    shared_position = table.services.shared_position(table)  # before the queue is asked
+    return pending if table.queue.idle_position(shared_position) >= pending.position else None
+
+
 def _write(table: TableWork, session: SinkSession, has_gathered: bool) -> End:
     """Write the next batch, if there is one."""
     writer, queue = table.writer, table.queue
@@ -99,6 +109,8 @@ def _write(table: TableWork, session: SinkSession, has_gathered: bool) -> End:
         raise writer.copy_wanted.with_traceback(None)
     if writer.is_unsure:
         _read_position(table, session, writer)
+    if (pending := pending_change(table)) is not None:
+        session.follow(writer.schema, writer.fence, pending)
     if not has_gathered and queue.has_backlog(table.gather_bytes):
         return gathering(GATHER_S)
     batch = queue.take(table.barrier_ts, 1 if table.takes_one else table.services.batch_max_bytes)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from processor.postgres.sinks import Fence, ReloadNeededError, SinkUnavailableError, WaitsForTableError, WriteNotAllowedError
+from processor.postgres.source.shape_watch import PendingChange
 from processor.postgres.tables.ends import End, copy_due, retry_after, settled
 from processor.postgres.tables.life import (
     ADVANCING,
@@ -62,7 +63,8 @@ class TableServices:
 
     submit: have a worker call `step` soon; submit_later: after some seconds. wake_agent: a state has
     changed. wake_control: the table waits for a stream or a copy. released: the table stops, and streams
-    may forget it. shared_position: of the table's shared stream.
+    may forget it. shared_position: of the table's shared stream. pending_change: what the source has changed
+    about the table, which the sink has not followed.
     """
 
     batch_max_bytes: int
@@ -74,14 +76,16 @@ class TableServices:
     wake_control: Callable[[], None]
     released: Callable[[TableWork], None]
     shared_position: Callable[[TableWork], Ts]
+    pending_change: Callable[[TableWork], PendingChange | None] = lambda _: None
 
 
 class TableWork:
     """See the module.
 
     is_scheduled: owned by the pool, under its lock. needs_solo, needs_text: owned by the control thread:
-    catch up alone; read text values. verified_ts: the reported checkpoint never passes it; set by the
-    control thread. fence_wanted: of the next takeover. barrier_ts: nothing that ends after it is written.
+    catch up alone; read text values. verified_ts: up to where its shape is known to be the one that the
+    sink has; the reported checkpoint passes it only for what was written; set by the control thread.
+    fence_wanted: of the next takeover. barrier_ts: nothing that ends after it is written.
     last_synced_ts: what the sink has confirmed.
     """
 
@@ -248,7 +252,7 @@ class TableWork:
             else:
                 # The streams may have forgotten the table already: an empty queue means nothing.
                 done_ts = self.queue.cursor
-            done_ts = min(done_ts, max(self.barrier_ts, self.last_synced_ts), self.verified_ts)
+            done_ts = min(done_ts, max(min(self.barrier_ts, self.verified_ts), self.last_synced_ts))
             self._reported_ts = max(self._reported_ts, done_ts)
         return self._reported_ts
 

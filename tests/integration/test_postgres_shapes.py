@@ -1,0 +1,227 @@
+"""Changes of a source's table, each while it is written, while it is idle, and while no processor runs; rows equal afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
+
+pytestmark = pytest.mark.integration
+
+FOLLOWED, COPIED = "followed", "copied"
+FULL = "ALTER TABLE t REPLICA IDENTITY FULL"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change of table t (id int PRIMARY KEY, v kind, note text).
+
+    values: of v in row i. before, row: values of a row before and after the change. outcome: of an idle table.
+    """
+
+    change: str
+    row: str
+    outcome: str = FOLLOWED
+    kind: str = "int"
+    values: str = "i"
+    setup: tuple[str, ...] = ()
+    before: str = "900, NULL, NULL"
+
+
+CASES = {
+    "computed with USING": Case("ALTER TABLE t ALTER v TYPE int USING v * 100", "1000, 1, 'x'", COPIED),
+    "numeric of another scale": Case("ALTER TABLE t ALTER v TYPE numeric(12,4)", "1000, 1.2345, 'x'", COPIED, "numeric(10,2)"),
+    "int to numeric": Case("ALTER TABLE t ALTER v TYPE numeric(10,2)", "1000, 1.55, 'x'", COPIED),
+    "date to timestamptz": Case(
+        "ALTER TABLE t ALTER v TYPE timestamptz", "1000, '2025-02-03 04:05:06', 'x'", COPIED, "date", "date '2025-01-01' + i"
+    ),
+    "int to text": Case("ALTER TABLE t ALTER v TYPE text", "1000, 'text', 'x'", COPIED),
+    "varchar widened": Case("ALTER TABLE t ALTER v TYPE varchar(9)", "1000, 'nine char', 'x'", FOLLOWED, "varchar(4)"),
+    "varchar to text": Case("ALTER TABLE t ALTER v TYPE text", "1000, 'longer', 'x'", FOLLOWED, "varchar(4)"),
+    "numeric widened": Case("ALTER TABLE t ALTER v TYPE numeric(12,2)", "1000, 1234567890.25, 'x'", FOLLOWED, "numeric(6,2)"),
+    "dropped and added again": Case("ALTER TABLE t DROP COLUMN note; ALTER TABLE t ADD COLUMN note text", "1000, 1, 'x'"),
+    "renamed, and its name added": Case(
+        "ALTER TABLE t RENAME note TO full_note; ALTER TABLE t ADD COLUMN note text", "1000, 1, 'x', 'y'"
+    ),
+    "renamed": Case("ALTER TABLE t RENAME note TO remark", "1000, 1, 'x'"),
+    "names exchanged": Case(
+        "BEGIN; ALTER TABLE t RENAME v TO w; ALTER TABLE t RENAME note TO v; ALTER TABLE t RENAME w TO note; COMMIT",
+        "1000, 1, 'x'",
+    ),
+    "dropped": Case("ALTER TABLE t DROP COLUMN v", "1000, 'x'"),
+    "added": Case("ALTER TABLE t ADD COLUMN a int DEFAULT 7, ADD COLUMN b text", "1000, 1, 'x', 8, 'b'"),
+    "added and dropped": Case("ALTER TABLE t ADD COLUMN a int; ALTER TABLE t DROP COLUMN a", "1000, 1, 'x'"),
+    "one dropped, one added": Case("ALTER TABLE t DROP COLUMN v, ADD COLUMN w int DEFAULT 3", "1000, 'x', 4"),
+    "a default of each row": Case(
+        "ALTER TABLE t ADD COLUMN token uuid DEFAULT gen_random_uuid(); ALTER TABLE t ALTER token DROP DEFAULT",
+        "1000, 1, 'x'",
+        COPIED,
+    ),
+    "a default, then VACUUM FULL": Case(
+        "ALTER TABLE t ADD COLUMN s text DEFAULT 'active' NOT NULL; ALTER TABLE t ALTER s DROP DEFAULT; VACUUM FULL t",
+        "1000, 1, 'x', 'done'",
+        COPIED,
+    ),
+    "serial": Case("ALTER TABLE t ADD COLUMN number serial", "1000, 1, 'x'", COPIED),
+    "another primary key": Case(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v)", "1, 77, 'same id'", FOLLOWED, before="900, 1, NULL"
+    ),
+    "another primary key, with whole old rows": Case(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v)",
+        "1, 77, 'same id'",
+        FOLLOWED,
+        setup=(FULL,),
+        before="900, 1, NULL",
+    ),
+    "primary key dropped": Case("ALTER TABLE t DROP CONSTRAINT t_pkey", "1, 1, 'same id'", setup=(FULL,)),
+    "whole old rows": Case(f"{FULL}; UPDATE t SET v = 5 WHERE id = 2", "1000, 1, 'x'"),
+    "the key's column dropped": Case(
+        "ALTER TABLE t DROP COLUMN id; ALTER TABLE t ADD PRIMARY KEY (v)", "1000, 'x'", FOLLOWED, before="900, 900, NULL"
+    ),
+    "a value of an enum renamed": Case(
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
+        "1000, 'blue', 'x'",
+        COPIED,
+        "mood",
+        "'sad'::mood",
+        setup=("CREATE TYPE mood AS ENUM ('sad', 'ok')",),
+    ),
+    "a value of an enum added": Case(
+        "ALTER TYPE mood ADD VALUE 'new'",
+        "1000, '{new}', 'x'",
+        FOLLOWED,
+        "mood[]",
+        "ARRAY['sad'::mood]",
+        setup=("CREATE TYPE mood AS ENUM ('sad', 'ok')",),
+    ),
+    "harmless": Case(
+        "ALTER TABLE t ALTER v SET NOT NULL, ALTER note SET DEFAULT 'd', ALTER note SET STATISTICS 5, ALTER note SET STORAGE"
+        " EXTERNAL; COMMENT ON TABLE t IS 'c'; CREATE INDEX ON t (v); ANALYZE t",
+        "1000, 1, 'x'",
+        before="900, 1, NULL",
+    ),
+    "rewritten without a change": Case("VACUUM FULL t; CLUSTER t USING t_pkey", "1000, 1, 'x'"),
+    "identity": Case(
+        "ALTER TABLE t ALTER id ADD GENERATED BY DEFAULT AS IDENTITY; ALTER TABLE t ALTER v SET DEFAULT 1", "1000, 1, 'x'"
+    ),
+    "a type made a domain": Case(
+        "ALTER TABLE t ALTER v TYPE positive", "1000, 1, 'x'", COPIED, setup=("CREATE DOMAIN positive AS int",)
+    ),
+}
+
+
+def open_case(kit: Kit, case: Case) -> None:
+    for statement in case.setup:
+        if statement is not FULL:
+            kit.run(statement)
+            kit.at_sink(statement)
+    kit.run(f"CREATE TABLE t (id int PRIMARY KEY, v {case.kind}, note text)")
+    columns = "id, v, note"
+    kit.run(f"INSERT INTO t ({columns}) SELECT i, {case.values}, 'old' FROM generate_series(1, 20) i")
+    if FULL in case.setup:
+        kit.run(FULL)
+
+
+def change(kit: Kit, statements: str) -> None:
+    if statements.startswith("BEGIN"):
+        kit.run(statements)
+        return
+    for statement in statements.split("; "):
+        kit.run(statement)
+        if statement.startswith("ALTER TYPE"):
+            kit.at_sink(statement)
+
+
+def start(kit: Kit, *names: str) -> None:
+    """Start an executor on these tables, like the first or the next owner."""
+    if kit.source is None:
+        kit.start()
+    begin(kit.executor(), [kit.span(name) for name in names], kit.start_ts)
+
+
+def settle(kit: Kit, *names: str) -> None:
+    """Wait until everything committed by now is written; all rows are equal then, and the sink has the columns of the source."""
+    target = current(kit)
+    executor = kit.executors[-1]
+    for name in names:
+        span = kit.span(name)
+        wait_until(lambda span=span: checkpoint_of(executor, span) >= target, f"the checkpoint of {name}")  # type: ignore[misc]
+    for name in names:
+        assert kit.content(kit.source_connection, name) == kit.sink_content(name)
+
+
+@pytest.fixture(params=["single", "bulk"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("processor.postgres.sinks.bulk.BULK_MIN", 1 if request.param == "bulk" else 1_000_000)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_change_before_rows(source_db: str, sink_db: str, name: str, way: str) -> None:
+    """The table changes while it is followed, and a row arrives at once."""
+    case = CASES[name]
+    with Kit(source_db, sink_db) as kit:
+        open_case(kit, case)
+        start(kit, "t")
+        kit.run(f"INSERT INTO t VALUES ({case.before})")
+        settle(kit, "t")
+        change(kit, case.change)
+        kit.run(f"INSERT INTO t VALUES ({case.row})")
+        settle(kit, "t")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_change_of_an_idle_table(source_db: str, sink_db: str, name: str) -> None:
+    """The table changes while it is followed, and no row arrives: it is followed, or copied, all the same."""
+    case = CASES[name]
+    with Kit(source_db, sink_db) as kit:
+        open_case(kit, case)
+        start(kit, "t")
+        settle(kit, "t")
+        change(kit, case.change)
+        settle(kit, "t")
+        assert (kit.executors[-1].meter().rows_written >= 40) == (case.outcome is COPIED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row_change_row_while_no_processor_runs(source_db: str, sink_db: str, name: str) -> None:
+    """The next processor reads a row of the former shape and one of the new shape, and the catalogue has only the new one."""
+    case = CASES[name]
+    with Kit(source_db, sink_db) as kit:
+        open_case(kit, case)
+        start(kit, "t")
+        settle(kit, "t")
+        kit.executors[-1].close()
+        kit.run(f"INSERT INTO t VALUES ({case.before})")
+        change(kit, case.change)
+        kit.run(f"INSERT INTO t VALUES ({case.row})")
+        start(kit, "t")
+        settle(kit, "t")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_change_while_no_processor_runs(source_db: str, sink_db: str, name: str) -> None:
+    """The table changes between two processors, and no row arrives."""
+    case = CASES[name]
+    with Kit(source_db, sink_db) as kit:
+        open_case(kit, case)
+        start(kit, "t")
+        settle(kit, "t")
+        kit.executors[-1].close()
+        change(kit, case.change)
+        start(kit, "t")
+        settle(kit, "t")
+
+
+def test_generated_column_becomes_ordinary(source_db: str, sink_db: str) -> None:
+    """Its values, which the stream did not have, are copied."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, double int GENERATED ALWAYS AS (id * 2) STORED)")
+        kit.run("INSERT INTO t SELECT generate_series(1, 20)")
+        start(kit, "t")
+        kit.run("ALTER TABLE t ALTER double DROP EXPRESSION")
+        settle(kit, "t")
+        kit.run("INSERT INTO t VALUES (100, 5)")
+        settle(kit, "t")

@@ -96,7 +96,6 @@ BUILT_IN = (
     case("circle", "'<(1,2),3>'"),
     case("line", "'{1,2,3}'"),
     case("tsvector", "'a:3A b:1,2'", "''"),
-    case("tsquery", "'a & !b <2> c:*A'"),
     case("pg_lsn", "'16/B374D848'", key=True),
     case("oid", "4294967295", key=True),
     case("xid", "'42'"),
@@ -105,8 +104,6 @@ BUILT_IN = (
     case("txid_snapshot", "'10:20:10,14,15'"),
     case("pg_snapshot", "'10:20:10,14,15'"),
     case("refcursor", "'cursor'"),
-    case("oidvector", "'1 2 3'", "''", key=True),
-    case("int2vector", "'1 -2 3'", "''"),
     case("int[]", "'{}'", "'{1,NULL,-3}'", "'[2:4]={7,8,9}'", "'{{1,2},{3,4}}'", "'[0:1][-1:0]={{1,2},{3,4}}'", key=True),
     case("text[]", '\'{"a,b",NULL,"","NULL","q\\"\\\\"}\''),
     case("numeric[][]", "'{{1.5,2},{NULL,-3}}'"),
@@ -118,6 +115,11 @@ BUILT_IN = (
     case("int4multirange", "'{}'", "'{[1,3),[5,9)}'", key=True),
     case("int4range[]", "'{\"[1,3)\",empty}'"),
     case("information_schema.yes_or_no", "'YES'"),
+)
+INEXACT = (
+    case("tsquery", "'a & !b <2> c:*A'"),
+    case("oidvector", "'1 2 3'", "''", key=True),
+    case("int2vector", "'1 -2 3'", "''"),
     case("information_schema.sql_identifier[]", "'{a,b}'"),
 )
 BY_NAME = (
@@ -168,6 +170,14 @@ UNSENDABLE = (
     case("with_acl", "'(postgres=r/postgres)'"),
     case("with_acl[]", "ARRAY['(postgres=r/postgres)'::with_acl]"),
 )
+GROUPS = {
+    "built-in": BUILT_IN,
+    "built-in with an enum": (*BUILT_IN, OF_USER[0]),  # copied as text, streamed in binary form
+    "inexact in binary": INEXACT,
+    "by name": BY_NAME,
+    "of users": OF_USER,
+    "unsendable": UNSENDABLE,
+}
 
 
 def prepare_types(kit: Kit) -> None:
@@ -191,12 +201,12 @@ def turns(cases: Sequence[Case]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("binary", ["true", "false"])
-@pytest.mark.parametrize("cases", [BUILT_IN, BY_NAME, OF_USER, UNSENDABLE], ids=["built-in", "by name", "of users", "unsendable"])
+@pytest.mark.parametrize("cases", GROUPS.values(), ids=GROUPS.keys())
 def test_values_arrive_as_they_were(source_db: str, sink_db: str, cases: tuple[Case, ...], binary: str) -> None:
     """Each type in one table: first copy, single changes, many changes, unchanged large values, and replica identity full."""
     with Kit(source_db, sink_db, options={"binary": binary}) as kit:
         prepare_types(kit)
-        if kit.has_xml() and cases is BUILT_IN:
+        if kit.has_xml() and cases[0] is BUILT_IN[0]:
             cases = (*cases, case("xml", "'<?xml version=\"1.0\"?><a>é</a>'", "'text <b/>'"))
         kit.run(f"CREATE TABLE t (id int PRIMARY KEY, big text, {columns_of(cases)})")
         kit.run("ALTER TABLE t ALTER big SET STORAGE EXTERNAL")
@@ -224,7 +234,23 @@ def test_values_arrive_as_they_were(source_db: str, sink_db: str, cases: tuple[C
         settle(kit, "t", "whole")
 
 
-@pytest.mark.parametrize("cases", [BUILT_IN, BY_NAME, OF_USER], ids=["built-in", "by name", "of users"])
+def test_images_do_not_depend_on_the_form(source_db: str) -> None:
+    """Rows without a key are found by their image, which is the same whether the sink has read a value as text or as binary."""
+    with psycopg.connect(source_db, autocommit=True) as connection:
+        for statement in SETUP:
+            connection.execute(statement.encode())
+        for one in (*BUILT_IN, *OF_USER):
+            connection.execute(f"DROP TABLE IF EXISTS a, b; CREATE TABLE a (v {one.type}); CREATE TABLE b (LIKE a)".encode())
+            connection.execute(f"INSERT INTO a VALUES ({'), ('.join(one.values)})".encode())
+            with connection.cursor() as reader, reader.copy("COPY a TO STDOUT (FORMAT binary)") as copy:
+                rows = b"".join(map(bytes, copy))
+            with connection.cursor() as writer, writer.copy("COPY b FROM STDIN (FORMAT binary)") as copy:
+                copy.write(rows)
+            same = "SELECT count(*) FROM a WHERE EXISTS (SELECT FROM b WHERE ROW(a.v)::record *= ROW(b.v)::record)"
+            assert connection.execute(same.encode()).fetchone() == (len(one.values),), one
+
+
+@pytest.mark.parametrize("cases", [BUILT_IN, (*INEXACT, *BY_NAME), OF_USER], ids=["built-in", "by name", "of users"])
 def test_keys_of_every_type(source_db: str, sink_db: str, cases: tuple[Case, ...]) -> None:
     """Rows are found by keys of each type, by few and by many changes, and equal keys with other bytes are one row."""
     with Kit(source_db, sink_db) as kit:

@@ -71,8 +71,8 @@ def wire_of(pair: ColumnPair, source: Types, sink: Types, is_binary: bool) -> tu
             return WireType(info.sql, info.oid, is_element=_is_element(source, info.oid)), own.sql
         if (labels := _labels(source, info)) is not None:
             return labels, "" if own.oid == labels.oid else own.sql
-        text = f"column {pair.name} has type {info.name}, whose values the sink can only read as text"
-        raise TextNeededError(f"table {pair.table}: {text}")
+        text = f"column {pair.name} has type {info.name}, whose values the sink can only read as text; nothing was written"
+        raise TextNeededError(f"table {pair.table}: {text}, and the table is read as text as soon as it is added again")
     if own.oid == TEXT_OID and not is_fixed(source, info.oid):
         return _TEXT, ""
     if not is_same and is_fixed(source, info.oid) and info.oid != TEXT_OID:

@@ -33,8 +33,9 @@ _HOLD_IDS = frozenset(
         "regtype",
     }
 )
-_UNREADABLE = frozenset({"oidvector", "int2vector"})
-"""Their receive functions reject an empty vector."""
+_INEXACT = frozenset({"oidvector", "int2vector", "tsquery"})
+"""The receive functions of vectors reject an empty one; that of tsquery makes another image of an equal value than its input
+function does, so rows that are found as a whole would not be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def modifier_of(types: Types, oid: int, modifier: int) -> int:
 def has_no_ids(types: Types, oid: int) -> bool:
     """Return whether the type has a binary form that contains no id of its server, and that can be read for all values."""
     info = base_of(types, oid)
-    if not info.has_binary or (info.is_stable and info.name in _HOLD_IDS | _UNREADABLE):
+    if not info.has_binary or (info.is_stable and info.name in _HOLD_IDS | _INEXACT):
         return False
     if info.element_oid:
         return types[info.element_oid].is_stable and has_no_ids(types, info.element_oid)

@@ -10,6 +10,8 @@ import pytest
 
 from processor.postgres import PostgresExecutor
 from processor.postgres.sinks import ReloadNeededError
+from processor.postgres.sinks.connection import SinkConnection
+from processor.postgres.sinks.postgres_sink import PostgresSession
 from processor.postgres.tables.life import ADVANCING, State
 from tablewire.errors import OperatingError
 from tablewire.model.progress import Checkpoint
@@ -267,3 +269,34 @@ def test_a_table_that_is_locked_at_the_sink_waits_alone(source_db: str, sink_db:
             end_ts = current(kit)
             wait_until(lambda: checkpoint_of(executor, spans["c"]) >= end_ts, "the checkpoint advances")
         kit.wait_equal("a")
+
+
+def test_a_copy_whose_commit_was_not_answered_is_not_repeated(
+    source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sink is asked, and has the table: its rows are neither refused as rows that were there before, nor copied twice."""
+    broken: list[str] = []
+    execute = SinkConnection.execute
+
+    def break_after_commit(self: SinkConnection, sql: str) -> object:
+        result = execute(self, sql)
+        session = kit.executors[0]._snapshots[0].session
+        if sql == "COMMIT" and not broken and isinstance(session, PostgresSession) and session.connection is self:
+            broken.append(sql)
+            self._pgconn.finish()
+            raise psycopg.OperationalError("the connection was lost behind COMMIT")
+        return result
+
+    monkeypatch.setattr(SinkConnection, "execute", break_after_commit)
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE a (id int PRIMARY KEY)")
+        kit.run("INSERT INTO a SELECT generate_series(1, 100)")
+        start_ts = kit.start()
+        executor, span = kit.executor(), kit.span("a")
+        begin(executor, [span], start_ts)
+        wait_until(lambda: bool(broken), "the break behind COMMIT")
+        kit.run("INSERT INTO a VALUES (0)")
+        kit.wait_equal("a")
+        end_ts = current(kit)
+        wait_until(lambda: checkpoint_of(executor, span) >= end_ts, "the checkpoint continues without an error")
+        assert executor._tables[span].rows_written < 200

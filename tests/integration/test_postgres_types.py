@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.integration.test_postgres_sessions import failure, settle, start_again
-from tests.processor.postgres.replication_kit import Kit, begin, wait_until
+from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, stop, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -526,3 +526,50 @@ def test_composite_types_that_differ_are_an_error(source_db: str, sink_db: str) 
         start_ts = kit.start()
         begin(kit.executor(), [kit.span("t")], start_ts)
         assert "column p has type public.pair, but its fields" in failure(kit, "t")
+
+
+def test_table_that_needs_text_moves(source_db: str, sink_db: str) -> None:
+    """Another processor reads what the first one has not written from a text stream, beside a table in binary form."""
+    with Kit(source_db, sink_db) as kit:
+        prepare_types(kit)
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, c regclass, r rich)")
+        kit.run("CREATE TABLE other (id int PRIMARY KEY, v float8)")
+        kit.run("INSERT INTO t VALUES (1, 'named', '(ok,\"(1,x)\",\"{1.5}\",7)'); INSERT INTO other VALUES (1, 0.1)")
+        start_ts = kit.start()
+        first = kit.executor("a")
+        spans = [kit.span("t"), kit.span("other")]
+        begin(first, spans, start_ts)
+        settle(kit, "t", "other")
+        checkpoints = [stop(first, span) for span in spans]
+        second = kit.executor("b")
+        begin(second, spans[1:], checkpoints[1])
+        kit.run("INSERT INTO t SELECT i, 'named', '(ok,\"(1,x)\",\"{1.5}\",7)' FROM generate_series(2, 99) i")
+        kit.run("INSERT INTO other SELECT i, i / 3.0 FROM generate_series(2, 99) i")
+        kit.run('UPDATE t SET c = \'other."Odd ""name"\' WHERE id = 1')
+        settle_other = current(kit)
+        wait_until(lambda: checkpoint_of(second, spans[1]) >= settle_other, "the other table")
+        begin(second, spans[:1], checkpoints[0])
+        settle(kit, "t", "other")
+        kit.run("UPDATE t SET c = 'pg_class' WHERE id > 50; UPDATE other SET v = -v")
+        settle(kit, "t", "other")
+
+
+def test_extension_type_as_text_at_the_sink(source_db: str, sink_db: str) -> None:
+    """A type that the sink does not have is written to a text column, read as text once the first change has shown the need."""
+    with Kit(source_db, sink_db) as kit:
+        for name in ("citext", "hstore"):
+            kit.run(f"CREATE EXTENSION {name}")
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, c citext, h hstore, f float4, b bool)")
+        kit.at_sink("CREATE TABLE t (id int PRIMARY KEY, c text, h text, f float8, b text)")
+        kit.run("INSERT INTO t VALUES (1, 'Abc', 'a=>1', 1.1, true)")
+        start_ts = kit.start()
+        begin(kit.executor(), [kit.span("t")], start_ts)
+        rows = "SELECT c::text, h::text, f::float8::text, b::text FROM t ORDER BY id"
+        wait_until(lambda: kit.at_sink(rows) == kit.run(rows), "the copy")
+        kit.run("INSERT INTO t VALUES (2, 'dEf', 'b=>NULL', 2.2, false)")
+        assert "column c has type citext" in failure(kit, "t")
+        start_again(kit, "t")
+        wait_until(lambda: kit.at_sink(rows) == kit.run(rows), "the change")
+        kit.run("INSERT INTO t SELECT i, 'X', 'b=>NULL', i / 3.0, false FROM generate_series(3, 99) i")
+        kit.run("UPDATE t SET b = true, f = 0.3 WHERE id < 3")
+        wait_until(lambda: kit.at_sink(rows) == kit.run(rows), "the changes")

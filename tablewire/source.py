@@ -108,6 +108,13 @@ class VerifiedSource(Protocol):
 
 
 @runtime_checkable
+class SinkCleaner(Protocol):
+    """Optional: removes what is kept at the sink, after the source was dropped because its changefeed is removed."""
+
+    def clean_sink(self) -> None: ...
+
+
+@runtime_checkable
 class SplitSource(Protocol):
     """Optional: divides tables into several spans, for an executor that can write a part of a table.
 

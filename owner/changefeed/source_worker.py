@@ -32,7 +32,7 @@ from tablewire.model.spans import Span, SpanBlock
 from tablewire.runtime.backoff import Backoff
 from tablewire.runtime.shutdown import run_thread
 from tablewire.runtime.uris import redact_uri
-from tablewire.source import SelectiveSource, Source, SplitSource, StartedSource
+from tablewire.source import SelectiveSource, SinkCleaner, Source, SplitSource, StartedSource
 
 PREVIOUS_WAIT_S = 1.0
 POLLS_PER_QUIET_CHECK = 5
@@ -176,6 +176,7 @@ class ChangefeedWorker:
         try:
             if self.duty is Duty.DROP:
                 source.drop()
+                self._clean_sink(source)
                 self._records.forget(self.info.changefeed, self.info.epoch)
                 _log.info("changefeed_removed", changefeed=str(self.info.changefeed))
                 return
@@ -188,6 +189,15 @@ class ChangefeedWorker:
                 self._stop.wait(interval_ms / 1000)
         finally:
             source.close()
+
+    def _clean_sink(self, source: Source) -> None:
+        """Remove what is kept at the sink; a sink that is unreachable does not keep a changefeed from being removed."""
+        if not isinstance(source, SinkCleaner):
+            return
+        try:
+            source.clean_sink()
+        except OperatingError as error:
+            _log.warning("sink_rows_remain", changefeed=str(self.info.changefeed), reason=redact_uri(str(error)))
 
     def _start(self, source: Source) -> None:
         info = self.info

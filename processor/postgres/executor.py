@@ -81,6 +81,7 @@ class PostgresExecutor:
         self._barrier = Barrier(TS_MAX)
         self._barriers: dict[int, Ts] = {}
         self._incarnation = 0
+        self._server: tuple[int, int] | None = None  # system identifier and timeline that the tables are read from
         self._streams: StreamContext | None = None
         self._shared = SharedStreams()
         self._text_tables: set[TableID] = set()
@@ -277,7 +278,7 @@ class PostgresExecutor:
         return list(self._tables.values())
 
     def _connect_replication(self, purpose: str) -> ReplicationConnection:
-        return ReplicationConnection(self._request.source_uri, self._request.changefeed, purpose)
+        return ReplicationConnection(self._request.source_uri, self._request.changefeed, purpose, self._server)
 
     def _crashed(self, error: BaseException) -> None:
         """Write nothing more and end the process, after a bug in one of the threads.
@@ -315,6 +316,7 @@ class PostgresExecutor:
             return
         self._shared.drop_failed()
         try:
+            self._follow_server(self._catalogue.server())
             if self._streams is None:
                 self._streams = self._new_streams()
             if not self._shared.running:
@@ -338,6 +340,14 @@ class PostgresExecutor:
             return
         if self._streams is not None and not self._is_closing.is_set():
             self._shared.start(self._streams, [table for table in self._all_tables() if table.is_followed])
+
+    def _follow_server(self, server: tuple[int, int]) -> None:
+        """Note which server the source is. What was read from another one is dropped: its tables are taken over again."""
+        if self._server not in (None, server):
+            for table in [table for table in self._all_tables() if table.is_followed]:
+                table.fail(OperatingError("the source is another server now: the table is taken over again"))
+            self._shared.stop()
+        self._server = server
 
     def _new_streams(self) -> StreamContext:
         publication = self._catalogue.publication()
@@ -365,7 +375,7 @@ class PostgresExecutor:
         except OperatingError as error:
             table.fail(error)
             return
-        described = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts)
+        described = replace(schema, published_ts=published[table.table_id], released_ts=slot_ts, server=self._server)
         self._looks.begin(table)
         if table.describe(described):
             self._shared.attach(table)

@@ -226,7 +226,8 @@ class TableSchema(SourceTable):
     primary_key: its columns in key order. identity: the columns by which old rows are identified (of
     the index of the replica identity, or the primary key); empty if only the whole row identifies one.
     published_ts: where it was added to the publication; earlier changes cannot be had. 0: from the
-    beginning, or unknown. released_ts: where the changefeed's slot stood when the table was prepared;
+    beginning, or unknown. server: the system identifier and the timeline that it was
+    described at; None: unknown. released_ts: where the changefeed's slot stood when the table was prepared;
     everything before was confirmed by the sink. places: of a partition: from its root to the table itself.
     key_is_deferrable: the primary key is, so rows may exchange its values within a transaction.
     """
@@ -236,6 +237,7 @@ class TableSchema(SourceTable):
     columns: tuple[CatalogueColumn, ...]
     published_ts: Ts = 0
     released_ts: Ts = 0
+    server: tuple[int, int] | None = None
     places: tuple[PartitionPlace, ...] = ()
     key_is_deferrable: bool = False
     shape: TableShape | None = None

@@ -7,6 +7,7 @@ sink_reachable, sink_writable. A check that needs a failed one (the connection) 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,7 @@ from tablewire.postgres.connections import (
 )
 from tablewire.postgres.filters import TableFilter
 from tablewire.postgres.publication import read_publication
+from tablewire.postgres.servers import require_primary
 from tablewire.postgres.slots import read_slot
 from tablewire.runtime.uris import redact_uri
 from tablewire.source import CheckFailure, SourceRequest
@@ -48,6 +50,7 @@ def run_checks(request: SourceRequest, table_filter: TableFilter, rules: Publica
     identity: tuple[object, ...] | None = None
     try:
         with connect(request.source_uri, application_name=APPLICATION_NAME) as connection:
+            require_primary(connection)
             listing = list_tables(connection, table_filter, rules)
             tables = listing.tables
             identity = _database_identity(connection)
@@ -65,6 +68,12 @@ def _source_failures(
     connection: Connection, listing: SourceListing, table_filter: TableFilter, rules: PublicationRules, name: str
 ) -> Iterator[CheckFailure]:
     tables = listing.tables
+    if entry := _synchronous_entry(fetch_value(connection, "SHOW synchronous_standby_names")):
+        yield CheckFailure(
+            "synchronous_standby",
+            f"synchronous_standby_names of the source has the entry {entry}, which matches Tablewire's streams: a commit would be"
+            " confirmed when they have received it, not when a standby has; name the standbys",
+        )
     version = connection.info.server_version
     if version < VERSION_MIN:
         reason = f"the source is PostgreSQL {version // 10_000}; at least {VERSION_MIN // 10_000} is required"
@@ -86,6 +95,15 @@ def _source_failures(
         yield CheckFailure("privileges", reason)
     for reason in _slot_problems(connection, name):
         yield CheckFailure("replication_slot", reason)
+
+
+def _synchronous_entry(setting: str) -> str:
+    """Return the first entry of synchronous_standby_names that matches the application name of a stream; empty if none does."""
+    names = re.sub(r"^\s*((FIRST|ANY)\s+)?\d+\s*\(|\)\s*$", "", setting, flags=re.IGNORECASE)
+    for entry in (name.strip().strip('"') for name in names.split(",")):
+        if entry == "*" or entry.lower().startswith("tablewire "):
+            return entry
+    return ""
 
 
 def _missing_privileges(connection: Connection, tables: Sequence[SourceTable]) -> Iterator[str]:

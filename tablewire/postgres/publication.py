@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -58,7 +58,8 @@ class PublicationInfo:
     change by hand of the publication as a whole was last undone; 0: never. withdrawn: tables that were
     replicated and cannot be published now. xids: of Tablewire's own transactions that wrote rows of the
     catalogue; empty: of an earlier version, which did not note them. row_xid: which wrote the row of the
-    publication. flags: its columns.
+    publication. flags: its columns. source: for a sink that stores nothing of the source, what servers.py
+    compares.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PublicationInfo:
     xids: frozenset[str] = frozenset()
     row_xid: str = ""
     flags: Mapping[str, bool | str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def is_ours(self, xid: str) -> bool:
         """Return whether a transaction of Tablewire wrote this version of a row, as far as that is known."""
@@ -116,6 +118,7 @@ def read_publication(connection: Connection, name: str) -> PublicationInfo | Non
             frozenset(map(str, comment.get("xids", ()))),
             str(row[1]),
             row[2],
+            dict(comment.get("source", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OperatingError(
@@ -173,6 +176,11 @@ def create_publication(
         return  # another owner was faster
     except psycopg.Error as error:
         raise OperatingError(f"cannot create publication {name}: {error_text(error)}") from None
+
+
+def note_source(connection: Connection, name: str, rules: PublicationRules, source: Mapping[str, Any]) -> None:
+    """Store what is known of the source in the comment."""
+    _Sync(connection, name, rules).note_source(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +306,9 @@ class _Sync:
         """Note these tables, and no others, as replicated but not published."""
         self._change(lambda found: replace(found, withdrawn=frozenset(tables)))
 
+    def note_source(self, source: Mapping[str, Any]) -> None:
+        self._change(lambda found: replace(found, source=source))
+
     def read(self) -> PublicationInfo:
         if (publication := read_publication(self._connection, self._name)) is None:
             raise missing_publication(self._name)
@@ -381,6 +392,8 @@ def _comment(connection: Connection, publication: PublicationInfo) -> None:
         comment["changed_lsn"] = format_lsn(publication.changed_ts)
     if publication.added:
         comment["added"] = {str(table_id): format_lsn(ts) for table_id, ts in publication.added.items()}
+    if publication.source:
+        comment["source"] = dict(publication.source)
     if publication.withdrawn:
         comment["withdrawn"] = sorted(publication.withdrawn)
     connection.execute(sql.SQL("COMMENT ON PUBLICATION {} IS {}").format(sql.Identifier(publication.name), json.dumps(comment)))

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from tablewire.errors import OperatingError
 from tablewire.model.ids import Ts
-from tablewire.postgres.connections import Connection, ReconnectingConnection, fetch_value
+from tablewire.postgres.connections import Connection, ReconnectingConnection, SourceUnavailableError, fetch_value
 from tablewire.postgres.lsn import format_lsn
 from tablewire.postgres.sink_tables import create_sink_tables
 
@@ -41,7 +41,7 @@ SELECT c.position, c.source, p.highest FROM (SELECT max(position) AS highest FRO
         WHERE changefeed = %(changefeed)s AND incarnation = %(incarnation)s) p
   LEFT JOIN tablewire.checkpoints c ON c.changefeed = %(changefeed)s AND c.incarnation = %(incarnation)s"""
 _RECORDED = """
-SELECT greatest(position, (source ->> 'restored')::pg_lsn)
+SELECT greatest(position, (source ->> 'restored')::pg_lsn), (source ->> 'system')::numeric, (source ->> 'timeline')::int
   FROM tablewire.checkpoints WHERE changefeed = %s AND incarnation = %s"""
 _LOCK = """
 SELECT max(position)
@@ -50,6 +50,21 @@ _FENCE = """
 UPDATE tablewire.positions SET assignment_epoch = assignment_epoch + 1, updated_at = clock_timestamp(),
        position = CASE WHEN snapshot IN ('done', 'skipped') THEN greatest(position, %s::pg_lsn) ELSE position END
  WHERE changefeed = %s AND incarnation = %s"""
+# A table that was dropped or created again at the sink since then is not the one that the changefeed wrote.
+_REMOVE = """
+WITH removed AS (DELETE FROM tablewire.positions WHERE changefeed = %(changefeed)s AND incarnation <= %(incarnation)s RETURNING *)
+INSERT INTO tablewire.former_tables (changefeed, table_name, sink_table)
+  SELECT changefeed, table_name, (sink_shape ->> 'oid')::oid FROM removed
+   WHERE sink_shape ? 'oid' AND snapshot IN ('done', 'skipped')
+  ON CONFLICT (changefeed, table_name) DO UPDATE SET sink_table = EXCLUDED.sink_table, removed_at = clock_timestamp();
+DELETE FROM tablewire.takeovers WHERE changefeed = %(changefeed)s AND incarnation <= %(incarnation)s;
+DELETE FROM tablewire.checkpoints WHERE changefeed = %(changefeed)s AND incarnation <= %(incarnation)s"""
+_ADOPT = """
+WITH former AS (DELETE FROM tablewire.former_tables WHERE changefeed = %s RETURNING *)
+INSERT INTO tablewire.positions (changefeed, table_name, source_table_id, incarnation, changefeed_epoch, assignment_epoch,
+    position, snapshot, writer)
+  SELECT changefeed, table_name, 0, 0, 0, 0, '0/0', 'reload', '' FROM former WHERE sink_table IN (SELECT oid FROM pg_class)
+  ON CONFLICT DO NOTHING"""
 _LAST_INCARNATION = """
 SELECT max(incarnation) FROM (SELECT changefeed, incarnation FROM tablewire.checkpoints
        UNION ALL SELECT changefeed, incarnation FROM tablewire.positions) known WHERE changefeed = %s"""
@@ -64,15 +79,29 @@ class SinkRecord:
     highest_ts: Ts
 
 
-def require_no_lost_commits(connection: Connection, changefeed: str, incarnation: int, slot_ts: Ts, sink: str) -> None:
-    """Raise OperatingError if the sink has lost confirmed commits. slot_ts: the position of the slot, read before this call."""
-    recorded_ts = fetch_value(connection, _RECORDED, (changefeed, incarnation))
-    if recorded_ts is not None and recorded_ts < slot_ts:
+def require_no_lost_commits(
+    connection: Connection, changefeed: str, incarnation: int, slot_ts: Ts, sink: str, server: tuple[int, int] | None = None
+) -> None:
+    """Raise OperatingError if the sink has lost confirmed commits. slot_ts: the position of the slot, read before this call.
+
+    server: the system identifier and the timeline that a writer reads from; raise SourceUnavailableError if the owner has
+    not accepted it: a writer must not continue on another server before the owner has compared it with the sink.
+    """
+    row = connection.execute(_RECORDED, (changefeed, incarnation)).fetchone()
+    if row is None:
+        return
+    recorded_ts, system, timeline = row
+    if recorded_ts < slot_ts:
         raise OperatingError(
             f"{sink} is at {format_lsn(recorded_ts)}, but had confirmed everything up to {format_lsn(slot_ts)}, the position of"
             " the source's slot: it has lost commits (was it restored from a backup, or was a standby promoted?), and the source"
             " cannot send them again; `owner changefeed resync` copies all tables again; or, to continue without them, delete the"
             f" changefeed's row at the sink (tablewire.checkpoints, changefeed {changefeed})"
+        )
+    if server is not None and system is not None and (int(system), timeline) != server:
+        raise SourceUnavailableError(
+            f"the source is on timeline {server[1]} of system {server[0]}, and {sink} was filled from timeline {timeline} of"
+            f" {system}: the owner has not accepted that yet"
         )
 
 
@@ -133,6 +162,21 @@ class SinkCheckpoint:
             connection.execute(_SAVE, (self._changefeed, incarnation, format_lsn(target_ts), Jsonb(source)))
 
         self._connection.run("record a checkpoint", save)  # after an error, the next connection creates a missing table
+
+    def remove(self, incarnation: int) -> None:
+        """Delete the rows of this incarnation and earlier ones; note which tables the changefeed has written."""
+
+        def remove(connection: Connection) -> None:
+            with connection.transaction():
+                values = {"changefeed": self._changefeed, "incarnation": incarnation}
+                for statement in _REMOVE.split(";"):
+                    connection.execute(statement.encode(), values)
+
+        self._connection.run("remove the positions", remove)
+
+    def adopt(self) -> None:
+        """Have a new changefeed replace the rows that a removed one of its name has written."""
+        self._connection.run("read former tables", lambda connection: connection.execute(_ADOPT, (self._changefeed,)))
 
     def close(self) -> None:
         self._connection.close()

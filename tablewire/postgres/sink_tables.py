@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tablewire.postgres.connections import Connection
 
-_NAMES = ["tablewire.positions", "tablewire.takeovers", "tablewire.checkpoints"]
+_NAMES = ["tablewire.positions", "tablewire.takeovers", "tablewire.checkpoints", "tablewire.former_tables"]
 _CREATE_LOCK = 0x7461626C65776972  # "tablewir"
 _CREATE = """
 CREATE SCHEMA IF NOT EXISTS tablewire;
@@ -48,7 +48,16 @@ CREATE TABLE IF NOT EXISTS tablewire.checkpoints (
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE tablewire.checkpoints IS
-  'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.'"""
+  'The source may have forgotten everything at or before position: it was in all tables of the changefeed by then.';
+CREATE TABLE IF NOT EXISTS tablewire.former_tables (
+  changefeed text NOT NULL,
+  table_name text NOT NULL,
+  sink_table oid NOT NULL,
+  removed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (changefeed, table_name)
+);
+COMMENT ON TABLE tablewire.former_tables IS
+  'What a changefeed that was removed has written: one that is created under its name may replace these rows.'"""
 
 
 _ADDED_COLUMNS = {

@@ -15,9 +15,24 @@ from tablewire.postgres.lsn import format_lsn
 from tablewire.postgres.names import is_stream_slot
 
 CREATE_SLOT_TIMEOUT_MS = 60_000
+CREATE_SLOT_PATIENCE_S = 20.0
+TRANSACTIONS_IN_TEXT_MAX = 3
+_OPEN_TRANSACTIONS = """
+SELECT text FROM (
+  SELECT xact_start, concat_ws(', ', 'transaction ' || backend_xid, 'process ' || pid, 'role ' || usename,
+           'application ' || nullif(application_name, ''), state, 'since ' || to_char(xact_start, 'YYYY-MM-DD HH24:MI:SS'))
+           AS text
+    FROM pg_stat_activity
+   WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND (xact_start < now() - make_interval(secs => %s)) IS NOT FALSE
+  UNION ALL
+  SELECT prepared, concat_ws(', ', 'transaction ' || transaction, 'prepared as ' || quote_literal(gid),
+           'since ' || to_char(prepared, 'YYYY-MM-DD HH24:MI:SS')) FROM pg_prepared_xacts) found
+ ORDER BY xact_start LIMIT %s"""
 DROP_TIMEOUT_S = 5.0
 ADVANCE_STEP_BYTES = 256 * 1024 * 1024
 """The WAL of one step of an advance: one that is interrupted loses this step only."""
+ADVANCE_TIMEOUT_MS = 30_000
+ADVANCE_BYTES_PER_MS_MIN = 1_000
 ADVANCE_TURN_S = 5.0
 """An advance returns after this long, to be continued by the next call."""
 _LOST_REASONS = {
@@ -77,6 +92,13 @@ def read_slot(connection: Connection, name: str) -> SlotInfo | None:
     return None if row is None else SlotInfo(name, *row)
 
 
+def _waits(name: str, waits: str) -> OperatingError:
+    return OperatingError(
+        f"cannot create slot {name} before transactions have ended that are open at the source ({waits}): COMMIT, ROLLBACK,"
+        " ROLLBACK PREPARED or pg_terminate_backend; it is tried again"
+    )
+
+
 def find_living_slot(connection: Connection, changefeed: ChangefeedID) -> str:
     """Return the processors' temporary slot of this changefeed with the lowest position; empty if there is none."""
     rows = connection.execute(
@@ -112,19 +134,29 @@ def restore_slot(connection: Connection, name: str, living_slot: str) -> SlotInf
     return slot
 
 
+def open_transactions(connection: Connection, older_than_s: float = 0) -> str:
+    """Return which transactions that have begun to write are open, the oldest first, and all prepared ones; empty: none."""
+    rows = connection.execute(_OPEN_TRANSACTIONS, (older_than_s, TRANSACTIONS_IN_TEXT_MAX)).fetchall()
+    return "; ".join(text for (text,) in rows)
+
+
 def create_slot(connection: Connection, name: str) -> SlotInfo:
-    """Create the permanent slot. This waits for the transactions that are open now, for at most CREATE_SLOT_TIMEOUT_MS."""
+    """Create the permanent slot. This waits for the transactions that are open now, for at most CREATE_SLOT_TIMEOUT_MS.
+
+    Raise OperatingError at once for one that is prepared, or open for CREATE_SLOT_PATIENCE_S already.
+    """
+    if waits := open_transactions(connection, CREATE_SLOT_PATIENCE_S):
+        raise _waits(name, waits)
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL statement_timeout = {CREATE_SLOT_TIMEOUT_MS}")
-            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+            # From PostgreSQL 17 on, a standby that synchronizes slots has it after a failover.
+            failover = ", failover => true" if connection.info.server_version >= 170000 else ""
+            connection.execute(f"SELECT pg_create_logical_replication_slot(%s, 'pgoutput'{failover})".encode(), (name,))
     except psycopg.errors.DuplicateObject:
         pass  # another owner was faster
     except psycopg.errors.QueryCanceled:
-        raise OperatingError(
-            f"cannot create slot {name}: transactions at the source stay open for more than {CREATE_SLOT_TIMEOUT_MS // 1000} s "
-            "(pg_stat_activity shows them); end them and try again"
-        ) from None
+        raise _waits(name, open_transactions(connection) or "they have ended by now") from None
     except psycopg.Error as error:
         raise OperatingError(f"cannot create slot {name}: {error_text(error)}") from None
     if (slot := read_slot(connection, name)) is None:
@@ -135,16 +167,23 @@ def create_slot(connection: Connection, name: str) -> SlotInfo:
 def advance_slot(connection: Connection, slot: SlotInfo, target_ts: Ts) -> None:
     """Advance the slot towards target_ts, never backwards and never past the WAL that is on disk.
 
-    Each step is a statement of its own, without a time limit of the server: it reads the WAL again from the slot's
-    restart position, which takes as long as it takes. After ADVANCE_TURN_S the rest is left to the next call.
+    Each step is a statement of its own, whose time limit grows with the WAL that it reads, from the slot's restart
+    position on. After ADVANCE_TURN_S the rest is left to the next call.
     """
     target_ts = min(target_ts, fetch_value(connection, "SELECT pg_current_wal_flush_lsn()"))
     position, until = slot.confirmed_ts, time.monotonic() + ADVANCE_TURN_S
-    while position < target_ts and time.monotonic() < until:
+    while position < target_ts:
         position = min(target_ts, position + ADVANCE_STEP_BYTES)
         with connection.transaction():
-            connection.execute("SET LOCAL statement_timeout = 0")
+            connection.execute(f"SET LOCAL statement_timeout = {advance_timeout_ms(slot, position)}")
             connection.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", (slot.name, format_lsn(position)))
+        if time.monotonic() > until:
+            return
+
+
+def advance_timeout_ms(slot: SlotInfo, position: Ts) -> int:
+    """Return how long an advance to this position may take: a server that reads WAL more slowly hangs."""
+    return ADVANCE_TIMEOUT_MS + max(0, position - slot.restart_ts) // ADVANCE_BYTES_PER_MS_MIN
 
 
 def touch_slot(connection: Connection, slot: SlotInfo) -> None:

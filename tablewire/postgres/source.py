@@ -32,7 +32,7 @@ from tablewire.postgres.connections import (
 from tablewire.postgres.filters import TableFilter
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
-from tablewire.postgres.publication import PublicationInfo, create_publication, missing_publication, read_publication
+from tablewire.postgres.publication import PublicationInfo, create_publication, missing_publication, note_source, read_publication
 from tablewire.postgres.servers import (
     RESYNC,
     Action,
@@ -59,8 +59,6 @@ walsenders report their position again."""
 STATEMENT_TIMEOUT_MS = 30_000
 CLIENT_TIMEOUT_S = 300.0
 """For all statements of one call together."""
-ADVANCE_BYTES_PER_S_MIN = 1_000_000
-"""An advance that reads WAL more slowly than this counts as hanging; it has CLIENT_TIMEOUT_S in addition."""
 ADVANCE_REST = 4
 """After an advance there is none for this many times as long as it took: each reads the WAL again from the restart position."""
 ADVANCE_REST_MAX_S = 60.0
@@ -110,6 +108,7 @@ class PostgresSource:
         self._marked: tuple[Ts, Mark | None] = (0, None)
         """The checkpoint and the mark that were last recorded."""
         self._advance_at = self._touched_at = 0.0
+        self._dropped_incarnation = 0
         self._advanced: tuple[Ts, float] = (0, 0.0)
         self._waits_for_sink = False
         self._sink_checkpoint: SinkCheckpoint | None = None
@@ -156,7 +155,7 @@ class PostgresSource:
         if slot is None:
             return
         began = time.monotonic()
-        limit_s = CLIENT_TIMEOUT_S + max(0, checkpoint_ts - slot.restart_ts) / ADVANCE_BYTES_PER_S_MIN
+        limit_s = CLIENT_TIMEOUT_S + slots.advance_timeout_ms(slot, checkpoint_ts) / 1000
         self._connection.run("advance the slot", lambda connection: self._advance(connection, slot, checkpoint_ts), limit_s)
         now = time.monotonic()
         self._advance_at = now + min(ADVANCE_REST * (now - began), ADVANCE_REST_MAX_S)
@@ -173,6 +172,13 @@ class PostgresSource:
     def drop(self) -> None:
         """Drop the slot and the publication. Idempotent."""
         self._connection.run("drop the slot", self._drop)
+        self._has_started = False
+        self._checkpoint_ts = 0
+
+    def clean_sink(self) -> None:
+        """Remove what is kept at the sink of a changefeed whose source was dropped. Idempotent."""
+        if self._sink_checkpoint is not None:
+            self._sink_checkpoint.remove(self._dropped_incarnation or self._sink_checkpoint.last_incarnation())
 
     def close(self) -> None:
         if self._sink_checkpoint is not None:
@@ -188,8 +194,9 @@ class PostgresSource:
         require_primary(connection)
         found = self._look(connection)
         if found.has_started:
+            known_ts = self._checkpoint_ts or found.sink.checkpoint_ts
             slot = self._continue(connection, found)
-            start_ts = min(slot.confirmed_ts, found.sink.checkpoint_ts)
+            start_ts = min(slot.confirmed_ts, known_ts)
         else:
             slot = self._begin(connection, found)
             start_ts = slot.confirmed_ts
@@ -217,11 +224,13 @@ class PostgresSource:
         if publication is None and (slot is not None or self._request.start_ts):
             raise missing_publication(self._name)
         if publication is None or self._sink_checkpoint is None:
-            sink = SinkState(None, self._checkpoint_ts)
+            sink = SinkState(record_from_json(publication.source) if publication is not None else None, self._checkpoint_ts)
             return _Found(publication, slot, sink, bool(self._request.start_ts) or self._has_started)
         stored = self._sink_checkpoint.read(publication.incarnation)
         recorded_ts = stored.position or 0
-        sink = SinkState(record_from_json(stored.source), self._checkpoint_ts or recorded_ts, max(stored.highest_ts, recorded_ts))
+        sink = SinkState(
+            record_from_json(stored.source), max(self._checkpoint_ts, recorded_ts), max(stored.highest_ts, recorded_ts)
+        )
         return _Found(publication, slot, sink, bool(self._checkpoint_ts) or stored.position is not None or self._has_started)
 
     def _begin(self, connection: Connection, found: _Found) -> slots.SlotInfo:
@@ -231,13 +240,17 @@ class PostgresSource:
             usable = [table for table in tables if not table.why_unusable(self._rules)]
             above = self._sink_checkpoint.last_incarnation() if self._sink_checkpoint is not None else 0
             create_publication(connection, self._name, usable, self._rules, above)
+            if self._sink_checkpoint is not None:
+                self._sink_checkpoint.adopt()
         slot = found.slot or slots.create_slot(connection, self._name)
         if problem := slot.why_unusable(connection.info.dbname):
             raise OperatingError(problem)
         publication = found.publication or read_publication(connection, self._name)
         self._record = SourceRecord(read_server(connection), restart_ts=slot.restart_ts)
-        if self._sink_checkpoint is not None and publication is not None:
-            record = record_to_json(self._record)
+        record = record_to_json(self._record)
+        if self._sink_checkpoint is None:
+            note_source(connection, self._name, self._rules, record)
+        elif publication is not None:
             self._sink_checkpoint.record(publication.incarnation, slot.confirmed_ts, slot.confirmed_ts, record)
         return slot
 
@@ -258,7 +271,7 @@ class PostgresSource:
             pass_over_to = slot.confirmed_ts
         if decision.action is not Action.CONTINUE or (former is not None and former.server != now.server):
             is_same = former is not None and former.server == now.server and not pass_over_to
-            self._accept(found, record, pass_over_to, is_same)
+            self._accept(connection, found, record, pass_over_to, is_same)
             reason = f"system {now.server.system}, timeline {now.server.timeline}"
             _log.warning("source_accepted", changefeed=str(self._request.changefeed), action=decision.action.value, reason=reason)
         if decision.action is Action.RESTORE:
@@ -300,9 +313,12 @@ class PostgresSource:
             )
         return slot
 
-    def _accept(self, found: _Found, record: SourceRecord, pass_over_to: Ts, is_same: bool) -> None:
-        """Record another server or slot at the sink; unless the server is the same, nothing that was read before is written."""
-        if self._sink_checkpoint is None or found.publication is None:
+    def _accept(self, connection: Connection, found: _Found, record: SourceRecord, pass_over_to: Ts, is_same: bool) -> None:
+        """Record another server or slot; at a PostgreSQL sink, unless the server is the same, what was read before is refused."""
+        if found.publication is None:
+            return
+        if self._sink_checkpoint is None:
+            note_source(connection, self._name, self._rules, record_to_json(record))
             return
         incarnation, position, source = found.publication.incarnation, found.sink.checkpoint_ts, record_to_json(record)
         if is_same:
@@ -393,7 +409,8 @@ class PostgresSource:
         slot = slots.read_slot(connection, self._name)
         if slot is not None and slot.database == connection.info.dbname:
             slots.drop_slot(connection, self._name)
-        if read_publication(connection, self._name) is not None:
+        if (publication := read_publication(connection, self._name)) is not None:
+            self._dropped_incarnation = publication.incarnation
             connection.execute(f"DROP PUBLICATION IF EXISTS {quoted(self._name)}")
 
 

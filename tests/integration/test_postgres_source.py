@@ -119,6 +119,20 @@ def test_check_names_wal_level_and_full_slots(new_postgres: Callable[..., Postgr
     assert set(failures) == {"wal_level", "replication_slot"}
 
 
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [("*", True), ('ANY 1 (other, "tablewire shared")', True), ("FIRST 1 (standby1, standby2)", False), ("", False)],
+)
+def test_check_refuses_to_be_a_synchronous_standby(
+    new_postgres: Callable[..., PostgresServer], tmp_path: Path, names: str, is_refused: bool
+) -> None:
+    """A commit would be confirmed when a stream has received it; with standbys that are named it is not."""
+    server = new_postgres(settings={"synchronous_standby_names": names, "synchronous_commit": "local"})
+    server.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    found = failed(make_source(server.uri(), f"file://{tmp_path}/sink"))
+    assert set(found) == ({"synchronous_standby"} if is_refused else set())
+
+
 def test_start_is_idempotent_and_drop_leaves_nothing(source_db: str, sink_db: str, execute: Execute) -> None:
     """Two starts make one slot and one publication; two drops remove both."""
     execute("CREATE TABLE t (id int PRIMARY KEY)")

@@ -159,6 +159,12 @@ class SharedStreams:
         for needs_text in [key for key, stream in self._streams.items() if stream.has_failed]:
             del self._streams[needs_text]
 
+    def stop(self) -> None:
+        """End all of them, and forget them."""
+        for stream in self.running:
+            stream.stop()
+        self._streams = {}
+
     def attach(self, table: StreamTable) -> None:
         """Attach a table if its stream is running; otherwise `start` will."""
         if (stream := self._streams.get(table.needs_text)) is not None:

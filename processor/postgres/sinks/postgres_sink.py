@@ -228,7 +228,7 @@ class PostgresSession(SinkSession):
         if row is None:
             raise SinkUnavailableError(f"{self.name}: the position of {schema.full_name} was removed during a takeover")
         positions.require_greatest(schema, row.fence, fence)
-        checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name)
+        checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name, schema.server)
         connection.call(lambda found: require_no_lost_commits(found, *checked))
         position, snapshot = row.position, row.snapshot
         is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation

@@ -20,6 +20,7 @@ from tablewire.postgres.connections import Connection, ReconnectingConnection, f
 from tablewire.postgres.identity import database_identity
 from tablewire.postgres.partition_trees import leaf_problems
 from tablewire.postgres.publication import PublicationInfo, published_positions, read_publication
+from tablewire.postgres.servers import read_server, require_primary
 from tablewire.postgres.slots import read_slot
 
 STATEMENT_TIMEOUT_MS = 15_000
@@ -55,6 +56,16 @@ class SourceCatalogue:
         if (found := self._run(lambda connection: read_publication(connection, self._publication))) is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found
+
+    def server(self) -> tuple[int, int]:
+        """Return the system identifier and the timeline; raise SourceUnavailableError if the server is a standby."""
+
+        def read(connection: Connection) -> tuple[int, int]:
+            require_primary(connection)
+            found = read_server(connection)
+            return found.system, found.timeline
+
+        return self._run(read)
 
     def slot_ts(self) -> Ts:
         """Return the position of the changefeed's slot, before which the source keeps nothing; 0 if there is no slot."""

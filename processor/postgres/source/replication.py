@@ -65,6 +65,7 @@ NO_BINARY_FORM = "42883"
 
 _COPY_SLOT = sql.SQL("SELECT pg_copy_logical_replication_slot({}, {}, true)")
 _SLOT_POSITION = sql.SQL("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}")
+_IDENTIFY = sql.SQL("IDENTIFY_SYSTEM")
 _CREATE_SLOT = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
 _START = sql.SQL(
     "START_REPLICATION SLOT {slot} LOGICAL {position}"
@@ -87,14 +88,15 @@ class NoBinaryFormError(StreamLostError):
 class ReplicationConnection:
     """One walsender and its temporary slot."""
 
-    def __init__(self, uri: str, changefeed: ChangefeedID, purpose: str) -> None:
-        """Connect. purpose: one word of [a-z], part of the slot's name."""
+    def __init__(self, uri: str, changefeed: ChangefeedID, purpose: str, server: tuple[int, int] | None = None) -> None:
+        """Connect. purpose: one word of [a-z], part of the slot's name. server: the only one to read from (system, timeline)."""
         self.answer_max_s = ANSWER_MAX_S
         self._heard_at = time.monotonic()
         self._asked_at: float | None = None
         self._position: Ts = 0
         self.slot = temporary_slot_name(changefeed, f"{purpose[:8]}_{secrets.token_hex(5)}")
         self._base = slot_name(changefeed)
+        self._server = server
         self._connection = connect(uri, application_name=f"tablewire {purpose}", replication=True, is_raw=True)
         self._pgconn = self._connection.pgconn
         self._warnings: list[str] = []
@@ -114,6 +116,7 @@ class ReplicationConnection:
         That is later than start_ts if the slot is: the server keeps nothing from before.
         """
         self._execute(f"SET wal_sender_timeout = {WALSENDER_TIMEOUT_MS}", pq.ExecStatus.COMMAND_OK)
+        self._require_server()
         self._query(_COPY_SLOT.format(self._base, self.slot))
         if not (rows := self._query(_SLOT_POSITION.format(self.slot))):
             raise OperatingError(f"slot {self.slot} does not exist at the source")
@@ -133,8 +136,20 @@ class ReplicationConnection:
         The snapshot exists until the next command on this connection. waiting: called each second while
         the server waits for transactions that are open.
         """
+        self._require_server()
         rows = self._query(_CREATE_SLOT.format(sql.Identifier(self.slot)), SNAPSHOT_SLOT_MAX_S, waiting)
         return parse_lsn(rows[1]), rows[2]
+
+    def _require_server(self) -> None:
+        """Raise OperatingError if this is another server than the one that the tables were read from so far."""
+        if self._server is None:
+            return
+        system, timeline, *_ = self._query(_IDENTIFY.format())
+        if (int(system), int(timeline)) != self._server:
+            raise OperatingError(
+                f"the source is on timeline {timeline} of system {system}, and was on timeline {self._server[1]} of"
+                f" {self._server[0]}: after a failover a table continues when the owner has accepted the new server"
+            )
 
     def listen(self, timeout_s: float) -> None:
         """Wait for the stream. Request a reply from a source that is silent for long; raise StreamLostError without one."""

@@ -10,7 +10,7 @@ from tablewire.postgres import new_source
 from tablewire.postgres.connections import parse_uri
 from tablewire.postgres.filters import TableFilter, split_patterns
 from tablewire.postgres.lsn import format_lsn, parse_lsn
-from tablewire.postgres.names import slot_name, temporary_slot_name
+from tablewire.postgres.names import is_stream_slot, slot_name, temporary_slot_name
 from tablewire.postgres.options import PostgresOptions, parse_options
 from tablewire.source import SourceRequest
 
@@ -18,6 +18,16 @@ from tablewire.source import SourceRequest
 def test_plain_id_gives_a_plain_slot_name() -> None:
     """The slot of `default/orders` is what an operator expects."""
     assert slot_name(ChangefeedID("default", "orders")) == "tablewire_orders"
+
+
+def test_only_streams_of_the_changefeed_itself_can_restore_its_slot() -> None:
+    """Neither the slot of a first copy counts, whose changes begin later, nor that of a changefeed with a longer name."""
+    for changefeed in (ChangefeedID("default", "a"), ChangefeedID("default", "a" * 80)):
+        for token, is_stream in (("shared_0123456789", True), ("catchup_0123456789", True), ("snapshot_0123456789", False)):
+            assert is_stream_slot(changefeed, temporary_slot_name(changefeed, token)) is is_stream
+        assert not is_stream_slot(changefeed, slot_name(changefeed))
+    longer = temporary_slot_name(ChangefeedID("default", "a_b"), "shared_0123456789")
+    assert not is_stream_slot(ChangefeedID("default", "a"), longer)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,24 @@ PARTITIONS = (
              "CREATE TABLE t_2_1 PARTITION OF t_2 FOR VALUES IN (5); CREATE TABLE t_2_2 PARTITION OF t_2 FOR VALUES IN (4, 6);"
              "CREATE TABLE t_def PARTITION OF t DEFAULT", (*MOVES, "TRUNCATE t_2", "INSERT INTO t VALUES (4, 'y')"),
              compared=LEAVES),
+    Scenario("root into a table", LISTED, "INSERT INTO t VALUES (9, 'z')",
+             "CREATE TABLE t (a int PRIMARY KEY, c text DEFAULT 'c', b text)",
+             (*MOVES, "TRUNCATE t", "INSERT INTO t VALUES (1), (2), (5)"), options=ROOT),
+    Scenario("root into a hash partitioned table", LISTED, "INSERT INTO t VALUES (9, 'z')",
+             "CREATE TABLE t (a int PRIMARY KEY, c text DEFAULT 'c', b text) PARTITION BY HASH (a);"
+             "CREATE TABLE t_p1 (b text, c text, a int NOT NULL); "
+             "ALTER TABLE t ATTACH PARTITION t_p1 FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+             "CREATE TABLE t_p2 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 1)", MOVES, options=ROOT),
+    Scenario("root whose columns change", LISTED, "INSERT INTO t VALUES (9, 'z')", None,
+             ("ALTER TABLE t DROP b, ADD COLUMN c text DEFAULT 'pub', ADD b text",
+             "INSERT INTO t (a, b) VALUES (1, 'xxx'), (5, 'zzz')",
+              "INSERT INTO t (a, b, c) VALUES (6, 'aaa', 'xxx_c')"), options=ROOT, native=None),
+    Scenario("root with two levels", "CREATE TABLE t (a int PRIMARY KEY) PARTITION BY LIST (a);"
+             "CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (-1, 0, 1) PARTITION BY LIST (a);"
+             "CREATE TABLE t_1_1 PARTITION OF t_1 FOR VALUES IN (-1, 0, 1)", "INSERT INTO t VALUES (-1)",
+             "CREATE TABLE t (a int PRIMARY KEY)",
+             ("INSERT INTO t VALUES (0)", "INSERT INTO t_1 VALUES (1)", "DELETE FROM t WHERE a = -1"),
+             options=ROOT),
     Scenario("a table into partitions that change",
              "CREATE TABLE t (a int NOT NULL, b int); CREATE UNIQUE INDEX i ON t (a); "
              "ALTER TABLE t REPLICA IDENTITY USING INDEX i", "SELECT 1",
@@ -189,7 +207,7 @@ def test_temporal_keys(postgres_server: PostgresServer, source_db: str, sink_db:
     (run_native if asks_peer() else run_scenario)(scenario, source_db, sink_db)
 
 
-@pytest.mark.parametrize("binary", ["false"])
+@pytest.mark.parametrize("binary", ["true", "false"])
 def test_types(source_db: str, sink_db: str, binary: str) -> None:
     """Arrays, enums, composites, ranges, domains and extension types: inserts, updates and deletes of each."""
     with data_plane(source_db, sink_db, options={"binary": binary}) as plane:

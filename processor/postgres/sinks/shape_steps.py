@@ -75,11 +75,13 @@ def adjust_columns(connection: SinkConnection, schema: TableSchema, former: Tabl
     for column in current.columns:
         if column.generated:
             continue
-        name = quoted(column.name)
-        there, known = target.column(column.name), before.get(column.name)
+        there, name = target.column(column.name), quoted(column.name)
+        known = [before.get(column.name)]
+        if former is not None and former.table_id == current.table_id:
+            known.append(former.column(column.attnum))
         if there is None:
             add_column(connection, schema, column, table)
-        elif known is not None and there.type_text == known.type_text != column.type_text:
+        elif there.type_text != column.type_text and there.type_text in {other.type_text for other in known if other}:
             new_type = ddl_type(connection, schema, column)
             connection.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {new_type} USING NULL::{new_type}")
 

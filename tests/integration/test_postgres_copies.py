@@ -113,17 +113,13 @@ def test_columns_that_are_dropped_under_the_snapshot_are_not_missed(source_db: s
         assert error(executor, spans["b"]) == ""
 
 
-def test_tables_that_swap_names_under_the_snapshot_are_taken_over_again(source_db: str, sink_db: str) -> None:
-    """No rows are written under the name of the other table; both are right after their error."""
-    with Kit(source_db, sink_db, options={"existing_rows": "truncate"}) as kit:
-        with copying_a(kit) as (executor, spans):
+def test_tables_that_swap_names_under_the_snapshot_keep_their_rows(source_db: str, sink_db: str) -> None:
+    """Each is copied under its new name: no rows are written under the name of the other table."""
+    with Kit(source_db, sink_db) as kit:
+        with copying_a(kit):
             kit.run("UPDATE b SET v = -v")
             for change in ("c RENAME TO d", "b RENAME TO c", "d RENAME TO b"):
                 kit.run(f"ALTER TABLE {change}")
-        wait_until(lambda: error(executor, spans["b"]) and error(executor, spans["c"]), "both tables show an error")
-        assert "public.b was renamed to public.c before its first copy" in error(executor, spans["b"])
-        for name in "bc":
-            add_again(executor, spans[name], kit.start_ts)
         kit.wait_equal("a", "b", "c")
 
 
@@ -134,7 +130,7 @@ def test_a_table_that_is_dropped_under_the_snapshot_is_its_own_error(source_db: 
             kit.run("DROP TABLE b")
         kit.wait_equal("a", "c")
         wait_until(lambda: error(executor, spans["b"]), "the dropped table has an error")
-        assert "public.b no longer exists at the source" in error(executor, spans["b"])
+        assert "table public.b" in error(executor, spans["b"])  # it no longer exists, or has left the publication
 
 
 def test_a_locked_table_waits_alone_for_its_copy(source_db: str, sink_db: str) -> None:

@@ -83,7 +83,8 @@ class ExecutorMeter:
     """Figures of an executor for /metrics.
 
     rows_written, bytes_written: since it was made, never decreasing. queue_bytes: read but not yet
-    written; queue_bytes_max: the limit. read_ts: how far the source has been read.
+    written; queue_bytes_max: the limit. read_ts: how far the source has been read. conflicts: changes
+    that found other rows at the sink than at the source.
     """
 
     rows_written: int = 0
@@ -91,6 +92,7 @@ class ExecutorMeter:
     queue_bytes: int = 0
     queue_bytes_max: int = 0
     read_ts: Ts = 0
+    conflicts: int = 0
 
 
 @runtime_checkable

@@ -62,6 +62,22 @@ _options_option = click.option(
 )
 
 
+_on_conflict_option = click.option(
+    "--on-conflict",
+    type=click.Choice(["source-wins", "skip", "error"]),
+    help="What a PostgreSQL sink does with a change that finds another row there than at the source; the same as the option"
+    " on_conflict.",
+)
+
+
+def _with_on_conflict(options: dict[str, str], on_conflict: str | None) -> dict[str, str]:
+    if on_conflict is None:
+        return options
+    if "on_conflict" in options:
+        raise click.UsageError("--on-conflict and the option on_conflict exclude each other")
+    return {**options, "on_conflict": on_conflict}
+
+
 @changefeed_group.command("create")
 @remote
 @click.option("--id", "changefeed", required=True, metavar="ID", help="Lower-case letters, digits, '_', '-'; or NAMESPACE/ID.")
@@ -84,6 +100,7 @@ _options_option = click.option(
 )
 @click.option("--no-snapshot", "skip_snapshot", is_flag=True, help="Replicate changes from now on, without the rows that exist.")
 @_options_option
+@_on_conflict_option
 @click.option(
     "--target-ts",
     callback=_ts,
@@ -92,13 +109,14 @@ _options_option = click.option(
 )
 @click.option("--dry-run", is_flag=True, help="Run all checks and store nothing.")
 @click.option("--wait", is_flag=True, help="Wait until all tables are copied and follow the source; --timeout-s, else 600 s.")
-def create(session: Session, changefeed: str, dry_run: bool, wait: bool, **fields: Any) -> None:
+def create(session: Session, changefeed: str, dry_run: bool, wait: bool, on_conflict: str | None, **fields: Any) -> None:
     """Create a changefeed and start it.
 
     All checks run first. If any fails, all failed checks are shown and nothing is stored.
     """
     # The parameters that are not named here have the names of the request's fields.
     exclude_each_other(dry_run=dry_run, wait=wait)
+    fields["options"] = _with_on_conflict(fields["options"], on_conflict)
     session.pending = "" if dry_run else f"{changefeed} may have been created: see `owner changefeed list`"
     answer = session.ask(
         "CreateChangefeed",
@@ -202,14 +220,16 @@ def _print_state(session: Session, row: pb.Changefeed, more: str = "") -> None:
     "--tables", multiple=True, callback=_patterns, metavar="PATTERN", help="The new filter, as in `create`; replaces the old one."
 )
 @_options_option
+@_on_conflict_option
 @click.option("--unset-option", "unset_options", multiple=True, metavar="NAME", help="Reset the option to its default.")
-def update(session: Session, changefeed: str, **fields: Any) -> None:
+def update(session: Session, changefeed: str, on_conflict: str | None, **fields: Any) -> None:
     """Change the tables or options of a paused changefeed.
 
     All checks run first, as in `create`; `resume` applies the changes. A table that is added starts
     as with `create`; the rows of a table that is removed stay in the sink. Source, sink and target
     cannot be changed, because data and positions belong to them: create another changefeed instead.
     """
+    fields["options"] = _with_on_conflict(fields["options"], on_conflict)
     if not any(fields.values()):
         raise click.UsageError("nothing to change: give --tables, --source-option, --sink-option or --unset-option")
     answer = session.ask("UpdateChangefeed", timeout_s=session.timeout_s(CHECKS_TIMEOUT_S), changefeed=changefeed, **fields)

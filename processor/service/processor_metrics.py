@@ -59,6 +59,12 @@ class ProcessorMetrics(ReadMetrics):
             ),
             (self.counter, "sink_rows", "rows_written", "Rows written to the sink since the agent started"),
             (self.counter, "sink_bytes", "bytes_written", "Bytes of those rows, as received from the source"),
+            (
+                self.counter,
+                "sink_conflicts",
+                "conflicts",
+                "Changes that found other rows at the sink than at the source, since the agent started",
+            ),
             (self.gauge, "queue_bytes", "queue_bytes", "Size of the changes that were read but not yet written"),
             (
                 self.gauge,

@@ -51,6 +51,7 @@ def test_the_source_wins(source_db: str, sink_db: str, binary: str) -> None:
         kit.at_sink("UPDATE t SET v = 'a' WHERE id = 3")  # nothing has touched the row that differs
         kit.wait_equal("t")
         assert conflicts(kit) == 4
+        assert kit.executors[0].meter().conflicts == 4
         found = [entry for entry in logs if entry["event"] == "sink_conflict"]
         assert [(entry["table"], entry["key"]) for entry in found] == [("public.t", "id")]
         kinds = ("update_missing", "delete_missing", "insert_exists", "update_exists")

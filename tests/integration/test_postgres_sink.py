@@ -13,7 +13,7 @@ from processor.postgres.sinks import Fence, SinkUnavailableError, WriteNotAllowe
 from processor.postgres.sinks.connection import SinkConnection
 from processor.postgres.sinks.postgres_sink import PostgresSession
 from processor.postgres.source.pgoutput import Part, Relation, RelationColumn, Transaction
-from tablewire.errors import EpochRefusedError
+from tablewire.errors import EpochRefusedError, OperatingError
 from tablewire.postgres.catalogue import TableSchema
 from tests.processor.postgres.replication_kit import Kit, begin, checkpoint_of, current, wait_until
 
@@ -143,6 +143,24 @@ def test_connection_that_is_ended_while_it_is_set_up(source_db: str, sink_db: st
         ):
             with pytest.raises(SinkUnavailableError, match="terminating"):
                 call()
+
+
+def test_a_pooler_that_gives_each_transaction_another_session(source_db: str, sink_db: str) -> None:
+    """A name that we have not prepared is taken, or one that we have is gone: the error says what the sink URI leads to."""
+    with Kit(source_db, sink_db) as kit:
+        kit.run("CREATE TABLE t (id int PRIMARY KEY)")
+        kit.start()
+        session, schema = session_of(kit, "a", "t")
+        fence, shape = Fence(1, 1, 1), relation(schema, ["id"])
+        session.take_over(schema, fence, 100, False)
+        write(session, schema, fence, inserts(shape, [[1]], 200))
+        for statement in ("DEALLOCATE ALL", "PREPARE s1 AS SELECT 1"):
+            session.ready().execute(statement)
+            with pytest.raises(OperatingError, match="pooler"):
+                write(session, schema, fence, inserts(shape, [[2]], 300))
+        write(session, schema, fence, inserts(shape, [[2]], 300))
+        session.close()
+        assert kit.at_sink("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
 
 
 def test_names_with_dots_are_told_apart(source_db: str, sink_db: str) -> None:

@@ -411,6 +411,26 @@ def test_row_level_security_that_hides_rows_is_an_error(source_db: str, sink_db:
         kit.wait_equal("t")
 
 
+def test_deferrable_constraints_that_the_sink_enforces(source_db: str, sink_db: str) -> None:
+    """A role that may not set session_replication_role: values are exchanged before the constraint is checked."""
+    sink = as_role(sink_db, "GRANT ALL ON SCHEMA public TO %s")
+    with Kit(source_db, sink) as kit:
+        kit.run("CREATE TABLE u (id int PRIMARY KEY, v int UNIQUE DEFERRABLE, w text)")
+        kit.run("CREATE TABLE k (id int PRIMARY KEY DEFERRABLE, v text)")
+        kit.run("ALTER TABLE k REPLICA IDENTITY FULL")
+        kit.at_sink("CREATE TABLE u (id int PRIMARY KEY, v int UNIQUE DEFERRABLE, w text, note text)")
+        kit.at_sink("CREATE TABLE k (id int PRIMARY KEY DEFERRABLE, v text)")
+        kit.run("INSERT INTO u SELECT n, n, 'a' FROM generate_series(1, 6) n")
+        kit.run("INSERT INTO k SELECT n, 'a' FROM generate_series(1, 6) n")
+        follow(kit, "u", "k")
+        kit.run("UPDATE u SET v = 7 - v")
+        kit.run("UPDATE k SET id = 7 - id")
+        settle(kit, "u", "k")
+        assert kit.at_sink("SELECT id, v, w FROM u ORDER BY 1") == kit.run("SELECT id, v, w FROM u ORDER BY 1")
+        kit.wait_equal("k")
+        assert kit.at_sink("SELECT sum(conflicts) FROM tablewire.positions") == [(0,)]
+
+
 def test_children_soon_follow_their_parents(source_db: str, sink_db: str) -> None:
     """Where foreign keys are enforced, a child that is written before its parent is written soon afterwards."""
     sink = as_role(sink_db, "GRANT ALL ON SCHEMA public TO %s")

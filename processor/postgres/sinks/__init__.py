@@ -12,8 +12,9 @@ OperatingError is the table's own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from processor.postgres.source.pgoutput import Part
@@ -63,6 +64,18 @@ class TakeoverResult:
     needs_snapshot: bool
 
 
+class ConflictCounter:
+    """Counts conflicts of all sessions, since the executor was made. Any thread."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self.total += number
+
+
 @dataclass(frozen=True, slots=True)
 class SinkContext:
     """What a sink must know of its executor.
@@ -74,6 +87,7 @@ class SinkContext:
     writer: str
     may_write: Callable[[], bool]
     shapes: ShapeWatch | None = None
+    conflicts: ConflictCounter = field(default_factory=ConflictCounter)
 
     def require_allowed(self) -> None:
         if not self.may_write():

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import psycopg
 import structlog
 
-from processor.postgres.sinks import ReloadNeededError
+from processor.postgres.sinks import ConflictCounter, ReloadNeededError
 from processor.postgres.sinks.changes import (
     changed_columns,
     key_of,
@@ -49,12 +49,14 @@ _log = structlog.get_logger(__name__)
 class ConflictLog:
     """Logs the conflicts of one session's tables, each table at most every LOG_INTERVAL_S seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, counter: ConflictCounter) -> None:
+        self._counter = counter
         self._waiting: dict[str, Counter[str]] = {}
         self._logged_at: dict[str, float] = {}
 
     def add(self, table: str, key: Sequence[str], found: Counter[str]) -> None:
         """Count conflicts of a committed transaction."""
+        self._counter.add(found.total())
         waiting = self._waiting.setdefault(table, Counter())
         waiting.update(found)
         now = time.monotonic()

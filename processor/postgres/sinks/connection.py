@@ -59,6 +59,8 @@ RETRY_CODES = frozenset(
         "58030",  # an I/O error
     }
 )
+POOLER_CODES = frozenset({"42P05", "26000"})
+"""A prepared statement of ours exists already, or no longer: this is not the session that we have prepared it in."""
 
 _Result = TypeVar("_Result")
 Statement = tuple[str, Sequence["bytes | None"]]
@@ -79,6 +81,11 @@ def sink_error(error: psycopg.Error, where: str) -> OperatingError:
         return WaitsForTableError(
             f"{text}; if no other table that is being replicated will change that, drop the foreign key at the sink, or allow the"
             " role of the sink URI to set session_replication_role"
+        )
+    if error.sqlstate in POOLER_CODES:
+        text += (
+            "; the sink URI seems to lead to a connection pooler that gives each transaction another session: connect to the"
+            " server itself, or through a pooler in session mode"
         )
     return SinkUnavailableError(text) if is_retried(error) else OperatingError(text)
 

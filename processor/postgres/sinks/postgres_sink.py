@@ -30,6 +30,7 @@ from processor.postgres.sinks.bulk import BulkWriter, Stages
 from processor.postgres.sinks.conflicts import CAREFUL_TRANSACTIONS, CarefulWriter, ConflictLog
 from processor.postgres.sinks.connection import (
     COPY_TIMEOUT_S,
+    POOLER_CODES,
     RowCountError,
     SinkConnection,
     Statement,
@@ -80,7 +81,7 @@ class PostgresSession(SinkSession):
         self.follower = ShapeFollower(self.watch, self.positions, options.on_shape_change == "copy")
         self.planner = TargetPlanner(catalogue, self.watch, options.binary)
         self.stages = Stages()
-        self.conflicts = ConflictLog()
+        self.conflicts = ConflictLog(context.conflicts)
         self.connection: SinkConnection | None = None
         self._uri = uri
         self._context = context
@@ -190,7 +191,7 @@ class PostgresSession(SinkSession):
 
     def drop_plans(self, plans: Sequence[TargetPlan], error: psycopg.Error) -> bool:
         """Drop plans after an error that new ones may avoid; return False if there is no such hope."""
-        is_hopeless = is_retried(error) or positions.is_refusal(error)
+        is_hopeless = is_retried(error) or positions.is_refusal(error) or error.sqlstate in POOLER_CODES
         if is_hopeless or not any(self.planner.is_committed(plan) for plan in plans):
             return False
         for plan in plans:

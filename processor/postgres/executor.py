@@ -21,7 +21,7 @@ from processor.postgres.readers.looks import ShapeLooks
 from processor.postgres.readers.shared_stream import SharedStreams
 from processor.postgres.readers.snapshot import SnapshotRunner
 from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable
-from processor.postgres.sinks import ConflictCounter, Fence, SinkContext
+from processor.postgres.sinks import Fence, SinkContext
 from processor.postgres.sinks.registry import new_sink
 from processor.postgres.sinks.wire_types import TextNeededError
 from processor.postgres.source.catalogue import SourceCatalogue
@@ -52,7 +52,6 @@ PUBLICATION_SHARE = 0.02
 """At most this part of the time is used for that."""
 JOIN_TIMEOUT_S = 2.0
 _WRITER_CHARS = 40
-
 _log = structlog.get_logger(__name__)
 
 
@@ -67,11 +66,10 @@ class PostgresExecutor:
         self._options = options
         self._name = slot_name(request.changefeed)
         self._catalogue = SourceCatalogue(request.source_uri, self._name, options.rules)
-        writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
         self._watch = ShapeWatch(self._catalogue)
-        self._conflicts = ConflictCounter()
-        context = SinkContext(request.changefeed, writer, self.may_write, self._watch, self._conflicts)
-        self._sink = new_sink(request.sink_uri, context, self._catalogue, options)
+        writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
+        self._context = SinkContext(request.changefeed, writer, self.may_write, self._watch)
+        self._sink = new_sink(request.sink_uri, self._context, self._catalogue, options)
         self._looks = ShapeLooks(self._watch, self._sink.follows_shapes)
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
@@ -220,7 +218,7 @@ class PostgresExecutor:
             queue_bytes=self._budget.held_bytes,
             queue_bytes_max=self._budget.max_bytes,
             read_ts=self._shared.read_ts,
-            conflicts=self._conflicts.total,
+            conflicts=self._context.conflicts.total,
         )
 
     def close(self) -> None:

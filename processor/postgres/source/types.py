@@ -97,9 +97,9 @@ def modifier_of(types: Types, oid: int, modifier: int) -> int:
 
 
 def has_no_ids(types: Types, oid: int) -> bool:
-    """Return whether the type has a binary form that contains no id of its server, and that can be read for all values."""
+    """Return whether the type has a binary form that contains no id of its server."""
     info = base_of(types, oid)
-    if not info.has_binary or (info.is_stable and info.name in _HOLD_IDS | _INEXACT):
+    if not info.has_binary or (info.is_stable and info.name in _HOLD_IDS):
         return False
     if info.element_oid:
         return types[info.element_oid].is_stable and has_no_ids(types, info.element_oid)
@@ -130,12 +130,18 @@ def streams_in_binary(types: Types, oid: int) -> bool:
 
 def needs_text(types: Types, oids: Iterable[int]) -> bool:
     """Return whether a table with columns of these types must be read from a text stream."""
-    return not all(streams_in_binary(types, oid) for oid in oids)
+    return not all(streams_in_binary(types, oid) and _is_exact(types, oid) for oid in oids)
 
 
 def copies_in_binary(types: Types, oids: Iterable[int]) -> bool:
     """Return whether a first copy of columns of these types may have the binary format."""
-    return all(is_fixed(types, oid) for oid in oids)
+    return all(is_fixed(types, oid) and _is_exact(types, oid) for oid in oids)
+
+
+def _is_exact(types: Types, oid: int) -> bool:
+    """Return whether the type consists of none of _INEXACT, which are read as text where that is known from the beginning."""
+    info = types[oid]
+    return not (info.is_stable and info.name in _INEXACT) and all(_is_exact(types, part) for part in info.parts)
 
 
 _TYPES = """

@@ -37,7 +37,6 @@ REPLACED = {
     "column dropped": "ALTER TABLE t DROP COLUMN v",
     "column re-created": "ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN v bigint",
     "column renamed": "ALTER TABLE t RENAME COLUMN v TO w",
-    "narrower and wider": "ALTER TABLE t ALTER v TYPE int; ALTER TABLE t ALTER note TYPE varchar(10)",
 }
 
 
@@ -76,7 +75,7 @@ def test_a_table_that_was_replaced_while_it_moved(source_db: str, sink_db: str, 
         wait_until(lambda: ids_and_values(kit, at_source=True) == ids_and_values(kit), "source = sink")
 
 
-@pytest.mark.parametrize("how", ["dropped", "re-created", "column dropped"])
+@pytest.mark.parametrize("how", ["dropped", "re-created"])
 def test_without_first_copies_it_is_an_error(source_db: str, sink_db: str, how: str) -> None:
     """Nothing is written to a table that lacks the earlier rows; a later writer says how to continue."""
     with Kit(source_db, sink_db, initial_snapshot=False) as kit:

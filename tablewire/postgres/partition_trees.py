@@ -26,13 +26,16 @@ class Partition:
     is_created: bool
 
 
-# A partition that is attached gets new versions of its columns; one that is created as a partition does not: all columns, the
-# system's included, and the row of pg_inherits are written by one command (cmin is the same for all of the first ones).
+# The columns of a table, the system's included, are written by one command (xmin, cmin). ATTACH PARTITION writes all of the
+# user's again; CREATE TABLE ... PARTITION OF does not, and writes the row of pg_inherits in the same transaction. An update that
+# was rolled back leaves an xmax, and may have overwritten cmin.
 TREE_SQL = """
 (SELECT coalesce(json_agg(json_build_array(l.oid::bigint, l.relfilenode::bigint,
-            (SELECT count(DISTINCT (a.xmin::text, a.cmin::text)) = 1
-                    AND min(a.xmin::text) = (SELECT i.xmin::text FROM pg_catalog.pg_inherits i WHERE i.inhrelid = l.oid)
-               FROM pg_catalog.pg_attribute a WHERE a.attrelid = l.oid)) ORDER BY l.oid), '[]')
+            EXISTS (SELECT FROM pg_catalog.pg_attribute s JOIN pg_catalog.pg_attribute a ON a.attrelid = s.attrelid
+                      JOIN pg_catalog.pg_inherits i ON i.inhrelid = s.attrelid AND i.xmin = s.xmin
+                     WHERE s.attrelid = l.oid AND s.attnum = -1 AND a.attnum > 0 AND NOT a.attisdropped
+                       AND a.xmin = s.xmin AND a.cmin = s.cmin AND a.xmax = '0'::xid AND s.xmax = '0'::xid)
+            ) ORDER BY l.oid), '[]')
    FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.level > 0)"""
 """Of a partitioned table `c` of pg_class: its partitions, as arrays of the fields of Partition."""
 

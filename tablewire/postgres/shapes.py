@@ -24,6 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
+from tablewire.postgres import partition_trees
+from tablewire.postgres.partition_trees import Partition
+
 TypeDefinition: TypeAlias = "tuple[tuple[int, str], ...]"
 """Of an enum: (oid, label) of each value; of a composite: (attnum, type and modifier) of each field."""
 
@@ -56,7 +59,8 @@ class TableShape:
     """A table. file: names its storage. attnums: how many columns it has had. key: attnums by which rows are identified.
 
     columns: ordered by attnum, without dropped ones. types: definitions of the user-defined types that
-    its columns use. uniques: the attnums of each unique index; not a part of the identity.
+    its columns use. uniques: the attnums of each unique index; not a part of the identity. partitions: of
+    a partitioned table, which has no file itself.
     """
 
     table_id: int
@@ -69,6 +73,7 @@ class TableShape:
     columns: tuple[ColumnShape, ...]
     types: Mapping[int, TypeDefinition] = field(default_factory=dict)
     uniques: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+    partitions: tuple[Partition, ...] = ()
 
     def column(self, attnum: int) -> ColumnShape | None:
         return next((column for column in self.columns if column.attnum == attnum), None)
@@ -88,7 +93,9 @@ class TableShape:
         """Return the shape; raise KeyError or TypeError for one that another version stored."""
         types = {int(oid): tuple((int(number), str(text)) for number, text in parts) for oid, parts in found["types"].items()}
         columns = tuple(ColumnShape(**column) for column in found["columns"])
-        return cls(**{**found, "key": tuple(found["key"]), "columns": columns, "types": types})
+        partitions = tuple(Partition(**partition) for partition in found.get("partitions", ()))
+        known = {"key": tuple(found["key"]), "columns": columns, "types": types, "partitions": partitions}
+        return cls(**{**found, **known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,8 @@ def why_copy(applied: TableShape, current: TableShape) -> str:
     """Return why the contents of old rows are unknown; empty if they are known."""
     if applied.table_id != current.table_id or applied.attnums > current.attnums:
         return "it is another table"
+    if reason := partition_trees.why_copy(applied.partitions, current.partitions):
+        return reason
     is_moved = applied.file != current.file
     for before, after in _common(applied, current):
         if before.generated and after.generated:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tablewire.errors import OperatingError
-from tests.processor.postgres.replication_kit import Kit, begin, prepare, promote, wait_until
+from tests.processor.postgres.replication_kit import Kit, begin, prepare, promote, stop, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -182,3 +182,53 @@ def test_inheritance_is_not_partitioning(kit: Kit) -> None:
     kit.run("TRUNCATE ONLY parent")
     kit.run("INSERT INTO parent VALUES (9, 'last')")
     kit.wait_equal("parent", "child")
+
+
+TREE_CHANGES = {
+    "detached": "ALTER TABLE m DETACH PARTITION archive.m_old",
+    "dropped": "DROP TABLE archive.m_old",
+    "truncated": "TRUNCATE archive.m_old",
+    "attached": "CREATE TABLE x (LIKE m); INSERT INTO x VALUES (7, 200, 'x'); ALTER TABLE m ATTACH PARTITION x DEFAULT",
+    "a tree is attached": "CREATE TABLE x (LIKE m) PARTITION BY RANGE (k); CREATE TABLE x1 PARTITION OF x DEFAULT;"
+    " INSERT INTO x VALUES (7, 200, 'x'); ALTER TABLE m ATTACH PARTITION x DEFAULT",
+    "a tree is detached": "ALTER TABLE m DETACH PARTITION m_mid",
+    "rewritten": "ALTER TABLE m ALTER v TYPE varchar(40) USING v || '!'",
+}
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize("change", TREE_CHANGES.values(), ids=TREE_CHANGES)
+def test_partitions_that_come_or_go_with_rows_copy_the_root_again(by_root: Kit, change: str, is_stopped: bool) -> None:
+    """The stream has no changes of their rows; this is noticed without any further row, also by a processor that starts later."""
+    make_source(by_root)
+    start_ts = by_root.start()
+    executor, span = by_root.executor(), by_root.span("m")
+    begin(executor, [span], start_ts)
+    by_root.wait_equal("m")
+    if is_stopped:
+        checkpoint_ts = stop(executor, span)
+        executor.close()
+    with by_root.source_connection.transaction():
+        by_root.run(change)
+    if is_stopped:
+        begin(by_root.executor("b"), [span], checkpoint_ts)
+    by_root.wait_equal("m")
+    by_root.run("INSERT INTO m VALUES (9, 11, 'last')" if "m_mid" not in change else "INSERT INTO m VALUES (9, 1, 'last')")
+    by_root.wait_equal("m")
+
+
+def test_a_partition_that_is_created_empty_copies_nothing_again(by_root: Kit) -> None:
+    """All of its rows are in the stream, even those of the transaction that creates it, and so is a column with a default."""
+    make_source(by_root)
+    start_ts = by_root.start()
+    begin(by_root.executor(), [by_root.span("m")], start_ts)
+    by_root.wait_equal("m")
+    by_root.at_sink("DELETE FROM m WHERE id = 1")  # a copy would bring it back
+    with by_root.source_connection.transaction():
+        by_root.run("CREATE TABLE m_rest PARTITION OF m DEFAULT PARTITION BY HASH (id)")
+        by_root.run("CREATE TABLE m_rest_0 PARTITION OF m_rest FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+        by_root.run("INSERT INTO m VALUES (7, 200, 'rest')")
+    by_root.run("ALTER TABLE m ADD COLUMN n int DEFAULT 5")
+    by_root.run("INSERT INTO m VALUES (8, 11, 'last', 6)")
+    wait_until(lambda: (8,) in by_root.at_sink("SELECT id FROM m"), "the last row arrives")
+    assert by_root.at_sink("SELECT id, n FROM m ORDER BY id") == [(2, 5), (7, 5), (8, 6)]

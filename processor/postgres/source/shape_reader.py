@@ -17,6 +17,7 @@ import psycopg
 from tablewire.errors import OperatingError
 from tablewire.model.ids import TableID, Ts
 from tablewire.postgres.connections import Connection
+from tablewire.postgres.partition_trees import TREE_SQL, Partition
 from tablewire.postgres.shapes import ColumnShape, TableShape, TypeDefinition
 
 FIRST_USER_OID = 16384
@@ -29,12 +30,14 @@ SELECT DISTINCT relation::bigint FROM pg_catalog.pg_locks
    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND mode IN ('ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"""
 _SNAPSHOT = "SELECT pg_catalog.pg_current_snapshot()::text"
-_TABLES = """
+# A partitioned table has no rows of its own: the value of rows that are older than a column is in its partitions.
+_MISSING = """
+CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '')
+     WHEN c.relkind = 'p' THEN (SELECT pg_catalog.array_to_string(m.attmissingval, '') FROM pg_partition_tree(c.oid) t
+            JOIN pg_attribute m ON m.attrelid = t.relid AND m.attname = a.attname WHERE m.atthasmissing LIMIT 1) END"""
+_TABLES = f"""
 SELECT c.oid::bigint, n.nspname, c.relname,
-       CASE c.relkind
-         WHEN 'p' THEN (SELECT coalesce(string_agg(l.oid::text || ':' || l.relfilenode, ',' ORDER BY l.oid), '')
-                          FROM pg_partition_tree(c.oid) t JOIN pg_class l ON l.oid = t.relid WHERE t.isleaf)
-         ELSE c.relfilenode::text END,
+       CASE c.relkind WHEN 'p' THEN '' ELSE c.relfilenode::text END,
        c.relnatts::int, c.relreplident::text,
        ARRAY(SELECT k.attnum::int FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
               WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indisvalid
@@ -44,9 +47,10 @@ SELECT c.oid::bigint, n.nspname, c.relname,
        (SELECT coalesce(json_agg(json_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
                   pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated, a.attidentity,
                   a.xmin::text || CASE WHEN a.attgenerated <> '' THEN '/' || coalesce(d.oid::text, '') ELSE '' END,
-                  CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '') END) ORDER BY a.attnum), '[]')
+                  {_MISSING}) ORDER BY a.attnum), '[]')
           FROM pg_attribute a LEFT JOIN pg_attrdef d ON a.attgenerated <> '' AND d.adrelid = a.attrelid AND d.adnum = a.attnum
-         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       CASE c.relkind WHEN 'p' THEN {TREE_SQL} ELSE '[]' END
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = ANY(%(ids)s::oid[]) AND c.relkind IN ('r', 'p')"""
 # Of user-defined types: what each consists of, and the values of enums and the fields of composites.
@@ -136,7 +140,7 @@ def _shapes(cursor: psycopg.ClientCursor[tuple[Any, ...]], generated: bool) -> d
     cursor.nextset()
     types = {row[0]: row[1:] for row in cursor.fetchall()}
     found: dict[TableID, TableShape] = {}
-    for table_id, schema, name, file, attnums, identity, key, uniques, columns in tables:
+    for table_id, schema, name, file, attnums, identity, key, uniques, columns, partitions in tables:
         shapes = tuple(ColumnShape(*column) for column in columns)
         if generated:
             shapes = tuple(replace(column, generated="") if column.generated == "s" else column for column in shapes)
@@ -151,6 +155,7 @@ def _shapes(cursor: psycopg.ClientCursor[tuple[Any, ...]], generated: bool) -> d
             shapes,
             _definitions(types, [column.type_oid for column in shapes]),
             tuple(tuple(unique) for unique in uniques),
+            tuple(Partition(*partition) for partition in partitions),
         )
     return found
 

@@ -70,7 +70,7 @@ class PostgresExecutor:
         writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
         self._context = SinkContext(request.changefeed, writer, self.may_write, self._watch)
         self._sink = new_sink(request.sink_uri, self._context, self._catalogue, options)
-        self._looks = ShapeLooks(self._watch, self._sink.follows_shapes)
+        self._looks = ShapeLooks(self._watch, self._check_publication, self._sink.follows_shapes)
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
@@ -298,7 +298,7 @@ class PostgresExecutor:
             self._woken.wait(self._looks.wait_s(CONTROL_INTERVAL_S))
             self._woken.clear()
             self._describe_new()
-            self._check_publication()
+            self._check_publication_if_due()
             self._start_catch_up()
             self._pool.submit_waiting(self._all_tables())
             self._looks.run(self._all_tables(), self._shared.latest_ts)
@@ -382,31 +382,37 @@ class PostgresExecutor:
             if table.is_leaving:
                 self._shared.detach(table)  # it was removed before it was attached
 
-    def _check_publication(self) -> None:
-        """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again."""
+    def _check_publication_if_due(self) -> None:
+        """Check the publication from time to time, for a sink that follows no shapes; otherwise each look does."""
         now, position = time.monotonic(), self._shared.latest_ts
-        if now < self._publication_at or position == self._publication_seen:
+        if self._sink.follows_shapes or now < self._publication_at or position == self._publication_seen:
             return
+        if self._check_publication():
+            self._publication_seen = position
+        ended = time.monotonic()
+        self._publication_at = ended + max(PUBLICATION_INTERVAL_S, (ended - now) / PUBLICATION_SHARE)
+
+    def _check_publication(self) -> bool:
+        """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again.
+
+        Return False if the source cannot be asked now.
+        """
         followed = [table for table in self._all_tables() if table.is_followed]
-        if not followed:
-            return
         published: Mapping[TableID, Ts] = {}
-        reason = f"it left publication {self._name}, or was changed there by hand: changes may be missing"
+        reason = ""
         try:
             published = self._catalogue.published()
-            self._publication_seen = position
         except (SourceUnavailableError, StatementError) as error:
             _log.warning("postgres_publication_unreadable", reason=str(error))
-            return
+            return False
         except OperatingError as error:
             reason = str(error)
-        finally:
-            seconds = time.monotonic() - now
-            self._publication_at = now + max(PUBLICATION_INTERVAL_S, seconds / PUBLICATION_SHARE)
         for table in followed:
             schema = table.schema
             if schema is not None and published.get(table.table_id) != schema.published_ts:
-                table.fail(OperatingError(f"table {schema.full_name}: {reason}"))
+                unpublished = self._catalogue.unpublished(schema)
+                table.fail(OperatingError(f"table {schema.full_name}: {reason}") if reason else unpublished)
+        return True
 
     def _start_catch_up(self) -> None:
         with self._catch_up_lock:

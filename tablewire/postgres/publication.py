@@ -126,19 +126,21 @@ def read_publication(connection: Connection, name: str) -> PublicationInfo | Non
         ) from None
 
 
-def published_tables(connection: Connection, name: str) -> dict[TableID, PublishedTable]:
-    """Return the tables that the publication lists."""
+def published_tables(connection: Connection, name: str, table_id: TableID | None = None) -> dict[TableID, PublishedTable]:
+    """Return the tables that the publication lists, or only this one of them."""
     rows = connection.execute(
         "SELECT c.oid::bigint, n.nspname, c.relname, r.xmin::text FROM pg_publication p"
         " JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
-        (name,),
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s AND coalesce(r.prrelid = %s::bigint::oid, true)",
+        (name, table_id),
     )
-    return {table_id: PublishedTable(table_id, quoted(schema, table), xid) for table_id, schema, table, xid in rows}
+    return {listed_id: PublishedTable(listed_id, quoted(schema, table), xid) for listed_id, schema, table, xid in rows}
 
 
-def published_positions(connection: Connection, name: str, rules: PublicationRules) -> Mapping[TableID, Ts]:
-    """Return the tables that are published as this changefeed needs it, each with its `published_ts`.
+def published_positions(
+    connection: Connection, name: str, rules: PublicationRules, table_id: TableID | None = None
+) -> Mapping[TableID, Ts]:
+    """Return the tables that are published as this changefeed needs it, each with its `published_ts`; or only one of them.
 
     Raise OperatingError if the publication does not exist, or was changed by hand as a whole.
     """
@@ -146,8 +148,8 @@ def published_positions(connection: Connection, name: str, rules: PublicationRul
         raise missing_publication(name)
     if problem := publication.why_altered(rules):
         raise OperatingError(f"{problem}: changes may be missing; the owner restores it, and the tables are copied again")
-    listed = published_tables(connection, name)
-    return {table_id: publication.published_ts(table_id) for table_id, row in listed.items() if publication.is_ours(row.xid)}
+    listed = published_tables(connection, name, table_id)
+    return {listed_id: publication.published_ts(listed_id) for listed_id, row in listed.items() if publication.is_ours(row.xid)}
 
 
 def missing_publication(name: str) -> ChangesLostError:

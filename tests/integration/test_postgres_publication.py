@@ -143,13 +143,14 @@ def error_of(executor: PostgresExecutor, span: Span) -> str:
     return ""
 
 
-def again(kit: Kit, executor: PostgresExecutor, span: Span) -> None:
-    """Remove a table that has failed and schedule it again, as the agent and the owner do."""
+def again(kit: Kit, executor: PostgresExecutor, span: Span) -> int:
+    """Remove a table that has failed and schedule it again, as the agent and the owner do; return its last checkpoint."""
     checkpoint_ts = stop(executor, span)
     assert kit.source is not None
     kit.source.tables()
     prepare(executor, span, checkpoint_ts)
     promote(executor, span, checkpoint_ts)
+    return checkpoint_ts
 
 
 BY_HAND = {
@@ -176,6 +177,7 @@ def test_a_change_by_hand_is_undone_and_its_tables_are_copied_again(kit: Kit, ch
     kit.run("INSERT INTO a VALUES (50, 'missed by some')")
     kit.run("UPDATE a SET v = 'missed' WHERE id <= 10")
     kit.run("DELETE FROM a WHERE id > 15 AND id < 50")
+    missed_ts = int(str(kit.run("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0]))
     if is_restored_by_hand:
         kit.run(f"ALTER PUBLICATION {name} SET TABLE ONLY a")
         kit.run(
@@ -186,7 +188,7 @@ def test_a_change_by_hand_is_undone_and_its_tables_are_copied_again(kit: Kit, ch
         assert list(kit.source.tables().values()) == ["public.a"]
     kit.run("INSERT INTO a VALUES (200, 'after')")
     wait_until(lambda: error_of(executor, span), "the table shows an error")
-    again(kit, executor, span)
+    assert again(kit, executor, span) < missed_ts, "a position at which the sink is not right was confirmed"
     kit.wait_equal("a")
     kit.run("UPDATE a SET v = 'again'")
     kit.wait_equal("a")

@@ -8,7 +8,7 @@ idle source is not looked at.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -29,9 +29,15 @@ _log = structlog.get_logger(__name__)
 class ShapeLooks:
     """See the module."""
 
-    def __init__(self, watch: ShapeWatch, is_needed: bool) -> None:
-        """Take is_needed: the sink follows shapes; else nothing is looked at, and checkpoints do not depend on it."""
+    def __init__(self, watch: ShapeWatch, check_publication: Callable[[], bool], is_needed: bool) -> None:
+        """Take what a look calls.
+
+        check_publication: fails tables whose changes may not have been published; returns False if the
+        source cannot be asked. is_needed: the sink follows shapes; else nothing is looked at, and
+        checkpoints do not depend on it.
+        """
         self._watch = watch
+        self._check_publication = check_publication
         self._is_needed = is_needed
         self._position: Ts = 0
         """Of the last look."""
@@ -63,14 +69,19 @@ class ShapeLooks:
         started = time.monotonic()
         try:
             position, changed = self._watch.look([table.table_id for table in tables])
+            is_checked = self._check_publication()  # after the position of the look
         except OperatingError as error:
             _log.warning("postgres_catalogue_unreadable", reason=str(error))
             self._next_at = time.monotonic() + 1.0
             return
         ended = time.monotonic()
         self._next_at = ended + max(LOOK_INTERVAL_S, (ended - started) / LOOK_SHARE)
+        if not is_checked:
+            return
         self._position = position
         for table in tables:
+            if table.error is not None:
+                continue
             table.verified_ts = max(table.verified_ts, self._watch.verified_ts(table.table_id))
             shape, schema = changed.get(table.table_id), table.schema
             if shape is not None and schema is not None and (shape.schema, shape.name) != (schema.schema, schema.name):

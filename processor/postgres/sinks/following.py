@@ -107,6 +107,7 @@ class ShapeFollower:
         if row is None:
             raise SinkUnavailableError(f"the position of table {schema.full_name} was removed")
         current = self.watch.read_after(table_id, part.transaction)
+        self.watch.require_published(schema)  # a new relation may be the first one after changes that were not published
         decision = self._decide(schema, row, current, seen, part)
         return self._follow(connection, schema, row, decision, relation)
 

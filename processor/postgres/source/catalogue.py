@@ -97,6 +97,18 @@ class SourceCatalogue:
         """
         return self._run(lambda connection: published_positions(connection, self._publication, self.rules))
 
+    def require_published(self, schema: TableSchema) -> None:
+        """Raise OperatingError unless all changes of the table have been published since it was described."""
+        published = self.run(lambda connection: published_positions(connection, self._publication, self.rules, schema.table_id))
+        if published.get(schema.table_id) != schema.published_ts:
+            raise self.unpublished(schema)
+
+    def unpublished(self, schema: TableSchema) -> OperatingError:
+        return OperatingError(
+            f"table {schema.full_name}: it left publication {self._publication}, or was changed there by hand: "
+            "changes may be missing"
+        )
+
     def types_with_parts(self, oids: Iterable[int]) -> Types:
         """Return these types and all that they consist of; raise OperatingError if one no longer exists."""
         wanted = set(oids)

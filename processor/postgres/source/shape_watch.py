@@ -77,6 +77,10 @@ class ShapeWatch:
             )
         return look.shapes.get(table_id)
 
+    def require_published(self, schema: TableSchema) -> None:
+        """Raise OperatingError if changes of the table may not have been published; see `SourceCatalogue`."""
+        self._catalogue.require_published(schema)
+
     def look(self, table_ids: Iterable[TableID]) -> tuple[Ts, dict[TableID, TableShape]]:
         """Compare all tables with the catalogue; return its position, and the shapes that differ, which `pending` describes."""
         look = self.read(table_ids)

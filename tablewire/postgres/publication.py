@@ -30,6 +30,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+import structlog
 from psycopg import sql
 
 from tablewire.errors import ChangesLostError, OperatingError
@@ -41,6 +42,7 @@ from tablewire.postgres.lsn import format_lsn, parse_lsn
 LOCK_TIMEOUT_MS = 1_000
 FAILURES_MAX_S = 3.0
 """One call of `sync_publication` begins no more single tables after this long, so that locked tables do not delay the slot."""
+NAMES_MAX = 5
 CHANGE_TABLES_MAX = 100
 """Tables of one transaction: each rewrites the comment."""
 _OVERTAKEN = (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject)
@@ -48,6 +50,7 @@ _OVERTAKEN = (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedTable, psy
 _VERSIONS_WITHOUT_LOSS = {13: 130021, 14: 140018, 15: 150013, 16: 160009, 17: 170005}
 
 _Item = TypeVar("_Item")
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,9 @@ def sync_publication(
     usable = {table.table_id: table for table in tables if not table.why_unusable(rules)}
     listed = published_tables(connection, name)
     foreign = {table_id for table_id, row in listed.items() if not publication.is_ours(row.xid)}
+    if foreign:
+        names = ", ".join(listed[table_id].quoted for table_id in sorted(foreign)[:NAMES_MAX])
+        _log.warning("source_publication_restored", reason=f"publication {name} was changed by hand for {names}")
     dropped = [listed[table_id] for table_id in sorted(foreign | (listed.keys() - usable.keys())) if table_id not in avoided]
     added = [usable[table_id] for table_id in usable if table_id not in listed.keys() - foreign and table_id not in avoided]
     if dropped or added:
@@ -246,6 +252,7 @@ class _Sync:
             xids = {row.xid for row in published_tables(self._connection, self._name).values()}
             publication = self._change(lambda found: replace(found, xids=frozenset(xids | {found.row_xid})))
         if problem := publication.why_altered(self._rules):
+            _log.warning("source_publication_restored", reason=problem)
             try:
                 return self._change(self._set_flags)
             except psycopg.Error as error:

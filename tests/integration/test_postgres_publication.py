@@ -257,3 +257,25 @@ def test_a_publication_of_an_earlier_version_is_adopted(kit: Kit) -> None:
     assert publication is not None
     assert publication.changed_ts > 0
     assert publication.flags["pubdelete"]
+
+
+def test_other_options_change_the_publication_and_copy_the_tables_again(kit: Kit) -> None:
+    """An operator has chosen more operations for a paused changefeed: what was not published before is not known."""
+    kit.options = {"operations": "insert"}
+    kit.run("CREATE TABLE a (id int PRIMARY KEY, v text)")
+    kit.run("INSERT INTO a VALUES (1, 'a'), (2, 'a')")
+    start_ts = kit.start()
+    executor, span = kit.executor(), kit.span("a")
+    begin(executor, [span], start_ts)
+    kit.wait_equal("a")
+    kit.run("UPDATE a SET v = 'b' WHERE id = 1")
+    checkpoint_ts = stop(executor, span)
+    executor.close()
+    kit.options = {}
+    source = source_of(kit)
+    assert list(source.tables().values()) == ["public.a"]
+    source.close()
+    begin(kit.executor("b"), [span], checkpoint_ts)
+    kit.wait_equal("a")
+    kit.run("DELETE FROM a WHERE id = 2")
+    kit.wait_equal("a")

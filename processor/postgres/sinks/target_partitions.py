@@ -27,6 +27,8 @@ def create_partition(connection: SinkConnection, schema: TableSchema) -> bool:
     refuses that, for example because its table is partitioned in another way.
     """
     places = schema.places
+    if schema.kind == "p":
+        return False  # replicated as one table: it gets no partitions here
     parent_at = next((at for at in range(len(places) - 2, -1, -1) if _is_partitioned(connection, places[at])), None)
     if parent_at is None:
         return False

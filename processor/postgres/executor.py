@@ -18,6 +18,7 @@ import structlog
 
 from processor.postgres.readers.catch_up import CatchUpStream
 from processor.postgres.readers.looks import ShapeLooks
+from processor.postgres.readers.publication_check import PublicationCheck
 from processor.postgres.readers.shared_stream import SharedStreams
 from processor.postgres.readers.snapshot import SnapshotRunner
 from processor.postgres.readers.stream import ChangeStream, StreamContext, StreamTable
@@ -37,7 +38,7 @@ from tablewire.model.ids import TS_MAX, TableID, Ts
 from tablewire.model.progress import Barrier, Checkpoint, StatusColumns, TableStatus
 from tablewire.model.spans import Span
 from tablewire.model.states import TableState
-from tablewire.postgres.connections import SourceUnavailableError, StatementError, parse_uri
+from tablewire.postgres.connections import SourceUnavailableError, parse_uri
 from tablewire.postgres.names import slot_name
 from tablewire.postgres.options import parse_options
 from tablewire.runtime.shutdown import EXIT_BUG, end_process
@@ -46,10 +47,6 @@ CONTROL_INTERVAL_S = 0.5
 GATHER_S = 0.03
 """The shared stream starts this long after the first table, so that tables which arrive together need no catch-up."""
 DESCRIBE_RETRY_S = 0.5
-PUBLICATION_INTERVAL_S = 1.0
-"""How often tables are compared with what the publication lists, while the source writes WAL."""
-PUBLICATION_SHARE = 0.02
-"""At most this part of the time is used for that."""
 JOIN_TIMEOUT_S = 2.0
 _WRITER_CHARS = 40
 _log = structlog.get_logger(__name__)
@@ -70,7 +67,8 @@ class PostgresExecutor:
         writer = f"tablewire {request.capture_id[:_WRITER_CHARS]}"
         self._context = SinkContext(request.changefeed, writer, self.may_write, self._watch)
         self._sink = new_sink(request.sink_uri, self._context, self._catalogue, options)
-        self._looks = ShapeLooks(self._watch, self._check_publication, self._sink.follows_shapes)
+        self._publication = PublicationCheck(self._catalogue, self._all_tables)
+        self._looks = ShapeLooks(self._watch, self._publication.run, self._sink.follows_shapes)
         self._binary = options.binary and self._sink.takes_binary
         self._budget = Budget(options.queues_max_bytes)
         self._tables: dict[Span, TableWork] = {}
@@ -89,9 +87,6 @@ class PostgresExecutor:
         self._catch_up_lock = threading.Lock()
         self._describe_at = 0.0
         self._describe_since: float | None = None
-        self._publication_at = 0.0
-        self._publication_seen: Ts = 0
-        """The position of the shared stream at the last comparison with the publication."""
         self._is_fenced = threading.Event()
         self._is_closing = threading.Event()
         self._is_closed = False
@@ -298,7 +293,8 @@ class PostgresExecutor:
             self._woken.wait(self._looks.wait_s(CONTROL_INTERVAL_S))
             self._woken.clear()
             self._describe_new()
-            self._check_publication_if_due()
+            if not self._sink.follows_shapes:  # otherwise each look does
+                self._publication.run_if_due(self._shared.latest_ts)
             self._start_catch_up()
             self._pool.submit_waiting(self._all_tables())
             self._looks.run(self._all_tables(), self._shared.latest_ts)
@@ -381,38 +377,6 @@ class PostgresExecutor:
             self._shared.attach(table)
             if table.is_leaving:
                 self._shared.detach(table)  # it was removed before it was attached
-
-    def _check_publication_if_due(self) -> None:
-        """Check the publication from time to time, for a sink that follows no shapes; otherwise each look does."""
-        now, position = time.monotonic(), self._shared.latest_ts
-        if self._sink.follows_shapes or now < self._publication_at or position == self._publication_seen:
-            return
-        if self._check_publication():
-            self._publication_seen = position
-        ended = time.monotonic()
-        self._publication_at = ended + max(PUBLICATION_INTERVAL_S, (ended - now) / PUBLICATION_SHARE)
-
-    def _check_publication(self) -> bool:
-        """Fail tables that left the publication, even if they are back: changes are missing, so they must be taken over again.
-
-        Return False if the source cannot be asked now.
-        """
-        followed = [table for table in self._all_tables() if table.is_followed]
-        published: Mapping[TableID, Ts] = {}
-        reason = ""
-        try:
-            published = self._catalogue.published()
-        except (SourceUnavailableError, StatementError) as error:
-            _log.warning("postgres_publication_unreadable", reason=str(error))
-            return False
-        except OperatingError as error:
-            reason = str(error)
-        for table in followed:
-            schema = table.schema
-            if schema is not None and published.get(table.table_id) != schema.published_ts:
-                unpublished = self._catalogue.unpublished(schema)
-                table.fail(OperatingError(f"table {schema.full_name}: {reason}") if reason else unpublished)
-        return True
 
     def _start_catch_up(self) -> None:
         with self._catch_up_lock:

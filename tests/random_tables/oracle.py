@@ -26,6 +26,10 @@ SELECT c.oid::bigint, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n O
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, NULL), a.attgenerated <> ''
   FROM pg_attribute a WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname"""
+_PLACED = """
+SELECT n.nspname, c.relname
+  FROM tablewire.positions p JOIN pg_class c ON c.oid = to_regclass(p.table_name) JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE p.source_table_id = %s ORDER BY p.incarnation DESC LIMIT 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,22 @@ def read_source(connection: Connection, position: int, only: set[int] | None = N
     return SourceState(position, tables, contents)
 
 
-def difference(connection: Connection, name: tuple[str, str], expected: Content) -> str:
+def sink_name(connection: Connection, table_id: int, name: tuple[str, str]) -> tuple[str, str]:
+    """Return where the table is at the sink: a rename may follow up to a second after the rows that came after it."""
+    row = connection.execute(_PLACED, (table_id,)).fetchone()
+    return name if row is None else (str(row[0]), str(row[1]))
+
+
+def difference(connection: Connection, table_id: int, name: tuple[str, str], expected: Content) -> str:
     """Return how the table at the sink differs; empty if it does not."""
+    while True:
+        placed = sink_name(connection, table_id, name)
+        found = _difference(connection, placed, expected)
+        if sink_name(connection, table_id, name) == placed:
+            return found  # it was not renamed meanwhile
+
+
+def _difference(connection: Connection, name: tuple[str, str], expected: Content) -> str:
     found = connection.execute("SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)", (_quoted(name),)).fetchone()
     if found is None:
         return "the sink has no such table"
@@ -113,5 +131,5 @@ def _rows(connection: Connection, name: tuple[str, str], columns: tuple[tuple[st
 
 
 def require_equal(connection: Connection, state: SourceState, table_id: int, what: str) -> None:
-    if text := difference(connection, state.names[table_id], state.contents[table_id]):
+    if text := difference(connection, table_id, state.names[table_id], state.contents[table_id]):
         raise Violation("difference", f"table {'.'.join(state.names[table_id])} {what}: {text}")

@@ -21,11 +21,12 @@ from processor.postgres.sinks import bulk
 from tablewire.errors import InvariantError, TablewireError
 from tests.processor.postgres.replication_kit import Kit, current, wait_until
 from tests.random_tables.case import Act, Case, Result, Step, Violation
-from tests.random_tables.oracle import SETTINGS, Connection, SourceState, read_source, require_equal
+from tests.random_tables.oracle import SETTINGS, Connection, SourceState, read_source, require_equal, sink_name
 from tests.random_tables.owner import Phase, SmallOwner
 from tests.random_tables.ways_out import follow
 
 HOLD_DEADLINE_S = 0.3
+NAMES_DEADLINE_S = 3.0
 CHECK_DEADLINE_S = 4.0
 SETTLE_DEADLINE_S = 20.0
 ERRORS_TO_BELIEVE = 3
@@ -386,12 +387,28 @@ class Runner:
         followed = {table_id for table_id in failed if self._follow(state, table_id)}
         if followed:
             state, equal = self._compare(SETTLE_DEADLINE_S)
+        self._require_names(state, equal)
         for table_id, name in state.names.items():
             if table_id in equal:
                 end = "equal after its way out" if table_id in followed else "equal"
             else:
                 end = self._end_of(state, table_id, table_id in followed)
             self.result.tables[".".join(name)] = end
+
+    def _require_names(self, state: SourceState, equal: set[int]) -> None:
+        """Check that tables are named at the sink as at the source, which may take a little longer than their content."""
+        wrong: dict[int, tuple[str, str]] = {}
+
+        def are_right() -> bool:
+            wrong.clear()
+            for table_id in equal:
+                if (found := sink_name(self.sink, table_id, state.names[table_id])) != state.names[table_id]:
+                    wrong[table_id] = found
+            return not wrong
+
+        if not self._poll(are_right, NAMES_DEADLINE_S):
+            table_id, found = next(iter(wrong.items()))
+            raise Violation("name", f"table {'.'.join(state.names[table_id])} is still {'.'.join(found)} at the sink")
 
     def _end_of(self, state: SourceState, table_id: int, is_followed: bool) -> str:
         """Return the end of a table that is not equal; raise Violation if it shows no reason."""

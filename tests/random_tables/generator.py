@@ -162,7 +162,7 @@ class Generator:
         names = [name for name in changes if name in self.focus.sink_changes] or list(changes)
         found = changes[self.rng.choice(names)]
         name = self.rng.choice(table.columns)
-        touch = f"UPDATE {path} SET {name.name} = {name.name}" if name.is_written and "ALWAYS" not in name.extra else ""
+        touch = f"UPDATE ONLY {path} SET {name.name} = {name.name}" if name.is_written and "ALWAYS" not in name.extra else ""
         touch = touch or dml.insert(self.rng, table)
         self.steps.append(Step(Act.SINK_THEN_SOURCE, (*found, touch), alone=True, name=path))
 

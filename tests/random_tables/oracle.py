@@ -79,7 +79,12 @@ def difference(connection: Connection, table_id: int, name: tuple[str, str], exp
     """Return how the table at the sink differs; empty if it does not."""
     while True:
         placed = sink_name(connection, table_id, name)
-        found = _difference(connection, placed, expected)
+        try:
+            found = _difference(connection, placed, expected)
+        except psycopg.errors.LockNotAvailable:
+            continue  # it is being changed
+        except (psycopg.DataError, psycopg.ProgrammingError) as error:
+            found = f"it cannot be compared at the sink: {error}"
         if sink_name(connection, table_id, name) == placed:
             return found  # it was not renamed meanwhile
 
@@ -95,10 +100,7 @@ def _difference(connection: Connection, name: tuple[str, str], expected: Content
     extra = {column for column, _, is_generated in columns if not is_generated and not column.startswith("local_")} - names
     if extra:
         return f"columns only at the sink: {', '.join(sorted(extra))}"
-    try:
-        rows = _rows(connection, name, expected.columns, only=found[0] != "p")
-    except (psycopg.DataError, psycopg.ProgrammingError) as error:
-        return f"values at the sink are not of the source's type: {error}"
+    rows = _rows(connection, name, expected.columns, only=found[0] != "p")
     return _first_difference(expected.rows or (), rows)
 
 

@@ -60,7 +60,7 @@ def run_case(case: Case, databases: Databases) -> Result:
                 runner.run()
             except Violation as violation:
                 result.kind, result.violation = violation.kind, str(violation)
-            except (InvariantError, AssertionError) as error:
+            except (InvariantError, AssertionError, psycopg.Error) as error:
                 result.kind, result.violation = "bug", repr(error)
             finally:
                 runner.close()

@@ -82,6 +82,7 @@ class CatchUpStream(ChangeStream):
         for key, table in list(self._inboxes.items()):
             if _is_done(table.queue):
                 self._inboxes.pop(key, None)
+                table.queue.end_catch_up()
                 table.notify()
         return bool(self._inboxes)
 

@@ -102,6 +102,7 @@ class TableQueue:
         self._streamed_floor: Ts | None = None
         self._catch_up_position: Ts = 0
         self._catch_up_floor: Ts = TS_MAX
+        self._is_catch_up_over = False
         self._is_open = False
         self._overflows = 0
         self._max_bytes = max_bytes
@@ -226,6 +227,7 @@ class TableQueue:
             self._clear_catch_up()
             self._catch_up_floor = start_ts
             self._catch_up_position = start_ts
+            self._is_catch_up_over = False
 
     def push_catch_up(self, parts: Sequence[Part], size: int) -> bool:
         """Add a transaction, or the next part of one. False: there is no room; wait, or call close_catch_up.
@@ -249,6 +251,13 @@ class TableQueue:
         """Record that everything at or before `position` has been pushed by the catch-up stream."""
         if self._catch_up_floor != TS_MAX:
             self._catch_up_position = max(self._catch_up_position, position)
+
+    def end_catch_up(self) -> None:
+        """Record that no stream fills the catch-up lane any longer: it is dropped if it does not reach the streamed lane, or
+        as soon as that has dropped what would follow."""
+        with self._lock:
+            self._is_catch_up_over = True
+            self._drop_short_catch_up()
 
     def cut_catch_up(self) -> None:
         """Remove the parts of an incomplete transaction: the stream broke inside it."""
@@ -427,11 +436,18 @@ class TableQueue:
             while lane.parts and lane.parts[0].end_ts == self._streamed_floor:
                 lane.drop(lane.parts.popleft())
             lane.generation += 1
+        self._drop_short_catch_up()
 
     def _clear_streamed(self, floor: Ts | None) -> None:
         self._streamed.clear()
         self._streamed_floor = floor
         self._space.notify_all()
+        self._drop_short_catch_up()
+
+    def _drop_short_catch_up(self) -> None:
+        """Drop the catch-up lane if it ends before the streamed lane begins, and no stream continues it."""
+        if self._is_catch_up_over and self._catch_up_floor != TS_MAX and not self.is_caught_up:
+            self._clear_catch_up()
 
     def _clear_catch_up(self) -> None:
         self._catch_up.clear()

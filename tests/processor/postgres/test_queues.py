@@ -147,6 +147,20 @@ def test_gap_is_closed_and_left() -> None:
     assert queue.is_joined
 
 
+def test_gap_that_opens_after_its_stream_has_ended_is_read_again() -> None:
+    """A table without a writer was caught up, so its catch-up stream has ended; then its streamed lane lost its oldest."""
+    queue = new_queue(cursor=10, attached=900)
+    queue.open_catch_up(10)
+    queue.move_catch_up(900)
+    queue.end_catch_up()
+    assert queue.is_covered
+    for end_ts in range(1000, 1000 + 100 * (MAX_BYTES // 100 + 1), 100):
+        queue.push_streamed(parts_at(end_ts), 100)
+    queue.open_for_writing()
+    assert taken(queue) == []
+    assert not queue.is_covered
+
+
 def test_gap_of_what_was_written_before_is_left() -> None:
     """A writer that starts behind all that the gap holds continues with the streamed changes at once, without another push."""
     queue = new_queue(cursor=100, attached=300)

@@ -17,6 +17,7 @@ class Act(StrEnum):
     the source (the last statement), so that the change at the sink is noticed. CHECK: source and sink
     are compared at a position. HOLD: a barrier at the current position, which LIFT compares and removes.
     CRASH: an executor is cut off inside. ABANDON: one that continues to write as long as it can.
+    LOSE_SLOT: while nothing runs, the slot is dropped, and its statements run at the source.
     CUT: connections are terminated. PAUSE: all executors end,
     and start again before the next step that is not a statement. DRIVE: time passes, number is milliseconds.
     """
@@ -37,10 +38,11 @@ class Act(StrEnum):
     PAUSE = "pause"
     MOVE = "move"
     CUT = "cut"
+    LOSE_SLOT = "lose slot"
     DRIVE = "drive"
 
 
-SQL_ACTS = (Act.BOTH, Act.SOURCE, Act.SINK, Act.SINK_THEN_SOURCE, Act.OPEN)
+SQL_ACTS = (Act.BOTH, Act.SOURCE, Act.SINK, Act.SINK_THEN_SOURCE, Act.OPEN, Act.LOSE_SLOT)
 
 
 @dataclass(frozen=True, slots=True)

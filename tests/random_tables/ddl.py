@@ -192,6 +192,15 @@ class Ddl:
         text = f" USING {using.format(column.name)}" if using else ""
         return [f"ALTER TABLE {table.path} ALTER {column.name} TYPE {kind}{text}"]
 
+    def change_values(self, table: Table) -> list[str]:
+        """Rewrite a column by USING, without a new type."""
+        columns = [column for column in table.columns if not column.extra and column.name not in table.key]
+        changes = [(column, using) for column in columns for kind, using in CHANGES.get(column.type, ()) if kind == column.type]
+        if not changes:
+            return []
+        column, using = self.rng.choice(changes)
+        return [f"ALTER TABLE {table.path} ALTER {column.name} TYPE {column.type} USING {using.format(column.name)}"]
+
     def alter_default(self, table: Table) -> list[str]:
         columns = [column for column in table.columns if column.type in DEFAULTS and not column.extra]
         if not columns:
@@ -357,6 +366,7 @@ WEIGHTED: tuple[tuple[int, Callable[[Ddl, Table], list[str]]], ...] = (
     (7, Ddl.rename_column),
     (3, Ddl.swap_columns),
     (12, Ddl.change_type),
+    (3, Ddl.change_values),
     (3, Ddl.alter_default),
     (5, Ddl.change_key),
     (4, Ddl.change_identity),
@@ -381,5 +391,6 @@ COLUMN_CHANGES = (
     Ddl.rename_column,
     Ddl.swap_columns,
     Ddl.change_type,
+    Ddl.change_values,
 )
 """Changes of columns that partitions and children have from their parent."""

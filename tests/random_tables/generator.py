@@ -36,6 +36,7 @@ class Focus:
     kind: str = ""
     sink: str = ""
     sink_changes: tuple[str, ...] = ()
+    loses_slot: bool = False
 
 
 def generate(seed: int, scope: Scope = Scope.ALL, focus: Focus | None = None) -> Case:
@@ -104,7 +105,9 @@ class Generator:
     def _step(self) -> None:
         rng = self.rng
         choice = rng.random()
-        if choice < 0.45:
+        if self.focus.loses_slot and choice < 0.3:
+            self._source(dml.transaction(rng, self.tables), Act.LOSE_SLOT)
+        elif choice < 0.45:
             self._rows()
         elif choice < 0.75:
             if self.changes_sink and (choice < 0.50 or not self.changes_shapes):

@@ -48,6 +48,9 @@ def _edit(function: str, old: str, new: str) -> tuple[Edit, ...]:
 
 
 SINKS = "processor.postgres.sinks"
+SOURCE = "tablewire.postgres.source:PostgresSource"
+SHAPES = "tablewire.postgres.shapes"
+BY_NAME = "next((found for found in {}.columns if found.name == {}.name), None)"
 UNCHECKED = _edit(f"{SINKS}.connection:SinkConnection.flush", "if count >= 0 and", "if False and")
 BUGS = (
     Bug(
@@ -73,5 +76,49 @@ BUGS = (
         "the number of rows that a statement affected is not checked",
         UNCHECKED,
         Focus(Scope.SINK, kind="keyed", sink_changes=("delete",)),
+    ),
+    Bug(
+        "columns are compared by name, not by attnum",
+        (
+            *_edit(f"{SHAPES}:_common", "current.column(before.attnum)", BY_NAME.format("current", "before")),
+            *_edit(
+                f"{SHAPES}:_dropped", "current.column(column.attnum) is None", BY_NAME.format("current", "column") + " is None"
+            ),
+            *_edit(f"{SHAPES}:added", "column.attnum > applied.attnums", BY_NAME.format("applied", "column") + " is None"),
+        ),
+        Focus(Scope.SHAPES, kind="keyed", shapes=("replace_column",)),
+    ),
+    Bug(
+        "the relfilenode is not compared",
+        _edit(f"{SHAPES}:why_copy", "is_moved = applied.file != current.file", "is_moved = False"),
+        Focus(Scope.SHAPES, kind="keyed", shapes=("change_values",)),
+    ),
+    Bug(
+        "the version of a column is not compared",
+        _edit(f"{SHAPES}:why_copy", "elif before.version != after.version and is_moved:", "elif False:"),
+        Focus(Scope.SHAPES, kind="keyed", shapes=("change_values",)),
+    ),
+    Bug(
+        "the checkpoint passes positions up to which no shape was verified",
+        _edit(
+            "processor.postgres.tables.table_work:TableWork._report",
+            "min(self.barrier_ts, self.verified_ts)",
+            "self.barrier_ts",
+        ),
+        Focus(Scope.SHAPES, kind="keyed", shapes=("add_column", "drop_column", "rename_column")),
+    ),
+    Bug(
+        "a missing slot is replaced although changes may be lost",
+        (
+            *_edit(
+                "tablewire.postgres.servers:decide",
+                "cause = slot.why_lost",
+                "return Decision(Action.PASS_OVER)\n    cause = slot.why_lost",
+            ),
+            *_edit(
+                "tablewire.postgres.source:PostgresSource._usable_slot", "if mark is None or read_mark", "if False and read_mark"
+            ),
+        ),
+        Focus(Scope.ROWS, kind="keyed", loses_slot=True),
     ),
 )

@@ -18,7 +18,10 @@ import psycopg
 from processor.postgres import executor as executor_module
 from processor.postgres.executor import PostgresExecutor
 from processor.postgres.sinks import bulk
-from tablewire.errors import InvariantError, TablewireError
+from tablewire.errors import ChangesLostError, InvariantError, TablewireError
+from tablewire.postgres import new_source
+from tablewire.postgres.source import PostgresSource
+from tablewire.source import SourceRequest
 from tests.processor.postgres.replication_kit import Kit, current, wait_until
 from tests.random_tables.case import Act, Case, Result, Step, Violation
 from tests.random_tables.oracle import SETTINGS, Connection, SourceState, read_source, require_equal, sink_name
@@ -58,6 +61,8 @@ def run_case(case: Case, databases: Databases) -> Result:
             runner = Runner(kit, case, result)
             try:
                 runner.run()
+            except ChangesLostError as error:
+                result.tables, result.errors = {"the changefeed": "error"}, [str(error)]
             except Violation as violation:
                 result.kind, result.violation = violation.kind, str(violation)
             except (InvariantError, AssertionError, psycopg.Error) as error:
@@ -257,6 +262,8 @@ class Runner:
             if len(owner.captures) < len(CAPTURES):
                 owner.start(next(capture for capture in CAPTURES if capture not in owner.captures))
             owner.move(step.number % 4 + 1)
+        elif step.act is Act.LOSE_SLOT:
+            self._lose_slot(owner, step)
         elif step.act is Act.CUT:
             self._terminate([self.source, self.sink][step.number % 2], "tablewire%")
         elif step.act is Act.DRIVE:
@@ -269,6 +276,23 @@ class Runner:
             capture = sorted(owner.captures)[step.number % len(owner.captures)] if owner.captures else ""
             if capture:
                 self._end(owner, step.act, capture)
+
+    def _lose_slot(self, owner: SmallOwner, step: Step) -> None:
+        """Drop the slot behind a changefeed that does not run; it must not continue if changes are lost by that."""
+        captures = sorted(owner.captures)
+        for capture in captures:
+            owner.forget(capture).close()
+        owner.source.close()
+        self.source.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
+        self._statements(self.source, replace(step, alone=True))
+        request = SourceRequest(self.kit.changefeed, self.kit.source_uri, self.kit.sink_uri, self.kit.tables)
+        request = replace(request, start_ts=self.kit.start_ts, checkpoint_ts=owner.checkpoint_ts, options=self.kit.options)
+        source = new_source(request)
+        assert isinstance(source, PostgresSource)
+        self.kit.source = owner.source = source
+        source.start()
+        for capture in captures:
+            owner.start(capture)
 
     def _end(self, owner: SmallOwner, act: Act, capture: str) -> None:
         """End an executor and start another one of its name."""

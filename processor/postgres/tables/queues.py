@@ -152,8 +152,7 @@ class TableQueue:
     @property
     def is_joined(self) -> bool:
         """The shared stream alone is sufficient from the cursor on."""
-        floor = self._streamed_floor
-        return floor is not None and self._cursor >= floor
+        return self._streamed_floor is not None and self._cursor >= self._streamed_floor
 
     @property
     def is_covered(self) -> bool:
@@ -175,9 +174,8 @@ class TableQueue:
         """
         with self._lock:
             if not self._is_taken and not self._is_inside and self.is_covered:
-                waiting = self._lane.parts
                 end = shared_position if self.is_joined else self._catch_up_position
-                self._cursor = max(self._cursor, waiting[0].transaction.commit_ts if waiting else end)
+                self._cursor = max(self._cursor, self._lane.parts[0].transaction.commit_ts if self._lane.parts else end)
             return self._cursor
 
     @property
@@ -225,8 +223,7 @@ class TableQueue:
         """Expect every transaction after start_ts, which is at or before the cursor, from a catch-up stream."""
         with self._lock:
             self._clear_catch_up()
-            self._catch_up_floor = start_ts
-            self._catch_up_position = start_ts
+            self._catch_up_floor = self._catch_up_position = start_ts
             self._is_catch_up_over = False
 
     def push_catch_up(self, parts: Sequence[Part], size: int) -> bool:
@@ -253,8 +250,7 @@ class TableQueue:
             self._catch_up_position = max(self._catch_up_position, position)
 
     def end_catch_up(self) -> None:
-        """Record that no stream fills the catch-up lane any longer: it is dropped if it does not reach the streamed lane, or
-        as soon as that has dropped what would follow."""
+        """Record that no stream fills the catch-up lane: it is dropped when it does not reach the streamed lane."""
         with self._lock:
             self._is_catch_up_over = True
             self._drop_short_catch_up()
@@ -418,8 +414,7 @@ class TableQueue:
 
     def _advance_over_catch_up(self) -> None:
         """Leave the catch-up lane if it is empty and complete."""
-        floor = self._streamed_floor
-        if floor is None or self._cursor >= floor:
+        if self._streamed_floor is None or self.is_joined:
             if self._catch_up_floor != TS_MAX:
                 self._clear_catch_up()
         elif self._is_inside:
@@ -445,7 +440,6 @@ class TableQueue:
         self._drop_short_catch_up()
 
     def _drop_short_catch_up(self) -> None:
-        """Drop the catch-up lane if it ends before the streamed lane begins, and no stream continues it."""
         if self._is_catch_up_over and self._catch_up_floor != TS_MAX and not self.is_caught_up:
             self._clear_catch_up()
 

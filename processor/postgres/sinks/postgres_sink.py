@@ -313,6 +313,8 @@ class PostgresTransaction:
         self._lock = session.positions.lock_statement(self._table, fence)
         self._is_open = False
         self._has_replanned = False
+        self._is_careful = False
+        """Parts had to be written again. A plan forgets this if the shape is followed again in the repetition."""
         self._found: Counter[str] = Counter()
         self._key_names: Sequence[str] = ()
 
@@ -336,9 +338,10 @@ class PostgresTransaction:
         except psycopg.errors.ForeignKeyViolation:
             raise
         except (psycopg.IntegrityError, RowCountError):
-            if not (others := [plan for plan in plans if not plan.careful]):
+            if self._is_careful or all(plan.careful for plan in plans):
                 raise
-            for plan in others:
+            self._is_careful = True
+            for plan in plans:
                 plan.careful = CAREFUL_TRANSACTIONS
             return False
         except psycopg.Error as error:
@@ -375,7 +378,7 @@ class PostgresTransaction:
             if plan.facts.may_defer:
                 connection.add(("SET CONSTRAINTS ALL DEFERRED", ()))
             frames = [frame for part in run for frame in part.frames]
-            if plan.careful:
+            if plan.careful or self._is_careful:
                 found += self._write_carefully(connection, plan, frames, is_last)
             else:
                 BulkWriter(connection, self._session.stages).write(plan, frames)

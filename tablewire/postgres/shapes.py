@@ -78,6 +78,9 @@ class TableShape:
     def column(self, attnum: int) -> ColumnShape | None:
         return next((column for column in self.columns if column.attnum == attnum), None)
 
+    def named(self, name: str) -> ColumnShape | None:
+        return next((column for column in self.columns if column.name == name), None)
+
     def names(self, attnums: Sequence[int]) -> tuple[str, ...]:
         by_attnum = {column.attnum: column.name for column in self.columns}
         return tuple(by_attnum[attnum] for attnum in attnums if attnum in by_attnum)

@@ -84,6 +84,7 @@ def copying_a(kit: Kit, *others: str) -> Iterator[tuple[PostgresExecutor, dict[s
 
 
 REWRITES = {
+    "type": "ALTER TABLE b ALTER v TYPE bigint",
     "using": "ALTER TABLE b ALTER v TYPE int USING v * 100",
     "vacuum": "VACUUM FULL b",
     "truncate": "TRUNCATE b",

@@ -113,7 +113,7 @@ def test_raised_epoch_of_a_writing_table(source_db: str, sink_db: str) -> None:
 
 
 def test_prepared_table_writes_nothing(source_db: str, sink_db: str) -> None:
-    """Until it is promoted, a table leaves no trace at the sink."""
+    """Until it is promoted, a table leaves no trace at the sink, where the owner has recorded the source."""
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE t (id int PRIMARY KEY)")
         start_ts = kit.start()
@@ -122,7 +122,7 @@ def test_prepared_table_writes_nothing(source_db: str, sink_db: str) -> None:
         kit.run("INSERT INTO t VALUES (1)")
         status = executor.get_table_span_status(kit.span("t"), True)
         assert status.state is TableState.PREPARED
-        assert kit.at_sink("SELECT to_regnamespace('tablewire'), to_regclass('t')") == [(None, None)]
+        assert kit.at_sink("SELECT to_regclass('t'), count(*) FROM tablewire.positions") == [(None, 0)]
 
 
 def test_without_snapshot_starts_at_the_slot(source_db: str, sink_db: str) -> None:

@@ -214,14 +214,15 @@ class ShapeFollower:
     # --- takeovers and copies ----------------------------------------------------------------------------------------
 
     def take_over(
-        self, connection: SinkConnection, schema: TableSchema, row: PositionRow, is_same: bool, is_skipped: bool
+        self, connection: SinkConnection, schema: TableSchema, row: PositionRow, is_same: bool, starts_as_it_is: bool
     ) -> TableShape | None:
         """Return the applied shape of a table that is taken over. row: as it was found.
 
-        is_same: the row is of this very table; is_skipped: it starts without a first copy, as it is now.
+        is_same: the row is of this very table; starts_as_it_is: the sink's table has the present shape, as
+        it was just created, or is to be continued without a first copy.
         """
         is_unknown = not is_same or (row.shape is None and not row.columns)
-        if is_skipped and is_unknown and schema.shape is not None:
+        if starts_as_it_is and is_unknown and schema.shape is not None:
             self._store(connection, schema, schema.shape)
             return schema.shape
         return row.shape

@@ -92,7 +92,7 @@ class PostgresSession(SinkSession):
     def take_over(self, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool) -> TakeoverResult:
         deadline = time.monotonic() + TAKEOVER_TIMEOUT_S
         if not wants_snapshot:
-            schema = replace(schema, shape=self.watch.read((schema.table_id,)).shapes.get(schema.table_id))
+            schema = self._with_shape(schema)
         with self.errors(schema):
             while True:
                 connection = self.ready()
@@ -259,14 +259,25 @@ class PostgresSession(SinkSession):
                 )
             snapshot = positions.SNAPSHOT_RELOAD
         self.positions.take_over(connection, schema, fence, position, snapshot)
-        create_table(connection, schema)
+        if is_created := create_table(connection, schema):
+            schema = self._with_shape(schema)
         if snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
             adopt_table(connection, self.positions.changefeed, schema)
-        applied = self.follower.take_over(connection, schema, row, is_same, snapshot == positions.SNAPSHOT_SKIPPED)
+        starts_as_it_is = is_created or snapshot == positions.SNAPSHOT_SKIPPED
+        applied = self.follower.take_over(connection, schema, row, is_same and not is_created, starts_as_it_is)
         self.commit(connection)
         self.watch.set_applied(schema.table_id, applied)
         needs_snapshot = snapshot in (positions.SNAPSHOT_PENDING, positions.SNAPSHOT_RELOAD)
         return TakeoverResult(0 if needs_snapshot else position, needs_snapshot)
+
+    def _with_shape(self, schema: TableSchema) -> TableSchema:
+        """Return the description with the present shape of the source's table; without one if it has other columns."""
+        shape = self.watch.read((schema.table_id,)).shapes.get(schema.table_id)
+        if shape is not None and any(
+            (one := shape.named(c.name)) is None or one.type_text != c.type_text for c in schema.columns
+        ):
+            shape = None
+        return replace(schema, shape=shape)
 
     def _why_copy(self, connection: SinkConnection, schema: TableSchema, snapshot: str) -> str:
         is_filled = snapshot == positions.SNAPSHOT_DONE

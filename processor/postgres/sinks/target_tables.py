@@ -34,12 +34,15 @@ def _find(connection: SinkConnection, schema: TableSchema) -> TableSchema | None
     return connection.call(lambda found: describe_named_table(found, schema.schema, schema.name))
 
 
-def create_table(connection: SinkConnection, schema: TableSchema) -> None:
-    """Create the table and its schema if there is none of its name; raise OperatingError if a type is missing at the sink."""
+def create_table(connection: SinkConnection, schema: TableSchema) -> bool:
+    """Create the table and its schema if there is none of its name; return whether it was created.
+
+    Raise OperatingError if a type is missing at the sink.
+    """
     if _find(connection, schema) is not None:
-        return
+        return False
     if create_partition(connection, schema):
-        return
+        return True
     lines = [f"{quoted(column.name)} {ddl_type(connection, schema, column)}" for column in schema.columns]
     key = schema.primary_key or schema.identity
     if key:
@@ -50,6 +53,7 @@ def create_table(connection: SinkConnection, schema: TableSchema) -> None:
     if not connection.query("SELECT 1 WHERE to_regnamespace(%s) IS NOT NULL", (quoted(schema.schema),)):
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema.schema)}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {schema.quoted} ({', '.join(lines)})")
+    return True
 
 
 def add_column(connection: SinkConnection, schema: TableSchema, column: ColumnShape, table: str) -> None:

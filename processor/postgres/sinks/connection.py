@@ -189,7 +189,7 @@ class SinkConnection:
     def query(self, query: str | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Run one or more statements with values, which psycopg quotes; return the rows of the last one."""
         text = query.encode() if isinstance(query, str) else query
-        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(text, values))
+        cursor = self.call(lambda connection: psycopg.ClientCursor(connection).execute(text, values or None))
         while cursor.nextset():
             continue
         return cursor.fetchall() if cursor.description is not None else []

@@ -73,6 +73,18 @@ def test_table_of_another_owner(
         assert_goes_on(plane, "m_foreign")
 
 
+def test_table_of_another_owner_is_there_from_the_start(
+    role: str, source_db: str, sink_db: str, superuser: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """The changefeed starts without it."""
+    allow(superuser, role)
+    superuser.execute("CREATE TABLE m_foreign (id int PRIMARY KEY)")
+    with data_plane(source_db.replace("postgres@", f"{role}@"), sink_db) as plane:
+        plane.kit.run("CREATE TABLE a (id int PRIMARY KEY)")
+        plane.start()
+        assert_goes_on(plane, "a")
+
+
 @pytest.mark.parametrize("mode", ["SHARE UPDATE EXCLUSIVE", "EXCLUSIVE"])
 def test_new_table_that_is_locked(source_db: str, sink_db: str, mode: str) -> None:
     """A table that another session holds is added when it can be; the others are not delayed."""

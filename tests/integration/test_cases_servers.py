@@ -264,6 +264,27 @@ def test_statement_timeout_of_the_database_ends_no_copy(source_db: str, sink_db:
         plane.settle("t")
 
 
+def test_row_that_is_not_text_of_any_encoding(source_db: str, sink_db: str) -> None:
+    """In a SQL_ASCII source one row is not UTF-8: its table shows the error, the others go on."""
+    with psycopg.connect(source_db, autocommit=True) as connection:
+        name = f"{connection.info.dbname}_ascii"
+        connection.execute(f"CREATE DATABASE {name} ENCODING SQL_ASCII TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'".encode())
+        try:
+            with data_plane(f"{source_db}_ascii", sink_db) as plane:
+                kit = plane.kit
+                kit.run("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text)")
+                plane.start()
+                kit.run("INSERT INTO a VALUES (1, 'fine')")
+                kit.run("INSERT INTO b VALUES (1, E'\\xff')")
+                kit.run("INSERT INTO a VALUES (2, 'fine')")
+                plane.settle("a")
+                assert "b" in plane.wait_error("b", r"\bb\b")
+                kit.run("INSERT INTO a VALUES (3, 'fine')")
+                plane.settle("a")
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 def test_two_directions_do_not_loop(source_db: str, sink_db: str) -> None:
     """A to B and B to A: a change goes once to the other side."""
     with data_plane(source_db, sink_db) as there:
@@ -296,6 +317,52 @@ def updates(plane: DataPlane) -> int:
     )
     rows = plane.observer.source.execute("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 't'").fetchall()
     return int(str(rows[0][0]))
+
+
+def test_removed_changefeed_leaves_nothing_at_the_sink(source_db: str, sink_db: str) -> None:
+    """Its rows in the tables of the schema tablewire are gone, and those of another changefeed are not."""
+    with data_plane(source_db, sink_db) as plane, data_plane(source_db, sink_db, ("public.u",)) as other:
+        plane.kit.run(f"{KEYED}; CREATE TABLE u (id int PRIMARY KEY)")
+        plane.kit.tables = ("public.t",)
+        for one in (plane, other):
+            one.start()
+        plane.settle("t")
+        other.settle("u")
+        plane.advance_to_end()
+        other.advance_to_end()
+        plane.pause()
+        assert plane.kit.source is not None
+        plane.kit.source.drop()
+        changefeed, kept = str(plane.kit.changefeed), str(other.kit.changefeed)
+        for table in ("positions", "takeovers", "checkpoints"):
+            found = {row[0] for row in plane.kit.at_sink(f"SELECT changefeed FROM tablewire.{table}")}
+            assert changefeed not in found, table
+            assert kept in found, table
+
+
+def test_source_is_a_standby(new_postgres: NewPostgres, sink_db: str, tmp_path: Path) -> None:
+    """A server in recovery cannot have the publication: create refuses it."""
+    first = new_postgres(name="first")
+    first.create_database("source")
+    first.execute(KEYED, "source")
+    first.stop()
+    with copied_server(first, tmp_path, "standby") as standby, data_plane(standby.uri("source"), sink_db) as plane:
+        problems = plane.new_source().check()
+        assert any("recovery" in failure.reason or "standby" in failure.reason for failure in problems), problems
+
+
+def test_open_transaction_delays_the_start_and_is_named(source_db: str, sink_db: str) -> None:
+    """While a transaction that has written is open, no slot can be made: the check names it, and later the start succeeds."""
+    with data_plane(source_db, sink_db) as plane, psycopg.connect(source_db) as session:
+        plane.kit.run(KEYED)
+        plane.kit.run(ROWS)
+        session.execute("INSERT INTO t VALUES (500, 500)")
+        pid = session.info.backend_pid
+        problems = plane.new_source().check()
+        assert any(str(pid) in failure.reason for failure in problems), problems
+        session.commit()
+        plane.start()
+        plane.settle("t")
 
 
 TRANSACTIONS = (

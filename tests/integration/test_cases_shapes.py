@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
-from tests.integration.data_plane import Scenario, named, run_scenario
+from tests.integration.data_plane import Scenario, data_plane, named, run_scenario
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +104,7 @@ COLUMNS = (
     changed("identity", "int", "i", f"{T} ADD COLUMN w bigint GENERATED ALWAYS AS IDENTITY", row("1")),
     changed("add and fill", "int", "i", f"BEGIN; {T} ADD COLUMN w int; UPDATE t SET w = v * 2; COMMIT", row("1", "2")),
     changed("add, drop, add", "int", "i", f"{T} ADD w int DEFAULT 1", f"{T} DROP w", f"{T} ADD w int DEFAULT 2", row("1", "3")),
+    changed("stored generated column", "int", "i", f"{T} ADD COLUMN w int GENERATED ALWAYS AS (v * 2) STORED", row("1")),
 )  # fmt: skip
 
 OTHERS = (
@@ -189,6 +191,64 @@ TRANSACTIONS = (
         row("5")),
 )  # fmt: skip
 
+NAMED = (
+    Scenario(
+        "two tables swap their names",
+        tables="CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE t_new (id int PRIMARY KEY, v text)",
+        rows="INSERT INTO t VALUES (1, 'old'); INSERT INTO t_new VALUES (1, 'new'), (2, 'new')",
+        changes=(
+            "BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT",
+            "INSERT INTO t VALUES (3, 'new')",
+            "INSERT INTO t_old VALUES (4, 'old')",
+        ),
+        compared=("t", "t_old"),
+    ),
+    Scenario(
+        "a table is renamed",
+        tables="CREATE TABLE t (id int PRIMARY KEY)",
+        rows="INSERT INTO t VALUES (1), (2)",
+        changes=("ALTER TABLE t RENAME TO u", "INSERT INTO u VALUES (3)", "DELETE FROM u WHERE id = 1"),
+        compared=("u",),
+    ),
+    Scenario(
+        "a table is renamed and one of the old name is created",
+        tables="CREATE TABLE t (id int PRIMARY KEY)",
+        rows="INSERT INTO t VALUES (1), (2)",
+        changes=(
+            "BEGIN; INSERT INTO t VALUES (3); ALTER TABLE t RENAME TO u; CREATE TABLE t (id int PRIMARY KEY); "
+            "INSERT INTO t VALUES (7); INSERT INTO u VALUES (4); COMMIT",
+        ),
+        compared=("t", "u"),
+    ),
+    Scenario(
+        "a schema is renamed",
+        tables="CREATE SCHEMA one; CREATE TABLE one.t (id int PRIMARY KEY)",
+        rows="INSERT INTO one.t VALUES (1), (2)",
+        changes=("ALTER SCHEMA one RENAME TO two", "INSERT INTO two.t VALUES (3)", "UPDATE two.t SET id = 9 WHERE id = 1"),
+        compared=("two.t",),
+        filter=("one.*", "two.*"),
+    ),
+    Scenario(
+        "a table moves to another schema",
+        tables="CREATE SCHEMA one; CREATE TABLE t (id int PRIMARY KEY)",
+        rows="INSERT INTO t VALUES (1), (2)",
+        changes=("ALTER TABLE t SET SCHEMA one", "INSERT INTO one.t VALUES (3)", "UPDATE one.t SET id = 9 WHERE id = 1"),
+        compared=("one.t",),
+        filter=("one.*", "public.*"),
+    ),
+    Scenario(
+        "a schema is renamed in a transaction that creates another one",
+        tables="CREATE SCHEMA one; CREATE TABLE one.t (id int PRIMARY KEY)",
+        rows="INSERT INTO one.t VALUES (1)",
+        changes=(
+            "BEGIN; INSERT INTO one.t VALUES (2); ALTER SCHEMA one RENAME TO two; CREATE SCHEMA one; "
+            "CREATE TABLE one.t (id int PRIMARY KEY); INSERT INTO one.t VALUES (3); INSERT INTO two.t VALUES (4); COMMIT",
+        ),
+        compared=("one.t", "two.t"),
+        filter=("one.*", "two.*"),
+    ),
+)
+
 
 @pytest.mark.parametrize("scenario", TYPES, ids=named)
 def test_type_of_a_column_changes(source_db: str, sink_db: str, scenario: Scenario) -> None:
@@ -212,3 +272,31 @@ def test_table_changes_otherwise(source_db: str, sink_db: str, scenario: Scenari
 def test_shape_changes_inside_a_transaction_or_a_pause(source_db: str, sink_db: str, scenario: Scenario) -> None:
     """Rows before and after the change arrive, each in the shape that it had."""
     run_scenario(scenario, source_db, sink_db)
+
+
+@pytest.mark.parametrize("scenario", NAMED, ids=named)
+def test_names_change(source_db: str, sink_db: str, scenario: Scenario) -> None:
+    """A table is found by its identity: rows go to where the source has them now."""
+    run_scenario(scenario, source_db, sink_db)
+
+
+def test_table_that_waits_for_its_copy_is_rewritten(source_db: str, sink_db: str) -> None:
+    """A rewrite hides the rows from older snapshots: the copy of a large table does not leave the next one empty."""
+    with data_plane(source_db, sink_db) as plane:
+        kit = plane.kit
+        kit.run("CREATE TABLE a0 (id int PRIMARY KEY, v text)")
+        kit.run("INSERT INTO a0 SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 60000) i")
+        for name in ("b0", "b1"):
+            kit.run(f"CREATE TABLE {name} (id int PRIMARY KEY, v int)")
+            kit.run(f"INSERT INTO {name} SELECT i, i FROM generate_series(1, 100) i")
+        kit.start()
+        plane.resume()
+        plane.wait_until(lambda: copies_of(plane.observer.sink), "a copy is running")
+        kit.run("ALTER TABLE b0 ALTER v TYPE bigint")
+        kit.run("ALTER TABLE b1 ALTER v TYPE text USING 'number ' || v")
+        plane.settle("a0", "b0", "b1")
+
+
+def copies_of(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    """Return whether a first copy is being written at this server."""
+    return bool(connection.execute("SELECT 1 FROM pg_stat_progress_copy WHERE command = 'COPY FROM'").fetchall())

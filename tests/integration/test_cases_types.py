@@ -92,6 +92,12 @@ KEYS = (
              "INSERT INTO t SELECT 'Key' || i, i FROM generate_series(1, 100) i", "CREATE EXTENSION citext",
              ("UPDATE t SET v = -v WHERE id = 'KEY5'", "UPDATE t SET id = upper(id::text) WHERE v > 50",
              "DELETE FROM t WHERE v = 3")),
+    Scenario("extension in another schema at the sink",
+             "CREATE EXTENSION citext; CREATE TABLE t (id citext PRIMARY KEY, v citext)",
+             "INSERT INTO t SELECT 'Key' || i, i FROM generate_series(1, 100) i",
+             "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext",
+             ("UPDATE t SET v = 'new' WHERE id = 'KEY5'", "UPDATE t SET v = v || 'x'", "DELETE FROM t WHERE id = 'key7'"),
+             compares_types=False),
     Scenario("enum key", "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id mood PRIMARY KEY, v int)",
              "INSERT INTO t VALUES ('sad', 1), ('ok', 2)", "CREATE TYPE mood AS ENUM ('sad', 'ok')",
              ("UPDATE t SET v = 5 WHERE id = 'ok'", "DELETE FROM t WHERE id = 'sad'")),
@@ -120,6 +126,10 @@ KEYS = (
              "CREATE TABLE other (a int); CREATE TABLE t (a regclass, b int); ALTER TABLE t REPLICA IDENTITY FULL",
              "INSERT INTO t VALUES ('other', 1), ('pg_class', 2)", f"{SHIFT}; CREATE TABLE other (a int)",
              ("UPDATE t SET b = 5 WHERE b = 1", "DELETE FROM t WHERE a = 'pg_class'::regclass"), filter=("public.t",)),
+    Scenario("key on a stored generated column",
+             "CREATE TABLE t (v int NOT NULL, id int GENERATED ALWAYS AS (v * 2) STORED PRIMARY KEY)",
+             "INSERT INTO t VALUES (1), (2)",
+             None, ("INSERT INTO t VALUES (3)", "UPDATE t SET v = 9 WHERE v = 1", "DELETE FROM t WHERE v = 2"), expected=EITHER),
     Scenario("key on a stored generated column, full identity",
              "CREATE TABLE t (v int NOT NULL, id int GENERATED ALWAYS AS (v * 2) STORED PRIMARY KEY);"
              "ALTER TABLE t REPLICA IDENTITY FULL",
@@ -131,6 +141,11 @@ KEYS = (
 KINDS = (
     Scenario("without columns", "CREATE TABLE t (); ALTER TABLE t REPLICA IDENTITY FULL", "INSERT INTO t DEFAULT VALUES", None,
              ("INSERT INTO t DEFAULT VALUES", "INSERT INTO t DEFAULT VALUES", "DELETE FROM t WHERE ctid = '(0,1)'")),
+    Scenario("all columns dropped", "CREATE TABLE t (a int); ALTER TABLE t REPLICA IDENTITY FULL",
+             "INSERT INTO t VALUES (1), (2)", None,
+             ("ALTER TABLE t DROP COLUMN a", "INSERT INTO t DEFAULT VALUES")),
+    Scenario("only generated columns", "CREATE TABLE t (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED)",
+             "INSERT INTO t VALUES (1)", None, ("INSERT INTO t VALUES (2)", "UPDATE t SET id = 5 WHERE id = 1")),
     Scenario("generated columns at the sink compute their own", "CREATE TABLE t (id int PRIMARY KEY, v int)",
              "INSERT INTO t VALUES (1, 1)",
              "CREATE TABLE t (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (v * 22) STORED)",
@@ -144,6 +159,10 @@ KINDS = (
              "INSERT INTO t VALUES (1)", None, ("INSERT INTO t VALUES (2), (3)",), options={"operations": "insert"}),
     Scenario("deferrable primary key, inserts only", "CREATE TABLE t (a int PRIMARY KEY DEFERRABLE)",
              "INSERT INTO t VALUES (1)", None, ("INSERT INTO t VALUES (2), (3)",), options={"operations": "insert"}),
+    Scenario("deferrable primary key, full identity",
+             "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v int); ALTER TABLE t REPLICA IDENTITY FULL",
+             "INSERT INTO t SELECT i, i FROM generate_series(1, 100) i", None,
+             ("UPDATE t SET v = -v WHERE id < 5", "UPDATE t SET id = id + 1", "DELETE FROM t WHERE id = 50")),
     Scenario("inserts only, updates at the source", "CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1)",
              None,
              ("UPDATE t SET v = 1", "INSERT INTO t VALUES (2, 2)"), options={"operations": "insert"}),
@@ -168,6 +187,10 @@ KINDS = (
              "INSERT INTO t VALUES (1)", None,
              ("INSERT INTO u VALUES (1); UPDATE u SET a = 2; INSERT INTO w VALUES (1); UPDATE w SET a = 2",
                                                 "INSERT INTO t VALUES (2)")),
+    Scenario("odd names", 'CREATE SCHEMA "my.app"; CREATE TABLE "my.app"."a.b ""c"" %s é" ("id.x" int PRIMARY KEY, "%v" text)',
+             "INSERT INTO \"my.app\".\"a.b \"\"c\"\" %s é\" VALUES (1, 'x')", None,
+             ("INSERT INTO \"my.app\".\"a.b \"\"c\"\" %s é\" VALUES (2, 'y')",), compared=('"my.app"."a.b ""c"" %s é"',),
+             filter=('"my.app".*',)),
     Scenario("odd names, all schemas", 'CREATE SCHEMA "my.app"; CREATE TABLE "my.app"."T" (id int PRIMARY KEY)',
              'INSERT INTO "my.app"."T" VALUES (1)', None, ('INSERT INTO "my.app"."T" VALUES (2)',), compared=('"my.app"."T"',),
              filter=('"my.app"."T"',)),
@@ -194,8 +217,21 @@ PARTITIONS = (
     Scenario("by root, a partition added later", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
              ("CREATE TABLE t_more PARTITION OF t FOR VALUES FROM (1000) TO (2000)", "INSERT INTO t VALUES (1500, 'x')",
               "UPDATE t SET v = 'y' WHERE id = 1500"), options=ROOT),
+    Scenario("by root, a filled partition attached", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
+             ("CREATE TABLE t_more (id int NOT NULL, v text); INSERT INTO t_more VALUES (1500, 'x')",
+              "ALTER TABLE t ATTACH PARTITION t_more FOR VALUES FROM (1000) TO (2000)", "INSERT INTO t VALUES (1501, 'x')"),
+              options=ROOT),
+    Scenario("by root, a partition detached", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
+             ("ALTER TABLE t DETACH PARTITION t_high", "UPDATE t SET v = 'z'"),
+             options=ROOT),
+    Scenario("by root, a partition dropped", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
+             ("DROP TABLE t_high", "UPDATE t SET v = 'z'"), options=ROOT),
+    Scenario("by root, a leaf truncated", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
+             ("TRUNCATE t_high", "UPDATE t SET v = 'z'"), options=ROOT),
     Scenario("by root, truncated", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
              ("TRUNCATE t", "INSERT INTO t VALUES (5, 'z')"), options=ROOT),
+    Scenario("by root, a column is added", LEAVES, FILLED, "CREATE TABLE t (id int PRIMARY KEY, v text)",
+             ("ALTER TABLE t ADD COLUMN w int DEFAULT 7", "INSERT INTO t VALUES (777, 'z', 1)"), options=ROOT),
     Scenario("by leaf, a partition added later", LEAVES, FILLED, None,
              ("CREATE TABLE t_more PARTITION OF t FOR VALUES FROM (1000) TO (2000)", "INSERT INTO t VALUES (1500, 'x')"),
              compared=("t_low", "t_high", "t_more")),
@@ -236,6 +272,21 @@ def test_kind_of_table(source_db: str, sink_db: str, scenario: Scenario) -> None
 def test_partitions(source_db: str, sink_db: str, scenario: Scenario) -> None:
     """By leaf each partition is a table; by root all of them are one, also those that come, go or live in another schema."""
     run_scenario(scenario, source_db, sink_db)
+
+
+def test_generated_columns_that_are_published(source_db: str, sink_db: str) -> None:
+    """A stored generated column has its values at the sink: published by servers that can, or computed there."""
+    with data_plane(source_db, sink_db) as plane:
+        kit = plane.kit
+        kit.run("CREATE TABLE t (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (v * 2) STORED)")
+        kit.run("INSERT INTO t VALUES (1, 1)")
+        plane.start()
+        plane.settle("t")
+        kit.run("INSERT INTO t VALUES (2, 2)")
+        kit.run("UPDATE t SET v = 10")
+        kit.run("ALTER TABLE t ALTER g DROP EXPRESSION")
+        kit.run("UPDATE t SET g = 7 WHERE id = 1")
+        plane.settle("t")
 
 
 def test_scheme_of_libpq(source_db: str, sink_db: str) -> None:

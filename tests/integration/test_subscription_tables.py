@@ -338,3 +338,26 @@ def test_trigger_of_a_replica(source_db: str, sink_db: str) -> None:
         kit.run("INSERT INTO t VALUES (2, 2)")
         plane.wait_until(lambda: kit.at_sink("SELECT 1 FROM t WHERE id = 2"), "the next row is there")
         assert kit.at_sink("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
+
+
+def test_trigger_of_a_partition(source_db: str, sink_db: str) -> None:
+    """Replica triggers of the leaf that holds the row see inserts and updates, also when the source names another partition."""
+    with data_plane(source_db, sink_db) as plane:
+        kit = plane.kit
+        kit.run("CREATE TABLE t_2 (a int PRIMARY KEY)")
+        kit.at_sink(
+            "CREATE TABLE t_2 (a int PRIMARY KEY) PARTITION BY LIST (a); CREATE TABLE t_2_1 PARTITION OF t_2 FOR VALUES IN (5);"
+            "CREATE TABLE t_2_2 PARTITION OF t_2 FOR VALUES IN (4, 6); CREATE TABLE log (tab text, op text, a int);"
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN INSERT INTO public.log VALUES (TG_RELNAME, TG_OP, new.a); RETURN NULL; END';"
+            "CREATE TRIGGER g AFTER INSERT OR UPDATE ON t_2 FOR EACH ROW EXECUTE FUNCTION f();"
+            "ALTER TABLE t_2 ENABLE REPLICA TRIGGER g; ALTER TABLE t_2_2 ENABLE REPLICA TRIGGER g"
+        )
+        plane.start()
+        for statement in ("INSERT INTO t_2 VALUES (5)", *(f"UPDATE t_2 SET a = {a}" for a in (6, 4, 6))):
+            kit.run(statement)
+        plane.settle("t_2")
+        assert kit.at_sink("SELECT tab, op, a FROM log WHERE tab = 't_2_2' AND op = 'UPDATE'") == [
+            ("t_2_2", "UPDATE", 4),
+            ("t_2_2", "UPDATE", 6),
+        ]

@@ -165,7 +165,10 @@ def missing_publication(name: str) -> ChangesLostError:
 def create_publication(
     connection: Connection, name: str, tables: Sequence[SourceTable], rules: PublicationRules, above: int = 0
 ) -> None:
-    """Create the publication, unless another owner was faster. above: an incarnation that the sink has seen."""
+    """Create the publication, unless another owner was faster. above: an incarnation that the sink has seen.
+
+    If one of the tables cannot be published, it lists none: `sync_publication` adds them one by one.
+    """
     try:
         with connection.transaction():
             row = connection.execute(
@@ -180,7 +183,9 @@ def create_publication(
     except psycopg.errors.DuplicateObject:
         return  # another owner was faster
     except psycopg.Error as error:
-        raise OperatingError(f"cannot create publication {name}: {error_text(error)}") from None
+        if not tables or connection.closed:
+            raise OperatingError(f"cannot create publication {name}: {error_text(error)}") from None
+        create_publication(connection, name, (), rules, above)
 
 
 def note_source(connection: Connection, name: str, rules: PublicationRules, source: Mapping[str, Any]) -> None:

@@ -240,6 +240,7 @@ class PostgresSource:
             usable = [table for table in tables if not table.why_unusable(self._rules)]
             above = self._sink_checkpoint.last_incarnation() if self._sink_checkpoint is not None else 0
             create_publication(connection, self._name, usable, self._rules, above)
+            self._listing.read(connection)  # before the slot: no change of a table that was added one by one is missed
             if self._sink_checkpoint is not None:
                 self._sink_checkpoint.adopt()
         slot = found.slot or slots.create_slot(connection, self._name)

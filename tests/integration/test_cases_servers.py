@@ -319,27 +319,6 @@ def updates(plane: DataPlane) -> int:
     return int(str(rows[0][0]))
 
 
-def test_removed_changefeed_leaves_nothing_at_the_sink(source_db: str, sink_db: str) -> None:
-    """Its rows in the tables of the schema tablewire are gone, and those of another changefeed are not."""
-    with data_plane(source_db, sink_db) as plane, data_plane(source_db, sink_db, ("public.u",)) as other:
-        plane.kit.run(f"{KEYED}; CREATE TABLE u (id int PRIMARY KEY)")
-        plane.kit.tables = ("public.t",)
-        for one in (plane, other):
-            one.start()
-        plane.settle("t")
-        other.settle("u")
-        plane.advance_to_end()
-        other.advance_to_end()
-        plane.pause()
-        assert plane.kit.source is not None
-        plane.kit.source.drop()
-        changefeed, kept = str(plane.kit.changefeed), str(other.kit.changefeed)
-        for table in ("positions", "takeovers", "checkpoints"):
-            found = {row[0] for row in plane.kit.at_sink(f"SELECT changefeed FROM tablewire.{table}")}
-            assert changefeed not in found, table
-            assert kept in found, table
-
-
 def test_source_is_a_standby(new_postgres: NewPostgres, sink_db: str, tmp_path: Path) -> None:
     """A server in recovery cannot have the publication: create refuses it."""
     first = new_postgres(name="first")
@@ -349,20 +328,6 @@ def test_source_is_a_standby(new_postgres: NewPostgres, sink_db: str, tmp_path: 
     with copied_server(first, tmp_path, "standby") as standby, data_plane(standby.uri("source"), sink_db) as plane:
         problems = plane.new_source().check()
         assert any("recovery" in failure.reason or "standby" in failure.reason for failure in problems), problems
-
-
-def test_open_transaction_delays_the_start_and_is_named(source_db: str, sink_db: str) -> None:
-    """While a transaction that has written is open, no slot can be made: the check names it, and later the start succeeds."""
-    with data_plane(source_db, sink_db) as plane, psycopg.connect(source_db) as session:
-        plane.kit.run(KEYED)
-        plane.kit.run(ROWS)
-        session.execute("INSERT INTO t VALUES (500, 500)")
-        pid = session.info.backend_pid
-        problems = plane.new_source().check()
-        assert any(str(pid) in failure.reason for failure in problems), problems
-        session.commit()
-        plane.start()
-        plane.settle("t")
 
 
 TRANSACTIONS = (

@@ -126,10 +126,6 @@ KEYS = (
              "CREATE TABLE other (a int); CREATE TABLE t (a regclass, b int); ALTER TABLE t REPLICA IDENTITY FULL",
              "INSERT INTO t VALUES ('other', 1), ('pg_class', 2)", f"{SHIFT}; CREATE TABLE other (a int)",
              ("UPDATE t SET b = 5 WHERE b = 1", "DELETE FROM t WHERE a = 'pg_class'::regclass"), filter=("public.t",)),
-    Scenario("key on a stored generated column",
-             "CREATE TABLE t (v int NOT NULL, id int GENERATED ALWAYS AS (v * 2) STORED PRIMARY KEY)",
-             "INSERT INTO t VALUES (1), (2)",
-             None, ("INSERT INTO t VALUES (3)", "UPDATE t SET v = 9 WHERE v = 1", "DELETE FROM t WHERE v = 2"), expected=EITHER),
     Scenario("key on a stored generated column, full identity",
              "CREATE TABLE t (v int NOT NULL, id int GENERATED ALWAYS AS (v * 2) STORED PRIMARY KEY);"
              "ALTER TABLE t REPLICA IDENTITY FULL",
@@ -144,8 +140,6 @@ KINDS = (
     Scenario("all columns dropped", "CREATE TABLE t (a int); ALTER TABLE t REPLICA IDENTITY FULL",
              "INSERT INTO t VALUES (1), (2)", None,
              ("ALTER TABLE t DROP COLUMN a", "INSERT INTO t DEFAULT VALUES")),
-    Scenario("only generated columns", "CREATE TABLE t (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED)",
-             "INSERT INTO t VALUES (1)", None, ("INSERT INTO t VALUES (2)", "UPDATE t SET id = 5 WHERE id = 1")),
     Scenario("generated columns at the sink compute their own", "CREATE TABLE t (id int PRIMARY KEY, v int)",
              "INSERT INTO t VALUES (1, 1)",
              "CREATE TABLE t (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (v * 22) STORED)",
@@ -272,21 +266,6 @@ def test_kind_of_table(source_db: str, sink_db: str, scenario: Scenario) -> None
 def test_partitions(source_db: str, sink_db: str, scenario: Scenario) -> None:
     """By leaf each partition is a table; by root all of them are one, also those that come, go or live in another schema."""
     run_scenario(scenario, source_db, sink_db)
-
-
-def test_generated_columns_that_are_published(source_db: str, sink_db: str) -> None:
-    """A stored generated column has its values at the sink: published by servers that can, or computed there."""
-    with data_plane(source_db, sink_db) as plane:
-        kit = plane.kit
-        kit.run("CREATE TABLE t (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (v * 2) STORED)")
-        kit.run("INSERT INTO t VALUES (1, 1)")
-        plane.start()
-        plane.settle("t")
-        kit.run("INSERT INTO t VALUES (2, 2)")
-        kit.run("UPDATE t SET v = 10")
-        kit.run("ALTER TABLE t ALTER g DROP EXPRESSION")
-        kit.run("UPDATE t SET g = 7 WHERE id = 1")
-        plane.settle("t")
 
 
 def test_scheme_of_libpq(source_db: str, sink_db: str) -> None:

@@ -77,10 +77,6 @@ CHANGES = (
              "INSERT INTO t VALUES (1, 1, 1)", "CREATE TABLE t (a int, b_drop int, c int)",
              ("ALTER TABLE t DROP COLUMN b_drop", "sink: ALTER TABLE t DROP COLUMN IF EXISTS b_drop", "UPDATE t SET a = 100"),
              native=None),
-    Scenario("full identity and a generated column",
-             "CREATE TABLE t (a int, b_gen int GENERATED ALWAYS AS (5 * a) STORED, c int); ALTER TABLE t REPLICA IDENTITY FULL",
-             "INSERT INTO t (a, c) VALUES (1, 1)", None, ("UPDATE t SET a = 100", "UPDATE t SET c = 5",
-             "DELETE FROM t WHERE c = 6")),
     Scenario("a procedural transaction", "CREATE TABLE t (a int PRIMARY KEY)", "SELECT 1", None,
              ("DO $$ BEGIN FOR i IN 1..5 LOOP INSERT INTO t VALUES (i); COMMIT; END LOOP; INSERT INTO t VALUES (9); ROLLBACK; "
               "END $$",)),

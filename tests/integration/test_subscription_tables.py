@@ -354,6 +354,7 @@ def test_trigger_of_a_partition(source_db: str, sink_db: str) -> None:
             "ALTER TABLE t_2 ENABLE REPLICA TRIGGER g; ALTER TABLE t_2_2 ENABLE REPLICA TRIGGER g"
         )
         plane.start()
+        plane.settle("t_2")
         for statement in ("INSERT INTO t_2 VALUES (5)", *(f"UPDATE t_2 SET a = {a}" for a in (6, 4, 6))):
             kit.run(statement)
         plane.settle("t_2")

@@ -49,6 +49,7 @@ from processor.postgres.sinks.sink_identity import (
     verify_statement,
     why_not_the_same,
 )
+from processor.postgres.sinks.takeovers import decide_start
 from processor.postgres.sinks.target_tables import create_table
 from processor.postgres.source.catalogue import SourceCatalogue
 from processor.postgres.source.pgoutput import Part
@@ -231,33 +232,10 @@ class PostgresSession(SinkSession):
         positions.require_greatest(schema, row.fence, fence)
         checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name, schema.server)
         connection.call(lambda found: require_no_lost_commits(found, *checked))
-        position, snapshot = row.position, row.snapshot
         is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation
-        if is_same and snapshot == positions.SNAPSHOT_LOST:
-            raise OperatingError(
-                f"table {schema.full_name} must be copied again, for the sink has lost commits of it, but this changefeed makes"
-                " no first copies: remove its row in tablewire.positions to continue without what is missing"
-            )
-        if not is_same:
-            # Another table of that name, or another life of the changefeed: the existing rows are of no use.
-            position = max(granted_ts, schema.published_ts)
-            snapshot = positions.SNAPSHOT_RELOAD if wants_snapshot else positions.SNAPSHOT_SKIPPED
-        elif positions.was_unpublished(row, schema) and snapshot in (positions.SNAPSHOT_DONE, positions.SNAPSHOT_SKIPPED):
-            # It left the publication and came back: what was written meanwhile will never arrive as changes.
-            if not wants_snapshot:
-                raise OperatingError(
-                    f"table {schema.full_name} was outside of the changefeed's tables for a while (or its publication was changed"
-                    " by hand), and what was written to it then is not at the sink: remove its row in tablewire.positions to"
-                    " continue without it, or create a changefeed with a first copy"
-                )
-            snapshot = positions.SNAPSHOT_RELOAD
-        elif why := self._why_copy(connection, schema, snapshot):
-            if not wants_snapshot:
-                raise OperatingError(
-                    f"table {schema.full_name}: {why}, but this changefeed makes no first copies: remove its row in"
-                    " tablewire.positions to continue with the rows that the table has now"
-                )
-            snapshot = positions.SNAPSHOT_RELOAD
+        start_ts = max(granted_ts, schema.published_ts)
+        why_copy = self._why_copy(connection, schema, row.snapshot) if is_same else ""
+        position, snapshot = decide_start(row, schema, is_same, start_ts, wants_snapshot, why_copy)
         self.positions.take_over(connection, schema, fence, position, snapshot)
         if is_created := create_table(connection, schema):
             schema = self._with_shape(schema)

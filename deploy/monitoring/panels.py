@@ -183,6 +183,8 @@ _PROCESSORS = (
         _rate("tablewire_processor_sink_rows_total", "instance", _AT_PROCESSOR)),
     _lines("Bytes written", "Bps", "Size of those rows as received from the source.",
         _rate("tablewire_processor_sink_bytes_total", "instance", _AT_PROCESSOR)),
+    _lines("Conflicts at sinks", "cps", "Changes per second that found other rows at the sink than at the source.",
+        _rate("tablewire_processor_sink_conflicts_total", "changefeed", _AT_PROCESSOR)),
     _lines("WAL read", "Bps", "How fast each processor reads the WAL. Each processor reads all of it.",
         Expression("sum by (instance) (clamp_min("
                    f"deriv(tablewire_processor_reader_position_ts{_AT_PROCESSOR}[$__rate_interval]), 0))", "{{instance}}")),

@@ -285,40 +285,6 @@ def test_row_that_is_not_text_of_any_encoding(source_db: str, sink_db: str) -> N
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def test_two_directions_do_not_loop(source_db: str, sink_db: str) -> None:
-    """A to B and B to A: a change goes once to the other side."""
-    with data_plane(source_db, sink_db) as there:
-        there.kit.run(KEYED)
-        there.kit.run(ROWS)
-        there.start()
-        there.settle("t")
-        with data_plane(sink_db, source_db, initial_snapshot=False) as back:
-            back.start()
-            there.kit.run("UPDATE t SET v = 100 WHERE id = 1")
-            there.kit.at_sink("UPDATE t SET v = 200 WHERE id = 2")
-
-            def are_equal() -> bool:
-                back.pump()
-                return not there.observer.difference("t")
-
-            there.wait_until(are_equal, "both sides have both changes")
-            assert there.kit.run("SELECT id, v FROM t WHERE id < 3 ORDER BY id") == [(1, 100), (2, 200)]
-            written = updates(there), updates(back)
-            there.kit.run("INSERT INTO t VALUES (1000, 1)")
-            there.kit.at_sink("INSERT INTO t VALUES (1001, 1)")
-            there.wait_until(are_equal, "both sides have both rows")
-            assert (updates(there), updates(back)) == written
-
-
-def updates(plane: DataPlane) -> int:
-    """Return how many rows of `t` were updated at the source of this direction, by anyone."""
-    plane.observer.source.execute(
-        "SELECT pg_stat_force_next_flush()" if plane.observer.source.info.server_version >= 150000 else "SELECT 1"
-    )
-    rows = plane.observer.source.execute("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 't'").fetchall()
-    return int(str(rows[0][0]))
-
-
 def test_source_is_a_standby(new_postgres: NewPostgres, sink_db: str, tmp_path: Path) -> None:
     """A server in recovery cannot have the publication: create refuses it."""
     first = new_postgres(name="first")

@@ -44,12 +44,9 @@ def list_tables(kit: Kit, *patterns: str) -> None:
     ],
     ids=["primary key", "nothing", "index"],
 )
-def test_table_that_loses_its_key_is_not_published_any_more(
-    source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch, lose: str, gain: str
-) -> None:
+def test_table_that_loses_its_key_is_not_published_any_more(source_db: str, sink_db: str, lose: str, gain: str) -> None:
     """The source takes updates and deletes of it again after the owner's next look; the table shows why it is stalled, and is
     copied again when it can be replicated again."""
-    monkeypatch.setattr("processor.postgres.executor.PUBLICATION_INTERVAL_S", 0.1)
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE a (id int CONSTRAINT pk PRIMARY KEY, v int)")
         start_ts = kit.start()
@@ -163,9 +160,8 @@ def test_new_table_without_first_copies_begins_where_it_was_published(source_db:
             stop(executor, kit.span("a"))
 
 
-def test_running_table_that_left_the_publication_says_so(source_db: str, sink_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_table_that_left_the_publication_says_so(source_db: str, sink_db: str) -> None:
     """Even when it is back before anybody stopped it: its stream has missed changes."""
-    monkeypatch.setattr("processor.postgres.executor.PUBLICATION_INTERVAL_S", 0.1)
     with Kit(source_db, sink_db) as kit:
         kit.run("CREATE TABLE a (id int PRIMARY KEY)")
         kit.run("CREATE TABLE b (id int PRIMARY KEY)")

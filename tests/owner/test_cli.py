@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -383,6 +384,8 @@ def test_create_with_wait_ends_when_all_tables_follow(owner: Owner, view: AdminV
     """If they do not in time, or it is paused meanwhile, the error reports the progress and that it
     was created."""
     view.store.infos.clear()
+    create = view.store.create
+    view.store.create = lambda info: create(msgspec.structs.replace(info, start_ts=1))  # type: ignore[method-assign]
     created = answer(owner(*CREATE[:3], "test", *CREATE[4:], "--wait", "-o", "json"))
     assert (created["changefeed"], created["spans_by_state"]) == (FEED, {"replicating": 3})
     text = failure(owner(*CREATE, "--wait", "--timeout-s", "0.5"))

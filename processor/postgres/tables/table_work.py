@@ -84,7 +84,7 @@ class TableWork:
 
     is_scheduled: owned by the pool, under its lock. needs_solo, needs_text: owned by the control thread:
     catch up alone; read text values. verified_ts: up to where its shape is known to be the one that the
-    sink has; the reported checkpoint passes it only for what was written; set by the control thread.
+    sink has, its name included; the reported checkpoint never passes it; set by the control thread.
     fence_wanted: of the next takeover. barrier_ts: nothing that ends after it is written.
     last_synced_ts: what the sink has confirmed.
     """
@@ -252,7 +252,7 @@ class TableWork:
             else:
                 # The streams may have forgotten the table already: an empty queue means nothing.
                 done_ts = self.queue.cursor
-            done_ts = min(done_ts, max(min(self.barrier_ts, self.verified_ts), self.last_synced_ts))
+            done_ts = min(done_ts, self.verified_ts, max(self.barrier_ts, self.last_synced_ts))
             self._reported_ts = max(self._reported_ts, done_ts)
         return self._reported_ts
 

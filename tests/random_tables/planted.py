@@ -102,8 +102,8 @@ BUGS = (
         "the checkpoint passes positions up to which no shape was verified",
         _edit(
             "processor.postgres.tables.table_work:TableWork._report",
-            "min(self.barrier_ts, self.verified_ts)",
-            "self.barrier_ts",
+            "done_ts, self.verified_ts, max(",
+            "done_ts, max(",
         ),
         Focus(Scope.SHAPES, kind="keyed", shapes=("add_column", "drop_column", "rename_column")),
     ),

@@ -218,11 +218,12 @@ class PostgresSession(SinkSession):
     def _take_over(
         self, connection: SinkConnection, schema: TableSchema, fence: Fence, granted_ts: Ts, wants_snapshot: bool
     ) -> TakeoverResult:
+        start_ts = max(granted_ts, schema.published_ts)
         row = self.positions.begin_takeover(
             connection,
             schema,
             fence,
-            max(granted_ts, schema.published_ts),
+            start_ts,
             positions.SNAPSHOT_PENDING if wants_snapshot else positions.SNAPSHOT_SKIPPED,
             lock_timeout_ms=self.options.takeover_wait_ms,
             idle_timeout_ms=TAKEOVER_IDLE_TIMEOUT_MS,
@@ -233,7 +234,6 @@ class PostgresSession(SinkSession):
         checked = (self.positions.changefeed, fence.incarnation, schema.released_ts, self.name, schema.server)
         connection.call(lambda found: require_no_lost_commits(found, *checked))
         is_same = row.source_table_id == schema.table_id and row.fence.incarnation == fence.incarnation
-        start_ts = max(granted_ts, schema.published_ts)
         why_copy = self._why_copy(connection, schema, row.snapshot) if is_same else ""
         position, snapshot = decide_start(row, schema, is_same, start_ts, wants_snapshot, why_copy)
         self.positions.take_over(connection, schema, fence, position, snapshot)

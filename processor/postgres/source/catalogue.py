@@ -53,7 +53,7 @@ class SourceCatalogue:
         self._identity = ""
 
     def publication(self) -> PublicationInfo:
-        if (found := self._run(lambda connection: read_publication(connection, self._publication))) is None:
+        if (found := self.run(lambda connection: read_publication(connection, self._publication))) is None:
             raise OperatingError(f"publication {self._publication} does not exist at the source: was the changefeed removed?")
         return found
 
@@ -65,26 +65,26 @@ class SourceCatalogue:
             found = read_server(connection)
             return found.system, found.timeline
 
-        return self._run(read)
+        return self.run(read)
 
     def slot_ts(self) -> Ts:
         """Return the position of the changefeed's slot, before which the source keeps nothing; 0 if there is no slot."""
-        slot = self._run(lambda connection: read_slot(connection, self._publication))
+        slot = self.run(lambda connection: read_slot(connection, self._publication))
         return 0 if slot is None else slot.confirmed_ts
 
     def identity(self) -> str:
         """Return what distinguishes the source's database from all others; read once."""
         if not self._identity:
-            self._identity = self._run(database_identity)
+            self._identity = self.run(database_identity)
         return self._identity
 
     def describe(self, table_id: TableID) -> TableSchema:
         """Return the current shape of a table; raise OperatingError if it cannot be replicated, with the reason."""
-        if (schema := self._run(lambda connection: self._describe(connection, table_id))) is None:
+        if (schema := self.run(lambda connection: self._describe(connection, table_id))) is None:
             raise OperatingError(f"table {table_id} does not exist at the source")
         if schema.kind == "p":
             needs_identity = self.rules.needs_identity
-            problems = self._run(lambda connection: leaf_problems(connection, [table_id], needs_identity))
+            problems = self.run(lambda connection: leaf_problems(connection, [table_id], needs_identity))
             schema = replace(schema, leaf_problem=problems.get(table_id, ""))
         if problem := schema.why_unusable(self.rules):
             raise OperatingError(problem)
@@ -95,7 +95,7 @@ class SourceCatalogue:
 
         Raise OperatingError if the publication no longer exists, or was changed by hand.
         """
-        return self._run(lambda connection: published_positions(connection, self._publication, self.rules))
+        return self.run(lambda connection: published_positions(connection, self._publication, self.rules))
 
     def require_published(self, schema: TableSchema) -> None:
         """Raise OperatingError unless all changes of the table have been published since it was described."""
@@ -114,7 +114,7 @@ class SourceCatalogue:
         wanted = set(oids)
         if all(oid in self._builtin for oid in wanted):
             return self._builtin
-        found = self._run(lambda connection: types_with_parts(connection, wanted))
+        found = self.run(lambda connection: types_with_parts(connection, wanted))
         if missing := wanted - found.keys():
             raise TypeGoneError(f"type {min(missing)} no longer exists at the source")
         for oid, info in found.items():
@@ -144,20 +144,17 @@ class SourceCatalogue:
 
     def table_version(self, table_id: TableID) -> str:
         """Return the version of a table now; see `snapshots.table_version`."""
-        return self._run(lambda connection: snapshots.table_version(connection, table_id))
+        return self.run(lambda connection: snapshots.table_version(connection, table_id))
 
     def lock_holder(self, table_id: TableID) -> str:
-        return self._run(lambda connection: snapshots.lock_holder(connection, table_id))
+        return self.run(lambda connection: snapshots.lock_holder(connection, table_id))
 
     def awaited_transaction(self, pid: int) -> str:
-        return self._run(lambda connection: snapshots.awaited_transaction(connection, pid))
+        return self.run(lambda connection: snapshots.awaited_transaction(connection, pid))
 
     def close(self) -> None:
         self._connection.close()
 
     def run(self, work: Callable[[Connection], _Result]) -> _Result:
         """Return work(connection); raise SourceUnavailableError if the source is unreachable."""
-        return self._run(work)
-
-    def _run(self, work: Callable[[Connection], _Result]) -> _Result:
         return self._connection.run("read the catalogue", work)

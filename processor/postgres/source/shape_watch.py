@@ -4,8 +4,7 @@ One for all threads of an executor. A table is written by one session at a time,
 for a table after a commit is the newest. Looks are made by the control thread.
 
 **Invariant: up to `verified_ts` of a table, its shape at the source is the applied one, or one that
-came before it and was applied.** The checkpoint that a table reports never passes that position and the
-end of what was written to it.
+came before it and was applied.** The checkpoint that a table reports never passes that position.
 """
 
 from __future__ import annotations
